@@ -1,0 +1,176 @@
+"""The errors of the library, one hierarchy.
+
+::
+
+    StatefulError
+    ├── MessageRefused              a signed message that is not taken
+    │   ├── TokenMalformed          not in the wire format
+    │   ├── TokenForged             no trusted issuer signed it
+    │   ├── TokenStale              the issuer has set a newer one here
+    │   ├── TokenConflict           another issuer's newer one stands here
+    │   ├── TokenWithheld           this node was started without this name
+    │   ├── WrongTree               made for another tree of workflows
+    │   └── WrongAuthority          set at a workflow that is not above this one
+    ├── TokenUnavailable            nothing to use here
+    │   ├── TokenNotSet             none was set at this workflow or above it
+    │   ├── TokenRevoked            revoked, or signed by a revoked issuer
+    │   ├── TokenExpired            past its expiry
+    │   └── NewestUnknown           the workflow could not be asked for the newest
+    ├── UseRefused                  a token is held, but not for this use
+    │   ├── OriginNotAllowed        the host is not among its signed origins
+    │   └── WrongNamespace, WrongWorkflowType
+    ├── KeyringError                a keyring that cannot be read or is not safe
+    │   ├── NoIssuerKey             this process may not seal
+    │   └── NoReaderKey             this process may not open
+    ├── OperationFailed             a client's call
+    │   ├── WorkflowNotFound, NotStateful, NoWorkerAnswers
+    │   ├── OriginsMissing          the first token needs its origins named
+    │   ├── OutcomeUnknown          it may be applied later
+    │   └── NotConverged            carries the tree as it was last seen
+    ├── PluginMissing               a worker or an activity without the plugin
+    └── EngineError
+        └── EngineNotFound          the `temporal` program is not installed
+
+No message of these errors holds a token. In workflow code and update handlers
+each of them fails the workflow or the update (the plugin registers
+`StatefulError` as a failure type), never the workflow task.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .status import TokenTree
+
+
+class StatefulError(Exception):
+    """Base of every error this library raises on purpose."""
+
+
+class MessageRefused(StatefulError):
+    """A node, a client or an activity did not take a signed message."""
+
+
+class TokenMalformed(MessageRefused):
+    """The message is not in the wire format (see docs/wire-format.md)."""
+
+
+class TokenForged(MessageRefused):
+    """The signature is not that of an issuer who is trusted here."""
+
+
+class TokenStale(MessageRefused):
+    """The same issuer has set a newer message at this authority."""
+
+
+class TokenConflict(MessageRefused):
+    """Another issuer's newer message stands at this authority."""
+
+
+class TokenWithheld(MessageRefused):
+    """The node was started without this credential; it takes only what is set at the node itself."""
+
+
+class WrongTree(MessageRefused):
+    """The message was made for another tree, or for an earlier one of the same workflow id."""
+
+
+class WrongAuthority(MessageRefused):
+    """The message was set at a workflow that is neither this node nor above it."""
+
+
+class TokenUnavailable(StatefulError):
+    """There is no token to use."""
+
+
+class TokenNotSet(TokenUnavailable):
+    """No token of this name was set at this workflow or above it."""
+
+
+class TokenRevoked(TokenUnavailable):
+    """The token, or the key of the issuer who signed it, was revoked."""
+
+
+class TokenExpired(TokenUnavailable):
+    """The token is past the expiry its issuer signed."""
+
+
+class NewestUnknown(TokenUnavailable):
+    """A retried activity could not ask its workflow for the newest token."""
+
+
+class UseRefused(StatefulError):
+    """The token exists, but its issuer did not sign it for this use."""
+
+
+class OriginNotAllowed(UseRefused):
+    """The request's origin is not among the token's signed origins."""
+
+
+class WrongNamespace(UseRefused):
+    """The token was sealed for another Temporal namespace."""
+
+
+class WrongWorkflowType(UseRefused):
+    """The issuer signed the token for activities of other workflow types only."""
+
+
+class KeyringError(StatefulError):
+    """A keyring file is missing, unreadable, malformed or open to others."""
+
+
+class NoIssuerKey(KeyringError):
+    """Sealing needs the private key of an issuer, and the keyring has none."""
+
+
+class NoReaderKey(KeyringError):
+    """Opening needs the private key of a reader the token was sealed for."""
+
+
+class OperationFailed(StatefulError):
+    """A `TokenClient` call did not do what was asked."""
+
+
+class WorkflowNotFound(OperationFailed):
+    """No workflow has this id in the namespace, or it is closed."""
+
+
+class NotStateful(OperationFailed):
+    """The workflow exists but is not a `StatefulWorkflow`."""
+
+
+class NoWorkerAnswers(OperationFailed):
+    """No worker answered for the workflow in time."""
+
+
+class OriginsMissing(OperationFailed):
+    """No origins were given and none are known: no token held, no API address."""
+
+
+class OutcomeUnknown(OperationFailed):
+    """The call may still be applied; repeating it is harmless."""
+
+
+class NotConverged(OperationFailed):
+    """Not every node held the newest version within the timeout.
+
+    Attributes:
+        tree: the tree as it was last seen; its nodes say which are behind.
+    """
+
+    def __init__(self, message: str, tree: TokenTree) -> None:
+        super().__init__(message)
+        self.tree = tree
+
+
+class PluginMissing(StatefulError):
+    """A `StatefulWorkflow` or an activity runs on a worker without `StatefulPlugin`."""
+
+
+class EngineError(StatefulError):
+    """The embedded engine could not be started."""
+
+
+class EngineNotFound(EngineError):
+    """The `temporal` program is neither beside the interpreter nor on PATH."""

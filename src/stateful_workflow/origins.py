@@ -1,0 +1,106 @@
+"""Origins: where a token may be sent. Pure.
+
+An origin is scheme, host and port (RFC 6454 section 4), written as
+``https://api.example.com`` or ``https://api.example.com:8443``: lower case, the
+host in its IDNA form, the default port left out. An allowed origin may have
+``*`` as its whole leftmost label (``https://*.example.com``), which stands for
+one label. ``http`` is taken for literal loopback addresses only.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+import idna
+
+_DEFAULT_PORTS = {"https": 443, "http": 80}
+_UNSAFE = re.compile(r"[\s\\\x00-\x1f\x7f]")
+_HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
+
+
+def origin_of(url: str) -> str:
+    """The canonical origin of an absolute URL.
+
+    Raises:
+        ValueError: where the URL has no such origin or could be read in two ways:
+            user information, a backslash, white space, a percent sign or a
+            trailing dot in the host, another scheme than http(s), or plain http
+            to anything but a literal loopback address.
+    """
+    return _canonical(url, wildcard=False)
+
+
+def allowed_origin(text: str) -> str:
+    """The canonical form of one entry of a token's ``origins``; a wildcard is allowed.
+
+    Raises:
+        ValueError: as `origin_of`, and where more than scheme, host and port is given.
+    """
+    parts = urlsplit(text)
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError(f"an origin is scheme, host and port only: {text!r}")
+    return _canonical(text, wildcard=True)
+
+
+def is_allowed(origin: str, allowed: Iterable[str]) -> bool:
+    """Whether a canonical origin is covered by one of the signed ones; none covers nothing."""
+    scheme, _, rest = origin.partition("://")
+    label, dot, parent = rest.partition(".")
+    del label
+    wildcard = f"{scheme}://*.{parent}" if dot and not rest.startswith("[") else None
+    return any(entry == origin or (wildcard is not None and entry == wildcard) for entry in allowed)
+
+
+def _canonical(url: str, *, wildcard: bool) -> str:
+    if _UNSAFE.search(url):
+        raise ValueError("a URL with white space, a control character or a backslash is refused")
+    parts = urlsplit(url)
+    scheme = parts.scheme.lower()
+    if scheme not in _DEFAULT_PORTS:
+        raise ValueError(f"the scheme must be https (or http on loopback), not {scheme!r}")
+    if "@" in parts.netloc:
+        raise ValueError("a URL with user information is refused")
+    host = parts.hostname
+    if not host:
+        raise ValueError("the URL names no host")
+    if "%" in host or host.endswith("."):
+        raise ValueError(f"the host {host!r} has a percent sign or a trailing dot")
+    star = ""
+    if host.startswith("*."):
+        if not wildcard:
+            raise ValueError("a wildcard is not an address to send to")
+        star, host = "*.", host[2:]
+        if "." not in host:
+            raise ValueError("a wildcard needs a domain of at least two labels below it")
+    address = _address(host)
+    if address is not None:
+        if star:
+            raise ValueError("a wildcard cannot stand before an IP address")
+        host = f"[{address.compressed}]" if address.version == 6 else address.compressed
+    else:
+        if not host.isascii():
+            try:
+                host = idna.encode(host, uts46=True).decode("ascii")
+            except idna.IDNAError as error:
+                raise ValueError(f"the host is no domain name: {error}") from None
+        host = host.lower()
+        if not _HOST.fullmatch(host):
+            raise ValueError(f"the host {host!r} is no domain name")
+        # A name whose last label is a number is an IPv4 address to some parsers (WHATWG URL).
+        if host.rsplit(".", 1)[-1].isdigit():
+            raise ValueError(f"the host {host!r} could be read as an IP address")
+    if scheme == "http" and (address is None or not address.is_loopback):
+        raise ValueError("plain http is allowed to literal loopback addresses only; use https")
+    port = parts.port  # raises ValueError where it is no number
+    suffix = "" if port is None or port == _DEFAULT_PORTS[scheme] else f":{port}"
+    return f"{scheme}://{star}{host}{suffix}"
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
