@@ -1,0 +1,449 @@
+"""What one node holds and owes: the pure state machine of the protocol.
+
+A ledger judges messages, holds the newest of each (name, authority), knows which
+token is in force here, and which messages each child still lacks. It takes the
+time as an argument and knows nothing of Temporal; `stateful_workflow.node` is its
+only driver. Rules: docs/design.md, decisions 3 to 5.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from .errors import (
+    MessageRefused,
+    TokenConflict,
+    TokenMalformed,
+    TokenStale,
+    TokenWithheld,
+    WrongAuthority,
+    WrongTree,
+)
+from .keyring import verify
+from .messages import Message, parse
+
+Order = tuple[int, str]
+"""Version, then SHA-256 of the message: newer compares greater."""
+
+Place = tuple[str, str]
+"""Credential name and authority: where a message stands."""
+
+ALL: Final = "*"
+"""In a set of withheld names: every name."""
+
+FORMAT: Final = 1
+CLOCK_TOLERANCE_MS: Final = 5 * 60 * 1000
+REMEMBERED_REJECTIONS: Final = 20
+
+
+class Verdict(enum.Enum):
+    """What became of a message that was not refused."""
+
+    ACCEPTED = "accepted"
+    KNOWN = "known"
+    WAITING = "waiting"
+
+
+class StateUnreadable(ValueError):
+    """A carried state is malformed or of a format this version does not know."""
+
+
+@dataclass(frozen=True)
+class Child:
+    """A child as its parent knows it.
+
+    Attributes:
+        id: workflow id.
+        type: workflow type.
+        confirmed: its start is confirmed, so that "not found" means it is gone.
+        ended: it is known to be closed; its own live children are still to be adopted.
+        dies_with_run: its parent close policy ends it when this run closes.
+        withheld: names it was started without (hard); may contain `ALL`.
+        delivered: the newest message it was given for each place.
+        epoch: the ledger's epoch when it was started.
+    """
+
+    id: str
+    type: str
+    confirmed: bool = False
+    ended: bool = False
+    dies_with_run: bool = False
+    withheld: frozenset[str] = frozenset()
+    delivered: Mapping[Place, Order] = field(default_factory=dict[Place, Order])
+    epoch: int = 0
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """One message that was not taken: when (Unix milliseconds), why, and which."""
+
+    at: int
+    reason: str
+    fingerprint: str | None
+    issuer: str | None
+
+
+class Ledger:
+    """The state of one node.
+
+    Args:
+        path: workflow ids from the root to this node, both included.
+        tree: the tree's id.
+        trusted: issuers whose messages count here: key id to public key.
+        boundary: for a name (or `ALL`) the index in the path of the lowest workflow
+            that was started without it; only authorities from there on count.
+    """
+
+    def __init__(
+        self,
+        path: tuple[str, ...],
+        tree: str,
+        trusted: Mapping[str, str] | None = None,
+        boundary: Mapping[str, int] | None = None,
+    ) -> None:
+        if not path:
+            raise ValueError("a node's path ends with the node itself")
+        self.path = path
+        self.tree = tree
+        self.trusted = dict(trusted or {})
+        self.revoked: set[str] = set()
+        self.boundary = dict(boundary or {})
+        self.held: dict[Place, Message] = {}
+        self.floors: dict[Place, dict[str, Order]] = {}
+        self.children: dict[str, Child] = {}
+        self.soft: dict[str, dict[str, bool]] = {}
+        self.rejected: dict[str, int] = {}
+        self.rejections: deque[Rejection] = deque(maxlen=REMEMBERED_REJECTIONS)
+        self.epoch = 0
+
+    # --- judging -------------------------------------------------------------
+
+    def check(self, message: Message, now: int) -> Verdict:
+        """Judge a message and change nothing; `now` is Unix milliseconds.
+
+        Raises:
+            MessageRefused: the subclass says why.
+        """
+        claims = message.claims
+        where = f"workflow {self.path[-1]}"
+        if claims.root != self.path[0] or claims.tree != self.tree:
+            raise WrongTree(
+                f"{where}: the message is for tree {claims.tree} of root {claims.root}, "
+                f"this is tree {self.tree} of root {self.path[0]}; read the status and seal again"
+            )
+        if claims.authority not in self.path:
+            raise WrongAuthority(
+                f"{where}: the message was set at {claims.authority}, which is not above this node"
+            )
+        if self.path.index(claims.authority) < self.lowest(claims.name):
+            raise TokenWithheld(
+                f"{where} or one above it was started without {claims.name}; "
+                "only a message set at or below there is taken"
+            )
+        place = (claims.name, claims.authority)
+        held = self.held.get(place)
+        if held is not None and held.hash == message.hash:
+            return Verdict.KNOWN
+        top = self._top(place)
+        # One exactly at the floor was accepted above this node and never reached it.
+        if top is not None and message.order < top[1]:
+            if top[0] == message.issuer:
+                raise TokenStale(
+                    f"{where}: version {claims.version} of {claims.name} is not newer than "
+                    f"{top[1][0]}; read the status and set again"
+                )
+            raise TokenConflict(
+                f"{where}: issuer {top[0]} has set version {top[1][0]} of {claims.name}, "
+                f"newer than {claims.version}; read the status and decide which one stands"
+            )
+        if claims.version > now + CLOCK_TOLERANCE_MS:
+            raise TokenMalformed(
+                f"{where}: version {claims.version} is more than 5 minutes ahead of the clock"
+            )
+        if message.issuer not in self.trusted:
+            return Verdict.WAITING
+        verify(message, self.trusted)
+        return Verdict.ACCEPTED
+
+    def accept(self, message: Message, now: int) -> Verdict:
+        """Judge a message and hold it where it is accepted.
+
+        Raises:
+            MessageRefused: the state is unchanged; see `reject` for the record of it.
+        """
+        verdict = self.check(message, now)
+        if verdict is Verdict.ACCEPTED:
+            self._hold(message)
+            self.epoch += 1
+        return verdict
+
+    def reject(self, error: MessageRefused, now: int, message: Message | None = None) -> None:
+        """Count a refusal by its reason and remember the last few."""
+        reason = type(error).__name__
+        self.rejected[reason] = self.rejected.get(reason, 0) + 1
+        self.rejections.append(
+            Rejection(
+                now,
+                reason,
+                None if message is None else message.fingerprint,
+                None if message is None else message.issuer,
+            )
+        )
+
+    def _hold(self, message: Message) -> None:
+        place = (message.claims.name, message.claims.authority)
+        self.held[place] = message
+        self.floors.setdefault(place, {})[message.issuer] = message.order
+
+    # --- what is in force ----------------------------------------------------
+
+    def floor(self, name: str, authority: str) -> Order | None:
+        """The highest order accepted there, over the issuers trusted now."""
+        top = self._top((name, authority))
+        return None if top is None else top[1]
+
+    def _top(self, place: Place) -> tuple[str, Order] | None:
+        orders = [
+            (issuer, order)
+            for issuer, order in self.floors.get(place, {}).items()
+            if issuer in self.trusted
+        ]
+        return max(orders, key=lambda entry: entry[1], default=None)
+
+    def lowest(self, name: str) -> int:
+        """Index in the path of the highest authority that counts here for a name."""
+        return max(self.boundary.get(name, 0), self.boundary.get(ALL, 0))
+
+    def in_force(self, name: str) -> Message | None:
+        """The nearest authority's message: a token, a revocation that ends the search, or None."""
+        for authority in reversed(self.path[self.lowest(name) :]):
+            message = self.held.get((name, authority))
+            if message is not None and message.claims.inherit is not True:
+                return message
+        return None
+
+    def names(self) -> list[str]:
+        """The credential names anything is held for, sorted."""
+        return sorted({name for name, _ in self.held})
+
+    def is_withheld(self, name: str) -> bool:
+        """Whether this node or one above it was started without the name."""
+        return self.lowest(name) > 0
+
+    # --- children ------------------------------------------------------------
+
+    def start_child(self, child: Child, *, with_messages: bool = True) -> dict[str, Any]:
+        """Register a child about to start and return the state it starts with.
+
+        Floors go to every child, messages to those they are not withheld from, or to
+        none where `with_messages` is false (they are pending then).
+        """
+        held = {
+            place: message
+            for place, message in self.held.items()
+            if with_messages and not self._withheld_from(child, place[0])
+        }
+        self.children[child.id] = replace(
+            child,
+            epoch=self.epoch,
+            delivered={place: message.order for place, message in held.items()},
+        )
+        start = Ledger(
+            (*self.path, child.id),
+            self.tree,
+            self.trusted,
+            {**self.boundary, **{name: len(self.path) for name in child.withheld}},
+        )
+        start.revoked = self.revoked
+        start.held = held
+        start.floors = self.floors
+        return start.dump()
+
+    def confirm_child(self, child_id: str) -> bool:
+        """Note that a child's start is confirmed; whether anything moved since it was written."""
+        child = self.children.get(child_id)
+        if child is None:
+            return False
+        self.children[child_id] = replace(child, confirmed=True)
+        return child.epoch != self.epoch
+
+    def end_child(self, child_id: str) -> None:
+        """Note that a child has closed; it stays until its own live children are adopted."""
+        child = self.children.get(child_id)
+        if child is not None:
+            self.children[child_id] = replace(child, ended=True)
+
+    def forget_child(self, child_id: str) -> None:
+        """Drop a child that never started, is plain, or whose children were adopted."""
+        self.children.pop(child_id, None)
+        self.soft.pop(child_id, None)
+
+    def adopt(self, closed_id: str, orphans: Iterable[Child]) -> None:
+        """Take over the children of a closed child; what was withheld from it stays so."""
+        closed = self.children.get(closed_id)
+        soft = self.soft.get(closed_id, {})
+        self.forget_child(closed_id)
+        for orphan in orphans:
+            if orphan.id in self.children or orphan.id in self.path:
+                continue
+            hard = orphan.withheld | (frozenset() if closed is None else closed.withheld)
+            self.children[orphan.id] = replace(
+                orphan, confirmed=True, withheld=hard, delivered={}, epoch=self.epoch
+            )
+            if soft:
+                self.soft[orphan.id] = {**self.soft.get(orphan.id, {}), **soft}
+
+    def withhold(self, child_id: str, name: str | None) -> None:
+        """From now on pass a name (None: every one) to this child no more (soft)."""
+        if name is None:
+            self.soft[child_id] = {ALL: True}
+        else:
+            self.soft.setdefault(child_id, {})[name] = True
+
+    def share(self, child_id: str, name: str | None) -> None:
+        """Undo `withhold`; what was withheld at the child's start stays withheld."""
+        if name is None:
+            self.soft.pop(child_id, None)
+        else:
+            self.soft.setdefault(child_id, {})[name] = False
+
+    def withheld_from(self, child_id: str) -> tuple[str, ...]:
+        """The names a child is not given by this node, hard or soft; may contain `ALL`."""
+        child = self.children[child_id]
+        soft = self.soft.get(child_id, {})
+        return tuple(sorted(child.withheld | {name for name, on in soft.items() if on}))
+
+    def _withheld_from(self, child: Child, name: str) -> bool:
+        if ALL in child.withheld or name in child.withheld:
+            return True
+        soft = self.soft.get(child.id, {})
+        return soft.get(name, soft.get(ALL, False))
+
+    def pending(self, child_id: str) -> list[Message]:
+        """The held messages a child should have and was not given."""
+        child = self.children[child_id]
+        return [
+            message
+            for place, message in self.held.items()
+            if child.delivered.get(place) != message.order
+            and not self._withheld_from(child, place[0])
+        ]
+
+    def to_tell(self) -> Iterator[tuple[Child, list[Message]]]:
+        """The live, confirmed children that lack something, with what they lack."""
+        for child in self.children.values():
+            if child.confirmed and not child.ended:
+                messages = self.pending(child.id)
+                if messages:
+                    yield child, messages
+
+    def delivered(self, child_id: str, messages: Iterable[Message]) -> None:
+        """Note what a child was given."""
+        child = self.children.get(child_id)
+        if child is None:
+            return
+        told = {(m.claims.name, m.claims.authority): m.order for m in messages}
+        self.children[child_id] = replace(child, delivered={**child.delivered, **told})
+
+    # --- carrying ------------------------------------------------------------
+
+    def dump(self) -> dict[str, Any]:
+        """The state as JSON data: sealed tokens and public keys only."""
+        return {
+            "format": FORMAT,
+            "tree": self.tree,
+            "path": list(self.path),
+            "trusted": self.trusted,
+            "revoked": sorted(self.revoked),
+            "boundary": self.boundary,
+            "held": [message.text for message in self.held.values()],
+            "floors": [[*place, orders] for place, orders in self.floors.items()],
+            "children": [
+                {
+                    "id": child.id,
+                    "type": child.type,
+                    "confirmed": child.confirmed,
+                    "ended": child.ended,
+                    "withheld": sorted(child.withheld),
+                    "delivered": [[*place, *order] for place, order in child.delivered.items()],
+                }
+                for child in self.children.values()
+            ],
+            "soft": self.soft,
+            "rejected": self.rejected,
+            "rejections": [
+                [r.at, r.reason, r.fingerprint, r.issuer] for r in self.rejections
+            ],
+        }
+
+    @classmethod
+    def load(cls, data: Mapping[str, Any]) -> Ledger:
+        """Read a state that `dump` wrote.
+
+        Raises:
+            StateUnreadable: where it is malformed or of another format.
+        """
+        if data.get("format") != FORMAT:
+            raise StateUnreadable(
+                f"the carried state has format {data.get('format')!r}; this version of "
+                f"stateful-workflow reads {FORMAT}: upgrade this worker"
+            )
+        try:
+            ledger = cls(
+                tuple(str(part) for part in data["path"]),
+                str(data["tree"]),
+                {str(kid): str(key) for kid, key in data["trusted"].items()},
+                {str(name): int(index) for name, index in data["boundary"].items()},
+            )
+            ledger.revoked = {str(kid) for kid in data["revoked"]}
+            for text in data["held"]:
+                message = parse(text)
+                ledger.held[(message.claims.name, message.claims.authority)] = message
+            for name, authority, orders in data["floors"]:
+                ledger.floors[(str(name), str(authority))] = {
+                    str(kid): (int(version), str(digest))
+                    for kid, (version, digest) in orders.items()
+                }
+            for child in data["children"]:
+                ledger.children[str(child["id"])] = Child(
+                    id=str(child["id"]),
+                    type=str(child["type"]),
+                    confirmed=bool(child["confirmed"]),
+                    ended=bool(child["ended"]),
+                    withheld=frozenset(str(name) for name in child["withheld"]),
+                    delivered={
+                        (str(name), str(authority)): (int(version), str(digest))
+                        for name, authority, version, digest in child["delivered"]
+                    },
+                )
+            ledger.soft = {
+                str(child): {str(name): bool(on) for name, on in names.items()}
+                for child, names in data["soft"].items()
+            }
+            ledger.rejected = {str(name): int(count) for name, count in data["rejected"].items()}
+            ledger.rejections.extend(
+                Rejection(int(at), str(reason), fingerprint, issuer)
+                for at, reason, fingerprint, issuer in data["rejections"]
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, TokenMalformed) as error:
+            raise StateUnreadable(f"the carried state is malformed: {error}") from None
+        return ledger
+
+    def trust(self, issuers: Mapping[str, str], revoked: Iterable[str] = ()) -> None:
+        """Learn issuers; a revoked one is never trusted again, and its floors fall away.
+
+        It only adds and revokes, so that an answer from an older keyring takes nothing back.
+        """
+        self.revoked |= set(revoked)
+        self.trusted = {
+            kid: key
+            for kid, key in {**self.trusted, **issuers}.items()
+            if kid not in self.revoked
+        }
+
+
+__all__ = ["ALL", "Child", "Ledger", "Order", "Place", "Rejection", "StateUnreadable", "Verdict"]

@@ -1,0 +1,127 @@
+"""What may be shown of tokens and trees: plain data, never a secret or a sealed token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+TokenState = Literal["none", "held", "revoked", "expired", "withheld", "waiting", "needs_set"]
+"""What is known of a credential at a workflow.
+
+none: nothing was set here or above. held: a token is in force. revoked: a revocation
+is. expired: the token is past its expiry. withheld: the workflow was started without
+it. waiting: a message of an issuer who is not known yet. needs_set: the state of the
+run before was lost (past retention); set the token again.
+"""
+
+
+@dataclass(frozen=True)
+class TokenStatus:
+    """What is known of one credential at one workflow, without opening it.
+
+    Attributes:
+        name: credential name.
+        state: see `TokenState`.
+        version: Unix milliseconds at issue (see the design's "version"), or None.
+        fingerprint: names the version; 16 hex characters.
+        authority: workflow id at which it was set.
+        issuer: key id of who signed it.
+        origins: where it may be sent.
+        types: workflow types whose activities may open it; None means any.
+        expires_at: Unix seconds, or None.
+    """
+
+    name: str
+    state: TokenState
+    version: int | None = None
+    fingerprint: str | None = None
+    authority: str | None = None
+    issuer: str | None = None
+    origins: tuple[str, ...] = ()
+    types: tuple[str, ...] | None = None
+    expires_at: int | None = None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TokenStatus:
+        """Read what a node's queries answer; members that are not known here are left out."""
+        types = data.get("types")
+        return cls(
+            name=data["name"],
+            state=data["state"],
+            version=data["version"],
+            fingerprint=data["fingerprint"],
+            authority=data["authority"],
+            issuer=data["issuer"],
+            origins=tuple(data["origins"]),
+            types=None if types is None else tuple(types),
+            expires_at=data["expires_at"],
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON data."""
+        return {
+            "name": self.name,
+            "state": self.state,
+            "version": self.version,
+            "fingerprint": self.fingerprint,
+            "authority": self.authority,
+            "issuer": self.issuer,
+            "origins": list(self.origins),
+            "types": None if self.types is None else list(self.types),
+            "expires_at": self.expires_at,
+        }
+
+
+@dataclass(frozen=True)
+class TreeNode:
+    """One workflow of a tree, seen for one credential name.
+
+    Attributes:
+        id, type: of the workflow.
+        parent: workflow id above it in the tree, None for the node the walk began at.
+        state, version, fingerprint, authority: of the token in force there.
+        api_url: the workflow's own API address.
+        withheld: the token is kept from it (at its start, or by its parent now).
+        closed: the workflow has ended.
+        current: it has accepted the newest version it is entitled to.
+        undelivered: ids of children it has not yet reached.
+        problem: why it could not be asked, or None.
+    """
+
+    id: str
+    type: str
+    parent: str | None
+    state: TokenState = "none"
+    version: int | None = None
+    fingerprint: str | None = None
+    authority: str | None = None
+    api_url: str | None = None
+    withheld: bool = False
+    closed: bool = False
+    current: bool = True
+    undelivered: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """A tree of workflows as it was seen, for one credential name.
+
+    Attributes:
+        name: credential name.
+        nodes: every node found, parents before children.
+    """
+
+    name: str
+    nodes: tuple[TreeNode, ...]
+
+    @property
+    def behind(self) -> tuple[TreeNode, ...]:
+        """The live, entitled nodes that have not accepted the newest version."""
+        return tuple(node for node in self.nodes if not node.current)
+
+    @property
+    def converged(self) -> bool:
+        """Whether every live entitled node has accepted the newest version."""
+        return not self.behind
