@@ -1,0 +1,200 @@
+"""The activities a node runs: forward to its children, renew its trust, recover its state.
+
+Their names stand in histories, so they never change. `statefulForward` runs first as a
+local activity for about a second and then, for what is left, as an ordinary one
+(docs/design.md, decision 6).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Final, cast
+
+from temporalio import activity
+from temporalio.client import Client, WorkflowQueryFailedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from .errors import KeyringError
+from .keyring import Keyring
+
+FORWARD: Final = "statefulForward"
+TRUST: Final = "statefulTrust"
+RECOVER: Final = "statefulRecover"
+
+MESSAGE: Final = "apiToken"
+STATUS_QUERY: Final = "apiTokenStatus"
+STATE_QUERY: Final = "statefulState"
+
+MAX_CONCURRENT_SIGNALS: Final = 100
+"""Signals in flight from one worker process, whatever the number of nodes it runs."""
+
+_RPC_TIMEOUT: Final = timedelta(seconds=5)
+
+
+@dataclass(frozen=True)
+class ForwardRequest:
+    """What to tell whom.
+
+    Attributes:
+        messages: the distinct messages, as they travel.
+        targets: for each child its id, its type, and the indexes of its messages.
+        ended: ids of children known to be closed, whose own children are to be found.
+        seconds: no delivery is begun after this time.
+    """
+
+    messages: list[str]
+    targets: list[tuple[str, str, list[int]]]
+    ended: list[str]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ForwardResult:
+    """What came of it; a target that is not named was told.
+
+    Attributes:
+        left: ids that were not tried in time.
+        failed: ids that could not be told, with the reason.
+        plain: ids whose workflow takes no part; they are not told again.
+        closed: ids of closed children, with the children each last knew.
+        ordinary: whether this worker runs ordinary activities too.
+    """
+
+    left: list[str] = field(default_factory=list[str])
+    failed: dict[str, str] = field(default_factory=dict[str, str])
+    plain: list[str] = field(default_factory=list[str])
+    closed: dict[str, list[dict[str, Any]]] = field(
+        default_factory=dict[str, "list[dict[str, Any]]"]
+    )
+    ordinary: bool = True
+
+
+@dataclass(frozen=True)
+class TrustResult:
+    """The issuers this worker's keyring knows: key id to public key, and the revoked ids."""
+
+    trusted: dict[str, str]
+    revoked: list[str]
+
+
+class NodeActivities:
+    """The activities, bound to one worker.
+
+    Args:
+        client: the worker's client; deliveries go through it.
+        keyring: gives the worker's keyring as it is now, or None where it has none.
+        plain_types: workflow types this worker runs that take no part in a tree.
+        ordinary: whether this worker runs ordinary activities beside local ones.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        keyring: Callable[[], Keyring | None],
+        plain_types: Collection[str],
+        *,
+        ordinary: bool,
+    ) -> None:
+        self._client = client
+        self._keyring = keyring
+        self._plain_types = frozenset(plain_types)
+        self._ordinary = ordinary
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT_SIGNALS)
+
+    def all(self) -> list[Callable[..., Any]]:
+        """What to register with the worker."""
+        return [self.forward, self.trust, self.recover]
+
+    @activity.defn(name=FORWARD)
+    async def forward(self, request: ForwardRequest) -> ForwardResult:
+        """Signal each target its messages, oldest version first, within the time given."""
+        result = ForwardResult(ordinary=self._ordinary)
+        deadline = time.monotonic() + request.seconds
+        jobs = [self._tell(request, target, deadline, result) for target in request.targets]
+        await asyncio.gather(*jobs)
+        await asyncio.gather(*[self._ask(closed, deadline, result) for closed in request.ended])
+        return result
+
+    async def _tell(
+        self,
+        request: ForwardRequest,
+        target: tuple[str, str, list[int]],
+        deadline: float,
+        result: ForwardResult,
+    ) -> None:
+        child_id, child_type, indexes = target
+        if child_type in self._plain_types:
+            result.plain.append(child_id)
+            return
+        try:
+            async with self._slots:
+                if time.monotonic() >= deadline:
+                    result.left.append(child_id)
+                    return
+                handle = self._client.get_workflow_handle(child_id)
+                for index in indexes:
+                    await handle.signal(
+                        MESSAGE, request.messages[index], rpc_timeout=_RPC_TIMEOUT
+                    )
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                result.failed[child_id] = f"{error.status.name}: {error.message}"
+                return
+            await self._ask(child_id, deadline, result)
+
+    async def _ask(self, child_id: str, deadline: float, result: ForwardResult) -> None:
+        """Ask a closed child for the children it last knew (a closed workflow answers queries)."""
+        try:
+            async with self._slots:
+                if time.monotonic() >= deadline:
+                    result.left.append(child_id)
+                    return
+                status: object = await self._client.get_workflow_handle(child_id).query(
+                    STATUS_QUERY, rpc_timeout=_RPC_TIMEOUT
+                )
+        except WorkflowQueryFailedError:
+            result.closed[child_id] = []
+        except RPCError as error:
+            if error.status == RPCStatusCode.NOT_FOUND:
+                result.closed[child_id] = []
+            else:
+                result.failed[child_id] = f"closed; {error.status.name}: {error.message}"
+        else:
+            members = cast("dict[str, Any]", status) if isinstance(status, dict) else {}
+            result.closed[child_id] = members.get("children", [])
+
+    @activity.defn(name=TRUST)
+    async def trust(self) -> TrustResult:
+        """The issuers of this worker's keyring.
+
+        Raises:
+            KeyringError: where it has none; retryable, another worker may be asked.
+        """
+        keyring = self._keyring()
+        if keyring is None or not keyring.trusted():
+            raise KeyringError(
+                "this worker has no keyring with issuers, so nodes cannot learn new ones from it; "
+                "give it the public keyring"
+            )
+        return TrustResult(keyring.trusted(), list(keyring.revoked()))
+
+    @activity.defn(name=RECOVER)
+    async def recover(self, workflow_id: str, run_id: str) -> dict[str, Any] | None:
+        """The state a closed run last had, or None where it takes no part in a tree.
+
+        Raises:
+            RPCError: where the run cannot be asked; past retention it is not found.
+        """
+        handle = self._client.get_workflow_handle(workflow_id, run_id=run_id)
+        try:
+            state: object = await handle.query(
+                STATE_QUERY, rpc_timeout=_RPC_TIMEOUT
+            )
+        except WorkflowQueryFailedError:
+            return None
+        return cast("dict[str, Any]", state) if isinstance(state, dict) else None
+

@@ -1,0 +1,126 @@
+"""What travels in Temporal headers: written and read here, in JSON.
+
+Headers hold sealed tokens and public keys only. They are always converted by the
+SDK's default payload converter, whatever converter the user has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from temporalio.api.common.v1 import Payload
+from temporalio.converter import PayloadConverter
+
+NODE_HEADER: Final = "stateful-node"
+USE_HEADER: Final = "stateful-use"
+
+
+@dataclass(frozen=True)
+class Start:
+    """The `stateful-node` header: the state a run wakes with.
+
+    Attributes:
+        ledger: what `Ledger.dump` wrote.
+        run: id of the run that wrote it by continuing as new; None at a start.
+        api_url: the workflow's own API address.
+        parent_api_url: its parent's, for a child that has none of its own.
+        waiting: messages not judged yet.
+    """
+
+    ledger: Mapping[str, Any]
+    run: str | None = None
+    api_url: str | None = None
+    parent_api_url: str | None = None
+    waiting: tuple[str, ...] = ()
+
+    def to_payload(self) -> Payload:
+        """The header's payload."""
+        return _to_payload(
+            {
+                "ledger": self.ledger,
+                "run": self.run,
+                "api_url": self.api_url,
+                "parent_api_url": self.parent_api_url,
+                "waiting": list(self.waiting),
+            }
+        )
+
+    @classmethod
+    def from_headers(cls, headers: Mapping[str, Payload]) -> Start | None:
+        """Read the header, or None where there is none.
+
+        Raises:
+            ValueError: where it is there and malformed.
+        """
+        data = _from_headers(headers, NODE_HEADER)
+        return None if data is None else cls.from_json(data)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Start:
+        """Read what `to_payload` holds.
+
+        Raises:
+            ValueError: where it is malformed.
+        """
+        try:
+            return cls(
+                ledger=data["ledger"],
+                run=data["run"],
+                api_url=data["api_url"],
+                parent_api_url=data["parent_api_url"],
+                waiting=tuple(data["waiting"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the header {NODE_HEADER} is malformed: {error}") from None
+
+
+@dataclass(frozen=True)
+class Use:
+    """The `stateful-use` header: what an activity of a node may open, and where it stands.
+
+    Attributes:
+        root, tree, authority: of the workflow; a token sealed in the activity is set there.
+        api_url: the workflow's own API address.
+        tokens: for each credential name its state and, where it is held and small
+            enough, the sealed token.
+        newest: the newest version known at this workflow as authority, by name.
+        origins: the signed origins standing at this workflow as authority, by name.
+    """
+
+    root: str
+    tree: str
+    authority: str
+    api_url: str | None
+    tokens: Mapping[str, Mapping[str, str | None]]
+    newest: Mapping[str, int]
+    origins: Mapping[str, list[str]]
+
+    def to_payload(self) -> Payload:
+        """The header's payload."""
+        return _to_payload(dict(self.__dict__))
+
+    @classmethod
+    def from_headers(cls, headers: Mapping[str, Payload]) -> Use | None:
+        """Read the header; None where there is none or this worker cannot decode it."""
+        data = _from_headers(headers, USE_HEADER)
+        if data is None:
+            return None
+        try:
+            return cls(**data)
+        except TypeError:
+            return None
+
+
+def _to_payload(data: Mapping[str, Any]) -> Payload:
+    return PayloadConverter.default.to_payload(data)
+
+
+def _from_headers(headers: Mapping[str, Payload], name: str) -> dict[str, Any] | None:
+    payload = headers.get(name)
+    # Under HeaderCodecBehavior.WORKFLOW_ONLY_CODEC activity headers arrive encrypted.
+    if payload is None or payload.metadata.get("encoding") != b"json/plain":
+        return None
+    data: object = PayloadConverter.default.from_payload(payload)
+    return cast("dict[str, Any]", data) if isinstance(data, dict) else None

@@ -1,0 +1,189 @@
+"""Carry a node's state across starts, children, continue-as-new and into activities.
+
+Plain SDK calls (`workflow.start_child_workflow`, `workflow.continue_as_new`,
+`workflow.execute_activity`) need nothing added: what has to travel goes into their
+headers here. Workflows that are no `StatefulWorkflow` pass through untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NoReturn, TypeVar
+
+from temporalio import workflow
+from temporalio.api.common.v1 import Payload
+from temporalio.worker import (
+    ContinueAsNewInput,
+    ExecuteWorkflowInput,
+    HandleQueryInput,
+    HandleSignalInput,
+    HandleUpdateInput,
+    StartActivityInput,
+    StartChildWorkflowInput,
+    StartLocalActivityInput,
+    WorkflowInboundInterceptor,
+    WorkflowOutboundInterceptor,
+)
+
+from .errors import TokenMalformed
+from .forwarding import FORWARD, RECOVER, TRUST
+from .headers import NODE_HEADER, USE_HEADER
+from .messages import DEFAULT_NAME
+from .node import Node, argument
+from .workflow import node_of, withheld_here
+
+T = TypeVar("T")
+
+_OURS = frozenset({FORWARD, TRUST, RECOVER})
+
+
+def _node() -> Node | None:
+    return node_of(workflow.instance())
+
+
+class NodeInbound(WorkflowInboundInterceptor):
+    """Answers the contract's signals, updates and queries, and sees a run through its end."""
+
+    def init(self, outbound: WorkflowOutboundInterceptor) -> None:
+        """See the base class."""
+        self._outbound = NodeOutbound(outbound)
+        super().init(self._outbound)
+
+    async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:
+        """Recover what a retry lost, run, and finish forwarding before the run closes."""
+        node = _node()
+        if node is None:
+            return await super().execute_workflow(input)
+        if node.recovering:
+            await node.recover()
+        node.wake()
+        try:
+            result = await self._until_continued(node, lambda: super(NodeInbound, self).execute_workflow(input))
+        except Exception as error:
+            if workflow.is_failure_exception(error):
+                await node.drain()
+            raise
+        await node.drain()
+        return result
+
+    async def _until_continued(self, node: Node, run: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await run()
+        except workflow.ContinueAsNewError:
+            await node.drain()
+            self._outbound.write_next_run(node)
+            raise
+
+    async def handle_signal(self, input: HandleSignalInput) -> None:
+        """Take the contract's signals; no input of theirs raises."""
+        node = _node()
+        if node is None:
+            return await super().handle_signal(input)
+        if input.signal == "apiToken":
+            return node.on_signal(input.args)
+        if input.signal == "apiUrl":
+            return node.on_url(input.args)
+        if input.signal == "apiTokenReport":
+            return node.on_report(input.args)
+        return await self._until_continued(node, lambda: super(NodeInbound, self).handle_signal(input))
+
+    def handle_update_validator(self, input: HandleUpdateInput) -> None:
+        """Turn a bad message down before it enters history."""
+        node = _node()
+        if node is None or input.update != "apiToken":
+            return super().handle_update_validator(input)
+        return node.validate_update(input.args)
+
+    async def handle_update_handler(self, input: HandleUpdateInput) -> Any:
+        """Take a message and answer with the status."""
+        node = _node()
+        if node is None or input.update != "apiToken":
+            return await super().handle_update_handler(input)
+        return await node.on_update(input.args)
+
+    async def handle_query(self, input: HandleQueryInput) -> Any:
+        """Answer the contract's queries."""
+        node = _node()
+        if node is None:
+            return await super().handle_query(input)
+        if input.query == "apiToken":
+            name = argument(input.args) if input.args else DEFAULT_NAME
+            if not isinstance(name, str):
+                raise TokenMalformed("the query apiToken takes a credential name")
+            return node.describe(name)
+        if input.query == "apiTokenStatus":
+            return node.describe_all()
+        if input.query == "statefulState":
+            return node.describe_state()
+        if input.query == "apiUrl":
+            return node.api_url
+        return await super().handle_query(input)
+
+
+class NodeOutbound(WorkflowOutboundInterceptor):
+    """Writes the headers of children, of the next run and of activities."""
+
+    def __init__(self, next: WorkflowOutboundInterceptor) -> None:
+        super().__init__(next)
+        self._continued: ContinueAsNewInput | None = None
+
+    def continue_as_new(self, input: ContinueAsNewInput) -> NoReturn:
+        """Keep the input; its header is written once forwarding has settled."""
+        node = _node()
+        if node is not None:
+            dying = node.dying_children()
+            if dying:
+                workflow.logger.warning(
+                    "Workflow %s continues as new with children that their parent close policy "
+                    "ends now: %s. Start them with ParentClosePolicy.ABANDON to keep them.",
+                    workflow.info().workflow_id,
+                    ", ".join(dying),
+                )
+            self._continued = input
+        super().continue_as_new(input)
+
+    def write_next_run(self, node: Node) -> None:
+        """Put the node's state into the header of the run that continues this one."""
+        if self._continued is not None:
+            self._continued.headers = {**self._continued.headers, NODE_HEADER: node.carry()}
+
+    async def start_child_workflow(
+        self, input: StartChildWorkflowInput
+    ) -> workflow.ChildWorkflowHandle[Any, Any]:
+        """Give the child its state and follow it from start to end."""
+        node = _node()
+        if node is None:
+            return await super().start_child_workflow(input)
+        before = node.ledger.children.get(input.id)
+        header = node.start_child(
+            input.id,
+            input.workflow,
+            withheld_here(),
+            dies_with_run=input.parent_close_policy is not workflow.ParentClosePolicy.ABANDON,
+        )
+        input.headers = {**input.headers, NODE_HEADER: header}
+        try:
+            handle = await super().start_child_workflow(input)
+        except BaseException:
+            node.child_failed_to_start(input.id, before)
+            raise
+        node.child_started(input.id)
+        handle.add_done_callback(lambda _: node.child_ended(input.id))
+        return handle
+
+    def start_activity(self, input: StartActivityInput) -> workflow.ActivityHandle[Any]:
+        """Give the activity what it may open."""
+        input.headers = _with_use(input.activity, input.headers)
+        return super().start_activity(input)
+
+    def start_local_activity(self, input: StartLocalActivityInput) -> workflow.ActivityHandle[Any]:
+        """Give the local activity what it may open."""
+        input.headers = _with_use(input.activity, input.headers)
+        return super().start_local_activity(input)
+
+
+def _with_use(activity: str, headers: Mapping[str, Payload]) -> Mapping[str, Payload]:
+    node = _node()
+    if node is None or activity in _OURS:
+        return headers
+    return {**headers, USE_HEADER: node.use().to_payload()}
