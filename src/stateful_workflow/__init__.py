@@ -1,0 +1,99 @@
+"""API tokens for trees of Temporal workflows.
+
+Set a token once, at the root; it cascades by signals to the workflows that should
+have it, sealed on the way, the newest always winning. See docs/design.md.
+"""
+
+from .activity import current_api_url, current_token, seal_token
+from .client import TokenClient
+from .errors import (
+    EngineError,
+    EngineNotFound,
+    KeyringError,
+    MessageRefused,
+    NewestUnknown,
+    NoIssuerKey,
+    NoReaderKey,
+    NotConverged,
+    NotStateful,
+    NoWorkerAnswers,
+    OperationFailed,
+    OriginNotAllowed,
+    OriginsMissing,
+    OutcomeUnknown,
+    PluginMissing,
+    StatefulError,
+    TokenConflict,
+    TokenExpired,
+    TokenForged,
+    TokenMalformed,
+    TokenNotSet,
+    TokenRevoked,
+    TokenStale,
+    TokenUnavailable,
+    TokenWithheld,
+    UseRefused,
+    WorkflowNotFound,
+    WrongAuthority,
+    WrongNamespace,
+    WrongTree,
+    WrongWorkflowType,
+)
+from .http import AsyncOriginTransport, OriginTransport, TokenAuth
+from .keyring import KeyInfo, Keyring
+from .messages import SealedToken
+from .plugin import StatefulPlugin
+from .status import TokenState, TokenStatus, TokenTree, TreeNode
+from .tokens import ApiToken
+from .workflow import StatefulWorkflow
+
+__all__ = [
+    "ApiToken",
+    "AsyncOriginTransport",
+    "EngineError",
+    "EngineNotFound",
+    "KeyInfo",
+    "Keyring",
+    "KeyringError",
+    "MessageRefused",
+    "NewestUnknown",
+    "NoIssuerKey",
+    "NoReaderKey",
+    "NoWorkerAnswers",
+    "NotConverged",
+    "NotStateful",
+    "OperationFailed",
+    "OriginNotAllowed",
+    "OriginTransport",
+    "OriginsMissing",
+    "OutcomeUnknown",
+    "PluginMissing",
+    "SealedToken",
+    "StatefulError",
+    "StatefulPlugin",
+    "StatefulWorkflow",
+    "TokenAuth",
+    "TokenClient",
+    "TokenConflict",
+    "TokenExpired",
+    "TokenForged",
+    "TokenMalformed",
+    "TokenNotSet",
+    "TokenRevoked",
+    "TokenStale",
+    "TokenState",
+    "TokenStatus",
+    "TokenTree",
+    "TokenUnavailable",
+    "TokenWithheld",
+    "TreeNode",
+    "UseRefused",
+    "WorkflowNotFound",
+    "WrongAuthority",
+    "WrongNamespace",
+    "WrongTree",
+    "WrongWorkflowType",
+    "current_api_url",
+    "current_token",
+    "seal_token",
+]

@@ -1,0 +1,350 @@
+"""Tokens inside an activity: open the current one, ask for the newest, seal a new one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final, cast
+
+from temporalio import activity
+from temporalio.client import Client, WorkflowQueryFailedError
+from temporalio.service import RPCError
+
+from .errors import (
+    NewestUnknown,
+    NoReaderKey,
+    PluginMissing,
+    TokenNotSet,
+    TokenRevoked,
+)
+from .headers import Use
+from .keyring import Keyring
+from .messages import DEFAULT_NAME, Message, SealedToken, parse
+from .tokens import ApiToken, token_claims
+
+FRESH_SECONDS: Final = 5.0
+"""A token carried or asked for longer ago than this is asked for again before use."""
+
+NEAR_EXPIRY_SECONDS: Final = 60.0
+
+_QUERY_TIMEOUT: Final = timedelta(seconds=5)
+_REPORT: Final = "apiTokenReport"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What is known of one credential: its state and, where it is held, the message."""
+
+    state: str
+    message: Message | None = None
+
+
+class ActivityTokens:
+    """The tokens of one running activity.
+
+    Args:
+        use: what came with the activity; None where it could not be read, so that the
+            workflow is asked.
+        keyring: gives this process's keyring, or raises KeyringError.
+        client: asks the workflow; None in a process pool and for local activities.
+        fresh_since: `time.monotonic` seconds at which `use` was true.
+        must_ask: on an attempt after the first, what came along may be dead: nothing is
+            used before the workflow has answered.
+    """
+
+    def __init__(
+        self,
+        use: Use | None,
+        keyring: Callable[[], Keyring],
+        client: Client | None,
+        fresh_since: float,
+        *,
+        must_ask: bool = False,
+    ) -> None:
+        self.use = use
+        self._must_ask = must_ask
+        self.keyring = keyring
+        self.client = client
+        self.loop = None if client is None else asyncio.get_running_loop()
+        self.unknown: NewestUnknown | None = None
+        self._carried_at = fresh_since
+        self._asked_at: dict[str, float] = {}
+        self._standing = {} if use is None else _standing(use)
+
+    def names(self) -> set[str]:
+        """The credential names worth asking for."""
+        return {DEFAULT_NAME} | (set() if self.use is None else set(self.use.tokens))
+
+    def open(self, name: str) -> ApiToken:
+        """Check the token whole, as it is known now, and open it.
+
+        Raises:
+            TokenUnavailable, UseRefused, KeyringError, MessageRefused: the subclass says why.
+        """
+        if self.unknown is not None:
+            raise self.unknown
+        info = activity.info()
+        where = f"workflow {info.workflow_id}"
+        standing = self._standing.get(name, Standing("none"))
+        if standing.state == "revoked":
+            raise TokenRevoked(f"{name} is revoked at {where}; an issuer must set it again")
+        if standing.message is None:
+            if standing.state == "held":
+                raise NewestUnknown(f"{where} has not been asked for its {name} yet")
+            raise TokenNotSet(f"{where} has no {name} (state {standing.state}); set it at the root")
+        secret = self.keyring().open(
+            standing.message,
+            now=time.time(),
+            namespace=info.namespace,
+            workflow_type=info.workflow_type,
+        )
+        return ApiToken(standing.message, secret)
+
+    def is_stale(self, name: str) -> bool:
+        """Whether the workflow should be asked before the next use."""
+        if self.client is None:
+            return False
+        asked_at = self._asked_at.get(name)
+        if asked_at is None and (self._must_ask or self.use is None):
+            return True
+        standing = self._standing.get(name, Standing("none"))
+        if standing.message is None and standing.state == "held":
+            return True
+        known_at = self._carried_at if asked_at is None else asked_at
+        if time.monotonic() - known_at > FRESH_SECONDS:
+            return True
+        expiry = None if standing.message is None else standing.message.claims.expires_at
+        return expiry is not None and expiry - time.time() < NEAR_EXPIRY_SECONDS
+
+    async def ask(self, name: str) -> None:
+        """Ask this activity's workflow for the newest.
+
+        Raises:
+            NewestUnknown: where it does not answer.
+        """
+        info = activity.info()
+        if self.client is None or info.workflow_id is None:
+            raise NewestUnknown("this activity cannot ask its workflow")
+        handle = self.client.get_workflow_handle(info.workflow_id, run_id=info.workflow_run_id)
+        try:
+            answer: object = await handle.query("apiToken", name, rpc_timeout=_QUERY_TIMEOUT)
+        except (RPCError, WorkflowQueryFailedError) as error:
+            raise NewestUnknown(
+                f"workflow {info.workflow_id} did not answer for its newest {name} "
+                f"({type(error).__name__}: {error}); the activity is to be retried"
+            ) from None
+        self._learn(name, cast("Mapping[str, Any] | None", answer))
+
+    def _learn(self, name: str, answer: Mapping[str, Any] | None) -> None:
+        self._asked_at[name] = time.monotonic()
+        if answer is None:
+            self._standing[name] = Standing("none")
+            return
+        sealed = answer.get("sealed")
+        message = None if sealed is None else parse(sealed)
+        self._standing[name] = Standing(str(answer.get("state")), message)
+
+    async def refresh(self, name: str) -> None:
+        """Ask for one name where what is known of it is stale.
+
+        Raises:
+            NewestUnknown: where the workflow does not answer, and nothing else may be used.
+        """
+        if not self.is_stale(name):
+            return
+        try:
+            await self.ask(name)
+        except NewestUnknown as error:
+            known = self._standing.get(name)
+            if self._must_ask or known is None or known.message is None:
+                self.unknown = error
+                raise
+        else:
+            self.unknown = None
+
+    async def refresh_all(self) -> None:
+        """Refresh every name; a failure is remembered and raised where a token is used."""
+        for name in sorted(self.names()):
+            with suppress(NewestUnknown):
+                await self.refresh(name)
+
+    async def report(self, token: ApiToken) -> None:
+        """Tell the authority that the API refused its token; nothing is raised if it is gone."""
+        if self.client is None:
+            return
+        handle = self.client.get_workflow_handle(token.authority)
+        refused = {
+            "name": token.name,
+            "authority": token.authority,
+            "version": token.version,
+            "fingerprint": token.fingerprint,
+        }
+        try:
+            await handle.signal(_REPORT, refused, rpc_timeout=_QUERY_TIMEOUT)
+        except RPCError as error:
+            activity.logger.warning(
+                "Workflow %s could not be told that its token was refused: %s",
+                token.authority,
+                error.message,
+            )
+
+
+    def carried(self) -> Use | None:
+        """`use` with what was learned since, to be carried to another process."""
+        if self.use is None:
+            return None
+        return replace(
+            self.use,
+            tokens={
+                name: {
+                    "state": standing.state,
+                    "sealed": None if standing.message is None else standing.message.text,
+                }
+                for name, standing in self._standing.items()
+            },
+        )
+
+
+def _standing(use: Use) -> dict[str, Standing]:
+    standing: dict[str, Standing] = {}
+    for name, entry in use.tokens.items():
+        sealed = entry.get("sealed")
+        standing[name] = Standing(
+            str(entry.get("state")), None if sealed is None else parse(sealed)
+        )
+    return standing
+
+
+_current: ContextVar[ActivityTokens | None] = ContextVar("stateful-activity", default=None)
+
+
+def activity_tokens() -> ActivityTokens:
+    """The running activity's tokens.
+
+    Raises:
+        PluginMissing: outside an activity, on a worker without the plugin, or for an activity
+            of a workflow that is no `StatefulWorkflow`.
+    """
+    tokens = _current.get()
+    if tokens is None:
+        raise PluginMissing(
+            "tokens are at hand only in activities that a StatefulWorkflow started, on a worker "
+            "with StatefulPlugin"
+        )
+    return tokens
+
+
+def current_token(name: str = DEFAULT_NAME) -> ApiToken:
+    """The token of the running activity's workflow, opened here and checked whole.
+
+    Works in async activities, in threads and in process pools.
+
+    Raises:
+        PluginMissing: see `activity_tokens`.
+        TokenNotSet, TokenRevoked, TokenExpired: there is none to use.
+        NewestUnknown: a retried activity could not ask its workflow.
+        NoReaderKey, KeyringError: this worker cannot open it.
+        TokenForged, WrongNamespace, WrongWorkflowType: its issuer did not sign it for this.
+    """
+    return activity_tokens().open(name)
+
+
+def current_api_url() -> str | None:
+    """The API address of the running activity's workflow, as it was when scheduled.
+
+    Raises:
+        PluginMissing: see `activity_tokens`.
+    """
+    use = activity_tokens().use
+    return None if use is None else use.api_url
+
+
+def seal_token(
+    token: str,
+    *,
+    name: str = DEFAULT_NAME,
+    origins: Sequence[str] | None = None,
+    expires_in: timedelta | float | None = None,
+    types: Sequence[str] | None = None,
+) -> SealedToken:
+    """Seal a token in an activity of an issuer, for the workflow's `set_api_token`.
+
+    Only the sealed form returns to the workflow, so no clear text enters history.
+
+    Args:
+        token: the secret.
+        origins: where it may be sent; None keeps those of the token the workflow holds, or
+            at the first one takes the origin of the workflow's `api_url`.
+        expires_in: seconds or a timedelta; None for no expiry.
+        types: workflow types whose activities may open it; None means any.
+
+    Raises:
+        PluginMissing: see `activity_tokens`.
+        NoIssuerKey: this worker may not seal.
+        OriginsMissing: no origin is given or known.
+    """
+    tokens = activity_tokens()
+    use = tokens.use
+    if use is None:
+        raise PluginMissing("this activity came without its workflow's place in the tree")
+    claims = token_claims(
+        name=name,
+        namespace=activity.info().namespace,
+        root=use.root,
+        tree=use.tree,
+        authority=use.authority,
+        newest=use.newest.get(name, 0),
+        now=time.time(),
+        origins=origins,
+        held_origins=use.origins.get(name),
+        api_url=use.api_url,
+        expires_in=expires_in,
+        types=types,
+    )
+    return tokens.keyring().seal(claims, token)
+
+
+@contextmanager
+def running(tokens: ActivityTokens) -> Iterator[None]:
+    """Make an activity's tokens the current ones inside a block, and only there."""
+    reset = _current.set(tokens)
+    try:
+        yield
+    finally:
+        _current.reset(reset)
+
+
+class InProcess:
+    """A sync activity on its way to a process pool, with what it needs to open tokens there.
+
+    Only sealed tokens are pickled; the process loads the keyring from its file.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], tokens: ActivityTokens, keyring_path: Path | None
+    ) -> None:
+        self._function = function
+        self._use = tokens.carried()
+        self._unknown = None if tokens.unknown is None else str(tokens.unknown)
+        self._keyring_path = keyring_path
+
+    def __call__(self, *args: Any) -> Any:
+        tokens = ActivityTokens(self._use, self._keyring, None, time.monotonic())
+        if self._unknown is not None:
+            tokens.unknown = NewestUnknown(self._unknown)
+        with running(tokens):
+            return self._function(*args)
+
+    def _keyring(self) -> Keyring:
+        if self._keyring_path is None:
+            raise NoReaderKey(
+                "an activity in a process pool opens tokens with a keyring file: start the worker "
+                "with $STATEFUL_KEYRING or Keyring.load(path)"
+            )
+        return Keyring.load(self._keyring_path)

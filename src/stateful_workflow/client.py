@@ -1,0 +1,499 @@
+"""Set, rotate and read tokens from outside: the client of the wire contract."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, Final, TypedDict, cast, overload
+
+import temporalio.common
+from temporalio.client import (
+    Client,
+    Interceptor,
+    OutboundInterceptor,
+    StartWorkflowInput,
+    WorkflowHandle,
+    WorkflowQueryFailedError,
+    WorkflowUpdateFailedError,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
+)
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError
+from temporalio.types import (
+    MethodAsyncNoParam,
+    MethodAsyncSingleParam,
+    ParamType,
+    ReturnType,
+    SelfType,
+)
+from typing_extensions import ParamSpec, Unpack
+
+from . import errors
+from .errors import (
+    KeyringError,
+    MessageRefused,
+    NotConverged,
+    OperationFailed,
+    OutcomeUnknown,
+    TokenNotSet,
+    TokenRevoked,
+    TokenStale,
+)
+from .headers import NODE_HEADER, Start
+from .keyring import Keyring
+from .ledger import Ledger
+from .messages import DEFAULT_NAME, Claims, parse
+from .origins import origin_of
+from .status import TokenStatus, TokenTree
+from .tokens import ApiToken, token_claims
+from .tree import TreeWalk, ask, query_error
+
+P = ParamSpec("P")
+
+_UPDATE_TIMEOUT_SECONDS: Final = 15.0
+_QUERY_TIMEOUT: Final = timedelta(seconds=10)
+_ATTEMPTS: Final = 3
+
+
+class StartOptions(TypedDict, total=False):
+    """The options of `temporalio.client.Client.start_workflow` that are passed on as they are."""
+
+    execution_timeout: timedelta | None
+    run_timeout: timedelta | None
+    task_timeout: timedelta | None
+    id_reuse_policy: temporalio.common.WorkflowIDReusePolicy
+    id_conflict_policy: temporalio.common.WorkflowIDConflictPolicy
+    retry_policy: temporalio.common.RetryPolicy | None
+    cron_schedule: str
+    memo: Mapping[str, Any] | None
+    search_attributes: (
+        temporalio.common.TypedSearchAttributes | temporalio.common.SearchAttributes | None
+    )
+    static_summary: str | None
+    static_details: str | None
+    start_delay: timedelta | None
+    start_signal: str | None
+    start_signal_args: Sequence[Any]
+    rpc_metadata: Mapping[str, str | bytes]
+    rpc_timeout: timedelta | None
+    request_eager_start: bool
+    priority: temporalio.common.Priority
+
+
+class TokenOptions(TypedDict, total=False):
+    """The token a tree is started with; see `TokenClient.start_workflow`."""
+
+    api_token: str | None
+    api_url: str | None
+    name: str
+    origins: Sequence[str] | None
+    expires_in: timedelta | float | None
+    types: Sequence[str] | None
+
+
+class _AllOptions(StartOptions, TokenOptions, total=False):
+    pass
+
+
+class TokenClient:
+    """Sets and reads the tokens of trees of workflows.
+
+    Args:
+        client: a connected Temporal client.
+        keyring: seals (an issuer's private key) and opens (a reader's); None is enough
+            for `status` and `tree`.
+    """
+
+    def __init__(self, client: Client, keyring: Keyring | None = None) -> None:
+        self._client = client
+        self._keyring = keyring
+        config = client.config(active_config=True)
+        config["interceptors"] = [*config["interceptors"], _StartHeader()]
+        config["plugins"] = []  # they have configured this already
+        self._starter = Client(**config)
+
+    # --- start ---------------------------------------------------------------
+
+    @overload
+    async def start_workflow(
+        self,
+        workflow: MethodAsyncNoParam[SelfType, ReturnType],
+        *,
+        id: str,
+        task_queue: str,
+        **options: Unpack[_AllOptions],
+    ) -> WorkflowHandle[SelfType, ReturnType]: ...
+
+    @overload
+    async def start_workflow(
+        self,
+        workflow: MethodAsyncSingleParam[SelfType, ParamType, ReturnType],
+        arg: ParamType,
+        *,
+        id: str,
+        task_queue: str,
+        **options: Unpack[_AllOptions],
+    ) -> WorkflowHandle[SelfType, ReturnType]: ...
+
+    @overload
+    async def start_workflow(
+        self,
+        workflow: Callable[..., Awaitable[ReturnType]],
+        *,
+        args: Sequence[Any],
+        id: str,
+        task_queue: str,
+        **options: Unpack[_AllOptions],
+    ) -> WorkflowHandle[Any, ReturnType]: ...
+
+    @overload
+    async def start_workflow(
+        self,
+        workflow: str,
+        arg: Any = ...,
+        *,
+        args: Sequence[Any] = ...,
+        id: str,
+        task_queue: str,
+        result_type: type | None = None,
+        **options: Unpack[_AllOptions],
+    ) -> WorkflowHandle[Any, Any]: ...
+
+    async def start_workflow(
+        self,
+        workflow: Any,
+        arg: Any = temporalio.common._arg_unset,  # pyright: ignore[reportPrivateUsage]
+        *,
+        args: Sequence[Any] = (),
+        id: str,
+        task_queue: str,
+        result_type: type | None = None,
+        **options: Unpack[_AllOptions],
+    ) -> WorkflowHandle[Any, Any]:
+        """Start a root with its first token, sealed into the start header.
+
+        Args:
+            workflow, arg, args, id, task_queue, result_type: as the SDK's `start_workflow`.
+            options: the SDK's own, and `TokenOptions`: ``api_token`` (the secret),
+                ``api_url`` (the workflow's API address), ``name``, ``origins`` (where the
+                token may be sent; None takes the origin of ``api_url``), ``expires_in``
+                (seconds or a timedelta), ``types``.
+
+        Raises:
+            NoIssuerKey, OriginsMissing, ValueError: the token cannot be sealed.
+            temporalio.exceptions.WorkflowAlreadyStartedError: as the SDK.
+        """
+        token = {key: options.pop(key) for key in TokenOptions.__annotations__ if key in options}
+        if (
+            token.get("api_token") is not None
+            and options.get("id_conflict_policy")
+            is temporalio.common.WorkflowIDConflictPolicy.USE_EXISTING
+        ):
+            raise ValueError(
+                "a workflow that is running already would not get this token: start it without "
+                "USE_EXISTING, or use set()"
+            )
+        start = self._start_state(id, cast("TokenOptions", token))
+        reset = _start_state.set(start)
+        try:
+            return await self._starter.start_workflow(
+                workflow,
+                arg,
+                args=args,
+                id=id,
+                task_queue=task_queue,
+                result_type=result_type,
+                **cast("Any", options),
+            )
+        finally:
+            _start_state.reset(reset)
+
+    def _start_state(self, workflow_id: str, options: TokenOptions) -> Start:
+        api_url = options.get("api_url")
+        if api_url is not None:
+            origin_of(api_url)
+        trusted = {} if self._keyring is None else self._keyring.trusted()
+        ledger = Ledger((workflow_id,), uuid.uuid4().hex, trusted)
+        secret = options.get("api_token")
+        if secret is not None:
+            claims = token_claims(
+                name=options.get("name", DEFAULT_NAME),
+                namespace=self._client.namespace,
+                root=workflow_id,
+                tree=ledger.tree,
+                authority=workflow_id,
+                newest=0,
+                now=time.time(),
+                origins=options.get("origins"),
+                held_origins=None,
+                api_url=api_url,
+                expires_in=options.get("expires_in"),
+                types=options.get("types"),
+            )
+            message = parse(self._require_keyring().seal(claims, secret))
+            ledger.accept(message, message.claims.version)
+        return Start(ledger.dump(), api_url=api_url)
+
+    # --- set -----------------------------------------------------------------
+
+    async def set(
+        self,
+        workflow_id: str,
+        token: str,
+        *,
+        name: str = DEFAULT_NAME,
+        origins: Sequence[str] | None = None,
+        expires_in: timedelta | float | None = None,
+        types: Sequence[str] | None = None,
+    ) -> TokenStatus:
+        """Set a token at a workflow; it reaches that workflow's subtree.
+
+        Args:
+            workflow_id: the authority, usually the root.
+            token: the secret.
+            name: credential name.
+            origins: where it may be sent; None keeps those of the token held there, or at
+                the first one takes the origin of the workflow's API address.
+            expires_in: seconds or a timedelta; None for no expiry.
+            types: workflow types whose activities may open it; None means any.
+
+        Returns:
+            What stands at the workflow now. Its children are told meanwhile: see `rotate`.
+
+        Raises:
+            TokenConflict: another issuer has set a newer one.
+            OutcomeUnknown: no worker answered; it was signalled and is applied later.
+            WorkflowNotFound, NotStateful, NoWorkerAnswers, NoIssuerKey, OriginsMissing.
+        """
+        keyring = self._require_keyring()
+
+        def seal(status: Mapping[str, Any]) -> str:
+            held = _held_at(status, name, workflow_id)
+            is_token = held is not None and held["kind"] == "token"
+            claims = token_claims(
+                name=name,
+                namespace=self._client.namespace,
+                root=status["root"],
+                tree=status["tree"],
+                authority=workflow_id,
+                newest=0 if held is None else int(held["version"]),
+                now=time.time(),
+                origins=origins,
+                held_origins=held["origins"] if is_token and held is not None else None,
+                api_url=status["api_url"],
+                expires_in=expires_in,
+                types=types,
+            )
+            return keyring.seal(claims, token)
+
+        return await self._send(workflow_id, seal)
+
+    async def rotate(
+        self,
+        workflow_id: str,
+        token: str,
+        *,
+        timeout: timedelta | float,
+        name: str = DEFAULT_NAME,
+        origins: Sequence[str] | None = None,
+        expires_in: timedelta | float | None = None,
+        types: Sequence[str] | None = None,
+    ) -> TokenTree:
+        """Set a token and wait until every live entitled node has accepted it.
+
+        When it returns, the old token may be revoked at the API.
+
+        Args:
+            timeout: seconds or a timedelta to wait for convergence.
+            workflow_id, token, name, origins, expires_in, types: as `set`.
+
+        Raises:
+            NotConverged: not within the timeout; its ``tree`` says which nodes are behind.
+            As `set`.
+        """
+        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        deadline = time.monotonic() + seconds
+        await self.set(
+            workflow_id, token, name=name, origins=origins, expires_in=expires_in, types=types
+        )
+        tree = await TreeWalk(self._client, name, deadline).run(workflow_id)
+        if not tree.converged:
+            behind = ", ".join(node.id for node in tree.behind[:5])
+            raise NotConverged(
+                f"{len(tree.behind)} of {len(tree.nodes)} nodes do not hold the newest {name} "
+                f"after {seconds:g} s (such as {behind}); keep the old token alive and see "
+                f"`stateful tree {workflow_id}`",
+                tree,
+            )
+        return tree
+
+    async def revoke(self, workflow_id: str, name: str = DEFAULT_NAME) -> TokenStatus:
+        """Take the token away from a workflow and all below it, except where one is set lower.
+
+        Raises: as `set`.
+        """
+        return await self._revoke(workflow_id, name, inherit=False)
+
+    async def inherit(self, workflow_id: str, name: str = DEFAULT_NAME) -> TokenStatus:
+        """Let a workflow take its ancestors' token again, after `revoke` or a token of its own.
+
+        Raises: as `set`.
+        """
+        return await self._revoke(workflow_id, name, inherit=True)
+
+    async def _revoke(self, workflow_id: str, name: str, *, inherit: bool) -> TokenStatus:
+        keyring = self._require_keyring()
+
+        def sign(status: Mapping[str, Any]) -> str:
+            held = _held_at(status, name, workflow_id)
+            newest = 0 if held is None else int(held["version"])
+            claims = Claims(
+                name=name,
+                namespace=self._client.namespace,
+                root=status["root"],
+                tree=status["tree"],
+                authority=workflow_id,
+                version=max(int(time.time() * 1000), newest + 1),
+                inherit=inherit,
+            )
+            return keyring.revocation(claims)
+
+        return await self._send(workflow_id, sign)
+
+    async def _send(
+        self, workflow_id: str, make: Callable[[Mapping[str, Any]], str]
+    ) -> TokenStatus:
+        for attempt in range(1, _ATTEMPTS + 1):
+            answer = await ask(self._client, workflow_id)
+            try:
+                return await self._update(workflow_id, make(answer.status))
+            except TokenStale:
+                # Another call with this issuer's key came between; this one is later.
+                if attempt == _ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _update(self, workflow_id: str, message: str) -> TokenStatus:
+        handle = self._client.get_workflow_handle(workflow_id)
+        try:
+            answer = await asyncio.wait_for(
+                handle.execute_update("apiToken", message, result_type=dict),
+                _UPDATE_TIMEOUT_SECONDS,
+            )
+        except WorkflowUpdateFailedError as error:
+            raise _refusal(error, workflow_id) from None
+        except (asyncio.TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError):
+            await self._signal(workflow_id, message)
+            raise OutcomeUnknown(
+                f"workflow {workflow_id} did not answer in time; the message was signalled as "
+                "well and is applied when a worker runs. Ask `status` later, or repeat the call"
+            ) from None
+        except RPCError as error:
+            raise query_error(error, workflow_id) from None
+        return _with_clock(TokenStatus.from_json(cast("dict[str, Any]", answer)))
+
+    async def _signal(self, workflow_id: str, message: str) -> None:
+        handle = self._client.get_workflow_handle(workflow_id)
+        try:
+            await handle.signal("apiToken", message, rpc_timeout=_QUERY_TIMEOUT)
+        except RPCError as error:
+            raise query_error(error, workflow_id) from None
+
+    # --- read ----------------------------------------------------------------
+
+    async def get(self, workflow_id: str, name: str = DEFAULT_NAME) -> ApiToken:
+        """Open the token a workflow holds, checked whole.
+
+        Raises:
+            TokenNotSet, TokenRevoked, TokenExpired: there is none.
+            NoReaderKey: it is sealed for other readers.
+            WorkflowNotFound, NotStateful, NoWorkerAnswers: as `status`.
+        """
+        keyring = self._require_keyring()
+        answer = await self._query(workflow_id, name)
+        if answer is None or answer["sealed"] is None:
+            state = "none" if answer is None else answer["state"]
+            if state == "revoked":
+                raise TokenRevoked(f"{name} is revoked at workflow {workflow_id}")
+            raise TokenNotSet(f"workflow {workflow_id} has no {name} (state {state})")
+        message = parse(answer["sealed"])
+        secret = keyring.open(
+            message, now=time.time(), namespace=self._client.namespace, workflow_type=None
+        )
+        return ApiToken(message, secret)
+
+    async def status(self, workflow_id: str, name: str = DEFAULT_NAME) -> TokenStatus | None:
+        """What is known of a credential at a workflow, without opening it; None where nothing is.
+
+        Raises:
+            WorkflowNotFound, NotStateful, NoWorkerAnswers: it cannot be asked.
+        """
+        answer = await self._query(workflow_id, name)
+        return None if answer is None else _with_clock(TokenStatus.from_json(answer))
+
+    async def tree(self, workflow_id: str, name: str = DEFAULT_NAME) -> TokenTree:
+        """Every node from a workflow down, with what it holds; asks each node once.
+
+        Raises:
+            WorkflowNotFound, NotStateful, NoWorkerAnswers: the first node cannot be asked.
+        """
+        return await TreeWalk(self._client, name).run(workflow_id)
+
+    async def _query(self, workflow_id: str, name: str) -> dict[str, Any] | None:
+        handle = self._client.get_workflow_handle(workflow_id)
+        try:
+            answer: object = await handle.query("apiToken", name, rpc_timeout=_QUERY_TIMEOUT)
+        except (WorkflowQueryFailedError, RPCError) as error:
+            raise query_error(error, workflow_id) from None
+        return cast("dict[str, Any] | None", answer)
+
+    def _require_keyring(self) -> Keyring:
+        if self._keyring is None:
+            raise KeyringError("this TokenClient was made without a keyring")
+        return self._keyring
+
+
+_start_state: ContextVar[Start | None] = ContextVar("stateful-start", default=None)
+
+
+class _StartHeader(Interceptor):
+    """Puts the state of a tree into the start of its root."""
+
+    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
+        return _StartHeaderOutbound(next)
+
+
+class _StartHeaderOutbound(OutboundInterceptor):
+    async def start_workflow(self, input: StartWorkflowInput) -> WorkflowHandle[Any, Any]:
+        start = _start_state.get()
+        if start is not None:
+            input.headers = {**input.headers, NODE_HEADER: start.to_payload()}
+        return await super().start_workflow(input)
+
+
+def _held_at(status: Mapping[str, Any], name: str, authority: str) -> Mapping[str, Any] | None:
+    for held in status["tokens"]:
+        if held["name"] == name and held["authority"] == authority:
+            return cast("Mapping[str, Any]", held)
+    return None
+
+
+def _with_clock(status: TokenStatus) -> TokenStatus:
+    expired = status.expires_at is not None and time.time() >= status.expires_at
+    return replace(status, state="expired") if expired and status.state == "held" else status
+
+
+def _refusal(error: WorkflowUpdateFailedError, workflow_id: str) -> errors.StatefulError:
+    cause = error.cause
+    if isinstance(cause, ApplicationError) and cause.type is not None:
+        known = getattr(errors, cause.type, None)
+        if isinstance(known, type) and issubclass(known, MessageRefused):
+            return known(cause.message)
+    if "not found" in str(cause):
+        return errors.NotStateful(f"workflow {workflow_id} is not a StatefulWorkflow")
+    return OperationFailed(f"workflow {workflow_id} did not take the message: {cause}")

@@ -1,0 +1,239 @@
+"""Send the current token with httpx: only to its signed origins, and always the newest.
+
+`TokenAuth` puts it into ``Authorization``, which httpx strips on a redirect to another
+origin. `OriginTransport` puts it into another header and checks every request of a
+redirect chain, since httpx keeps such headers.
+
+Both are for activities. When the API answers 401, they ask the workflow for the
+newest token and send the request once more in place, where it is newer and the body
+can be sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Generator
+from typing import Final
+
+import httpx
+
+from .activity import ActivityTokens, activity_tokens
+from .errors import OriginNotAllowed
+from .messages import DEFAULT_NAME
+from .origins import is_allowed, origin_of
+from .tokens import ApiToken
+
+_WAIT_FOR_NEWER_SECONDS: Final = 1.0
+_SYNC_TIMEOUT_SECONDS: Final = 10.0
+
+
+class TokenAuth(httpx.Auth):
+    """httpx authentication with the running activity's token, as ``Authorization: Bearer``.
+
+    Use it on a client or on one request, sync or async::
+
+        async with httpx.AsyncClient(auth=TokenAuth()) as http: ...
+
+    Raises, when a request is sent:
+        OriginNotAllowed: the request's origin is not among the token's signed ones.
+        StatefulError: as `stateful_workflow.current_token`.
+    """
+
+    def __init__(self, name: str = DEFAULT_NAME) -> None:
+        self._name = name
+
+    def sync_auth_flow(
+        self, request: httpx.Request
+    ) -> Generator[httpx.Request, httpx.Response, None]:
+        """See `httpx.Auth`."""
+        source = _Source(self._name)
+        token = source.current()
+        _authorize(request, token)
+        response = yield request
+        if _may_resend(request, response):
+            newer = source.newer_than(token)
+            if newer is not None:
+                response.read()
+                _authorize(request, newer)
+                yield request
+
+    async def async_auth_flow(
+        self, request: httpx.Request
+    ) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        """See `httpx.Auth`."""
+        source = _Source(self._name)
+        token = await source.current_async()
+        _authorize(request, token)
+        response = yield request
+        if _may_resend(request, response):
+            newer = await source.newer_than_async(token)
+            if newer is not None:
+                await response.aread()
+                _authorize(request, newer)
+                yield request
+
+
+class OriginTransport(httpx.BaseTransport):
+    """A transport that adds the token in a header of its own to every request it lets out.
+
+    Args:
+        inner: what sends the requests, such as ``httpx.HTTPTransport()``.
+        header: the header's name.
+        name: credential name.
+
+    Raises, when a request is sent: as `TokenAuth`.
+    """
+
+    def __init__(
+        self, inner: httpx.BaseTransport, *, header: str = "X-API-Key", name: str = DEFAULT_NAME
+    ) -> None:
+        self._inner = inner
+        self._header = header
+        self._name = name
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """See `httpx.BaseTransport`."""
+        source = _Source(self._name)
+        token = source.current()
+        request.headers[self._header] = _for(request, token)
+        response = self._inner.handle_request(request)
+        if response.status_code == 401 and _is_replayable(request):
+            newer = source.newer_than(token)
+            if newer is not None:
+                response.close()
+                request.headers[self._header] = _for(request, newer)
+                return self._inner.handle_request(request)
+        return response
+
+    def close(self) -> None:
+        """Close the inner transport."""
+        self._inner.close()
+
+
+class AsyncOriginTransport(httpx.AsyncBaseTransport):
+    """`OriginTransport` for `httpx.AsyncClient`."""
+
+    def __init__(
+        self,
+        inner: httpx.AsyncBaseTransport,
+        *,
+        header: str = "X-API-Key",
+        name: str = DEFAULT_NAME,
+    ) -> None:
+        self._inner = inner
+        self._header = header
+        self._name = name
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """See `httpx.AsyncBaseTransport`."""
+        source = _Source(self._name)
+        token = await source.current_async()
+        request.headers[self._header] = _for(request, token)
+        response = await self._inner.handle_async_request(request)
+        if response.status_code == 401 and _is_replayable(request):
+            newer = await source.newer_than_async(token)
+            if newer is not None:
+                await response.aclose()
+                request.headers[self._header] = _for(request, newer)
+                return await self._inner.handle_async_request(request)
+        return response
+
+    async def aclose(self) -> None:
+        """Close the inner transport."""
+        await self._inner.aclose()
+
+
+class _Source:
+    """Where a request's token comes from: the activity, asked again where need be."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._tokens: ActivityTokens = activity_tokens()
+
+    async def current_async(self) -> ApiToken:
+        await self._tokens.refresh(self._name)
+        return self._tokens.open(self._name)
+
+    async def newer_than_async(self, refused: ApiToken) -> ApiToken | None:
+        """The newest token where it is not the refused one; else the refusal is reported once."""
+        if self._tokens.client is None:
+            return None
+        await self._tokens.ask(self._name)
+        newest = self._tokens.open(self._name)
+        if newest != refused:
+            return newest
+        await self._tokens.report(refused)
+        give_up = time.monotonic() + _WAIT_FOR_NEWER_SECONDS
+        while time.monotonic() < give_up:
+            await asyncio.sleep(_WAIT_FOR_NEWER_SECONDS / 4)
+            await self._tokens.ask(self._name)
+            newest = self._tokens.open(self._name)
+            if newest != refused:
+                return newest
+        return None
+
+    def current(self) -> ApiToken:
+        loop = self._loop()
+        if loop is not None and self._tokens.is_stale(self._name):
+            asyncio.run_coroutine_threadsafe(self._tokens.refresh(self._name), loop).result(
+                _SYNC_TIMEOUT_SECONDS
+            )
+        return self._tokens.open(self._name)
+
+    def newer_than(self, refused: ApiToken) -> ApiToken | None:
+        loop = self._loop()
+        if loop is None:
+            return None
+        return asyncio.run_coroutine_threadsafe(self.newer_than_async(refused), loop).result(
+            _SYNC_TIMEOUT_SECONDS
+        )
+
+    def _loop(self) -> asyncio.AbstractEventLoop | None:
+        """The worker's loop, where this thread may wait for it."""
+        loop = self._tokens.loop
+        if loop is None:
+            return None
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        return None if running is loop else loop
+
+
+def _authorize(request: httpx.Request, token: ApiToken) -> None:
+    request.headers["Authorization"] = f"Bearer {_for(request, token)}"
+
+
+def _for(request: httpx.Request, token: ApiToken) -> str:
+    """The secret, where the request goes to one of the token's origins."""
+    origin = _origin(request.url)
+    if origin is None or not is_allowed(origin, token.origins):
+        place = f"{request.url.scheme}://{request.url.host}:{request.url.port or 'default port'}"
+        raise OriginNotAllowed(
+            f"{token.name} may not be sent to {origin or place}; its issuer signed it for "
+            f"{', '.join(token.origins) or 'no origin at all'}"
+        )
+    return token.reveal()
+
+
+def _origin(url: httpx.URL) -> str | None:
+    try:
+        if url.userinfo:
+            return None
+        return origin_of(str(url))
+    except ValueError:
+        return None
+
+
+def _may_resend(request: httpx.Request, response: httpx.Response) -> bool:
+    """Whether a 401 came from the origin that was asked, and the body can be sent again."""
+    return (
+        response.status_code == 401
+        and _origin(response.request.url) == _origin(request.url)
+        and _is_replayable(request)
+    )
+
+
+def _is_replayable(request: httpx.Request) -> bool:
+    return isinstance(request.stream, httpx.ByteStream)

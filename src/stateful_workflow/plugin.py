@@ -1,0 +1,191 @@
+"""Wire everything into a client and its workers; no logic of its own."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from temporalio import activity, workflow
+from temporalio.client import Client
+from temporalio.plugin import SimplePlugin
+from temporalio.worker import (
+    ActivityInboundInterceptor,
+    ExecuteActivityInput,
+    Interceptor,
+    WorkerConfig,
+    WorkflowInboundInterceptor,
+    WorkflowInterceptorClassInput,
+    WorkflowRunner,
+)
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
+
+from .activity import ActivityTokens, InProcess, running
+from .errors import KeyringError, StatefulError
+from .forwarding import FORWARD, RECOVER, TRUST, NodeActivities
+from .headers import USE_HEADER, Use
+from .interceptors import NodeInbound
+from .keyring import KEYRING_VARIABLE, Keyring, self_check
+from .workflow import PLUGIN_MARK, StatefulWorkflow
+
+_PASSED_THROUGH = ("stateful_workflow", "joserfc", "cryptography", "httpx", "idna")
+_OURS = frozenset({FORWARD, TRUST, RECOVER})
+
+
+class StatefulPlugin(SimplePlugin):
+    """Adds tokens to a Temporal client and to every worker made from it.
+
+    Give it to ``Client.connect(plugins=[StatefulPlugin()])``; workers take it from there.
+
+    Args:
+        keyring: opens tokens in activities and names the trusted issuers. None loads the
+            file that ``$STATEFUL_KEYRING`` names, where it is set; else there are no keys,
+            which is enough for workers that neither open tokens nor meet new issuers.
+
+    Raises:
+        KeyringError: where ``$STATEFUL_KEYRING`` names a file that cannot be used.
+    """
+
+    def __init__(self, keyring: Keyring | None = None) -> None:
+        if keyring is None and KEYRING_VARIABLE in os.environ:
+            keyring = Keyring.load()
+        self._keyring = keyring
+        self._interceptor = _WorkerInterceptor(self)
+        super().__init__(
+            "stateful-workflow",
+            workflow_runner=_pass_through,
+            interceptors=[self._interceptor],
+            workflow_failure_exception_types=[StatefulError],
+        )
+
+    @property
+    def keyring(self) -> Keyring | None:
+        """This process's keyring."""
+        return self._keyring
+
+    def require_keyring(self) -> Keyring:
+        """This process's keyring.
+
+        Raises:
+            KeyringError: where there is none.
+        """
+        if self._keyring is None:
+            raise KeyringError(
+                f"this process has no keyring: set ${KEYRING_VARIABLE} or give one to StatefulPlugin"
+            )
+        return self._keyring
+
+    def complete(self, other: StatefulPlugin) -> None:
+        """Take the keyring of a second plugin on the same worker, where this one has none."""
+        if self._keyring is None:
+            self._keyring = other.keyring
+
+    def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
+        """Add what a worker with workflows needs; an activity-only one gets the interceptor alone.
+
+        Raises:
+            KeyringError: where the cryptographic library does not do what it must.
+        """
+        for interceptor in config.get("interceptors", ()):
+            if isinstance(interceptor, _WorkerInterceptor):
+                # Given to the client and to the worker: the client's stands, once.
+                interceptor.plugin.complete(self)
+                return config
+        self_check()
+        config = super().configure_worker(config)
+        workflows = config.get("workflows", ())
+        if workflows:
+            ordinary = bool(config.get("activities"))
+            if not ordinary:
+                # Else this worker would start to take the activity workers' tasks.
+                config["no_remote_activities"] = True
+            ours = NodeActivities(
+                config["client"],  # pyright: ignore[reportTypedDictNotRequiredAccess]
+                lambda: self._keyring,
+                _plain_types(workflows),
+                ordinary=ordinary and not config.get("no_remote_activities", False),
+            )
+            config["activities"] = [*config.get("activities", ()), *ours.all()]
+        self._interceptor.client = config["client"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
+        return config
+
+
+class _WorkerInterceptor(Interceptor):
+    def __init__(self, plugin: StatefulPlugin) -> None:
+        self.plugin = plugin
+        self.client: Client | None = None
+
+    def workflow_interceptor_class(
+        self, input: WorkflowInterceptorClassInput
+    ) -> type[WorkflowInboundInterceptor] | None:
+        input.unsafe_extern_functions[PLUGIN_MARK] = _mark
+        return NodeInbound
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
+        return _ActivityInbound(next, self.plugin, lambda: self.client)
+
+
+class _ActivityInbound(ActivityInboundInterceptor):
+    """Gives an activity of a node its tokens, the newest where they may be old."""
+
+    def __init__(
+        self,
+        next: ActivityInboundInterceptor,
+        plugin: StatefulPlugin,
+        client: Callable[[], Client | None],
+    ) -> None:
+        super().__init__(next)
+        self._plugin = plugin
+        self._client = client
+
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:
+        info = activity.info()
+        if USE_HEADER not in input.headers or info.activity_type in _OURS:
+            return await super().execute_activity(input)
+        # A local activity's query would wait for the workflow task that waits for it.
+        client = None if info.is_local else self._client()
+        age = (datetime.now(timezone.utc) - info.current_attempt_scheduled_time).total_seconds()
+        tokens = ActivityTokens(
+            Use.from_headers(input.headers),
+            self._plugin.require_keyring,
+            client,
+            time.monotonic() - max(age, 0.0),
+            must_ask=client is not None and info.attempt > 1,
+        )
+        await tokens.refresh_all()
+        if isinstance(input.executor, concurrent.futures.ProcessPoolExecutor):
+            keyring = self._plugin.keyring
+            input.fn = InProcess(input.fn, tokens, None if keyring is None else keyring.path)
+            return await super().execute_activity(input)
+        with running(tokens):
+            return await super().execute_activity(input)
+
+
+def _mark() -> None:
+    """Its presence among the extern functions tells a workflow that the plugin is there."""
+
+
+def _pass_through(runner: WorkflowRunner | None) -> WorkflowRunner:
+    # Verifying a forged message in a second copy of the cryptographic library, as the plain
+    # sandbox makes one, aborts the worker process.
+    if isinstance(runner, SandboxedWorkflowRunner):
+        return dataclasses.replace(
+            runner, restrictions=runner.restrictions.with_passthrough_modules(*_PASSED_THROUGH)
+        )
+    if runner is None:
+        return _pass_through(SandboxedWorkflowRunner())
+    return runner
+
+
+def _plain_types(workflows: Sequence[type]) -> list[str]:
+    # The SDK has no public way from a class to its workflow type.
+    definitions = [
+        workflow._Definition.must_from_class(cls)  # pyright: ignore[reportPrivateUsage]
+        for cls in workflows
+        if not issubclass(cls, StatefulWorkflow)
+    ]
+    return [definition.name for definition in definitions if definition.name is not None]

@@ -1,0 +1,238 @@
+"""Walk a tree of workflows by queries, once or until it has converged."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, cast
+
+from temporalio.client import (
+    Client,
+    WorkflowQueryFailedError,
+    WorkflowQueryRejectedError,
+)
+from temporalio.common import QueryRejectCondition
+from temporalio.service import RPCError, RPCStatusCode
+
+from .errors import NoWorkerAnswers, NotStateful, OperationFailed, WorkflowNotFound
+from .forwarding import STATUS_QUERY
+from .ledger import ALL
+from .status import TokenState, TokenTree, TreeNode
+
+MAX_CONCURRENT_QUERIES: Final = 50
+
+_QUERY_TIMEOUT: Final = timedelta(seconds=10)
+_FIRST_PAUSE_SECONDS: Final = 0.01
+_LONGEST_PAUSE_SECONDS: Final = 0.5
+
+Expected = Mapping[str, int]
+"""For each authority the version that stands there, as the nearest live node above says."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a workflow answered to `apiTokenStatus`, and whether it is closed."""
+
+    status: Mapping[str, Any]
+    closed: bool
+
+
+async def ask(client: Client, workflow_id: str) -> Answer:
+    """Ask one workflow for its status.
+
+    Raises:
+        WorkflowNotFound, NotStateful, NoWorkerAnswers, OperationFailed: it cannot be asked.
+    """
+    handle = client.get_workflow_handle(workflow_id)
+    closed = False
+    try:
+        try:
+            status: object = await handle.query(
+                STATUS_QUERY,
+                reject_condition=QueryRejectCondition.NOT_OPEN,
+                rpc_timeout=_QUERY_TIMEOUT,
+            )
+        except WorkflowQueryRejectedError:
+            closed = True
+            status = await handle.query(
+                STATUS_QUERY,
+                reject_condition=QueryRejectCondition.NONE,
+                rpc_timeout=_QUERY_TIMEOUT,
+            )
+    except (WorkflowQueryFailedError, RPCError) as error:
+        raise query_error(error, workflow_id) from None
+    if not isinstance(status, dict):
+        raise NotStateful(f"workflow {workflow_id} answered {STATUS_QUERY} with something else")
+    return Answer(cast("Mapping[str, Any]", status), closed)
+
+
+def query_error(
+    error: WorkflowQueryFailedError | RPCError, workflow_id: str
+) -> OperationFailed:
+    """Say what a failed query or signal means and what to do."""
+    if isinstance(error, WorkflowQueryFailedError):
+        if "not found" in str(error):
+            return NotStateful(
+                f"workflow {workflow_id} is not a StatefulWorkflow (it has no such query)"
+            )
+        return NoWorkerAnswers(f"workflow {workflow_id} could not answer: {error}")
+    if error.status == RPCStatusCode.NOT_FOUND:
+        return WorkflowNotFound(f"no open workflow {workflow_id} in this namespace: {error.message}")
+    if error.status in (
+        RPCStatusCode.DEADLINE_EXCEEDED,
+        RPCStatusCode.CANCELLED,
+        RPCStatusCode.FAILED_PRECONDITION,
+    ):
+        return NoWorkerAnswers(
+            f"no worker answered for workflow {workflow_id}: is one running on its task queue?"
+        )
+    return OperationFailed(
+        f"workflow {workflow_id} could not be asked ({error.status.name}): {error.message}"
+    )
+
+
+class TreeWalk:
+    """One walk over a tree, for one credential name.
+
+    Args:
+        client: asks the workflows.
+        name: credential name.
+        deadline: `time.monotonic` seconds until which nodes that are behind are asked again;
+            None asks each node once.
+    """
+
+    def __init__(self, client: Client, name: str, deadline: float | None = None) -> None:
+        self._client = client
+        self._name = name
+        self._deadline = deadline
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT_QUERIES)
+        self._nodes: dict[str, TreeNode] = {}
+
+    async def run(self, workflow_id: str) -> TokenTree:
+        """Walk from a workflow down.
+
+        Raises:
+            WorkflowNotFound, NotStateful, NoWorkerAnswers, OperationFailed: of the first node.
+        """
+        answer = await ask(self._client, workflow_id)
+        await self._visit(workflow_id, None, {}, answer, withheld=False)
+        return TokenTree(self._name, tuple(self._nodes.values()))
+
+    async def _visit(
+        self,
+        workflow_id: str,
+        parent: str | None,
+        expected: Expected,
+        answer: Answer | None,
+        *,
+        withheld: bool,
+    ) -> None:
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            if answer is None:
+                try:
+                    async with self._slots:
+                        answer = await ask(self._client, workflow_id)
+                except (WorkflowNotFound, NotStateful):
+                    return
+                except OperationFailed as error:
+                    if self._is_over():
+                        self._nodes[workflow_id] = TreeNode(
+                            workflow_id, "", parent, current=False, problem=str(error)
+                        )
+                        return
+            if answer is not None:
+                node = self._node(answer, workflow_id, parent, expected, withheld=withheld)
+                waiting = not answer.closed and not (node.current and self._is_done(answer))
+                if not waiting or self._is_over():
+                    break
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+            answer = None
+        self._nodes[workflow_id] = node
+        await self._visit_children(answer, workflow_id, expected)
+
+    async def _visit_children(self, answer: Answer, parent: str, expected: Expected) -> None:
+        below = expected if answer.closed else {**expected, **_standing(answer.status, self._name)}
+        visits = [
+            self._visit(
+                str(child["id"]),
+                parent,
+                {} if _is_named(child["withheld"], self._name) else below,
+                None,
+                withheld=_is_named(child["withheld"], self._name),
+            )
+            for child in answer.status["children"]
+            if child["id"] not in self._nodes
+        ]
+        await asyncio.gather(*visits)
+
+    def _node(
+        self,
+        answer: Answer,
+        workflow_id: str,
+        parent: str | None,
+        expected: Expected,
+        *,
+        withheld: bool,
+    ) -> TreeNode:
+        status = answer.status
+        held = _standing(status, self._name)
+        behind = any(held.get(authority, 0) < version for authority, version in expected.items())
+        undelivered = tuple(
+            sorted({str(u["id"]) for u in status["undelivered"] if u["name"] == self._name})
+        )
+        in_force = next(
+            (t for t in status["tokens"] if t["name"] == self._name and t["in_force"]), None
+        )
+        withheld = withheld or _is_named(status["withheld"], self._name)
+        return TreeNode(
+            id=workflow_id,
+            type=str(status["type"]),
+            parent=parent,
+            state=_state(in_force, status, self._name, withheld=withheld),
+            version=None if in_force is None else in_force["version"],
+            fingerprint=None if in_force is None else in_force["fingerprint"],
+            authority=None if in_force is None else in_force["authority"],
+            api_url=status["api_url"],
+            withheld=withheld,
+            closed=answer.closed,
+            current=answer.closed or not behind,
+            undelivered=undelivered,
+        )
+
+    def _is_done(self, answer: Answer) -> bool:
+        """Whether a node has told its children, and none of them is still being started."""
+        status = answer.status
+        return not any(u["name"] == self._name for u in status["undelivered"]) and all(
+            child["confirmed"] for child in status["children"]
+        )
+
+    def _is_over(self) -> bool:
+        return self._deadline is None or time.monotonic() >= self._deadline
+
+
+def _standing(status: Mapping[str, Any], name: str) -> dict[str, int]:
+    return {t["authority"]: int(t["version"]) for t in status["tokens"] if t["name"] == name}
+
+
+def _is_named(names: list[str], name: str) -> bool:
+    return ALL in names or name in names
+
+
+def _state(
+    in_force: Mapping[str, Any] | None, status: Mapping[str, Any], name: str, *, withheld: bool
+) -> TokenState:
+    if in_force is not None:
+        expires_at = in_force["expires_at"]
+        if in_force["state"] == "held" and expires_at is not None and time.time() >= expires_at:
+            return "expired"
+        return cast("TokenState", in_force["state"])
+    if any(message["name"] == name for message in status["waiting"]):
+        return "waiting"
+    if status["needs_set"]:
+        return "needs_set"
+    return "withheld" if withheld else "none"
