@@ -74,6 +74,21 @@ class ForwardResult:
 
 
 @dataclass(frozen=True)
+class RecoverResult:
+    """What a closed run answered.
+
+    Attributes:
+        asked: whether it could be asked.
+        state: its last state, or None where it takes no part in a tree.
+        ordinary: as in `ForwardResult`.
+    """
+
+    asked: bool
+    state: dict[str, Any] | None = None
+    ordinary: bool = True
+
+
+@dataclass(frozen=True)
 class TrustResult:
     """The issuers this worker's keyring knows: key id to public key, and the revoked ids."""
 
@@ -89,6 +104,9 @@ class NodeActivities:
         keyring: gives the worker's keyring as it is now, or None where it has none.
         plain_types: workflow types this worker runs that take no part in a tree.
         ordinary: whether this worker runs ordinary activities beside local ones.
+        cached: whether it keeps workflows between tasks. Where it keeps none, a workflow that
+            is evicted has its local activity cancelled and waits for the task's timeout, so
+            that the local attempt leaves everything to the ordinary one.
     """
 
     def __init__(
@@ -98,11 +116,13 @@ class NodeActivities:
         plain_types: Collection[str],
         *,
         ordinary: bool,
+        cached: bool = True,
     ) -> None:
         self._client = client
         self._keyring = keyring
         self._plain_types = frozenset(plain_types)
         self._ordinary = ordinary
+        self._cached = cached
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_SIGNALS)
 
     def all(self) -> list[Callable[..., Any]]:
@@ -113,6 +133,9 @@ class NodeActivities:
     async def forward(self, request: ForwardRequest) -> ForwardResult:
         """Signal each target its messages, oldest version first, within the time given."""
         result = ForwardResult(ordinary=self._ordinary)
+        if self._leaves_to_ordinary():
+            result.left.extend([target[0] for target in request.targets] + request.ended)
+            return result
         deadline = time.monotonic() + request.seconds
         jobs = [self._tell(request, target, deadline, result) for target in request.targets]
         await asyncio.gather(*jobs)
@@ -183,18 +206,21 @@ class NodeActivities:
         return TrustResult(keyring.trusted(), list(keyring.revoked()))
 
     @activity.defn(name=RECOVER)
-    async def recover(self, workflow_id: str, run_id: str) -> dict[str, Any] | None:
-        """The state a closed run last had, or None where it takes no part in a tree.
-
-        Raises:
-            RPCError: where the run cannot be asked; past retention it is not found.
-        """
+    async def recover(self, workflow_id: str, run_id: str) -> RecoverResult:
+        """Ask a closed run for the state it last had."""
+        if self._leaves_to_ordinary():
+            return RecoverResult(asked=False)
         handle = self._client.get_workflow_handle(workflow_id, run_id=run_id)
         try:
-            state: object = await handle.query(
-                STATE_QUERY, rpc_timeout=_RPC_TIMEOUT
-            )
+            state: object = await handle.query(STATE_QUERY, rpc_timeout=_RPC_TIMEOUT)
         except WorkflowQueryFailedError:
-            return None
-        return cast("dict[str, Any]", state) if isinstance(state, dict) else None
+            return RecoverResult(asked=True, ordinary=self._ordinary)
+        except RPCError as error:
+            if error.status == RPCStatusCode.NOT_FOUND:  # past retention
+                return RecoverResult(asked=False, ordinary=False)
+            return RecoverResult(asked=False, ordinary=self._ordinary)
+        members = cast("dict[str, Any]", state) if isinstance(state, dict) else None
+        return RecoverResult(asked=True, state=members, ordinary=self._ordinary)
 
+    def _leaves_to_ordinary(self) -> bool:
+        return self._ordinary and not self._cached and activity.info().is_local

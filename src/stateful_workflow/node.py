@@ -20,7 +20,15 @@ from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import ActivityError
 
 from .errors import MessageRefused, TokenForged, TokenMalformed
-from .forwarding import FORWARD, RECOVER, TRUST, ForwardRequest, ForwardResult, TrustResult
+from .forwarding import (
+    FORWARD,
+    RECOVER,
+    TRUST,
+    ForwardRequest,
+    ForwardResult,
+    RecoverResult,
+    TrustResult,
+)
 from .headers import NODE_HEADER, Start, Use
 from .ledger import ALL, Child, Ledger, StateUnreadable, Verdict
 from .messages import Message, parse
@@ -590,29 +598,46 @@ class Node:
         """Ask the closed run before this one for its state; until then nothing is used."""
         info = workflow.info()
         try:
-            state = await workflow.execute_local_activity(
-                RECOVER,
-                args=[info.workflow_id, info.continued_run_id],
-                result_type=dict,
-                schedule_to_close_timeout=timedelta(seconds=15),
-                start_to_close_timeout=timedelta(seconds=6),
-                retry_policy=RetryPolicy(
-                    initial_interval=timedelta(milliseconds=200), maximum_attempts=3
-                ),
-            )
-            if state is not None:
-                self._resume(Start.from_json(cast("dict[str, Any]", state)))
-        except (ActivityError, ValueError) as error:
+            answer = await self._ask_closed_run()
+            if answer.state is not None:
+                self._resume(Start.from_json(answer.state))
+            self.lost = not answer.asked
+        except ValueError as error:
+            workflow.logger.warning("The state of run %s: %s", info.continued_run_id, error)
+            self.lost = True
+        if self.lost:
             workflow.logger.warning(
-                "The state of run %s could not be asked for (%s); set the token of workflow %s again",
+                "Run %s could not be asked for its state; set the token of workflow %s again",
                 info.continued_run_id,
-                error,
                 info.workflow_id,
             )
             self.ledger.held.clear()
-            self.lost = True
         self.recovering = False
         self.wake()
+
+    async def _ask_closed_run(self) -> RecoverResult:
+        info = workflow.info()
+        args = [info.workflow_id, info.continued_run_id]
+        try:
+            answer = await workflow.execute_local_activity(
+                RECOVER,
+                args=args,
+                result_type=RecoverResult,
+                start_to_close_timeout=timedelta(seconds=8),
+                retry_policy=RetryPolicy(maximum_attempts=1),
+            )
+            if answer.asked or not answer.ordinary:
+                return answer
+            return await workflow.execute_activity(
+                RECOVER,
+                args=args,
+                result_type=RecoverResult,
+                start_to_close_timeout=timedelta(seconds=8),
+                schedule_to_close_timeout=timedelta(seconds=30),
+                retry_policy=RetryPolicy(maximum_attempts=3),
+            )
+        except ActivityError:
+            return RecoverResult(asked=False)
 
     def _resume(self, start: Start) -> None:
         ledger = Ledger.load(start.ledger)

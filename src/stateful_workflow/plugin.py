@@ -108,6 +108,7 @@ class StatefulPlugin(SimplePlugin):
                 lambda: self._keyring,
                 _plain_types(workflows),
                 ordinary=ordinary and not config.get("no_remote_activities", False),
+                cached=config.get("max_cached_workflows", 1) > 0,
             )
             config["activities"] = [*config.get("activities", ()), *ours.all()]
         self._interceptor.client = config["client"]  # pyright: ignore[reportTypedDictNotRequiredAccess]

@@ -1,0 +1,53 @@
+"""What the server tests share beside fixtures."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import Client, WorkflowHandle
+
+T = TypeVar("T")
+
+WITHIN = 20.0
+"""Seconds in which anything awaited here happens on a busy machine, or the test fails."""
+
+
+async def eventually(probe: Callable[[], Awaitable[T]], *, within: float = WITHIN) -> T:
+    """Ask until the answer is true or no assertion fails; the last failure is raised."""
+    give_up = time.monotonic() + within
+    while True:
+        try:
+            answer = await probe()
+        except AssertionError:
+            if time.monotonic() > give_up:
+                raise
+        else:
+            if answer is not False:
+                return answer
+            assert time.monotonic() < give_up, "the condition never came true"
+        await asyncio.sleep(0.05)
+
+
+async def status_of(client: Client, workflow_id: str) -> dict[str, Any]:
+    """The answer of the `apiTokenStatus` query."""
+    answer: dict[str, Any] = await client.get_workflow_handle(workflow_id).query("apiTokenStatus")
+    return answer
+
+
+async def sealed_at(client: Client, workflow_id: str) -> str:
+    """The sealed token in force at a workflow."""
+    answer: dict[str, Any] = await client.get_workflow_handle(workflow_id).query("apiToken")
+    sealed = answer["sealed"]
+    assert isinstance(sealed, str)
+    return sealed
+
+
+async def events_of(handle: WorkflowHandle[Any, Any], kind: str) -> list[Any]:
+    """The events of one kind (such as ``WORKFLOW_TASK_FAILED``) in a workflow's history."""
+    wanted = EventType.Value(f"EVENT_TYPE_{kind}")
+    history = await handle.fetch_history()
+    return [event for event in history.events if event.event_type == wanted]

@@ -1,0 +1,417 @@
+"""A token set at the root reaches every workflow that should have it, and no other."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from temporalio.client import Client, WorkflowHandle
+from temporalio.worker import Worker
+
+from stateful_workflow import TokenClient, TokenNotSet, TokenRevoked, TokenWithheld
+
+from .support import eventually, events_of, sealed_at, status_of
+from .workflows import Node, Plan, Sharer
+
+URL = "https://api.example.com"
+
+Root = WorkflowHandle[Any, str]
+
+
+@pytest.fixture
+async def plant(tokens: TokenClient, client: Client, queue: str, worker: Worker) -> Any:
+    """Start a tree and wait until all of its nodes run."""
+
+    async def start(plan: Plan, *, run: Any = Node.run, token: str | None = "first") -> Root:
+        root = await tokens.start_workflow(
+            run, plan, id=queue, task_queue=queue, api_token=token, api_url=URL
+        )
+        await settled(client, queue, plan)
+        return root
+
+    return start
+
+
+async def settled(client: Client, workflow_id: str, plan: Plan) -> None:
+    async def all_started() -> None:
+        status = await status_of(client, workflow_id)
+        assert len(status["children"]) == len(plan.children)
+        assert all(child["confirmed"] for child in status["children"])
+
+    await eventually(all_started)
+    for suffix, child in plan.children.items():
+        if not child.type.startswith("Plain"):
+            await settled(client, f"{workflow_id}-{suffix}", child)
+
+
+async def test_the_first_token_reaches_grandchildren_with_their_start(
+    plant: Any, tokens: TokenClient, queue: str
+) -> None:
+    await plant(Plan({"a": Plan({"x": Plan()})}))
+
+    assert (await tokens.get(f"{queue}-a-x")).reveal() == "first"
+
+
+async def test_a_rotation_reaches_every_node_and_the_tree_says_converged(
+    plant: Any, tokens: TokenClient, queue: str
+) -> None:
+    await plant(Plan({"a": Plan({"x": Plan(), "y": Plan()}), "b": Plan()}))
+
+    tree = await tokens.rotate(queue, "second", timeout=20)
+
+    assert tree.converged
+    assert {node.id for node in tree.nodes} == {
+        queue,
+        f"{queue}-a",
+        f"{queue}-a-x",
+        f"{queue}-a-y",
+        f"{queue}-b",
+    }
+    assert len({node.fingerprint for node in tree.nodes}) == 1
+    assert (await tokens.get(f"{queue}-a-x")).reveal() == "second"
+
+
+async def test_a_token_can_be_set_after_a_start_without_one(
+    client: Client, tokens: TokenClient, queue: str, worker: Worker
+) -> None:
+    plan = Plan({"a": Plan()})
+    await client.start_workflow(Node.run, plan, id=queue, task_queue=queue)
+    await settled(client, queue, plan)
+    assert await tokens.status(queue) is None
+
+    await tokens.rotate(queue, "late", origins=[URL], timeout=20)
+
+    assert (await tokens.get(f"{queue}-a")).reveal() == "late"
+
+
+async def test_a_plain_workflow_above_leaves_the_stateful_one_below_it_the_root(
+    client: Client, tokens: TokenClient, queue: str, worker: Worker
+) -> None:
+    plan = Plan({"a": Plan()})
+    await client.start_workflow("PlainParent", plan, id=queue, task_queue=queue)
+
+    async def is_root() -> None:
+        try:
+            assert (await status_of(client, f"{queue}-root"))["root"] == f"{queue}-root"
+        except Exception as error:
+            raise AssertionError(str(error)) from error
+
+    await eventually(is_root)
+    await settled(client, f"{queue}-root", plan)
+
+    await tokens.rotate(f"{queue}-root", "below", origins=[URL], timeout=20)
+
+    assert (await tokens.get(f"{queue}-root-a")).reveal() == "below"
+
+
+async def test_a_child_that_starts_during_a_rotation_ends_with_the_newest(
+    plant: Any, client: Client, tokens: TokenClient, queue: str
+) -> None:
+    root = await plant(Plan({f"k{n}": Plan() for n in range(5)}))
+
+    async def rotate() -> None:
+        for n in range(5):
+            await tokens.set(queue, f"token-{n}")
+
+    await asyncio.gather(
+        rotate(),
+        *[root.signal("add_children", args=[5 * n, 5]) for n in range(4)],
+    )
+
+    async def all_newest() -> None:
+        tree = await tokens.tree(queue)
+        assert len(tree.nodes) == 26
+        assert tree.converged
+
+    await eventually(all_newest)
+    for n in (0, 7, 19):
+        assert (await tokens.get(f"{queue}-c{n}")).reveal() == "token-4"
+
+
+async def test_types_named_in_withhold_never_get_it_nor_does_anything_below_them(
+    plant: Any, client: Client, tokens: TokenClient, queue: str
+) -> None:
+    await plant(Plan({"a": Plan(), "clean": Plan({"below": Plan()}, type="Cleanup")}))
+
+    tree = await tokens.rotate(queue, "second", timeout=20)
+
+    withheld = {node.id for node in tree.nodes if node.withheld}
+    assert withheld == {f"{queue}-clean", f"{queue}-clean-below"}
+    for node_id in withheld:
+        with pytest.raises(TokenNotSet):
+            await tokens.get(node_id)
+        status = await tokens.status(node_id)
+        assert status is not None
+        assert status.state == "withheld"
+
+
+async def test_share_withholds_from_every_type_it_does_not_name(
+    plant: Any, tokens: TokenClient, queue: str
+) -> None:
+    await plant(
+        Plan({"a": Plan(), "other": Plan(type="Regional")}, type="Sharer"), run=Sharer.run
+    )
+
+    tree = await tokens.rotate(queue, "second", timeout=20)
+
+    assert {node.id for node in tree.nodes if node.withheld} == {f"{queue}-other"}
+    assert (await tokens.get(f"{queue}-a")).reveal() == "second"
+
+
+async def test_a_child_started_withholding_refuses_a_token_copied_to_it(
+    plant: Any, client: Client, tokens: TokenClient, queue: str
+) -> None:
+    await plant(Plan({"hard": Plan({"below": Plan()}, hard=True)}))
+    copied = await sealed_at(client, queue)
+
+    for node_id in (f"{queue}-hard", f"{queue}-hard-below"):
+        await client.get_workflow_handle(node_id).signal("apiToken", copied)
+        status = await status_of(client, node_id)
+        assert status["rejections"]["counts"] == {TokenWithheld.__name__: 1}
+        assert status["tokens"] == []
+
+
+async def test_a_token_set_at_a_withheld_child_is_taken_by_it_and_those_below(
+    plant: Any, tokens: TokenClient, queue: str
+) -> None:
+    await plant(Plan({"hard": Plan({"below": Plan()}, hard=True)}))
+
+    await tokens.rotate(f"{queue}-hard", "its own", origins=[URL], timeout=20)
+
+    assert (await tokens.get(f"{queue}-hard-below")).reveal() == "its own"
+    assert (await tokens.get(queue)).reveal() == "first"
+
+
+async def test_soft_withholding_stops_the_next_and_sharing_delivers_the_newest_at_once(
+    plant: Any, client: Client, tokens: TokenClient, queue: str
+) -> None:
+    root = await plant(Plan({"a": Plan({"x": Plan()}), "b": Plan()}))
+
+    await root.signal("keep_from", args=["a", None])
+    await tokens.rotate(queue, "second", timeout=20)
+    assert (await tokens.get(f"{queue}-a")).reveal() == "first"
+    assert (await tokens.get(f"{queue}-b")).reveal() == "second"
+    tree = await tokens.tree(queue)
+    assert [node.withheld for node in tree.nodes if node.id == f"{queue}-a"] == [True]
+
+    await root.signal("give_to", args=["a", None])
+
+    async def shared() -> bool:
+        return (await tokens.get(f"{queue}-a-x")).reveal() == "second"
+
+    await eventually(shared)
+
+
+async def test_a_child_withheld_softly_before_its_start_gets_the_standing_token_when_shared(
+    plant: Any, client: Client, tokens: TokenClient, queue: str
+) -> None:
+    root = await plant(Plan())
+    await root.signal("keep_from", args=["late", None])
+    await root.signal("add_child", args=["late", Plan()])
+    await settled(client, queue, Plan({"late": Plan()}))
+    assert await tokens.status(f"{queue}-late") is None
+
+    await root.signal("give_to", args=["late", None])
+
+    async def shared() -> bool:
+        return (await tokens.status(f"{queue}-late")) is not None
+
+    await eventually(shared)
+    assert (await tokens.get(f"{queue}-late")).reveal() == "first"
+
+
+async def test_the_nearest_authority_wins_and_inherit_falls_back_to_the_newest_above(
+    plant: Any, tokens: TokenClient, queue: str
+) -> None:
+    await plant(Plan({"a": Plan({"x": Plan()})}))
+
+    await tokens.rotate(f"{queue}-a", "its own", timeout=20, origins=[URL])
+    await tokens.rotate(queue, "second", timeout=20)
+    assert (await tokens.get(f"{queue}-a-x")).reveal() == "its own"
+
+    await tokens.inherit(f"{queue}-a")
+
+    async def inherited() -> bool:
+        return (await tokens.get(f"{queue}-a-x")).reveal() == "second"
+
+    await eventually(inherited)
+
+
+async def test_revoke_cuts_a_subtree_off_and_inherit_gives_it_back(
+    plant: Any, tokens: TokenClient, queue: str
+) -> None:
+    await plant(Plan({"a": Plan({"x": Plan()}), "b": Plan()}))
+
+    await tokens.revoke(f"{queue}-a")
+
+    async def revoked() -> bool:
+        status = await tokens.status(f"{queue}-a-x")
+        return status is not None and status.state == "revoked"
+
+    await eventually(revoked)
+    await tokens.rotate(queue, "second", timeout=20)
+    with pytest.raises(TokenRevoked):
+        await tokens.get(f"{queue}-a-x")
+    assert (await tokens.get(f"{queue}-b")).reveal() == "second"
+
+    await tokens.inherit(f"{queue}-a")
+
+    async def given_back() -> bool:
+        try:
+            return (await tokens.get(f"{queue}-a-x")).reveal() == "second"
+        except TokenRevoked:
+            return False
+
+    await eventually(given_back)
+
+
+async def test_plain_children_are_told_nothing(
+    plant: Any, client: Client, tokens: TokenClient, queue: str
+) -> None:
+    await plant(Plan({"plain": Plan(type="Plain"), "a": Plan()}))
+
+    tree = await tokens.rotate(queue, "second", timeout=20)
+
+    assert {node.id for node in tree.nodes} == {queue, f"{queue}-a"}
+    plain = client.get_workflow_handle(f"{queue}-plain")
+    assert await events_of(plain, "WORKFLOW_EXECUTION_SIGNALED") == []
+
+
+async def test_a_child_that_is_gone_is_dropped_and_its_live_children_are_adopted(
+    plant: Any, client: Client, tokens: TokenClient, queue: str
+) -> None:
+    await plant(Plan({"a": Plan({"x": Plan({"deep": Plan()})}), "b": Plan()}))
+    await client.get_workflow_handle(f"{queue}-a").terminate()
+    await client.get_workflow_handle(f"{queue}-a-x").terminate()
+
+    await tokens.rotate(queue, "second", timeout=20)
+
+    async def adopted() -> None:
+        assert (await tokens.get(f"{queue}-a-x-deep")).reveal() == "second"
+        children = {child["id"] for child in (await status_of(client, queue))["children"]}
+        assert children == {f"{queue}-a-x-deep", f"{queue}-b"}
+
+    await eventually(adopted)
+    assert (await tokens.rotate(queue, "third", timeout=20)).converged
+
+
+async def test_what_was_withheld_from_a_closed_child_stays_withheld_from_those_it_leaves(
+    plant: Any, client: Client, tokens: TokenClient, queue: str
+) -> None:
+    root = await plant(Plan({"a": Plan({"x": Plan()})}))
+    await root.signal("keep_from", args=["a", None])
+    await client.get_workflow_handle(f"{queue}-a").terminate()
+
+    tree = await tokens.rotate(queue, "second", timeout=20)
+
+    assert (await tokens.get(f"{queue}-a-x")).reveal() == "first"
+    assert tree.converged
+
+
+async def test_a_workflow_that_returns_finishes_its_forwarding_first(
+    plant: Any, client: Client, tokens: TokenClient, queue: str
+) -> None:
+    root = await plant(Plan({f"k{n}": Plan() for n in range(10)}))
+
+    await tokens.set(queue, "second")
+    await root.signal("stop")
+    assert await root.result() == "stopped"
+
+    for n in range(10):
+        assert (await tokens.get(f"{queue}-k{n}")).reveal() == "second"
+
+
+async def test_signals_and_queries_of_the_user_stay_prompt_during_a_fan_out(
+    plant: Any, client: Client, tokens: TokenClient, queue: str
+) -> None:
+    root = await plant(Plan({f"k{n}": Plan() for n in range(40)}))
+
+    setting = asyncio.create_task(tokens.rotate(queue, "second", timeout=30))
+    for n in range(5):
+        await root.signal("note", str(n))
+        assert (await root.query("notes"))[-1] == str(n)
+    assert (await setting).converged
+
+
+async def test_each_workflow_has_its_own_address_and_children_inherit_it_only_at_their_start(
+    plant: Any, client: Client, tokens: TokenClient, queue: str
+) -> None:
+    root = await plant(
+        Plan(
+            {
+                "plain": Plan(),
+                "own": Plan(api_url="https://own.example.com"),
+                "class": Plan(type="Regional"),
+            }
+        )
+    )
+
+    await root.signal("move_to", "https://moved.example.com")
+
+    async def address(node_id: str) -> str | None:
+        answer: str | None = await client.get_workflow_handle(node_id).query("apiUrl")
+        return answer
+
+    assert await address(queue) == "https://moved.example.com"
+    assert await address(f"{queue}-plain") == URL
+    assert await address(f"{queue}-own") == "https://own.example.com"
+    assert await address(f"{queue}-class") == "https://eu.example.com"
+
+
+async def test_an_address_by_signal_is_taken_only_within_the_signed_origins(
+    plant: Any, client: Client, queue: str
+) -> None:
+    root = await plant(Plan())
+
+    await root.signal("apiUrl", f"{URL}/v2")
+    assert await root.query("apiUrl") == f"{URL}/v2"
+    await root.signal("apiUrl", "https://evil.example.net")
+    assert await root.query("apiUrl") == f"{URL}/v2"
+    assert (await status_of(client, queue))["rejections"]["counts"] == {"TokenMalformed": 1}
+
+
+async def test_a_parent_sets_a_token_that_an_issuers_activity_sealed(
+    plant: Any, client: Client, tokens: TokenClient, queue: str
+) -> None:
+    root = await plant(Plan({"a": Plan()}), token=None)
+
+    assert await root.execute_update("fetch_token", args=["fetched", None]) == "held"
+
+    async def arrived() -> bool:
+        return await tokens.status(f"{queue}-a") is not None
+
+    await eventually(arrived)
+    token = await tokens.get(f"{queue}-a")
+    assert token.reveal() == "fetched"
+    assert token.origins == (URL,)
+
+
+async def test_an_activity_opens_what_its_workflow_holds(
+    plant: Any, client: Client, tokens: TokenClient, queue: str
+) -> None:
+    await plant(Plan({"a": Plan(), "clean": Plan(type="Cleanup")}))
+    child = client.get_workflow_handle(f"{queue}-a")
+
+    assert await child.execute_update("use_token", "apiToken") == "first"
+    assert await child.execute_update("use_token_locally") == "first"
+    assert await child.execute_update("use_address") == URL
+    await tokens.rotate(queue, "second", timeout=20)
+    assert await child.execute_update("use_token", "apiToken") == "second"
+    cleanup = client.get_workflow_handle(f"{queue}-clean")
+    assert await cleanup.execute_update("use_token", "apiToken") == "TokenNotSet"
+
+
+async def test_several_named_tokens_live_side_by_side(
+    plant: Any, tokens: TokenClient, client: Client, queue: str
+) -> None:
+    root = await plant(Plan({"a": Plan(), "b": Plan()}))
+    await root.signal("keep_from", args=["b", "billing"])
+
+    await tokens.rotate(queue, "gh", name="github", origins=[URL], timeout=20)
+    await tokens.rotate(queue, "money", name="billing", origins=[URL], timeout=20)
+
+    assert (await tokens.get(f"{queue}-a", "billing")).reveal() == "money"
+    assert (await tokens.get(f"{queue}-b", "github")).reveal() == "gh"
+    assert await tokens.status(f"{queue}-b", "billing") is None
+    assert (await tokens.get(f"{queue}-b")).reveal() == "first"

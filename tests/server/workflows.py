@@ -1,0 +1,308 @@
+"""The workflows and activities of the server tests."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from temporalio import activity, workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ApplicationError
+
+with workflow.unsafe.imports_passed_through():
+    from stateful_workflow import (
+        SealedToken,
+        StatefulWorkflow,
+        TokenUnavailable,
+        current_api_url,
+        current_token,
+        seal_token,
+    )
+
+SOON = timedelta(seconds=10)
+
+
+@activity.defn
+async def reveal(name: str = "apiToken") -> str:
+    """What an activity of the calling workflow can open; tests' tokens only."""
+    try:
+        return current_token(name).reveal()
+    except TokenUnavailable as error:
+        return type(error).__name__
+
+
+@activity.defn
+async def reveal_address() -> str | None:
+    return current_api_url()
+
+
+@activity.defn
+async def fetch_and_seal(token: str, origins: list[str] | None) -> SealedToken:
+    """Stands for an issuer's activity; the argument for the secret it would fetch itself."""
+    return seal_token(token, origins=origins)
+
+
+@dataclass
+class Plan:
+    """What a `Node` does when it starts.
+
+    Attributes:
+        children: for each child its id suffix and its own plan.
+        type: workflow type of this node.
+        hard: start this node inside `withholding()`.
+        api_url: set by the node's own code.
+        close_policy: of this node as a child.
+    """
+
+    children: dict[str, Plan] = field(default_factory=dict[str, "Plan"])
+    type: str = "Node"
+    hard: bool = False
+    api_url: str | None = None
+    close_policy: int = 2  # ABANDON
+
+
+class _Controlled(StatefulWorkflow):
+    """A workflow that starts children as planned and then does what signals say."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self.carry_on = False
+        self.fail = False
+        self.handled: list[str] = []
+        self.tasks: list[asyncio.Task[Any]] = []
+
+    async def start(self, plan: Plan) -> None:
+        if plan.api_url is not None:
+            self.api_url = plan.api_url
+        await asyncio.gather(
+            *[self.start_child(suffix, child) for suffix, child in plan.children.items()]
+        )
+
+    async def start_child(self, suffix: str, plan: Plan) -> None:
+        async def begin() -> None:
+            await workflow.start_child_workflow(
+                plan.type,
+                plan,
+                id=f"{workflow.info().workflow_id}-{suffix}",
+                parent_close_policy=workflow.ParentClosePolicy(plan.close_policy),
+            )
+
+        if plan.hard:
+            with self.withholding():
+                await begin()
+        else:
+            await begin()
+
+    async def until_told(self) -> str:
+        await workflow.wait_condition(lambda: self.stopped or self.carry_on or self.fail)
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        if self.fail:
+            raise ApplicationError("told to fail", non_retryable=False)
+        if self.carry_on:
+            workflow.continue_as_new(Plan())
+        return "stopped"
+
+    @workflow.signal
+    def stop(self) -> None:
+        self.stopped = True
+
+    @workflow.signal
+    def go_on(self) -> None:
+        self.carry_on = True
+
+    @workflow.signal
+    def go_on_at_once(self) -> None:
+        workflow.continue_as_new(Plan())
+
+    @workflow.signal
+    def break_down(self) -> None:
+        self.fail = True
+
+    @workflow.signal
+    async def add_child(self, suffix: str, plan: Plan) -> None:
+        await self.start_child(suffix, plan)
+
+    @workflow.signal
+    async def add_children(self, first: int, count: int) -> None:
+        await asyncio.gather(
+            *[self.start_child(f"c{n}", Plan()) for n in range(first, first + count)]
+        )
+
+    @workflow.signal
+    def note(self, text: str) -> None:
+        self.handled.append(text)
+
+    @workflow.signal
+    def keep_from(self, suffix: str, name: str | None) -> None:
+        self.withhold(f"{workflow.info().workflow_id}-{suffix}", name=name)
+
+    @workflow.signal
+    def give_to(self, suffix: str, name: str | None) -> None:
+        self.share(f"{workflow.info().workflow_id}-{suffix}", name=name)
+
+    @workflow.signal
+    def move_to(self, url: str) -> None:
+        self.api_url = url
+
+    @workflow.update
+    async def fetch_token(self, token: str, origins: list[str] | None) -> str:
+        sealed = await workflow.execute_activity(
+            fetch_and_seal, args=[token, origins], start_to_close_timeout=SOON
+        )
+        status = await self.set_api_token(sealed)
+        return status.state
+
+    @workflow.update
+    async def use_token(self, name: str) -> str:
+        return await workflow.execute_activity(reveal, name, start_to_close_timeout=SOON)
+
+    @workflow.update
+    async def use_token_locally(self) -> str:
+        return await workflow.execute_local_activity(
+            reveal, "apiToken", start_to_close_timeout=SOON
+        )
+
+    @workflow.update
+    async def use_address(self) -> str | None:
+        return await workflow.execute_activity(reveal_address, start_to_close_timeout=SOON)
+
+    @workflow.query
+    def notes(self) -> list[str]:
+        return self.handled
+
+    @workflow.query
+    def state(self) -> str | None:
+        status = self.api_token_status
+        return None if status is None else status.state
+
+
+@workflow.defn
+class Node(_Controlled, withhold=("Cleanup",)):
+    @workflow.run
+    async def run(self, plan: Plan) -> str:
+        await self.start(plan)
+        return await self.until_told()
+
+
+@workflow.defn
+class Cleanup(_Controlled):
+    @workflow.run
+    async def run(self, plan: Plan) -> str:
+        await self.start(plan)
+        return await self.until_told()
+
+
+@workflow.defn
+class Sharer(_Controlled, share=("Node",)):
+    @workflow.run
+    async def run(self, plan: Plan) -> str:
+        await self.start(plan)
+        return await self.until_told()
+
+
+@workflow.defn
+class Regional(_Controlled, api_url="https://eu.example.com"):
+    @workflow.run
+    async def run(self, plan: Plan) -> str:
+        await self.start(plan)
+        return await self.until_told()
+
+
+@workflow.defn
+class Flaky(_Controlled):
+    """Fails when told to; started with a retry policy it comes back."""
+
+    @workflow.run
+    async def run(self, plan: Plan) -> str:
+        if workflow.info().attempt == 1:
+            await self.start(plan)
+        return await self.until_told()
+
+
+@workflow.defn
+class FlakyParent(_Controlled):
+    @workflow.run
+    async def run(self, plan: Plan) -> str:
+        await workflow.start_child_workflow(
+            "Flaky",
+            plan,
+            id=f"{workflow.info().workflow_id}-flaky",
+            retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=50)),
+        )
+        return await self.until_told()
+
+
+@workflow.defn
+class Brancher(_Controlled):
+    """Branches on what it knows of its token, so that a replay that saw another state breaks."""
+
+    @workflow.run
+    async def run(self, plan: Plan) -> str:
+        await self.start(plan)
+        seen = ""
+        while not self.stopped:
+            status = self.api_token_status
+            now = "none" if status is None else f"{status.state}{status.version}"
+            if now != seen:
+                seen = now
+                if status is None:
+                    await workflow.sleep(timedelta(milliseconds=1))
+                elif status.state == "held":
+                    await workflow.execute_activity(
+                        reveal, "apiToken", start_to_close_timeout=SOON
+                    )
+                else:
+                    await workflow.execute_local_activity(
+                        reveal, "apiToken", start_to_close_timeout=SOON
+                    )
+            await workflow.wait_condition(lambda: self.stopped or self._moved(seen))
+        return seen
+
+    def _moved(self, seen: str) -> bool:
+        status = self.api_token_status
+        return ("none" if status is None else f"{status.state}{status.version}") != seen
+
+
+@workflow.defn
+class Plain:
+    @workflow.run
+    async def run(self, plan: Plan) -> str:
+        await workflow.wait_condition(lambda: False)
+        return "never"
+
+
+@workflow.defn
+class PlainParent:
+    """A plain workflow above a tree."""
+
+    @workflow.run
+    async def run(self, plan: Plan) -> str:
+        return await workflow.execute_child_workflow(
+            "Node", plan, id=f"{workflow.info().workflow_id}-root"
+        )
+
+
+@workflow.defn
+class Ticker(StatefulWorkflow):
+    """For cron: each run reports what it holds through an activity and ends."""
+
+    @workflow.run
+    async def run(self) -> str:
+        return await workflow.execute_activity(reveal, "apiToken", start_to_close_timeout=SOON)
+
+
+WORKFLOWS: list[type] = [
+    Brancher,
+    Cleanup,
+    Flaky,
+    FlakyParent,
+    Node,
+    Plain,
+    PlainParent,
+    Regional,
+    Sharer,
+    Ticker,
+]
+ACTIVITIES: list[Any] = [fetch_and_seal, reveal, reveal_address]
