@@ -1,0 +1,35 @@
+"""The command `stateful`, of the extra ``cli``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command on ``sys.argv`` and exit.
+
+    Exit status: 0 done; 1 an error, told on stderr; 2 wrong usage; 3 a tree that has not
+    converged; 128 + n ended by signal n.
+    """
+    try:
+        from .app import app
+    except ModuleNotFoundError as error:
+        if error.name not in {"typer", "rich"}:
+            raise
+        sys.exit(
+            f"error: the command needs the package {error.name}: "
+            'pip install "stateful-workflow[cli]"'
+        )
+    try:
+        app()
+    except SystemExit as end:
+        # The SDK's threads may still be letting go of Python objects, and an interpreter that
+        # finalizes meanwhile aborts with status 134 (7 of 40 runs): so it is not finalized.
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))

@@ -1,0 +1,96 @@
+"""The commands and what belongs to none of their groups: `stateful dev` and `stateful demo`."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..engine import start_engine
+from ..errors import StatefulError
+from . import keys, token, tree
+from .common import Json, Namespace, out, run
+
+app = typer.Typer(
+    name="stateful",
+    help="One API token for a tree of Temporal workflows.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # they can show local variables: a token may be one
+)
+app.add_typer(keys.app, name="keys")
+app.add_typer(token.app, name="token")
+app.command("tree")(tree.tree)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("stateful-workflow"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and exit.")
+    ] = False,
+) -> None:
+    """One API token for a tree of Temporal workflows."""
+
+
+@app.command()
+def dev(
+    db: Annotated[
+        Path | None, typer.Option(help="SQLite file that keeps the data; without it: in memory.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the server; else a free one.")] = None,
+    ui_port: Annotated[
+        int | None, typer.Option(help="Port of the Web UI; else a free one.")
+    ] = None,
+    namespace: Namespace = None,
+) -> None:
+    """Run the embedded Temporal server with its Web UI until Ctrl-C."""
+    run(_dev(db, port, ui_port, namespace or "default"), stopped=0)
+
+
+async def _dev(db: Path | None, port: int | None, ui_port: int | None, namespace: str) -> int:
+    async with start_engine(db, port=port, ui_port=ui_port, namespace=namespace) as engine:
+        console = out()
+        for label, value in (
+            ("Temporal server", engine.address),
+            ("namespace", engine.namespace),
+            ("Web UI", engine.ui_url),
+            ("data", engine.db or "in memory, gone at the end"),
+        ):
+            console.print(f"{label:16} {value}", soft_wrap=True)
+        console.print(f"\nexport TEMPORAL_ADDRESS={engine.address}\n\nCtrl-C stops it.")
+        await asyncio.Event().wait()
+    return 0
+
+
+@app.command()
+def demo(
+    as_json: Json = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the server and its Web UI running until Ctrl-C.")
+    ] = False,
+) -> None:
+    """Rotate a token through a tree of 31 workflows while they call an API, and report.
+
+    Needs no server: it runs the embedded one. With --json the report is the last line.
+    """
+    run(_demo(as_json, keep))
+
+
+async def _demo(as_json: bool, keep: bool) -> int:
+    try:
+        from ..demo.main import run_demo
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("stateful_workflow"):
+            raise
+        raise StatefulError(
+            f'the demo needs the package {error.name}: pip install "stateful-workflow[demo]"'
+        ) from None
+    return await run_demo(as_json=as_json, keep=keep)

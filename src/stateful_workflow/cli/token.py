@@ -1,0 +1,204 @@
+"""`stateful token`: set, look at and end a token at a workflow."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from ..client import TokenClient
+from ..keyring import Keyring
+from ..origins import allowed_origin
+from ..status import TokenStatus
+from .common import (
+    Address,
+    Json,
+    KeyringPath,
+    Name,
+    Namespace,
+    WorkflowId,
+    connect,
+    out,
+    print_json,
+    run,
+)
+
+app = typer.Typer(help="Set, look at and end a token at a workflow.", no_args_is_help=True)
+
+
+@app.command("set")
+def set_token(
+    workflow_id: WorkflowId,
+    from_env: Annotated[
+        str | None,
+        typer.Option(metavar="VARIABLE", help="Read the token from this environment variable."),
+    ] = None,
+    name: Name = "apiToken",
+    origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL", help="Where it may be sent, repeatable; else as the token held there."
+        ),
+    ] = None,
+    expires_in: Annotated[
+        float | None, typer.Option(min=1, metavar="SECONDS", help="From now; else never.")
+    ] = None,
+    address: Address = None,
+    namespace: Namespace = None,
+    keyring: KeyringPath = None,
+    as_json: Json = False,
+) -> None:
+    """Set a token at a workflow and all below it, and print its status.
+
+    The token comes from stdin, or from a variable with --from-env; never from the command line,
+    where other users of the machine could read it.
+    """
+    origins = [_checked_origin(text) for text in origin or ()]
+    token = _read_token(from_env)
+
+    async def command() -> None:
+        tokens = await _client_with_keys(address, namespace, keyring)
+        status = await tokens.set(
+            workflow_id, token, name=name, origins=origins or None, expires_in=expires_in
+        )
+        _show(workflow_id, name, status, as_json)
+
+    run(command())
+
+
+@app.command()
+def status(
+    workflow_id: WorkflowId,
+    name: Name = "apiToken",
+    address: Address = None,
+    namespace: Namespace = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a workflow holds, without opening it."""
+
+    async def command() -> None:
+        tokens = TokenClient(await connect(address, namespace))
+        _show(workflow_id, name, await tokens.status(workflow_id, name), as_json)
+
+    run(command())
+
+
+@app.command()
+def reveal(
+    workflow_id: WorkflowId,
+    name: Name = "apiToken",
+    address: Address = None,
+    namespace: Namespace = None,
+    keyring: KeyringPath = None,
+    as_json: Json = False,
+) -> None:
+    """Print the token itself. Needs a reader key."""
+
+    async def command() -> None:
+        tokens = await _client_with_keys(address, namespace, keyring)
+        token = (await tokens.get(workflow_id, name)).reveal()
+        if as_json:
+            print_json({"name": name, "token": token})
+        else:
+            typer.echo(token)
+
+    run(command())
+
+
+@app.command()
+def revoke(
+    workflow_id: WorkflowId,
+    name: Name = "apiToken",
+    address: Address = None,
+    namespace: Namespace = None,
+    keyring: KeyringPath = None,
+    as_json: Json = False,
+) -> None:
+    """Take the token from a workflow and all below it; one set further down stands."""
+
+    async def command() -> None:
+        tokens = await _client_with_keys(address, namespace, keyring)
+        _show(workflow_id, name, await tokens.revoke(workflow_id, name), as_json)
+
+    run(command())
+
+
+@app.command()
+def inherit(
+    workflow_id: WorkflowId,
+    name: Name = "apiToken",
+    address: Address = None,
+    namespace: Namespace = None,
+    keyring: KeyringPath = None,
+    as_json: Json = False,
+) -> None:
+    """Give a workflow its ancestors' token again, after a set or a revoke of its own."""
+
+    async def command() -> None:
+        tokens = await _client_with_keys(address, namespace, keyring)
+        _show(workflow_id, name, await tokens.inherit(workflow_id, name), as_json)
+
+    run(command())
+
+
+def _checked_origin(text: str) -> str:
+    try:
+        return allowed_origin(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--origin {text}: {error}") from None
+
+
+async def _client_with_keys(
+    address: str | None, namespace: str | None, path: Path | None
+) -> TokenClient:
+    keyring = Keyring.load(path)  # first: the cheaper thing to be wrong
+    return TokenClient(await connect(address, namespace), keyring)
+
+
+def _read_token(variable: str | None) -> str:
+    if variable is not None:
+        token = os.environ.get(variable, "")
+        if not token:
+            raise typer.BadParameter(f"the variable {variable} is not set or empty")
+        return token
+    if sys.stdin.isatty():
+        return str(typer.prompt("Token", hide_input=True, err=True))
+    try:
+        token = sys.stdin.read().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise typer.BadParameter("stdin is not text") from None
+    if not token:
+        raise typer.BadParameter("no token on stdin")
+    return token
+
+
+def _show(workflow_id: str, name: str, status: TokenStatus | None, as_json: bool) -> None:
+    if as_json:
+        print_json(None if status is None else status.to_json())
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_row("workflow", workflow_id)
+    table.add_row("name", name)
+    table.add_row("state", "none" if status is None else status.state)
+    if status is not None:
+        version, expires = status.version, status.expires_at
+        for label, value in (
+            ("version", None if version is None else f"{version} ({_utc(version / 1000)})"),
+            ("fingerprint", status.fingerprint),
+            ("set at", status.authority),
+            ("issuer", status.issuer),
+            ("origins", " ".join(status.origins)),
+            ("expires", None if expires is None else _utc(expires)),
+        ):
+            if value:
+                table.add_row(label, value)
+    out().print(table)
+
+
+def _utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(" ", "seconds")

@@ -1,0 +1,102 @@
+"""`stateful tree`: who holds what."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+
+from rich.text import Text
+from rich.tree import Tree
+
+from ..client import TokenClient
+from ..status import TokenTree, TreeNode
+from .common import (
+    Address,
+    Json,
+    Name,
+    Namespace,
+    WorkflowId,
+    connect,
+    out,
+    print_json,
+    run,
+)
+
+NOT_CONVERGED = 3
+"""Exit status: some node has not accepted the newest version."""
+
+
+def tree(
+    workflow_id: WorkflowId,
+    name: Name = "apiToken",
+    address: Address = None,
+    namespace: Namespace = None,
+    as_json: Json = False,
+) -> None:
+    """Show a workflow's tree: who holds which version, from whom it is withheld.
+
+    Exit status 0 when every node that should have the newest version has accepted it, 3 when
+    one has not.
+    """
+
+    async def command() -> int:
+        seen = await TokenClient(await connect(address, namespace)).tree(workflow_id, name)
+        if as_json:
+            print_json(
+                {
+                    "name": seen.name,
+                    "converged": seen.converged,
+                    "nodes": [asdict(node) for node in seen.nodes],
+                }
+            )
+        else:
+            out().print(render(seen, time.time()))
+        return 0 if seen.converged else NOT_CONVERGED
+
+    run(command())
+
+
+def render(tree: TokenTree, now: float) -> Tree:
+    """Draw a tree.
+
+    Args:
+        tree: what was seen.
+        now: Unix seconds, for the age of versions.
+    """
+    verdict = (
+        Text("converged", "green")
+        if tree.converged
+        else Text(f"not converged, {len(tree.behind)} behind", "red")
+    )
+    drawn = Tree(Text.assemble((tree.name, "bold"), " ", verdict))
+    branches: dict[str | None, Tree] = {}
+    for node in tree.nodes:
+        branches[node.id] = branches.get(node.parent, drawn).add(_line(node, now))
+    return drawn
+
+
+def _line(node: TreeNode, now: float) -> Text:
+    line = Text.assemble((node.id, "bold"), " ", (node.type, "dim"))
+    if node.withheld:
+        line.append(" withheld", "yellow")
+    elif node.version is None:
+        line.append(f" {node.state}", "dim")
+    else:
+        age = _age(now - node.version / 1000)
+        line.append(f" {node.state} {node.fingerprint} {age}", "green" if node.current else "red")
+    if node.closed:
+        line.append(" closed", "dim")
+    if not node.current:
+        line.append(" behind", "red")
+    if node.undelivered:
+        line.append(f" undelivered: {', '.join(node.undelivered)}", "yellow")
+    if node.problem is not None:
+        line.append(f" {node.problem}", "red")
+    return line
+
+
+def _age(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit} old"
+    return f"{max(seconds, 0):.0f} s old"

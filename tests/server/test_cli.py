@@ -1,0 +1,194 @@
+"""The command as a person runs it: a process of its own, against a real server and worker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from temporalio.client import Client
+
+from stateful_workflow import Keyring, TokenClient
+from stateful_workflow.engine import EmbeddedEngine
+
+from .conftest import start_worker
+from .support import eventually
+from .test_engine import gone, port_of
+from .workflows import Node, Plan
+
+COMMAND = [sys.executable, "-c", "from stateful_workflow.cli import main; main()"]
+ORIGIN = "https://api.example.com"
+
+
+@pytest.fixture(scope="module")
+def keyring_file(keyring: Keyring, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("keys") / "keyring.json"
+    keyring.save(path)
+    return path
+
+
+@pytest.fixture
+def environment(engine: EmbeddedEngine, keyring_file: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "TEMPORAL_ADDRESS": engine.address,
+        "TEMPORAL_CONFIG_FILE": os.devnull,
+        "STATEFUL_KEYRING": str(keyring_file),
+    }
+
+
+async def stateful(
+    environment: dict[str, str], *arguments: str, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    return await asyncio.to_thread(
+        subprocess.run,
+        [*COMMAND, *arguments],
+        input=stdin,
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=50,
+    )
+
+
+async def test_a_token_is_set_shown_revealed_revoked_and_inherited(
+    client: Client, tokens: TokenClient, queue: str, environment: dict[str, str]
+) -> None:
+    root, child = queue, f"{queue}-a"
+    async with start_worker(client, queue):
+        await tokens.start_workflow(
+            Node.run,
+            Plan(children={"a": Plan(), "c": Plan(type="Cleanup")}),
+            id=root,
+            task_queue=queue,
+            api_token="first",
+            origins=[ORIGIN],
+        )
+
+        made = await stateful(
+            environment, "token", "set", root, "--expires-in", "3600", "--json", stdin="second\n"
+        )
+        assert (made.returncode, made.stderr) == (0, "")
+        status = json.loads(made.stdout)
+        assert (status["state"], status["origins"]) == ("held", [ORIGIN])
+        assert (await tokens.get(root)).reveal() == "second"
+
+        shown = await stateful(environment, "token", "status", root)
+        assert shown.returncode == 0
+        assert status["fingerprint"] in shown.stdout
+        assert ORIGIN in shown.stdout
+        assert "second" not in shown.stdout
+
+        async def reaches_the_child() -> None:
+            revealed = await stateful(environment, "token", "reveal", child)
+            assert (revealed.stdout, revealed.returncode) == ("second\n", 0)
+
+        await eventually(reaches_the_child)
+
+        tree = await stateful(environment, "tree", root)
+        assert tree.returncode == 0
+        first, *lines = tree.stdout.splitlines()
+        assert first == "apiToken converged"
+        assert sum(status["fingerprint"] in line for line in lines) == 2
+        assert ["withheld" in line for line in lines if "Cleanup" in line] == [True]
+        data = json.loads((await stateful(environment, "tree", root, "--json")).stdout)
+        assert data["converged"] is True
+        assert [node["parent"] for node in data["nodes"]] == [None, root, root]
+
+        revoked = await stateful(environment, "token", "revoke", child, "--json")
+        assert json.loads(revoked.stdout)["state"] == "revoked"
+        refused = await stateful(environment, "token", "reveal", child)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert refused.stderr.startswith("error: ")
+        inherited = await stateful(environment, "token", "inherit", child, "--json")
+        assert json.loads(inherited.stdout)["fingerprint"] == status["fingerprint"]
+
+
+async def test_a_token_comes_from_a_variable(
+    client: Client, tokens: TokenClient, queue: str, environment: dict[str, str]
+) -> None:
+    async with start_worker(client, queue):
+        await client.start_workflow(Node.run, Plan(), id=queue, task_queue=queue)
+        done = await stateful(
+            {**environment, "THEIR_TOKEN": "from the variable"},
+            *("token", "set", queue, "--from-env", "THEIR_TOKEN", "--origin", ORIGIN),
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (await tokens.get(queue)).reveal() == "from the variable"
+
+
+async def test_what_went_wrong_is_one_line_that_says_what_to_do(
+    client: Client, queue: str, environment: dict[str, str], tmp_path: Path, keyring: Keyring
+) -> None:
+    async def error(*arguments: str, **variables: str) -> str:
+        done = await stateful({**environment, **variables}, *arguments, stdin="secret")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+        assert "secret" not in done.stderr
+        return done.stderr
+
+    public = tmp_path / "public.json"
+    keyring.public().save(public)
+    async with start_worker(client, queue):
+        await client.start_workflow("Plain", Plan(), id=f"{queue}-plain", task_queue=queue)
+        await client.start_workflow(Node.run, Plan(), id=queue, task_queue=queue)
+        assert "no-such-workflow" in await error("tree", "no-such-workflow")
+        assert "not a StatefulWorkflow" in await error("tree", f"{queue}-plain")
+        assert "not a StatefulWorkflow" in await error("token", "status", f"{queue}-plain")
+        assert "no issuer" in await error(
+            "token", "set", queue, "--origin", ORIGIN, STATEFUL_KEYRING=str(public)
+        )
+        assert "origin" in await error("token", "set", queue)
+        assert "elsewhere" in await error("tree", queue, "--namespace", "elsewhere")
+
+
+async def test_no_worker_is_said_in_time(
+    client: Client, queue: str, environment: dict[str, str]
+) -> None:
+    await client.start_workflow(Node.run, Plan(), id=queue, task_queue=queue)
+    done = await stateful(environment, "token", "status", queue)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no worker answered" in done.stderr
+
+
+def start_dev(*arguments: str) -> subprocess.Popen[str]:
+    # A session of its own, so that a signal to its group is what Ctrl-C in a terminal is.
+    return subprocess.Popen(
+        [*COMMAND, "dev", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def read_address(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("export TEMPORAL_ADDRESS="):
+            return line.strip().partition("=")[2]
+    raise AssertionError("it ended without an address")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals to a process group")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_dev_serves_until_it_is_stopped(number: signal.Signals, tmp_path: Path) -> None:
+    db = tmp_path / "engine.db"
+    with start_dev("--db", str(db), "--namespace", "acme") as process:
+        try:
+            address = read_address(process)
+            client = await Client.connect(address, namespace="acme")
+            assert [run async for run in client.list_workflows()] == []
+            os.killpg(process.pid, number)
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert (process.returncode, errors) == (0, "")
+    assert gone(port_of(address))
+    assert db.exists()
