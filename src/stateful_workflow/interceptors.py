@@ -58,7 +58,9 @@ class NodeInbound(WorkflowInboundInterceptor):
             await node.recover()
         node.wake()
         try:
-            result = await self._until_continued(node, lambda: super(NodeInbound, self).execute_workflow(input))
+            result = await self._until_continued(
+                node, lambda: super(NodeInbound, self).execute_workflow(input)
+            )
         except Exception as error:
             if workflow.is_failure_exception(error):
                 await node.drain()
@@ -85,7 +87,10 @@ class NodeInbound(WorkflowInboundInterceptor):
             return node.on_url(input.args)
         if input.signal == "apiTokenReport":
             return node.on_report(input.args)
-        return await self._until_continued(node, lambda: super(NodeInbound, self).handle_signal(input))
+        await node.ready()
+        return await self._until_continued(
+            node, lambda: super(NodeInbound, self).handle_signal(input)
+        )
 
     def handle_update_validator(self, input: HandleUpdateInput) -> None:
         """Turn a bad message down before it enters history."""
@@ -97,9 +102,12 @@ class NodeInbound(WorkflowInboundInterceptor):
     async def handle_update_handler(self, input: HandleUpdateInput) -> Any:
         """Take a message and answer with the status."""
         node = _node()
-        if node is None or input.update != "apiToken":
+        if node is None:
             return await super().handle_update_handler(input)
-        return await node.on_update(input.args)
+        await node.ready()
+        if input.update == "apiToken":
+            return await node.on_update(input.args)
+        return await super().handle_update_handler(input)
 
     async def handle_query(self, input: HandleQueryInput) -> Any:
         """Answer the contract's queries."""

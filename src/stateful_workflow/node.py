@@ -30,7 +30,7 @@ from .forwarding import (
     TrustResult,
 )
 from .headers import NODE_HEADER, Start, Use
-from .ledger import ALL, Child, Ledger, StateUnreadable, Verdict
+from .ledger import ALL, Child, Ledger, Place, StateUnreadable, Verdict
 from .messages import Message, parse
 from .origins import is_allowed, origin_of
 from .status import TokenState, TokenStatus
@@ -94,6 +94,9 @@ class Node:
         written_by = None if start is None else start.run
         # Retries and cron runs wake with the header of the first start (decision 7).
         self.recovering = info.continued_run_id is not None and info.continued_run_id != written_by
+        self._carried_before: dict[Place, Message] = {}
+        if self.recovering:
+            self._carried_before, self.ledger.held = self.ledger.held, {}
         self.lost = False
         self.reports: dict[str, dict[str, int]] = {}
         self._queue: deque[Message] = deque()
@@ -173,8 +176,7 @@ class Node:
         """
         self.judging_updates += 1
         try:
-            if self.recovering:
-                await workflow.wait_condition(lambda: not self.recovering)
+            await self.ready()
             if self._verdict(message) is Verdict.WAITING:
                 self._wait_for(message)
                 self._trust_now = True
@@ -262,9 +264,9 @@ class Node:
         return _status_of(message, _now())
 
     def _state_without(self, name: str) -> TokenState:
-        if any(message.claims.name == name for message in self._unjudged()):
+        if self.recovering or any(m.claims.name == name for m in self._unjudged()):
             return "waiting"
-        if self.lost or self.recovering:
+        if self.lost:
             return "needs_set"
         return "withheld" if self.ledger.is_withheld(name) else "none"
 
@@ -594,6 +596,11 @@ class Node:
 
     # --- the run's ends ------------------------------------------------------
 
+    async def ready(self) -> None:
+        """Wait until the state of a run before this one is recovered: nothing is used before."""
+        if self.recovering:
+            await workflow.wait_condition(lambda: not self.recovering)
+
     async def recover(self) -> None:
         """Ask the closed run before this one for its state; until then nothing is used."""
         info = workflow.info()
@@ -601,6 +608,8 @@ class Node:
             answer = await self._ask_closed_run()
             if answer.state is not None:
                 self._resume(Start.from_json(answer.state))
+            elif answer.asked:
+                self.ledger.held = self._carried_before
             self.lost = not answer.asked
         except ValueError as error:
             workflow.logger.warning("The state of run %s: %s", info.continued_run_id, error)
@@ -611,7 +620,7 @@ class Node:
                 info.continued_run_id,
                 info.workflow_id,
             )
-            self.ledger.held.clear()
+        self._carried_before = {}
         self.recovering = False
         self.wake()
 

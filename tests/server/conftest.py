@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,21 @@ from stateful_workflow.engine import EmbeddedEngine, start_engine
 
 from .workflows import ACTIVITIES, WORKFLOWS
 
-StartWorker = Callable[..., AbstractAsyncContextManager[Worker]]
+# The server deletes a closed run only when its queues have acknowledged the close.
+DELETE_SOON = [
+    argument
+    for queue in ("transfer", "visibility", "timer")
+    for argument in (
+        "--dynamic-config-value",
+        f'history.{queue}ProcessorUpdateAckInterval="1s"',
+    )
+]
 
 
 @pytest.fixture(scope="session")
 async def engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EmbeddedEngine]:
     db: Path = tmp_path_factory.mktemp("engine") / "temporal.db"
-    async with start_engine(db=db, ui=False) as engine:
+    async with start_engine(db=db, ui=False, extra_args=DELETE_SOON) as engine:
         yield engine
 
 

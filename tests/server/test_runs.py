@@ -1,0 +1,344 @@
+"""State survives what ends a run: continue-as-new, retry, cron, reset."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import (
+    DeleteWorkflowExecutionRequest,
+    ResetWorkflowExecutionRequest,
+)
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.common import RetryPolicy
+from temporalio.service import RPCError, RPCStatusCode
+from temporalio.worker import Worker
+
+from stateful_workflow import TokenClient, TokenStale
+
+from .conftest import start_worker
+from .support import eventually, sealed_at, status_of
+from .workflows import Flaky, FlakyParent, Node, Plan, Ticker
+
+URL = "https://api.example.com"
+QUICK = RetryPolicy(initial_interval=timedelta(milliseconds=50))
+
+
+async def start(tokens: TokenClient, queue: str, plan: Plan, run: Any = Node.run) -> Any:
+    root = await tokens.start_workflow(
+        run, plan, id=queue, task_queue=queue, api_token="first", api_url=URL
+    )
+    await children_confirmed(tokens, queue, len(plan.children))
+    return root
+
+
+async def children_confirmed(tokens: TokenClient, workflow_id: str, count: int) -> None:
+    async def confirmed() -> bool:
+        tree = await tokens.tree(workflow_id)
+        return len([node for node in tree.nodes if node.parent == workflow_id]) == count
+
+    await eventually(confirmed)
+
+
+async def run_id(client: Client, workflow_id: str) -> str | None:
+    return (await client.get_workflow_handle(workflow_id).describe()).run_id
+
+
+async def next_run(client: Client, workflow_id: str, after: str | None) -> None:
+    async def moved() -> bool:
+        described = await client.get_workflow_handle(workflow_id).describe()
+        return described.run_id != after and described.status is WorkflowExecutionStatus.RUNNING
+
+    await eventually(moved)
+
+
+@pytest.mark.parametrize("how", ["go_on", "go_on_at_once"])
+async def test_continue_as_new_from_run_or_handler_carries_state_and_children(
+    tokens: TokenClient, client: Client, queue: str, worker: Worker, how: str
+) -> None:
+    root = await start(tokens, queue, Plan({"a": Plan(), "b": Plan()}))
+    await root.signal("move_to", "https://moved.example.com")
+    before = await run_id(client, queue)
+
+    await client.get_workflow_handle(queue).signal(how)
+    await next_run(client, queue, before)
+
+    assert (await tokens.get(queue)).reveal() == "first"
+    assert await client.get_workflow_handle(queue).query("apiUrl") == "https://moved.example.com"
+    tree = await tokens.rotate(queue, "second", timeout=20)
+    assert len(tree.nodes) == 3
+    assert (await tokens.get(f"{queue}-a")).reveal() == "second"
+
+
+async def test_continue_as_new_during_a_rotation_loses_nothing(
+    tokens: TokenClient, client: Client, queue: str, worker: Worker
+) -> None:
+    await start(tokens, queue, Plan({f"k{n}": Plan() for n in range(15)}))
+    handle = client.get_workflow_handle(queue)
+
+    for n in range(3):
+        before = await run_id(client, queue)
+        await tokens.set(queue, f"token-{n}")
+        await handle.signal("go_on")
+        await next_run(client, queue, before)
+
+    async def converged() -> None:
+        tree = await tokens.tree(queue)
+        assert len(tree.nodes) == 16
+        assert tree.converged
+
+    await eventually(converged)
+    assert (await tokens.get(f"{queue}-k7")).reveal() == "token-2"
+
+
+async def test_an_older_message_is_old_in_every_later_run(
+    tokens: TokenClient, client: Client, queue: str, worker: Worker
+) -> None:
+    await start(tokens, queue, Plan({"a": Plan()}))
+    old = await sealed_at(client, queue)
+    await tokens.rotate(queue, "second", timeout=20)
+    before = await run_id(client, queue)
+    await client.get_workflow_handle(queue).signal("go_on")
+    await next_run(client, queue, before)
+
+    await client.get_workflow_handle(queue).signal("apiToken", old)
+
+    counts = (await status_of(client, queue))["rejections"]["counts"]
+    assert counts == {TokenStale.__name__: 1}
+    assert (await tokens.get(queue)).reveal() == "second"
+
+
+async def test_children_that_their_close_policy_ends_are_named_in_a_warning(
+    tokens: TokenClient,
+    client: Client,
+    queue: str,
+    worker: Worker,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await start(tokens, queue, Plan({"dies": Plan(close_policy=1), "lives": Plan()}))
+    before = await run_id(client, queue)
+
+    with caplog.at_level(logging.WARNING):
+        await client.get_workflow_handle(queue).signal("go_on")
+        await next_run(client, queue, before)
+
+    warnings = [r.getMessage() for r in caplog.records if "close policy" in r.getMessage()]
+    assert warnings
+    assert f"{queue}-dies" in warnings[0]
+    assert f"{queue}-lives" not in warnings[0]
+    tree = await tokens.rotate(queue, "second", timeout=20)
+    assert tree.converged
+    assert {node.id for node in tree.nodes if not node.closed} == {queue, f"{queue}-lives"}
+
+
+async def test_a_retried_root_resumes_with_the_newest_and_keeps_its_children(
+    tokens: TokenClient, client: Client, queue: str, worker: Worker
+) -> None:
+    await tokens.start_workflow(
+        Flaky.run,
+        Plan({"a": Plan()}),
+        id=queue,
+        task_queue=queue,
+        api_token="first",
+        api_url=URL,
+        retry_policy=QUICK,
+    )
+    await children_confirmed(tokens, queue, 1)
+    await tokens.rotate(queue, "second", timeout=20)
+    before = await run_id(client, queue)
+
+    await client.get_workflow_handle(queue).signal("break_down")
+    await next_run(client, queue, before)
+
+    handle = client.get_workflow_handle(queue)
+    assert await handle.execute_update("use_token", "apiToken") == "second"
+    await tokens.rotate(queue, "third", timeout=20)
+    assert (await tokens.get(f"{queue}-a")).reveal() == "third"
+
+
+async def test_a_child_retried_by_its_policy_resumes_with_the_newest(
+    tokens: TokenClient, client: Client, queue: str, worker: Worker
+) -> None:
+    await tokens.start_workflow(
+        FlakyParent.run, Plan(), id=queue, task_queue=queue, api_token="first", api_url=URL
+    )
+    await children_confirmed(tokens, queue, 1)
+    await tokens.rotate(queue, "second", timeout=20)
+    child = f"{queue}-flaky"
+    before = await run_id(client, child)
+
+    await client.get_workflow_handle(child).signal("break_down")
+    await next_run(client, child, before)
+
+    handle = client.get_workflow_handle(child)
+    assert await handle.execute_update("use_token", "apiToken") == "second"
+    assert (await tokens.rotate(queue, "third", timeout=20)).converged
+    assert (await tokens.get(child)).reveal() == "third"
+
+
+async def test_a_retry_that_cannot_ask_the_closed_run_uses_nothing_until_it_is_set_again(
+    tokens: TokenClient, client: Client, queue: str, worker: Worker
+) -> None:
+    await tokens.start_workflow(
+        Flaky.run,
+        Plan(),
+        id=queue,
+        task_queue=queue,
+        api_token="first",
+        api_url=URL,
+        retry_policy=RetryPolicy(initial_interval=timedelta(seconds=6), backoff_coefficient=1),
+    )
+    await children_confirmed(tokens, queue, 0)
+    before = await run_id(client, queue)
+    handle = client.get_workflow_handle(queue)
+    await handle.signal("break_down")
+
+    async def new_run() -> bool:
+        return (await handle.describe()).run_id != before
+
+    await eventually(new_run)
+    await delete_run(client, queue, str(before))
+    await next_run(client, queue, before)
+
+    async def lost() -> bool:
+        status = await tokens.status(queue)
+        return status is not None and status.state == "needs_set"
+
+    await eventually(lost)
+    assert await handle.execute_update("use_token", "apiToken") == "TokenNotSet"
+    await tokens.set(queue, "again", origins=[URL])
+    assert await handle.execute_update("use_token", "apiToken") == "again"
+
+
+async def delete_run(client: Client, workflow_id: str, run: str) -> None:
+    """Stands for retention: the closed run is deleted."""
+    await client.workflow_service.delete_workflow_execution(
+        DeleteWorkflowExecutionRequest(
+            namespace=client.namespace,
+            workflow_execution=WorkflowExecution(workflow_id=workflow_id, run_id=run),
+        )
+    )
+
+    async def deleted() -> bool:
+        try:
+            await client.get_workflow_handle(workflow_id, run_id=run).describe()
+        except RPCError as error:
+            return error.status is RPCStatusCode.NOT_FOUND
+        return False
+
+    await eventually(deleted)
+
+
+async def test_a_cron_run_takes_over_what_the_run_before_held(
+    tokens: TokenClient, client: Client, queue: str, worker: Worker
+) -> None:
+    handle = await tokens.start_workflow(
+        Ticker.run,
+        id=queue,
+        task_queue=queue,
+        api_token="first",
+        api_url=URL,
+        cron_schedule="@every 1s",
+    )
+
+    async def two_runs() -> bool:
+        return (await results()).count("first") >= 2
+
+    async def results() -> list[str]:
+        found: list[str] = []
+        async for execution in client.list_workflows(f"WorkflowId = '{queue}'"):
+            history = await client.get_workflow_handle(
+                queue, run_id=execution.run_id
+            ).fetch_history()
+            for event in history.events:
+                if event.HasField("activity_task_completed_event_attributes"):
+                    payload = event.activity_task_completed_event_attributes.result.payloads[0]
+                    if payload.data.startswith(b'"'):
+                        found.append(payload.data.decode().strip('"'))
+        return found
+
+    await eventually(two_runs)
+    await handle.terminate()
+    assert set(await results()) == {"first"}
+
+
+async def test_a_reset_run_ends_with_the_newest(
+    tokens: TokenClient, client: Client, queue: str, worker: Worker
+) -> None:
+    root = await start(tokens, queue, Plan({"a": Plan()}))
+    await tokens.rotate(queue, "second", timeout=20)
+    before = await run_id(client, queue)
+    history = await root.fetch_history()
+    first_task = next(
+        event.event_id
+        for event in history.events
+        if event.HasField("workflow_task_completed_event_attributes")
+    )
+
+    await client.workflow_service.reset_workflow_execution(
+        ResetWorkflowExecutionRequest(
+            namespace=client.namespace,
+            workflow_execution=WorkflowExecution(workflow_id=queue, run_id=str(before)),
+            reason="test",
+            workflow_task_finish_event_id=first_task,
+            request_id=queue,
+        )
+    )
+    await next_run(client, queue, before)
+
+    async def newest() -> bool:
+        return (await tokens.get(queue)).reveal() == "second"
+
+    await eventually(newest)
+    assert (await tokens.get(f"{queue}-a")).reveal() == "second"
+
+
+async def test_many_children_started_at_once_are_told_what_did_not_fit_their_headers(
+    tokens: TokenClient, client: Client, queue: str
+) -> None:
+    async with start_worker(client, queue):
+        await tokens.start_workflow(
+            Node.run,
+            Plan({f"k{n}": Plan() for n in range(150)}),
+            id=queue,
+            task_queue=queue,
+            api_token="x" * 7000,
+            api_url=URL,
+        )
+        await children_confirmed(tokens, queue, 150)
+        tree = await tokens.tree(queue)
+        await eventually(lambda: _all_current(tokens, queue))
+        assert {node.state for node in (await tokens.tree(queue)).nodes} == {"held"}
+        assert len(tree.nodes) == 151
+
+
+async def _all_current(tokens: TokenClient, queue: str) -> bool:
+    return (await tokens.tree(queue)).converged
+
+
+async def test_rotations_and_runs_at_the_same_time_end_with_the_last(
+    tokens: TokenClient, client: Client, queue: str, worker: Worker
+) -> None:
+    await start(tokens, queue, Plan({"a": Plan({"x": Plan()})}))
+    middle = client.get_workflow_handle(f"{queue}-a")
+
+    async def go_on_in_the_middle() -> None:
+        for _ in range(3):
+            before = await run_id(client, f"{queue}-a")
+            await middle.signal("go_on")
+            await next_run(client, f"{queue}-a", before)
+
+    async def rotate() -> None:
+        for n in range(6):
+            await tokens.set(queue, f"token-{n}")
+
+    await asyncio.gather(go_on_in_the_middle(), rotate())
+
+    async def newest() -> bool:
+        return (await tokens.get(f"{queue}-a-x")).reveal() == "token-5"
+
+    await eventually(newest)
