@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -194,7 +194,6 @@ class ActivityTokens:
                 error.message,
             )
 
-
     def carried(self) -> Use | None:
         """`use` with what was learned since, to be carried to another process."""
         if self.use is None:
@@ -311,7 +310,7 @@ def seal_token(
 
 
 @contextmanager
-def running(tokens: ActivityTokens) -> Iterator[None]:
+def running(tokens: ActivityTokens) -> Generator[None, None, None]:
     """Make an activity's tokens the current ones inside a block, and only there."""
     reset = _current.set(tokens)
     try:
@@ -335,6 +334,7 @@ class InProcess:
         self._keyring_path = keyring_path
 
     def __call__(self, *args: Any) -> Any:
+        """Run the activity in the pool's process."""
         tokens = ActivityTokens(self._use, self._keyring, None, time.monotonic())
         if self._unknown is not None:
             tokens.unknown = NewestUnknown(self._unknown)

@@ -69,7 +69,7 @@ class TokenConflict(MessageRefused):
 
 
 class TokenWithheld(MessageRefused):
-    """The node was started without this credential; it takes only what is set at the node itself."""
+    """The node was started without this credential; it takes only what is set at itself."""
 
 
 class WrongTree(MessageRefused):

@@ -160,9 +160,7 @@ class NodeActivities:
                     return
                 handle = self._client.get_workflow_handle(child_id)
                 for index in indexes:
-                    await handle.signal(
-                        MESSAGE, request.messages[index], rpc_timeout=_RPC_TIMEOUT
-                    )
+                    await handle.signal(MESSAGE, request.messages[index], rpc_timeout=_RPC_TIMEOUT)
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 result.failed[child_id] = f"{error.status.name}: {error.message}"

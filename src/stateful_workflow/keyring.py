@@ -102,9 +102,10 @@ class Keyring:
     @classmethod
     def generate(cls) -> Keyring:
         """A new keyring with one issuer and one reader, private halves included."""
+        curves: tuple[Literal["Ed25519", "X25519"], ...] = ("Ed25519", "X25519")
         return cls(
-            _key({**OKPKey.generate_key(curve, private=True).as_dict(private=True)})
-            for curve in _CURVES
+            _key(cast("object", OKPKey.generate_key(curve, private=True).as_dict(private=True)))
+            for curve in curves
         )
 
     @classmethod
@@ -188,7 +189,7 @@ class Keyring:
         return Keyring(
             _Key(
                 replace(key.info, private=False),
-                OKPKey.import_key(cast("Any", key.okp.as_dict(private=False))),
+                _import(key.okp.as_dict(private=False)),
             )
             for key in self._keys
         )
@@ -394,7 +395,12 @@ def self_check() -> None:
 
 @lru_cache(maxsize=256)
 def _public_key(x: str) -> OKPKey:
-    return OKPKey.import_key({"kty": "OKP", "crv": "Ed25519", "x": x})
+    return _import({"kty": "OKP", "crv": "Ed25519", "x": x})
+
+
+def _import(jwk: Mapping[str, object], kid: str | None = None) -> OKPKey:
+    # joserfc's import_key is generic in a way that loses its type.
+    return cast("OKPKey", OKPKey.import_key(cast("Any", jwk), {} if kid is None else {"kid": kid}))
 
 
 def _parse_set(text: str) -> list[_Key]:
@@ -427,7 +433,7 @@ def _key(data: object) -> _Key:
     named: object = jwk.pop("kid", None)
     try:
         key_only = {name: jwk[name] for name in ("kty", "crv", "x", "d") if name in jwk}
-        okp = OKPKey.import_key(cast("Any", key_only))
+        okp = _import(key_only)
         if okp.is_private and _public_half(okp) != jwk.get("x"):
             raise KeyringError("a key's public and private halves do not belong together")
         kid = okp.thumbprint()
@@ -435,7 +441,7 @@ def _key(data: object) -> _Key:
         raise KeyringError("a key is malformed (RFC 8037 section 2)") from None
     if named is not None and named != kid:
         raise KeyringError(f"a key's kid is not its RFC 7638 thumbprint {kid}")
-    okp = OKPKey.import_key(cast("Any", key_only), {"kid": kid})
+    okp = _import(key_only, kid)
     info = KeyInfo(
         kid,
         kind,

@@ -290,7 +290,7 @@ class Ledger:
         for orphan in orphans:
             if orphan.id in self.children or orphan.id in self.path:
                 continue
-            hard = orphan.withheld | (frozenset() if closed is None else closed.withheld)
+            hard = orphan.withheld | (frozenset[str]() if closed is None else closed.withheld)
             self.children[orphan.id] = replace(
                 orphan, confirmed=True, withheld=hard, delivered={}, epoch=self.epoch
             )
@@ -375,9 +375,7 @@ class Ledger:
             ],
             "soft": self.soft,
             "rejected": self.rejected,
-            "rejections": [
-                [r.at, r.reason, r.fingerprint, r.issuer] for r in self.rejections
-            ],
+            "rejections": [[r.at, r.reason, r.fingerprint, r.issuer] for r in self.rejections],
         }
 
     @classmethod
@@ -440,9 +438,7 @@ class Ledger:
         """
         self.revoked |= set(revoked)
         self.trusted = {
-            kid: key
-            for kid, key in {**self.trusted, **issuers}.items()
-            if kid not in self.revoked
+            kid: key for kid, key in {**self.trusted, **issuers}.items() if kid not in self.revoked
         }
 
 

@@ -248,10 +248,10 @@ def _parse_jwe(payload: bytes) -> tuple[tuple[str, ...], bytes]:
         if len(decode_base64url(jwe[member], member)) != size:
             raise TokenMalformed(f"the JWE's {member} is not {size} bytes")
     decode_base64url(jwe["ciphertext"], "ciphertext")
-    recipients: object = jwe["recipients"]
-    if not isinstance(recipients, list) or not 1 <= len(_list(recipients)) <= MAX_RECIPIENTS:
+    recipients = _list(jwe["recipients"], "recipients")
+    if not 1 <= len(recipients) <= MAX_RECIPIENTS:
         raise TokenMalformed(f"the JWE must have 1 to {MAX_RECIPIENTS} recipients")
-    readers = tuple(_parse_recipient(recipient) for recipient in _list(recipients))
+    readers = tuple(_parse_recipient(recipient) for recipient in recipients)
     if len(set(readers)) != len(readers):
         raise TokenMalformed("the JWE names a recipient twice")
     return readers, decode_base64url(jwe["aad"], "aad")
@@ -276,8 +276,10 @@ def _members(value: object, names: set[str], what: str) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-def _list(value: list[Any]) -> list[Any]:
-    return value
+def _list(value: object, what: str) -> list[object]:
+    if not isinstance(value, list):
+        raise TokenMalformed(f"the member {what!r} is not a list")
+    return cast("list[object]", value)
 
 
 def _thumbprint(value: object) -> str:
@@ -298,10 +300,10 @@ def _text(data: dict[str, Any], member: str, limit: int) -> str:
 
 
 def _texts(data: dict[str, Any], member: str) -> tuple[str, ...]:
-    values: object = data[member]
-    if not isinstance(values, list) or len(_list(values)) > MAX_LIST:
-        raise TokenMalformed(f"the claim {member!r} is not a list of at most {MAX_LIST} strings")
-    return tuple(_text({member: value}, member, 1000) for value in _list(values))
+    values = _list(data[member], member)
+    if len(values) > MAX_LIST:
+        raise TokenMalformed(f"the claim {member!r} has more than {MAX_LIST} entries")
+    return tuple(_text({member: value}, member, 1000) for value in values)
 
 
 def _number(data: dict[str, Any], member: str) -> int:

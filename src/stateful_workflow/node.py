@@ -716,6 +716,11 @@ def _now() -> int:
 
 
 def argument(args: Sequence[Any]) -> object:
+    """The one argument of a handler, decoded.
+
+    Raises:
+        TokenMalformed: where there is not exactly one, or it cannot be decoded.
+    """
     if len(args) != 1:
         raise TokenMalformed(f"exactly one argument is expected, not {len(args)}")
     value: object = args[0]
@@ -723,8 +728,7 @@ def argument(args: Sequence[Any]) -> object:
         return value
     try:
         return cast("object", workflow.payload_converter().from_payload(value.payload))
-    # The converter is the user's, and no input may fail the workflow.
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the converter is the user's, and may raise anything
         raise TokenMalformed(f"the argument cannot be decoded: {type(error).__name__}") from None
 
 
@@ -761,4 +765,3 @@ def _orphan(data: Mapping[str, Any]) -> Child:
 def _all_failed(request: ForwardRequest, error: ActivityError) -> ForwardResult:
     reason = f"{type(error.cause).__name__}: {error.cause}" if error.cause else str(error)
     return ForwardResult(failed={target[0]: reason for target in request.targets})
-

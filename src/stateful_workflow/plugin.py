@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, cast
 
 from temporalio import activity, workflow
 from temporalio.client import Client
@@ -75,7 +75,7 @@ class StatefulPlugin(SimplePlugin):
         """
         if self._keyring is None:
             raise KeyringError(
-                f"this process has no keyring: set ${KEYRING_VARIABLE} or give one to StatefulPlugin"
+                f"no keyring in this process: set ${KEYRING_VARIABLE} or give StatefulPlugin one"
             )
         return self._keyring
 
@@ -99,7 +99,8 @@ class StatefulPlugin(SimplePlugin):
         config = super().configure_worker(config)
         workflows = config.get("workflows", ())
         if workflows:
-            ordinary = bool(config.get("activities"))
+            theirs = cast("Sequence[Callable[..., Any]]", config.get("activities", ()))
+            ordinary = len(theirs) > 0
             if not ordinary:
                 # Else this worker would start to take the activity workers' tasks.
                 config["no_remote_activities"] = True
@@ -110,7 +111,7 @@ class StatefulPlugin(SimplePlugin):
                 ordinary=ordinary and not config.get("no_remote_activities", False),
                 cached=config.get("max_cached_workflows", 1) > 0,
             )
-            config["activities"] = [*config.get("activities", ()), *ours.all()]
+            config["activities"] = [*theirs, *ours.all()]
         self._interceptor.client = config["client"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
         return config
 
@@ -185,7 +186,7 @@ def _pass_through(runner: WorkflowRunner | None) -> WorkflowRunner:
 def _plain_types(workflows: Sequence[type]) -> list[str]:
     # The SDK has no public way from a class to its workflow type.
     definitions = [
-        workflow._Definition.must_from_class(cls)  # pyright: ignore[reportPrivateUsage]
+        workflow._Definition.must_from_class(cast("type", cls))  # pyright: ignore[reportPrivateUsage]
         for cls in workflows
         if not issubclass(cls, StatefulWorkflow)
     ]

@@ -17,7 +17,7 @@ from temporalio.client import (
 from temporalio.common import QueryRejectCondition
 from temporalio.service import RPCError, RPCStatusCode
 
-from .errors import NoWorkerAnswers, NotStateful, OperationFailed, WorkflowNotFound
+from .errors import NotStateful, NoWorkerAnswers, OperationFailed, WorkflowNotFound
 from .forwarding import STATUS_QUERY
 from .ledger import ALL
 from .status import TokenState, TokenTree, TreeNode
@@ -69,9 +69,7 @@ async def ask(client: Client, workflow_id: str) -> Answer:
     return Answer(cast("Mapping[str, Any]", status), closed)
 
 
-def query_error(
-    error: WorkflowQueryFailedError | RPCError, workflow_id: str
-) -> OperationFailed:
+def query_error(error: WorkflowQueryFailedError | RPCError, workflow_id: str) -> OperationFailed:
     """Say what a failed query or signal means and what to do."""
     if isinstance(error, WorkflowQueryFailedError):
         if "not found" in str(error):
@@ -80,7 +78,7 @@ def query_error(
             )
         return NoWorkerAnswers(f"workflow {workflow_id} could not answer: {error}")
     if error.status == RPCStatusCode.NOT_FOUND:
-        return WorkflowNotFound(f"no open workflow {workflow_id} in this namespace: {error.message}")
+        return WorkflowNotFound(f"there is no open workflow {workflow_id}: {error.message}")
     if error.status in (
         RPCStatusCode.DEADLINE_EXCEEDED,
         RPCStatusCode.CANCELLED,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, ClassVar, Final
@@ -43,7 +43,8 @@ class StatefulWorkflow:
     """
 
     _stateful_settings: ClassVar[Settings] = Settings()
-    _stateful_node: Node
+    stateful_node: Node
+    """What takes part in the tree; not for workflow code."""
 
     def __init_subclass__(
         cls,
@@ -70,6 +71,11 @@ class StatefulWorkflow:
         cls._stateful_settings = inherited
 
     def __new__(cls, *args: Any, **kwargs: Any) -> StatefulWorkflow:
+        """Make the node before any `__init__`, so that a subclass need not call it.
+
+        Raises:
+            PluginMissing: on a worker without `StatefulPlugin`.
+        """
         instance = super().__new__(cls)
         if workflow.in_workflow():
             if PLUGIN_MARK not in workflow.extern_functions():
@@ -77,7 +83,7 @@ class StatefulWorkflow:
                     f"{cls.__name__} is a StatefulWorkflow, but this worker has no StatefulPlugin; "
                     "give it to Client.connect(plugins=[StatefulPlugin()])"
                 )
-            instance._stateful_node = Node(cls._stateful_settings, workflow.info().headers)
+            instance.stateful_node = Node(cls._stateful_settings, workflow.info().headers)
         return instance
 
     # --- in workflow code ----------------------------------------------------
@@ -89,13 +95,13 @@ class StatefulWorkflow:
         Set at the start, by the class keyword, by this workflow's code, or by the `apiUrl`
         signal; a child started without one begins with its parent's and keeps it.
         """
-        return self._stateful_node.api_url
+        return self.stateful_node.api_url
 
     @api_url.setter
     def api_url(self, url: str | None) -> None:
         if url is not None:
             origin_of(url)
-        self._stateful_node.api_url = url
+        self.stateful_node.api_url = url
 
     @property
     def api_token_status(self) -> TokenStatus | None:
@@ -104,7 +110,7 @@ class StatefulWorkflow:
 
     def token_status(self, name: str) -> TokenStatus | None:
         """What is known of a credential without opening it; None where nothing is."""
-        status = self._stateful_node.status(name)
+        status = self.stateful_node.status(name)
         return None if status.state == "none" else status
 
     async def set_api_token(self, sealed: SealedToken) -> TokenStatus:
@@ -113,7 +119,7 @@ class StatefulWorkflow:
         Raises:
             MessageRefused: where it is not taken; the subclass says why.
         """
-        return await self._stateful_node.take(parse(sealed))
+        return await self.stateful_node.take(parse(sealed))
 
     def withhold(self, child_id: str, *, name: str | None = None) -> None:
         """Pass a token (None: every one) to this child no more, from now on.
@@ -121,7 +127,7 @@ class StatefulWorkflow:
         May be called before the child's start. What the child holds already stays with it:
         to cut it off, withhold and then rotate, or revoke at the child.
         """
-        self._stateful_node.withhold(child_id, name)
+        self.stateful_node.withhold(child_id, name)
 
     def share(self, child_id: str, *, name: str | None = None) -> None:
         """Undo `withhold`: the newest token is delivered at once.
@@ -129,10 +135,10 @@ class StatefulWorkflow:
         A child started withheld (class keyword or `withholding`) stays so; only an issuer
         can set a token at it.
         """
-        self._stateful_node.share(child_id, name)
+        self.stateful_node.share(child_id, name)
 
     @contextmanager
-    def withholding(self, *, name: str | None = None) -> Iterator[None]:
+    def withholding(self, *, name: str | None = None) -> Generator[None, None, None]:
         """Start children inside this block without a token (None: any), for good.
 
         Such a child refuses the name by itself, from whomever it comes, except what an
@@ -190,4 +196,4 @@ def withheld_here() -> frozenset[str]:
 
 def node_of(instance: object) -> Node | None:
     """The node of a workflow instance, or None where it takes no part in a tree."""
-    return instance._stateful_node if isinstance(instance, StatefulWorkflow) else None
+    return instance.stateful_node if isinstance(instance, StatefulWorkflow) else None

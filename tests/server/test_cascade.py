@@ -11,7 +11,7 @@ from temporalio.worker import Worker
 
 from stateful_workflow import TokenClient, TokenNotSet, TokenRevoked, TokenWithheld
 
-from .support import eventually, events_of, sealed_at, status_of
+from .support import events_of, eventually, sealed_at, status_of
 from .workflows import Node, Plan, Sharer
 
 URL = "https://api.example.com"
@@ -149,9 +149,7 @@ async def test_types_named_in_withhold_never_get_it_nor_does_anything_below_them
 async def test_share_withholds_from_every_type_it_does_not_name(
     plant: Any, tokens: TokenClient, queue: str
 ) -> None:
-    await plant(
-        Plan({"a": Plan(), "other": Plan(type="Regional")}, type="Sharer"), run=Sharer.run
-    )
+    await plant(Plan({"a": Plan(), "other": Plan(type="Regional")}, type="Sharer"), run=Sharer.run)
 
     tree = await tokens.rotate(queue, "second", timeout=20)
 

@@ -75,9 +75,7 @@ async def test_histories_replay_under_any_keyring(
             workflows=WORKFLOWS, plugins=[StatefulPlugin(other)], namespace=client.namespace
         )
         for history in histories:
-            result: Any = await replayer.replay_workflow(
-                history, raise_on_replay_failure=False
-            )
+            result: Any = await replayer.replay_workflow(history, raise_on_replay_failure=False)
             assert result.replay_failure is None, f"{what}: {history.workflow_id}"
 
 
@@ -86,7 +84,8 @@ async def test_a_history_that_was_changed_does_not_replay(
 ) -> None:
     """The control: without the rotation's signal the child would have done something else."""
     child = histories[1]
-    events = [e for e in child.events if not e.HasField("workflow_execution_signaled_event_attributes")]
+    signaled = "workflow_execution_signaled_event_attributes"
+    events = [event for event in child.events if not event.HasField(signaled)]
     assert len(events) < len(child.events)
     replayer = Replayer(
         workflows=WORKFLOWS, plugins=[StatefulPlugin(keyring)], namespace=client.namespace

@@ -241,28 +241,26 @@ class Brancher(_Controlled):
     @workflow.run
     async def run(self, plan: Plan) -> str:
         await self.start(plan)
-        seen = ""
+        self.seen = ""
         while not self.stopped:
             status = self.api_token_status
             now = "none" if status is None else f"{status.state}{status.version}"
-            if now != seen:
-                seen = now
+            if now != self.seen:
+                self.seen = now
                 if status is None:
                     await workflow.sleep(timedelta(milliseconds=1))
                 elif status.state == "held":
-                    await workflow.execute_activity(
-                        reveal, "apiToken", start_to_close_timeout=SOON
-                    )
+                    await workflow.execute_activity(reveal, "apiToken", start_to_close_timeout=SOON)
                 else:
                     await workflow.execute_local_activity(
                         reveal, "apiToken", start_to_close_timeout=SOON
                     )
-            await workflow.wait_condition(lambda: self.stopped or self._moved(seen))
-        return seen
+            await workflow.wait_condition(lambda: self.stopped or self._moved())
+        return self.seen
 
-    def _moved(self, seen: str) -> bool:
+    def _moved(self) -> bool:
         status = self.api_token_status
-        return ("none" if status is None else f"{status.state}{status.version}") != seen
+        return ("none" if status is None else f"{status.state}{status.version}") != self.seen
 
 
 @workflow.defn
