@@ -183,10 +183,10 @@ def _pass_through(runner: WorkflowRunner | None) -> WorkflowRunner:
     return runner
 
 
-def _plain_types(workflows: Sequence[type]) -> list[str]:
+def _plain_types(workflows: Sequence[type[Any]]) -> list[str]:
     # The SDK has no public way from a class to its workflow type.
     definitions = [
-        workflow._Definition.must_from_class(cast("type", cls))  # pyright: ignore[reportPrivateUsage]
+        workflow._Definition.must_from_class(cls)  # pyright: ignore[reportPrivateUsage]
         for cls in workflows
         if not issubclass(cls, StatefulWorkflow)
     ]
