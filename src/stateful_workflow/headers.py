@@ -35,17 +35,19 @@ class Start:
     parent_api_url: str | None = None
     waiting: tuple[str, ...] = ()
 
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON data."""
+        return {
+            "ledger": self.ledger,
+            "run": self.run,
+            "api_url": self.api_url,
+            "parent_api_url": self.parent_api_url,
+            "waiting": list(self.waiting),
+        }
+
     def to_payload(self) -> Payload:
         """The header's payload."""
-        return _to_payload(
-            {
-                "ledger": self.ledger,
-                "run": self.run,
-                "api_url": self.api_url,
-                "parent_api_url": self.parent_api_url,
-                "waiting": list(self.waiting),
-            }
-        )
+        return _to_payload(self.to_json())
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, Payload]) -> Start | None:
@@ -59,7 +61,7 @@ class Start:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Start:
-        """Read what `to_payload` holds.
+        """Read what `to_json` wrote.
 
         Raises:
             ValueError: where it is malformed.

@@ -249,7 +249,7 @@ class Ledger:
         }
         self.children[child.id] = replace(
             child,
-            epoch=self.epoch,
+            epoch=self.epoch if with_messages else -1,
             delivered={place: message.order for place, message in held.items()},
         )
         start = Ledger(
@@ -385,51 +385,54 @@ class Ledger:
         Raises:
             StateUnreadable: where it is malformed or of another format.
         """
+        ledger = cls(("",), "")
+        ledger.restore(data)
+        return ledger
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Replace this state by one that `dump` wrote.
+
+        Raises:
+            StateUnreadable: as `load`; the state is to be thrown away then.
+        """
         if data.get("format") != FORMAT:
             raise StateUnreadable(
                 f"the carried state has format {data.get('format')!r}; this version of "
                 f"stateful-workflow reads {FORMAT}: upgrade this worker"
             )
         try:
-            ledger = cls(
-                tuple(str(part) for part in data["path"]),
-                str(data["tree"]),
-                {str(kid): str(key) for kid, key in data["trusted"].items()},
-                {str(name): int(index) for name, index in data["boundary"].items()},
-            )
-            ledger.revoked = {str(kid) for kid in data["revoked"]}
-            for text in data["held"]:
-                message = parse(text)
-                ledger.held[(message.claims.name, message.claims.authority)] = message
-            for name, authority, orders in data["floors"]:
-                ledger.floors[(str(name), str(authority))] = {
-                    str(kid): (int(version), str(digest))
-                    for kid, (version, digest) in orders.items()
-                }
-            for child in data["children"]:
-                ledger.children[str(child["id"])] = Child(
-                    id=str(child["id"]),
-                    type=str(child["type"]),
-                    confirmed=bool(child["confirmed"]),
-                    ended=bool(child["ended"]),
-                    withheld=frozenset(str(name) for name in child["withheld"]),
-                    delivered={
-                        (str(name), str(authority)): (int(version), str(digest))
-                        for name, authority, version, digest in child["delivered"]
-                    },
-                )
-            ledger.soft = {
-                str(child): {str(name): bool(on) for name, on in names.items()}
-                for child, names in data["soft"].items()
-            }
-            ledger.rejected = {str(name): int(count) for name, count in data["rejected"].items()}
-            ledger.rejections.extend(
-                Rejection(int(at), str(reason), fingerprint, issuer)
-                for at, reason, fingerprint, issuer in data["rejections"]
-            )
+            self._restore(data)
         except (KeyError, TypeError, ValueError, AttributeError, TokenMalformed) as error:
             raise StateUnreadable(f"the carried state is malformed: {error}") from None
-        return ledger
+
+    def _restore(self, data: Mapping[str, Any]) -> None:
+        self.path = tuple(str(part) for part in data["path"])
+        if not self.path:
+            raise ValueError("the path is empty")
+        self.tree = str(data["tree"])
+        self.trusted = {str(kid): str(key) for kid, key in data["trusted"].items()}
+        self.revoked = {str(kid) for kid in data["revoked"]}
+        self.boundary = {str(name): int(index) for name, index in data["boundary"].items()}
+        messages = [parse(text) for text in data["held"]]
+        self.held = {(m.claims.name, m.claims.authority): m for m in messages}
+        self.floors = {
+            (str(name), str(authority)): {
+                str(kid): (int(version), str(digest)) for kid, (version, digest) in orders.items()
+            }
+            for name, authority, orders in data["floors"]
+        }
+        children = [_child(child) for child in data["children"]]
+        self.children = {child.id: child for child in children}
+        self.soft = {
+            str(child): {str(name): bool(on) for name, on in names.items()}
+            for child, names in data["soft"].items()
+        }
+        self.rejected = {str(name): int(count) for name, count in data["rejected"].items()}
+        self.rejections = deque(
+            (Rejection(int(at), str(reason), *rest) for at, reason, *rest in data["rejections"]),
+            maxlen=REMEMBERED_REJECTIONS,
+        )
+        self.epoch = 0
 
     def trust(self, issuers: Mapping[str, str], revoked: Iterable[str] = ()) -> None:
         """Learn issuers; a revoked one is never trusted again, and its floors fall away.
@@ -442,4 +445,15 @@ class Ledger:
         }
 
 
-__all__ = ["ALL", "Child", "Ledger", "Order", "Place", "Rejection", "StateUnreadable", "Verdict"]
+def _child(data: Mapping[str, Any]) -> Child:
+    return Child(
+        id=str(data["id"]),
+        type=str(data["type"]),
+        confirmed=bool(data["confirmed"]),
+        ended=bool(data["ended"]),
+        withheld=frozenset(str(name) for name in data["withheld"]),
+        delivered={
+            (str(name), str(authority)): (int(version), str(digest))
+            for name, authority, version, digest in data["delivered"]
+        },
+    )

@@ -1,0 +1,165 @@
+"""Keep a node's children told: what each lacks, sent by one fan-out at a time.
+
+Runs in workflow code. Each fan-out takes the newest state: first a local activity of
+about a second, then ordinary activities for what is left (docs/design.md, decision 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, Final
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError
+
+from .forwarding import FORWARD, ForwardRequest, ForwardResult
+from .inbox import now_ms
+from .ledger import Child, Ledger
+from .messages import Message
+
+_LOCAL_SECONDS: Final = 1.0
+_ORDINARY_SECONDS: Final = 5.0
+_PAUSE: Final = timedelta(milliseconds=200)
+_FIRST_RETRY_MS: Final = 1_000
+_LONGEST_RETRY_MS: Final = 300_000
+_ADOPT_AT: Final = 200
+
+Told = Mapping[str, list[Message]]
+
+
+class Fanout:
+    """The deliveries a node owes its children.
+
+    Args:
+        ledger: knows what each child lacks.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._told_epoch = ledger.epoch
+        self._again = next(ledger.to_tell(), None) is not None
+        self._retry_at: int | None = None
+        self._failures = 0
+        self.reasons: dict[str, str] = {}
+        """For each child that could not be told, why."""
+
+    def again(self) -> None:
+        """Something changed beside the messages held: look at the children once more."""
+        self._again = True
+
+    def child_started(self, child_id: str) -> None:
+        """A child's start was confirmed; it may lack what has been accepted meanwhile."""
+        if not self._has_children():
+            self._told_epoch = self._ledger.epoch  # what came before had nobody to be told to
+        if self._ledger.confirm_child(child_id):
+            self._again = True
+
+    def _has_children(self) -> bool:
+        return any(child.confirmed for child in self._ledger.children.values())
+
+    def child_ended(self) -> None:
+        """A child closed; what it leaves alive is adopted with the next fan-out, or at last now."""
+        ended = sum(child.ended for child in self._ledger.children.values())
+        self._again = self._again or ended >= _ADOPT_AT
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything is owed."""
+        return self.due is not None
+
+    @property
+    def due(self) -> int | None:
+        """When there is something to do, in Unix milliseconds; None for never."""
+        changed = self._again or self._told_epoch != self._ledger.epoch
+        # Any child at all: who of them is told must not decide which commands a run emits.
+        if changed and self._has_children():
+            return 0
+        return self._retry_at
+
+    async def step(self) -> None:
+        """Run one fan-out over all children that lack something."""
+        request, told = self._begin(_LOCAL_SECONDS)
+        try:
+            result = await workflow.execute_local_activity(
+                FORWARD,
+                request,
+                result_type=ForwardResult,
+                start_to_close_timeout=timedelta(seconds=_LOCAL_SECONDS + 7),
+                retry_policy=RetryPolicy(maximum_attempts=1),
+            )
+        except ActivityError as error:
+            result = _all_failed(request, error)
+        self._settle(result, told)
+        if not result.left:
+            return
+        if result.ordinary:
+            await self._rest()
+        else:
+            self._again = True
+            await workflow.sleep(_PAUSE)
+
+    async def _rest(self) -> None:
+        request, told = self._begin(_ORDINARY_SECONDS)
+        try:
+            result = await workflow.execute_activity(
+                FORWARD,
+                request,
+                result_type=ForwardResult,
+                start_to_close_timeout=timedelta(seconds=_ORDINARY_SECONDS + 15),
+                schedule_to_close_timeout=timedelta(seconds=60),
+                retry_policy=RetryPolicy(maximum_attempts=3),
+            )
+        except ActivityError as error:
+            result = _all_failed(request, error)
+        self._settle(result, told)
+        self._again = self._again or bool(result.left)
+
+    def _begin(self, seconds: float) -> tuple[ForwardRequest, Told]:
+        self._again = False
+        self._told_epoch = self._ledger.epoch
+        messages: dict[str, int] = {}
+        told: dict[str, list[Message]] = {}
+        targets: list[tuple[str, str, list[int]]] = []
+        for child, lacking in self._ledger.to_tell():
+            indexes = [messages.setdefault(message.text, len(messages)) for message in lacking]
+            targets.append((child.id, child.type, indexes))
+            told[child.id] = lacking
+        ended = [child.id for child in self._ledger.children.values() if child.ended]
+        return ForwardRequest(list(messages), targets, ended, seconds), told
+
+    def _settle(self, result: ForwardResult, told: Told) -> None:
+        for child_id in result.plain:
+            self._ledger.forget_child(child_id)
+        untold = {*result.left, *result.failed, *result.closed, *result.plain}
+        for child_id, messages in told.items():
+            if child_id not in untold:
+                self._ledger.delivered(child_id, messages)
+        for child_id, orphans in result.closed.items():
+            self._ledger.adopt(child_id, [_orphan(orphan) for orphan in orphans])
+            self._again = self._again or bool(orphans)
+        self.reasons = dict(result.failed)
+        # A closed child that could not be asked waits for the next fan-out, without a timer.
+        if any(child_id in told for child_id in result.failed):
+            delay = min(_FIRST_RETRY_MS * 2**self._failures, _LONGEST_RETRY_MS)
+            self._failures += 1
+            self._retry_at = now_ms() + delay
+        else:
+            self._failures = 0
+            self._retry_at = None
+
+
+def _orphan(data: Mapping[str, Any]) -> Child:
+    return Child(
+        id=str(data.get("id")),
+        type=str(data.get("type")),
+        confirmed=True,
+        ended=data.get("ended") is True,
+        withheld=frozenset(str(name) for name in data.get("hard", ())),
+    )
+
+
+def _all_failed(request: ForwardRequest, error: ActivityError) -> ForwardResult:
+    reason = f"{type(error.cause).__name__}: {error.cause}" if error.cause else str(error)
+    return ForwardResult(failed={target[0]: reason for target in request.targets})

@@ -1,0 +1,181 @@
+"""Messages on their way into a node: queued, judged, or waiting for their issuer to be known.
+
+Runs in workflow code. Judging is spread over activations, so that no flood of
+messages makes one too long, and an unknown issuer is looked up in the worker's
+keyring by the *trust* local activity (docs/design.md, decisions 3 and 4).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Final
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError
+
+from .errors import MessageRefused, TokenForged
+from .forwarding import TRUST, TrustResult
+from .ledger import Ledger, Verdict
+from .messages import Message
+
+# A signature takes about 0.1 ms; the SDK takes 2 s in one activation for a deadlock.
+_JUDGED_AT_ONCE: Final = 300
+_TRUST_EVERY_MS: Final = 60_000
+_TRUST_FOR_UPDATE_MS: Final = 1_000
+_TRUST_AT_ONCE_BYTES: Final = 1_000_000
+_TRUST_ANSWERS: Final = 10
+
+
+def now_ms() -> int:
+    """The workflow's clock, in Unix milliseconds."""
+    return workflow.time_ns() // 1_000_000
+
+
+class Inbox:
+    """What a node has been sent and has not judged, and the judging of it.
+
+    Args:
+        ledger: holds what is accepted and counts what is not.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._queue: deque[Message] = deque()
+        self._waiting: dict[str, Message] = {}
+        self._answers: dict[str, int] = {}
+        self._judged = 0
+        self._judged_at = 0
+        self._trust_asked: int | None = None
+        self._trust_soon = False
+
+    @property
+    def unjudged(self) -> list[Message]:
+        """The messages that wait, for their turn or for their issuer to be known."""
+        return [*self._waiting.values(), *self._queue]
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything waits."""
+        return bool(self._queue or self._waiting)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all is judged that can be judged now."""
+        return not self._queue and not self._trust_soon
+
+    def queue(self, messages: Iterable[Message], *, first: bool = False) -> None:
+        """Take messages to be judged later, at the end of the queue or before all others."""
+        if first:
+            self._queue.extendleft(reversed(list(messages)))
+        else:
+            self._queue.extend(messages)
+
+    def put(self, message: Message) -> None:
+        """Judge a message now, or queue it where others wait or the activation is long enough."""
+        if self._queue or not self._may_judge():
+            self._queue.append(message)
+        else:
+            self._judge(message)
+
+    def judge(self, message: Message) -> Verdict:
+        """Judge a message now and count a refusal.
+
+        Raises:
+            MessageRefused: the subclass says why.
+        """
+        try:
+            return self._ledger.accept(message, now_ms())
+        except MessageRefused as error:
+            self._ledger.reject(error, now_ms(), message)
+            raise
+
+    def look_up(self, message: Message) -> None:
+        """Have the unknown issuer of a message looked up soon."""
+        self._wait_for(message)
+        self._trust_soon = True
+
+    async def until_known(self, message: Message) -> None:
+        """Wait until the issuer of a message is known, or was looked up in vain.
+
+        Raises:
+            MessageRefused: where the message was not taken then.
+        """
+        await workflow.wait_condition(lambda: message.hash not in self._waiting)
+        if self._ledger.check(message, now_ms()) is Verdict.WAITING:
+            raise TokenForged(f"issuer {message.issuer} is not known to any keyring asked")
+
+    def hurry(self) -> None:
+        """Look unknown issuers up soon: the run is about to close."""
+        self._trust_soon = bool(self._waiting)
+
+    def _judge(self, message: Message) -> None:
+        try:
+            verdict = self.judge(message)
+        except MessageRefused:
+            return
+        if verdict is Verdict.WAITING:
+            self._wait_for(message)
+
+    def _wait_for(self, message: Message) -> None:
+        self._waiting.setdefault(message.hash, message)
+        self._answers.setdefault(message.hash, 0)
+
+    def _may_judge(self) -> bool:
+        now = workflow.time_ns()
+        if now != self._judged_at:
+            self._judged_at, self._judged = now, 0
+        self._judged += 1
+        return self._judged <= _JUDGED_AT_ONCE
+
+    # --- what the node's loop calls ------------------------------------------
+
+    @property
+    def due(self) -> int | None:
+        """When there is something to do, in Unix milliseconds; None for never."""
+        if self._queue:
+            return 0
+        if not self._waiting:
+            return None
+        waiting = sum(len(message.text) for message in self._waiting.values())
+        if self._trust_asked is None or waiting >= _TRUST_AT_ONCE_BYTES:
+            return 0
+        return self._trust_asked + (_TRUST_FOR_UPDATE_MS if self._trust_soon else _TRUST_EVERY_MS)
+
+    async def step(self) -> None:
+        """Judge what is queued, or look up the issuers that are waited for."""
+        if not self._queue:
+            await self._renew_trust()
+            return
+        while self._queue and self._may_judge():
+            self._judge(self._queue.popleft())
+        if self._queue:
+            await workflow.sleep(timedelta(milliseconds=1))
+
+    async def _renew_trust(self) -> None:
+        self._trust_soon = False
+        self._trust_asked = now_ms()
+        try:
+            answer = await workflow.execute_local_activity(
+                TRUST,
+                result_type=TrustResult,
+                schedule_to_close_timeout=timedelta(seconds=5),
+                retry_policy=RetryPolicy(
+                    initial_interval=timedelta(milliseconds=200), maximum_attempts=3
+                ),
+            )
+        except ActivityError:
+            return
+        self._ledger.trust(answer.trusted, answer.revoked)
+        waiting, self._waiting = self._waiting, {}
+        for message in waiting.values():
+            answers = self._answers.pop(message.hash) + 1
+            if message.issuer not in self._ledger.trusted and answers >= _TRUST_ANSWERS:
+                error = TokenForged(f"issuer {message.issuer} is unknown to {answers} keyrings")
+                self._ledger.reject(error, now_ms(), message)
+                continue
+            self._judge(message)
+            if message.hash in self._waiting:
+                self._answers[message.hash] = answers
