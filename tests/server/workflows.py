@@ -112,6 +112,10 @@ class _Controlled(StatefulWorkflow):
     def go_on(self) -> None:
         self.carry_on = True
 
+    @workflow.update
+    def move_on(self) -> None:
+        self.carry_on = True
+
     @workflow.signal
     def go_on_at_once(self) -> None:
         workflow.continue_as_new(Plan())
