@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Final
 
 from temporalio import workflow
 from temporalio.common import RawValue
+from typing_extensions import Self
 
 from .errors import PluginMissing
 from .ledger import ALL
@@ -70,7 +71,7 @@ class StatefulWorkflow:
             inherited = Settings(inherited.share, inherited.withhold, api_url)
         cls._stateful_settings = inherited
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> StatefulWorkflow:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Make the node before any `__init__`, so that a subclass need not call it.
 
         Raises:
