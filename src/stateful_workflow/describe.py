@@ -62,6 +62,7 @@ def describe_ledger(
                 "confirmed": child.confirmed,
                 "ended": child.ended,
                 "withheld": list(ledger.withheld_from(child.id)),
+                "shared": list(ledger.shared_with(child.id)),
                 "hard": sorted(child.withheld),
             }
             for child in ledger.children.values()

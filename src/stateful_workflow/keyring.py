@@ -134,10 +134,12 @@ class Keyring:
         try:
             with file.open("rb") as stream:
                 mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
-                text = stream.read().decode("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8"
-            raise KeyringError(f"the keyring {file} cannot be read: {reason}") from None
+                content = stream.read()
+        except OSError as error:
+            raise KeyringError(f"the keyring {file} cannot be read: {error.strerror}") from None
+        text = _text(content)
+        if text is None:
+            raise KeyringError(f"the keyring {file} cannot be read: not UTF-8")
         try:
             keyring = cls(_parse_set(text), path=file)
         except KeyringError as error:
@@ -234,8 +236,12 @@ class Keyring:
             raise NoReaderKey("the keyring has no reader to seal a token for")
         if not token:
             raise TokenMalformed("an empty token is not sealed")
+        # The error of `encode` would hold the token.
+        plaintext = token.encode(errors="replace")
+        if plaintext.decode() != token:
+            raise TokenMalformed("the token is not valid Unicode")
         encryption = GeneralJSONEncryption(
-            {"enc": CONTENT_ALGORITHM}, token.encode(), aad=claims.encode()
+            {"enc": CONTENT_ALGORITHM}, plaintext, aad=claims.encode()
         )
         for reader in readers:
             encryption.add_recipient({"alg": KEY_ALGORITHM, "kid": reader.info.kid}, reader.okp)
@@ -323,12 +329,12 @@ class Keyring:
                 f"{message.claims.name} (fingerprint {message.fingerprint}) does not decrypt "
                 "under its claims"
             ) from None
-        if opened.plaintext is None:
+        if not opened.plaintext:
             raise TokenMalformed("the sealed token is empty")
-        try:
-            return opened.plaintext.decode()
-        except UnicodeDecodeError:
-            raise TokenMalformed("the sealed token is not text") from None
+        token = _text(opened.plaintext)
+        if token is None:
+            raise TokenMalformed("the sealed token is not text")
+        return token
 
     def _sign(self, issuer: _Key, claims: Claims, payload: str) -> str:
         header = {"alg": SIGNATURE_ALGORITHM, "kid": issuer.info.kid, "typ": TYP[claims.kind]}
@@ -403,11 +409,32 @@ def _import(jwk: Mapping[str, object], kid: str | None = None) -> OKPKey:
     return cast("OKPKey", OKPKey.import_key(cast("Any", jwk), {} if kid is None else {"kid": kid}))
 
 
-def _parse_set(text: str) -> list[_Key]:
+def _text(content: bytes) -> str | None:
+    # Raised inside the except clause, an error would carry the secret as its context.
     try:
-        data: object = json.loads(text)
-    except ValueError:
-        raise KeyringError("not JSON") from None
+        return content.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _json(text: str) -> object:
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise KeyringError("names a member twice")
+    return members
+
+
+def _parse_set(text: str) -> list[_Key]:
+    data = _json(text)
+    if data is None:
+        raise KeyringError("not JSON")
     members = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
     keys: object = members.get("keys")
     if not isinstance(keys, list):

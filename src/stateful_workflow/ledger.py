@@ -17,6 +17,7 @@ from typing import Any, Final
 from .errors import (
     MessageRefused,
     TokenConflict,
+    TokenForged,
     TokenMalformed,
     TokenStale,
     TokenWithheld,
@@ -148,6 +149,15 @@ class Ledger:
         held = self.held.get(place)
         if held is not None and held.hash == message.hash:
             return Verdict.KNOWN
+        if claims.version > now + CLOCK_TOLERANCE_MS:
+            raise TokenMalformed(
+                f"{where}: version {claims.version} is more than 5 minutes ahead of the clock"
+            )
+        if message.issuer in self.revoked:
+            raise TokenForged(f"{where}: issuer {message.issuer} was revoked")
+        # Before the floors: the answer of the keyring may take the one in the way.
+        if message.issuer not in self.trusted:
+            return Verdict.WAITING
         top = self._top(place)
         # One exactly at the floor was accepted above this node and never reached it.
         if top is not None and message.order < top[1]:
@@ -160,12 +170,6 @@ class Ledger:
                 f"{where}: issuer {top[0]} has set version {top[1][0]} of {claims.name}, "
                 f"newer than {claims.version}; read the status and decide which one stands"
             )
-        if claims.version > now + CLOCK_TOLERANCE_MS:
-            raise TokenMalformed(
-                f"{where}: version {claims.version} is more than 5 minutes ahead of the clock"
-            )
-        if message.issuer not in self.trusted:
-            return Verdict.WAITING
         verify(message, self.trusted)
         return Verdict.ACCEPTED
 
@@ -278,14 +282,13 @@ class Ledger:
             self.children[child_id] = replace(child, ended=True)
 
     def forget_child(self, child_id: str) -> None:
-        """Drop a child that never started, is plain, or whose children were adopted."""
+        """Drop a child that never started or is plain; what is withheld by its id stays so."""
         self.children.pop(child_id, None)
-        self.soft.pop(child_id, None)
 
     def adopt(self, closed_id: str, orphans: Iterable[Child]) -> None:
         """Take over the children of a closed child; what was withheld from it stays so."""
         closed = self.children.get(closed_id)
-        soft = self.soft.get(closed_id, {})
+        soft = self.soft.pop(closed_id, {})
         self.forget_child(closed_id)
         for orphan in orphans:
             if orphan.id in self.children or orphan.id in self.path:
@@ -295,7 +298,11 @@ class Ledger:
                 orphan, confirmed=True, withheld=hard, delivered={}, epoch=self.epoch
             )
             if soft:
-                self.soft[orphan.id] = {**self.soft.get(orphan.id, {}), **soft}
+                own = self.soft.get(orphan.id, {})
+                self.soft[orphan.id] = {
+                    name: any(one.get(name, one.get(ALL, False)) for one in (own, soft))
+                    for name in {*own, *soft, ALL}
+                }
 
     def withhold(self, child_id: str, name: str | None) -> None:
         """From now on pass a name (None: every one) to this child no more (soft)."""
@@ -316,6 +323,13 @@ class Ledger:
         child = self.children[child_id]
         soft = self.soft.get(child_id, {})
         return tuple(sorted(child.withheld | {name for name, on in soft.items() if on}))
+
+    def shared_with(self, child_id: str) -> tuple[str, ...]:
+        """The names a child is given by this node although `withheld_from` says `ALL`."""
+        child = self.children[child_id]
+        soft = self.soft.get(child_id, {})
+        names = {name for name, on in soft.items() if not on}
+        return tuple(sorted(name for name in names if not self._withheld_from(child, name)))
 
     def _withheld_from(self, child: Child, name: str) -> bool:
         if ALL in child.withheld or name in child.withheld:
@@ -402,7 +416,14 @@ class Ledger:
             )
         try:
             self._restore(data)
-        except (KeyError, TypeError, ValueError, AttributeError, TokenMalformed) as error:
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            OverflowError,
+            AttributeError,
+            TokenMalformed,
+        ) as error:
             raise StateUnreadable(f"the carried state is malformed: {error}") from None
 
     def _restore(self, data: Mapping[str, Any]) -> None:

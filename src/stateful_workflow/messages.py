@@ -102,7 +102,10 @@ class Claims:
                 data["exp"] = self.expires_at
             if self.types is not None:
                 data["types"] = list(self.types)
-        encoded = json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode()
+        try:
+            encoded = json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise TokenMalformed("a claim is not valid Unicode") from None
         self.decode(encoded, self.kind)
         return encoded
 

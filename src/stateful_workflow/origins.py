@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 import idna
 
 _DEFAULT_PORTS = {"https": 443, "http": 80}
+_NETLOC = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]*)(:[0-9]*)?")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _UNSAFE = re.compile(r"[\s\\\x00-\x1f\x7f]")
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 
@@ -50,8 +52,14 @@ def is_allowed(origin: str, allowed: Iterable[str]) -> bool:
     scheme, _, rest = origin.partition("://")
     label, dot, parent = rest.partition(".")
     del label
-    wildcard = f"{scheme}://*.{parent}" if dot and not rest.startswith("[") else None
+    # As in `allowed_origin`: a domain of two labels below it, and no address.
+    name = dot and not rest.startswith("[") and "." in parent and not _ends_in_number(parent)
+    wildcard = f"{scheme}://*.{parent}" if name else None
     return any(entry == origin or (wildcard is not None and entry == wildcard) for entry in allowed)
+
+
+def _ends_in_number(host: str) -> bool:
+    return _NUMBER.fullmatch(host.partition(":")[0].rsplit(".", 1)[-1]) is not None
 
 
 def _canonical(url: str, *, wildcard: bool) -> str:
@@ -63,6 +71,8 @@ def _canonical(url: str, *, wildcard: bool) -> str:
         raise ValueError(f"the scheme must be https (or http on loopback), not {scheme!r}")
     if "@" in parts.netloc:
         raise ValueError("a URL with user information is refused")
+    if not _NETLOC.fullmatch(parts.netloc):
+        raise ValueError("the authority of the URL is not a host and a port")
     host = parts.hostname
     if not host:
         raise ValueError("the URL names no host")
@@ -76,6 +86,11 @@ def _canonical(url: str, *, wildcard: bool) -> str:
         if "." not in host:
             raise ValueError("a wildcard needs a domain of at least two labels below it")
     address = _address(host)
+    if parts.netloc.startswith("[") and (address is None or address.version != 6):
+        raise ValueError("brackets are for IPv6 addresses")
+    # Written in two ways, by Python from 3.13 on in the other, and 127.0.0.1 to the system.
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        raise ValueError("an IPv4 address written as IPv6 is refused")
     if address is not None:
         if star:
             raise ValueError("a wildcard cannot stand before an IP address")
@@ -90,7 +105,7 @@ def _canonical(url: str, *, wildcard: bool) -> str:
         if not _HOST.fullmatch(host):
             raise ValueError(f"the host {host!r} is no domain name")
         # A name whose last label is a number is an IPv4 address to some parsers (WHATWG URL).
-        if host.rsplit(".", 1)[-1].isdigit():
+        if _ends_in_number(host):
             raise ValueError(f"the host {host!r} could be read as an IP address")
     if scheme == "http" and (address is None or not address.is_loopback):
         raise ValueError("plain http is allowed to literal loopback addresses only; use https")

@@ -159,9 +159,9 @@ class TreeWalk:
             self._visit(
                 str(child["id"]),
                 parent,
-                {} if _is_named(child["withheld"], self._name) else below,
+                {} if _is_withheld(child, self._name) else below,
                 None,
-                withheld=_is_named(child["withheld"], self._name),
+                withheld=_is_withheld(child, self._name),
             )
             for child in answer.status["children"]
             if child["id"] not in self._nodes
@@ -215,6 +215,10 @@ class TreeWalk:
 
 def _standing(status: Mapping[str, Any], name: str) -> dict[str, int]:
     return {t["authority"]: int(t["version"]) for t in status["tokens"] if t["name"] == name}
+
+
+def _is_withheld(child: Mapping[str, Any], name: str) -> bool:
+    return name not in child["shared"] and _is_named(child["withheld"], name)
 
 
 def _is_named(names: list[str], name: str) -> bool:

@@ -1,0 +1,150 @@
+"""Keys and messages for the unit tests, the genuine ones and those a forger would make."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any, cast
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from stateful_workflow.keyring import Keyring
+from stateful_workflow.messages import (
+    DEFAULT_NAME,
+    SIGNATURE_ALGORITHM,
+    TYP,
+    Claims,
+    Kind,
+    Message,
+    encode_base64url,
+    parse,
+)
+
+Json = dict[str, Any]
+
+NOW = 1_800_000_000_000
+"""Unix milliseconds at which the tests take place."""
+
+NAMESPACE = "default"
+ROOT = "acme"
+TREE = "tree-1"
+TOKEN = "tok-3f9c1b-canary"
+"""The secret in every sealed token of the tests; found anywhere else, it leaked."""
+
+CLAIMS = Claims(
+    DEFAULT_NAME, NAMESPACE, ROOT, TREE, ROOT, NOW, origins=("https://api.example.com",)
+)
+
+_ours: dict[str, Keyring] = {}
+
+
+def keyring(owner: str = "ours") -> Keyring:
+    """The keyring of this owner: one issuer and one reader, the same for the whole run."""
+    if owner not in _ours:
+        _ours[owner] = Keyring.generate()
+    return _ours[owner]
+
+
+def issuer(owner: str = "ours") -> str:
+    """Key id of the issuer in an owner's keyring."""
+    return next(key.kid for key in keyring(owner).keys() if key.kind == "issuer")
+
+
+def trusted(*owners: str) -> dict[str, str]:
+    """The public keys of these owners' issuers, as a node trusts them."""
+    return {kid: key for owner in owners for kid, key in keyring(owner).trusted().items()}
+
+
+@cache
+def _message(claims: Claims, owner: str) -> Message:
+    keys = keyring(owner)
+    if claims.kind == "token":
+        return parse(keys.seal(claims, TOKEN))
+    return parse(keys.revocation(claims))
+
+
+def token(
+    version: int = NOW,
+    *,
+    at: str = ROOT,
+    by: str = "ours",
+    name: str = DEFAULT_NAME,
+    root: str = ROOT,
+    tree: str = TREE,
+) -> Message:
+    """A sealed token; the same arguments give the same message."""
+    claims = replace(CLAIMS, version=version, authority=at, name=name, root=root, tree=tree)
+    return _message(claims, by)
+
+
+def revocation(
+    version: int = NOW,
+    *,
+    at: str = ROOT,
+    by: str = "ours",
+    name: str = DEFAULT_NAME,
+    inherit: bool = False,
+) -> Message:
+    """A revocation, or with `inherit` the message that takes the ancestors' token again."""
+    claims = replace(CLAIMS, version=version, authority=at, name=name, origins=(), inherit=inherit)
+    return _message(claims, by)
+
+
+# --- what a forger has ---------------------------------------------------------
+
+
+def jwks(keys: Keyring) -> list[Json]:
+    """The keys of a keyring as JWKs."""
+    return cast("list[Json]", json.loads(keys.to_json())["keys"])
+
+
+def keyring_of(*keys: Mapping[str, Any]) -> Keyring:
+    """A keyring read from these JWKs."""
+    return Keyring.from_json(json.dumps({"keys": keys}))
+
+
+def marked(key: Mapping[str, Any], **settings: object) -> Json:
+    """A JWK with our own member ``stateful``, as ``marked(key, revoked=True)``."""
+    return {**key, "stateful": settings}
+
+
+def compact(value: object) -> bytes:
+    """JSON without white space; bytes stay as they are."""
+    if isinstance(value, bytes):
+        return value
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def header_of(kind: Kind = "token", by: str = "ours") -> Json:
+    """The header that messages of this kind have."""
+    return {"alg": SIGNATURE_ALGORITHM, "kid": issuer(by), "typ": TYP[kind]}
+
+
+def signed(header: object, payload: object, by: str = "ours") -> str:
+    """A compact JWS of exactly this header and payload, its signature genuine."""
+    protected = f"{encode_base64url(compact(header))}.{encode_base64url(compact(payload))}"
+    secret = next(key["d"] for key in jwks(keyring(by)) if key["crv"] == "Ed25519")
+    private = Ed25519PrivateKey.from_private_bytes(base64.urlsafe_b64decode(secret + "="))
+    return f"{protected}.{encode_base64url(private.sign(protected.encode()))}"
+
+
+def jwe_of(message: Message) -> Json:
+    """The JWE in a token, as JSON data."""
+    return cast("Json", json.loads(message.payload))
+
+
+def claims_of(claims: Claims = CLAIMS) -> Json:
+    """Claims as JSON data."""
+    return cast("Json", json.loads(claims.encode()))
+
+
+def with_claims(claims: object, by: str = "ours") -> str:
+    """A genuine token under other claims, signed again."""
+    return signed(
+        header_of(by=by),
+        {**jwe_of(token(by=by)), "aad": encode_base64url(compact(claims))},
+        by,
+    )

@@ -1,0 +1,532 @@
+"""The ledger under any order, duplication and loss of messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from stateful_workflow.errors import MessageRefused
+from stateful_workflow.ledger import ALL, Child, Ledger, Order, Place, Verdict
+from stateful_workflow.messages import Message
+from tests.builders import NOW, ROOT, TREE, issuer, revocation, token, trusted
+
+PATH = (ROOT, "mid", "leaf")
+NAMES = ("github", "billing")
+ISSUERS = ("ours", "theirs")
+SUCCESSOR = "successor"
+KINDS = ("token", "revocation", "inherit")
+
+kinds = st.sampled_from(KINDS)
+names = st.sampled_from(NAMES)
+name_sets = st.frozensets(names)
+hard_sets = name_sets | st.just(frozenset({ALL}))
+some_names = names | st.none()
+versions = st.integers(1, 3)
+
+
+def message(kind: str, name: str, authority: str, by: str, version: int) -> Message:
+    """A message of one kind; few versions, so that they often meet."""
+    version = NOW + version
+    if kind == "token":
+        return token(version, at=authority, by=by, name=name)
+    return revocation(version, at=authority, by=by, name=name, inherit=kind == "inherit")
+
+
+messages = st.builds(
+    message, kinds, names, st.sampled_from(PATH), st.sampled_from(ISSUERS), versions
+)
+
+
+def place_of(message: Message) -> Place:
+    return message.claims.name, message.claims.authority
+
+
+def give(ledger: Ledger, message: Message) -> Verdict | None:
+    """Let a node judge a message as it does a signal: None where it was refused."""
+    try:
+        return ledger.accept(message, NOW)
+    except MessageRefused as error:
+        ledger.reject(error, NOW, message)
+        return None
+
+
+def restarted(ledger: Ledger) -> Ledger:
+    return Ledger.load(json.loads(json.dumps(ledger.dump())))
+
+
+def newest(of: Iterable[Message]) -> dict[Place, Message]:
+    """The newest message of each place: what decisions 2 and 3 say is held."""
+    found: dict[Place, Message] = {}
+    for one in sorted(of, key=lambda message: message.order):
+        found[place_of(one)] = one
+    return found
+
+
+def nearest(held: Mapping[Place, Message], name: str, path: Iterable[str]) -> Message | None:
+    """What decision 5 says is in force at the end of a path."""
+    for authority in reversed(list(path)):
+        found = held.get((name, authority))
+        if found is not None and found.claims.inherit is not True:
+            return found
+    return None
+
+
+def floors(ledger: Ledger) -> dict[tuple[str, Place], Order]:
+    """The floor of each issuer that is trusted, by place."""
+    return {
+        (kid, place): order
+        for place, orders in ledger.floors.items()
+        for kid, order in orders.items()
+        if kid in ledger.trusted
+    }
+
+
+# --- one node --------------------------------------------------------------------
+
+
+class Revoked(NamedTuple):
+    """The news that an issuer's key was revoked and another made."""
+
+    owner: str
+
+
+@given(st.lists(messages | st.sampled_from([Revoked(owner) for owner in ISSUERS])), st.data())
+@settings(max_examples=150, deadline=None)
+def test_no_floor_of_a_trusted_issuer_ever_falls(
+    events: list[Message | Revoked], data: st.DataObject
+) -> None:
+    ledger = Ledger(PATH, TREE, trusted(*ISSUERS))
+    for event in events:
+        before = floors(ledger)
+        tops = {place: ledger.floor(*place) for place in ledger.floors}
+        if isinstance(event, Revoked):
+            ledger.trust(trusted(SUCCESSOR), [issuer(event.owner)])
+        else:
+            verdict = give(ledger, event)
+            assert verdict is not Verdict.ACCEPTED or ledger.held[place_of(event)] == event
+            for place, top in tops.items():
+                assert top is None or (ledger.floor(*place) or top) >= top
+        if data.draw(st.booleans(), label="restart"):
+            ledger = restarted(ledger)
+        after = floors(ledger)
+        for (kid, place), order in before.items():
+            assert kid not in ledger.trusted or after[kid, place] >= order
+
+
+@given(st.lists(messages, max_size=12), st.integers(0, 2), st.data())
+@settings(max_examples=150, deadline=None)
+def test_nodes_that_saw_the_same_messages_hold_the_same_in_any_order(
+    seen: list[Message], lowest: int, data: st.DataObject
+) -> None:
+    boundary = {NAMES[0]: lowest}
+    expected = newest(
+        one
+        for one in seen
+        if one.claims.name != NAMES[0] or PATH.index(one.claims.authority) >= lowest
+    )
+    again = data.draw(st.lists(st.sampled_from(seen))) if seen else []
+    for order in (seen, data.draw(st.permutations([*seen, *again]), label="order")):
+        ledger = Ledger(PATH, TREE, trusted(*ISSUERS), boundary)
+        for one in order:
+            give(ledger, one)
+            if data.draw(st.booleans(), label="restart"):
+                ledger = restarted(ledger)
+        assert ledger.held == expected
+        for name in NAMES:
+            assert ledger.in_force(name) == nearest(expected, name, PATH)
+
+
+@given(st.lists(messages, max_size=12), st.lists(messages, max_size=6))
+@settings(max_examples=100, deadline=None)
+def test_messages_seen_before_never_change_what_is_held(
+    seen: list[Message], later: list[Message]
+) -> None:
+    ledger = Ledger(PATH, TREE, trusted(*ISSUERS))
+    for one in [*seen, *later]:
+        give(ledger, one)
+    held = dict(ledger.held)
+    for captured in seen:
+        assert give(ledger, captured) in (Verdict.KNOWN, None)
+    assert ledger.held == held
+
+
+@given(st.lists(messages, max_size=12), st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_child_started_at_any_moment_ends_with_what_its_parent_holds(
+    seen: list[Message], data: st.DataObject
+) -> None:
+    parent = Ledger(PATH[:2], TREE, trusted(*ISSUERS))
+    start = data.draw(st.integers(0, len(seen)), label="start")
+    for one in seen[:start]:
+        give(parent, one)
+    with_messages = data.draw(st.booleans(), label="with messages")
+    child = Ledger.load(parent.start_child(Child("leaf", "Node"), with_messages=with_messages))
+    for one in seen[start:]:
+        give(parent, one)
+        if data.draw(st.booleans(), label="this one got through"):
+            give(child, one)
+    parent.confirm_child("leaf")
+
+    for target, lacking in list(parent.to_tell()):
+        for one in data.draw(st.permutations(lacking), label="order"):
+            give(child, one)
+        parent.delivered(target.id, lacking)
+
+    assert list(parent.to_tell()) == []
+    above = {place: one for place, one in child.held.items() if place[1] != "leaf"}
+    assert above == parent.held
+
+
+# --- withholding -----------------------------------------------------------------
+
+
+class Withholding(RuleBasedStateMachine):
+    """One parent that starts, adopts, withholds and shares in any order.
+
+    Beside the ledger stands what its users were promised: from which child which name
+    is withheld, for good or for now.
+    """
+
+    ids = st.sampled_from(["a", "b", "c"])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parent = Ledger(PATH[:2], TREE, trusted(*ISSUERS))
+        self.hard: dict[str, frozenset[str]] = {}
+        self.soft: dict[str, set[str]] = {}
+
+    def withheld(self, child: str, name: str) -> bool:
+        hard = self.hard.get(child, frozenset())
+        return ALL in hard or name in hard or name in self.soft.get(child, set())
+
+    @initialize(withheld=name_sets)
+    def start_one(self, withheld: frozenset[str]) -> None:
+        self.start("a", withheld, True)
+
+    @rule(one=messages)
+    def accept(self, one: Message) -> None:
+        give(self.parent, one)
+
+    @rule(child=ids, withheld=hard_sets, full=st.booleans())
+    def start(self, child: str, withheld: frozenset[str], full: bool) -> None:
+        if child in self.parent.children:
+            return
+        self.hard[child] = withheld
+        state = self.parent.start_child(Child(child, "Node", withheld=withheld), with_messages=full)
+        for name, _ in Ledger.load(state).held:
+            assert full
+            assert not self.withheld(child, name)
+
+    @rule(child=ids)
+    def confirm(self, child: str) -> None:
+        self.parent.confirm_child(child)
+
+    @rule(child=ids)
+    def end(self, child: str) -> None:
+        self.parent.end_child(child)
+
+    @precondition(lambda self: self.parent.children)
+    @rule(data=st.data(), orphan=ids, withheld=name_sets)
+    def adopt(self, data: st.DataObject, orphan: str, withheld: frozenset[str]) -> None:
+        closed = data.draw(st.sampled_from(sorted(self.parent.children)), label="closed")
+        if closed == orphan:
+            return
+        if orphan not in self.parent.children:
+            self.hard[orphan] = withheld | self.hard[closed]
+            self.soft[orphan] = self.soft.get(orphan, set()) | self.soft.get(closed, set())
+        self.parent.adopt(closed, [Child(orphan, "Node", withheld=withheld)])
+        self.hard.pop(closed)
+        self.soft.pop(closed, None)
+
+    @rule(child=ids, name=some_names)
+    def withhold(self, child: str, name: str | None) -> None:
+        self.parent.withhold(child, name)
+        self.soft.setdefault(child, set()).update(NAMES if name is None else [name])
+
+    @rule(child=ids, name=some_names)
+    def share(self, child: str, name: str | None) -> None:
+        self.parent.share(child, name)
+        self.soft.setdefault(child, set()).difference_update(NAMES if name is None else [name])
+
+    @rule()
+    def tell(self) -> None:
+        for child, lacking in list(self.parent.to_tell()):
+            self.parent.delivered(child.id, lacking)
+        assert list(self.parent.to_tell()) == []
+
+    @rule()
+    def restart(self) -> None:
+        self.parent = restarted(self.parent)
+
+    @invariant()
+    def no_child_is_to_be_told_a_name_withheld_from_it(self) -> None:
+        for child, lacking in self.parent.to_tell():
+            assert child.confirmed
+            assert not child.ended
+            assert not any(self.withheld(child.id, one.claims.name) for one in lacking)
+        for child_id in self.parent.children:
+            for one in self.parent.pending(child_id):
+                assert not self.withheld(child_id, one.claims.name)
+
+    @invariant()
+    def every_other_name_is_pending_or_was_given(self) -> None:
+        for child_id, child in self.parent.children.items():
+            pending = self.parent.pending(child_id)
+            for place, one in self.parent.held.items():
+                if not self.withheld(child_id, place[0]):
+                    assert one in pending or child.delivered[place] == one.order
+
+    @invariant()
+    def what_is_shown_as_withheld_is(self) -> None:
+        for child_id in self.parent.children:
+            shown = self.parent.withheld_from(child_id)
+            for name in NAMES:
+                assert not self.withheld(child_id, name) or name in shown or ALL in shown
+
+
+TestWithholding = Withholding.TestCase
+TestWithholding.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)
+
+
+# --- a tree ----------------------------------------------------------------------
+
+
+class Chain(RuleBasedStateMachine):
+    """A root, its child and its grandchild, and everything that may happen between them.
+
+    Messages are lost, doubled and reordered on their way, captured ones come again, nodes
+    restart, children start at any moment, and an issuer's key may be stolen and replaced.
+    Whatever happened, once the net is quiet every node holds what it is entitled to.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nodes: dict[str, Ledger] = {}
+        self.inbox: dict[str, list[Message]] = {}
+        self.issued: list[Message] = []
+        self.hard: dict[str, frozenset[str]] = {}
+        self.soft: dict[str, set[str]] = {}
+        self.clock = 0
+        self.stolen = False
+        self.seen_floors: dict[str, dict[tuple[str, Place], Order]] = {}
+
+    @initialize(children=st.integers(0, 2))
+    def start_root(self, children: int) -> None:
+        self.add(Ledger((ROOT,), TREE, trusted(*ISSUERS)))
+        for _ in range(children):
+            self.start_child(frozenset(), frozenset(), True)
+
+    def add(self, ledger: Ledger) -> None:
+        self.nodes[ledger.path[-1]] = ledger
+        self.inbox[ledger.path[-1]] = []
+
+    def child_of(self, parent: str) -> str | None:
+        index = PATH.index(parent) + 1
+        return PATH[index] if index < len(PATH) and PATH[index] in self.nodes else None
+
+    def issuers(self) -> tuple[str, ...]:
+        return (ISSUERS[1], SUCCESSOR) if self.stolen else ISSUERS
+
+    def judge(self, node: str, one: Message, *, newest_keyring: bool = True) -> None:
+        """What a node does with a message, the *trust* activity included."""
+        ledger = self.nodes[node]
+        if give(ledger, one) is Verdict.WAITING:
+            if self.stolen and newest_keyring:
+                ledger.trust(trusted(ISSUERS[1], SUCCESSOR), [issuer(ISSUERS[0])])
+                give(ledger, one)
+            else:
+                ledger.trust(trusted(*ISSUERS))
+                self.inbox[node].append(one)
+
+    def issue(self, one: Message) -> None:
+        self.issued.append(one)
+        self.judge(one.claims.authority, one)
+
+    # --- what may happen ---------------------------------------------------------
+
+    started = st.sampled_from(PATH)
+
+    @precondition(lambda self: len(self.nodes) < len(PATH))
+    @rule(withheld=name_sets, kept_back=name_sets, full=st.booleans())
+    def start_child(self, withheld: frozenset[str], kept_back: frozenset[str], full: bool) -> None:
+        child = PATH[len(self.nodes)]
+        parent = self.nodes[PATH[len(self.nodes) - 1]]
+        for name in kept_back:
+            parent.withhold(child, name)
+        self.hard[child] = withheld
+        self.soft[child] = set(kept_back)
+        state = parent.start_child(Child(child, "Node", withheld=withheld), with_messages=full)
+        ledger = Ledger.load(json.loads(json.dumps(state)))
+        assert not any(name in withheld | kept_back for name, _ in ledger.held)
+        self.add(ledger)
+
+    @rule(node=started)
+    def confirm(self, node: str) -> None:
+        if node in self.nodes and node != ROOT:
+            self.nodes[PATH[PATH.index(node) - 1]].confirm_child(node)
+
+    @rule(kind=kinds, name=names, authority=started, second=st.booleans(), version=versions)
+    def set(self, kind: str, name: str, authority: str, second: bool, version: int) -> None:
+        if authority in self.nodes:
+            by = self.issuers()[second]
+            self.issue(message(kind, name, authority, by, self.clock + version))
+
+    @rule(parent=started, fate=st.sampled_from(["given", "lost", "given, but not acknowledged"]))
+    def tell(self, parent: str, fate: str) -> None:
+        if parent not in self.nodes:
+            return
+        for child, lacking in list(self.nodes[parent].to_tell()):
+            if fate != "lost":
+                self.inbox[child.id].extend(lacking)
+            if fate == "given":
+                self.nodes[parent].delivered(child.id, lacking)
+
+    @rule(node=started, index=st.integers(0, 5), newest_keyring=st.booleans())
+    def judge_any(self, node: str, index: int, newest_keyring: bool) -> None:
+        waiting = self.inbox.get(node)
+        if waiting:
+            one = waiting.pop(index % len(waiting))
+            self.judge(node, one, newest_keyring=newest_keyring)
+
+    @precondition(lambda self: self.issued)
+    @rule(node=started, data=st.data())
+    def capture_and_send_again(self, node: str, data: st.DataObject) -> None:
+        if node in self.nodes:
+            self.inbox[node].append(data.draw(st.sampled_from(self.issued)))
+
+    @rule(node=started)
+    def restart(self, node: str) -> None:
+        if node in self.nodes:
+            self.nodes[node] = restarted(self.nodes[node])
+
+    @rule(parent=started, name=some_names)
+    def withhold(self, parent: str, name: str | None) -> None:
+        child = self.child_of(parent)
+        if child is not None:
+            self.nodes[parent].withhold(child, name)
+            self.soft[child].update(NAMES if name is None else [name])
+
+    @rule(parent=started, name=some_names)
+    def share(self, parent: str, name: str | None) -> None:
+        child = self.child_of(parent)
+        if child is not None:
+            self.nodes[parent].share(child, name)
+            self.soft[child].difference_update(NAMES if name is None else [name])
+
+    @precondition(lambda self: not self.stolen)
+    @rule()
+    def steal_and_revoke_the_first_issuers_key(self) -> None:
+        self.stolen = True
+        self.clock += 4  # beyond every honest version
+
+    @precondition(lambda self: self.stolen)
+    @rule(kind=kinds, name=names, authority=started, node=started, version=st.integers(1, 99))
+    def use_the_stolen_key(
+        self, kind: str, name: str, authority: str, node: str, version: int
+    ) -> None:
+        if node in self.nodes:
+            self.judge(node, message(kind, name, authority, ISSUERS[0], version))
+
+    # --- what always holds -------------------------------------------------------
+
+    @invariant()
+    def no_floor_of_a_trusted_issuer_fell(self) -> None:
+        for node, ledger in self.nodes.items():
+            now = floors(ledger)
+            for (kid, place), order in self.seen_floors.get(node, {}).items():
+                assert kid not in ledger.trusted or now[kid, place] >= order
+            self.seen_floors[node] = now
+
+    @invariant()
+    def a_node_holds_nothing_it_was_started_without(self) -> None:
+        for node, ledger in self.nodes.items():
+            for name, authority in ledger.held:
+                assert PATH.index(authority) >= self.lowest(node, name)
+
+    @invariant()
+    def nothing_withheld_is_to_be_told(self) -> None:
+        for ledger in self.nodes.values():
+            for child, lacking in ledger.to_tell():
+                for one in lacking:
+                    assert one.claims.name not in self.hard[child.id] | self.soft[child.id]
+
+    def lowest(self, node: str, name: str) -> int:
+        """Index of the highest authority whose word on a name counts at a node."""
+        return max(
+            (i for i in range(PATH.index(node) + 1) if name in self.hard.get(PATH[i], ())),
+            default=0,
+        )
+
+    def cut(self, authority: str, node: str, name: str) -> bool:
+        """Whether a parent between an authority and a node keeps a name back for now."""
+        between = PATH[PATH.index(authority) + 1 : PATH.index(node) + 1]
+        return any(name in self.soft[one] for one in between)
+
+    # --- and in the end ----------------------------------------------------------
+
+    @rule()
+    def converges(self) -> None:
+        if self.stolen:
+            # The successor sets everything anew; its clock has moved on meanwhile.
+            self.clock += 4  # beyond every honest version
+            for authority in self.nodes:
+                for name in NAMES:
+                    self.issue(message("token", name, authority, SUCCESSOR, self.clock))
+        for node in PATH[1:]:
+            self.confirm(node)
+        for _ in range(100):
+            for node, waiting in self.inbox.items():
+                while waiting:
+                    self.judge(node, waiting.pop(0))
+            if not any(list(ledger.to_tell()) for ledger in self.nodes.values()):
+                break
+            for parent in self.nodes:
+                self.tell(parent, "given")
+        else:
+            raise AssertionError("the tree does not come to rest")
+        self.check_that_every_node_holds_what_it_is_entitled_to()
+
+    def check_that_every_node_holds_what_it_is_entitled_to(self) -> None:
+        counted = {issuer(owner) for owner in self.issuers()}
+        expected = newest(one for one in self.issued if one.issuer in counted)
+        for node, ledger in self.nodes.items():
+            path = PATH[: PATH.index(node) + 1]
+            for name in NAMES:
+                entitled = path[self.lowest(node, name) :]
+                open_ = [one for one in entitled if not self.cut(one, node, name)]
+                for authority in open_:
+                    place = (name, authority)
+                    assert ledger.held.get(place) == expected.get(place)
+                if len(open_) == len(entitled):
+                    assert ledger.in_force(name) == nearest(expected, name, entitled)
+
+    def teardown(self) -> None:
+        if self.nodes:
+            self.converges()
+
+
+TestChain = Chain.TestCase
+TestChain.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+
+
+def test_a_chain_that_a_thief_floods_comes_to_rest_with_the_successors_token() -> None:
+    chain = Chain()
+    chain.start_root(2)
+    chain.set("token", NAMES[0], ROOT, False, 1)
+    chain.steal_and_revoke_the_first_issuers_key()
+    for node in PATH:
+        chain.use_the_stolen_key("revocation", NAMES[0], ROOT, node, 99)
+    chain.converges()
+    held: dict[str, Any] = {node: chain.nodes[node].in_force(NAMES[0]) for node in PATH}
+    assert {one.issuer for one in held.values()} == {issuer(SUCCESSOR)}
