@@ -27,15 +27,11 @@ class Plain:
 
 class _Node(StatefulWorkflow):
     async def follow(self) -> None:
-        seen = self.version()
+        self.seen = self.api_token_status
         while True:
-            await workflow.wait_condition(lambda: self.version() != seen)
-            seen = self.version()
+            await workflow.wait_condition(lambda: self.api_token_status != self.seen)
+            self.seen = self.api_token_status
             arrivals.arrived(workflow.info().workflow_id)
-
-    def version(self) -> int | None:
-        status = self.api_token_status
-        return None if status is None else status.version
 
 
 @workflow.defn

@@ -72,7 +72,7 @@ class ActivityTokens:
         self.keyring = keyring
         self.client = client
         self.loop = None if client is None else asyncio.get_running_loop()
-        self.unknown: NewestUnknown | None = None
+        self.unknown: dict[str, NewestUnknown] = {}
         self._carried_at = fresh_since
         self._asked_at: dict[str, float] = {}
         self._standing = {} if use is None else _standing(use)
@@ -87,8 +87,8 @@ class ActivityTokens:
         Raises:
             TokenUnavailable, UseRefused, KeyringError, MessageRefused: the subclass says why.
         """
-        if self.unknown is not None:
-            raise self.unknown
+        if name in self.unknown:
+            raise self.unknown[name]
         info = activity.info()
         where = f"workflow {info.workflow_id}"
         standing = self._standing.get(name, Standing("none"))
@@ -163,10 +163,10 @@ class ActivityTokens:
         except NewestUnknown as error:
             known = self._standing.get(name)
             if self._must_ask or known is None or known.message is None:
-                self.unknown = error
+                self.unknown[name] = error
                 raise
         else:
-            self.unknown = None
+            self.unknown.pop(name, None)
 
     async def refresh_all(self) -> None:
         """Refresh every name; a failure is remembered and raised where a token is used."""
@@ -330,14 +330,13 @@ class InProcess:
     ) -> None:
         self._function = function
         self._use = tokens.carried()
-        self._unknown = None if tokens.unknown is None else str(tokens.unknown)
+        self._unknown = {name: str(error) for name, error in tokens.unknown.items()}
         self._keyring_path = keyring_path
 
     def __call__(self, *args: Any) -> Any:
         """Run the activity in the pool's process."""
         tokens = ActivityTokens(self._use, self._keyring, None, time.monotonic())
-        if self._unknown is not None:
-            tokens.unknown = NewestUnknown(self._unknown)
+        tokens.unknown = {name: NewestUnknown(text) for name, text in self._unknown.items()}
         with running(tokens):
             return self._function(*args)
 

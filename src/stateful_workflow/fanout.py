@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError
+from temporalio.exceptions import ActivityError, FailureError
 
 from .forwarding import FORWARD, ForwardRequest, ForwardResult
 from .inbox import now_ms
@@ -89,7 +89,7 @@ class Fanout:
                 start_to_close_timeout=timedelta(seconds=_LOCAL_SECONDS + 7),
                 retry_policy=RetryPolicy(maximum_attempts=1),
             )
-        except ActivityError as error:
+        except FailureError as error:
             result = _all_failed(request, error)
         self._settle(result, told)
         if not result.left:
@@ -111,7 +111,7 @@ class Fanout:
                 schedule_to_close_timeout=timedelta(seconds=60),
                 retry_policy=RetryPolicy(maximum_attempts=3),
             )
-        except ActivityError as error:
+        except FailureError as error:
             result = _all_failed(request, error)
         self._settle(result, told)
         self._again = self._again or bool(result.left)
@@ -160,6 +160,8 @@ def _orphan(data: Mapping[str, Any]) -> Child:
     )
 
 
-def _all_failed(request: ForwardRequest, error: ActivityError) -> ForwardResult:
-    reason = f"{type(error.cause).__name__}: {error.cause}" if error.cause else str(error)
+def _all_failed(request: ForwardRequest, error: FailureError) -> ForwardResult:
+    # An ordinary activity's failure wraps its cause; a local one's is the cause itself.
+    cause = error.cause if isinstance(error, ActivityError) else error
+    reason = f"{type(cause).__name__}: {cause}"
     return ForwardResult(failed={target[0]: reason for target in request.targets})

@@ -12,20 +12,23 @@ can be sent again.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import time
-from collections.abc import AsyncGenerator, Generator
-from typing import Final
+from collections.abc import AsyncGenerator, Coroutine, Generator
+from typing import Any, Final, TypeVar
 
 import httpx
 
 from .activity import ActivityTokens, activity_tokens
-from .errors import OriginNotAllowed
+from .errors import NewestUnknown, OriginNotAllowed
 from .messages import DEFAULT_NAME
 from .origins import is_allowed, origin_of
 from .tokens import ApiToken
 
+T = TypeVar("T")
+
 _WAIT_FOR_NEWER_SECONDS: Final = 1.0
-_SYNC_TIMEOUT_SECONDS: Final = 10.0
+_SYNC_TIMEOUT_SECONDS: Final = 20.0
 
 
 class TokenAuth(httpx.Auth):
@@ -99,7 +102,11 @@ class OriginTransport(httpx.BaseTransport):
         request.headers[self._header] = _for(request, token)
         response = self._inner.handle_request(request)
         if response.status_code == 401 and _is_replayable(request):
-            newer = source.newer_than(token)
+            try:
+                newer = source.newer_than(token)
+            except BaseException:
+                response.close()
+                raise
             if newer is not None:
                 response.close()
                 request.headers[self._header] = _for(request, newer)
@@ -132,7 +139,11 @@ class AsyncOriginTransport(httpx.AsyncBaseTransport):
         request.headers[self._header] = _for(request, token)
         response = await self._inner.handle_async_request(request)
         if response.status_code == 401 and _is_replayable(request):
-            newer = await source.newer_than_async(token)
+            try:
+                newer = await source.newer_than_async(token)
+            except BaseException:
+                await response.aclose()
+                raise
             if newer is not None:
                 await response.aclose()
                 request.headers[self._header] = _for(request, newer)
@@ -176,18 +187,25 @@ class _Source:
     def current(self) -> ApiToken:
         loop = self._loop()
         if loop is not None and self._tokens.is_stale(self._name):
-            asyncio.run_coroutine_threadsafe(self._tokens.refresh(self._name), loop).result(
-                _SYNC_TIMEOUT_SECONDS
-            )
+            self._run(self._tokens.refresh(self._name), loop)
         return self._tokens.open(self._name)
 
     def newer_than(self, refused: ApiToken) -> ApiToken | None:
         loop = self._loop()
         if loop is None:
             return None
-        return asyncio.run_coroutine_threadsafe(self.newer_than_async(refused), loop).result(
-            _SYNC_TIMEOUT_SECONDS
-        )
+        return self._run(self.newer_than_async(refused), loop)
+
+    def _run(self, asking: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
+        future = asyncio.run_coroutine_threadsafe(asking, loop)
+        try:
+            return future.result(_SYNC_TIMEOUT_SECONDS)
+        except concurrent.futures.TimeoutError:
+            future.cancel()
+            raise NewestUnknown(
+                f"the workflow was not heard of within {_SYNC_TIMEOUT_SECONDS:g} s for its newest "
+                f"{self._name}; the activity is to be retried"
+            ) from None
 
     def _loop(self) -> asyncio.AbstractEventLoop | None:
         """The worker's loop, where this thread may wait for it."""

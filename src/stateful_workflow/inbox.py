@@ -14,7 +14,7 @@ from typing import Final
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError
+from temporalio.exceptions import FailureError
 
 from .errors import MessageRefused, TokenForged
 from .forwarding import TRUST, TrustResult
@@ -166,7 +166,7 @@ class Inbox:
                     initial_interval=timedelta(milliseconds=200), maximum_attempts=3
                 ),
             )
-        except ActivityError:
+        except FailureError:
             return
         self._ledger.trust(answer.trusted, answer.revoked)
         waiting, self._waiting = self._waiting, {}

@@ -181,17 +181,19 @@ class NodeOutbound(WorkflowOutboundInterceptor):
 
     def start_activity(self, input: StartActivityInput) -> workflow.ActivityHandle[Any]:
         """Give the activity what it may open."""
-        input.headers = _with_use(input.activity, input.headers)
+        input.headers = _with_use(input.activity, input.headers, local=False)
         return super().start_activity(input)
 
     def start_local_activity(self, input: StartLocalActivityInput) -> workflow.ActivityHandle[Any]:
         """Give the local activity what it may open."""
-        input.headers = _with_use(input.activity, input.headers)
+        input.headers = _with_use(input.activity, input.headers, local=True)
         return super().start_local_activity(input)
 
 
-def _with_use(activity: str, headers: Mapping[str, Payload]) -> Mapping[str, Payload]:
+def _with_use(
+    activity: str, headers: Mapping[str, Payload], *, local: bool
+) -> Mapping[str, Payload]:
     node = _node()
     if node is None or activity in _OURS:
         return headers
-    return {**headers, USE_HEADER: node.use().to_payload()}
+    return {**headers, USE_HEADER: node.use(local=local).to_payload()}

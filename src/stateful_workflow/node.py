@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 from temporalio import workflow
 from temporalio.api.common.v1 import Payload
 from temporalio.common import RawValue, RetryPolicy
-from temporalio.exceptions import ActivityError
+from temporalio.exceptions import FailureError
 
 from .describe import describe_ledger, status_of
 from .errors import TokenMalformed
@@ -216,8 +216,11 @@ class Node:
             "reports": self._reports,
         }
 
-    def use(self) -> Use:
-        """What an activity of this node may open, as it stands now."""
+    def use(self, *, local: bool) -> Use:
+        """What an activity of this node may open, as it stands now.
+
+        A local one carries every token, since it cannot ask; others only what is small.
+        """
         ledger = self.ledger
         own = ledger.path[-1]
         tokens: dict[str, Mapping[str, str | None]] = {}
@@ -227,7 +230,7 @@ class Node:
             room -= 0 if sealed is None else len(sealed)
             tokens[name] = {
                 "state": self.status(name).state,
-                "sealed": sealed if room >= 0 else None,
+                "sealed": sealed if local or room >= 0 else None,
             }
         at_own = {name: message for (name, at), message in ledger.held.items() if at == own}
         return Use(
@@ -462,7 +465,7 @@ async def _ask_closed_run() -> RecoverResult:
             schedule_to_close_timeout=timedelta(seconds=30),
             retry_policy=RetryPolicy(maximum_attempts=3),
         )
-    except ActivityError:
+    except FailureError:
         return RecoverResult(asked=False)
 
 

@@ -6,11 +6,12 @@ import concurrent.futures
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, cast
 
 from temporalio import activity, workflow
+from temporalio.api.common.v1 import Payload
 from temporalio.client import Client
 from temporalio.plugin import SimplePlugin
 from temporalio.worker import (
@@ -97,29 +98,35 @@ class StatefulPlugin(SimplePlugin):
                 return config
         self_check()
         config = super().configure_worker(config)
+        client = config["client"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
+        # One plugin may serve workers of several clients; activities ask through their worker's.
+        bound = _WorkerInterceptor(self, client)
+        config["interceptors"] = [
+            bound if interceptor is self._interceptor else interceptor
+            for interceptor in config.get("interceptors", ())
+        ]
         workflows = config.get("workflows", ())
         if workflows:
             theirs = cast("Sequence[Callable[..., Any]]", config.get("activities", ()))
-            ordinary = len(theirs) > 0
+            ordinary = len(theirs) > 0 or _others_bring_activities(config)
             if not ordinary:
                 # Else this worker would start to take the activity workers' tasks.
                 config["no_remote_activities"] = True
             ours = NodeActivities(
-                config["client"],  # pyright: ignore[reportTypedDictNotRequiredAccess]
+                client,
                 lambda: self._keyring,
                 _plain_types(workflows),
                 ordinary=ordinary and not config.get("no_remote_activities", False),
                 cached=config.get("max_cached_workflows", 1) > 0,
             )
             config["activities"] = [*theirs, *ours.all()]
-        self._interceptor.client = config["client"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
         return config
 
 
 class _WorkerInterceptor(Interceptor):
-    def __init__(self, plugin: StatefulPlugin) -> None:
+    def __init__(self, plugin: StatefulPlugin, client: Client | None = None) -> None:
         self.plugin = plugin
-        self.client: Client | None = None
+        self._client = client
 
     def workflow_interceptor_class(
         self, input: WorkflowInterceptorClassInput
@@ -128,7 +135,7 @@ class _WorkerInterceptor(Interceptor):
         return NodeInbound
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
-        return _ActivityInbound(next, self.plugin, lambda: self.client)
+        return _ActivityInbound(next, self.plugin, self._client)
 
 
 class _ActivityInbound(ActivityInboundInterceptor):
@@ -138,7 +145,7 @@ class _ActivityInbound(ActivityInboundInterceptor):
         self,
         next: ActivityInboundInterceptor,
         plugin: StatefulPlugin,
-        client: Callable[[], Client | None],
+        client: Client | None,
     ) -> None:
         super().__init__(next)
         self._plugin = plugin
@@ -148,11 +155,12 @@ class _ActivityInbound(ActivityInboundInterceptor):
         info = activity.info()
         if USE_HEADER not in input.headers or info.activity_type in _OURS:
             return await super().execute_activity(input)
+        use = await _use(input.headers, self._client)
         # A local activity's query would wait for the workflow task that waits for it.
-        client = None if info.is_local else self._client()
+        client = None if info.is_local else self._client
         age = (datetime.now(timezone.utc) - info.current_attempt_scheduled_time).total_seconds()
         tokens = ActivityTokens(
-            Use.from_headers(input.headers),
+            use,
             self._plugin.require_keyring,
             client,
             time.monotonic() - max(age, 0.0),
@@ -165,6 +173,16 @@ class _ActivityInbound(ActivityInboundInterceptor):
             return await super().execute_activity(input)
         with running(tokens):
             return await super().execute_activity(input)
+
+
+async def _use(headers: Mapping[str, Payload], client: Client | None) -> Use | None:
+    use = Use.from_headers(headers)
+    codec = None if client is None else client.data_converter.payload_codec
+    if use is not None or codec is None:
+        return use
+    # Under HeaderCodecBehavior.WORKFLOW_ONLY_CODEC it arrives as the workflow side encoded it.
+    (decoded,) = await codec.decode([headers[USE_HEADER]])
+    return Use.from_headers({USE_HEADER: decoded})
 
 
 def _mark() -> None:
@@ -181,6 +199,16 @@ def _pass_through(runner: WorkflowRunner | None) -> WorkflowRunner:
     if runner is None:
         return _pass_through(SandboxedWorkflowRunner())
     return runner
+
+
+def _others_bring_activities(config: WorkerConfig) -> bool:
+    """Whether another plugin adds activities; those of the worker come after the client's."""
+    client = config["client"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
+    plugins = [*client.config(active_config=True)["plugins"], *config.get("plugins", ())]
+    return any(
+        isinstance(plugin, SimplePlugin) and bool(cast("object", plugin.activities))
+        for plugin in plugins
+    )
 
 
 def _plain_types(workflows: Sequence[type[Any]]) -> list[str]:

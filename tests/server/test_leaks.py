@@ -1,0 +1,464 @@
+"""No secret is found in the engine, in histories, in logs, or in what objects print.
+
+Each search is shown to be able to fail: a marker that goes the same ways as the tokens
+would, or one planted on purpose, is found.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import dataclasses
+import json
+import logging
+import pickle
+import pprint
+import secrets
+import sqlite3
+import traceback
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from temporalio.client import Client, WorkflowFailureError
+from temporalio.worker import Worker
+
+import stateful_workflow
+from stateful_workflow import (
+    ApiToken,
+    AsyncOriginTransport,
+    Keyring,
+    NotConverged,
+    OriginTransport,
+    StatefulError,
+    StatefulPlugin,
+    StatefulWorkflow,
+    TokenAuth,
+    TokenClient,
+    TokenStatus,
+    TokenTree,
+    TreeNode,
+)
+from stateful_workflow.engine import EmbeddedEngine, start_engine
+from stateful_workflow.messages import Claims, parse
+
+from .api import Api, start_api
+from .support import eventually, sealed_at, status_of
+from .use_workflows import ASYNC_ACTIVITIES, USE_WORKFLOWS, Caller, Clumsy, Job
+
+# --- the search ----------------------------------------------------------------------------------
+
+
+def spellings(secret: bytes) -> dict[str, bytes]:
+    """The forms in which a secret may stand somewhere."""
+    forms = {
+        "raw": secret,
+        "hex": secret.hex().encode(),
+        "HEX": secret.hex().upper().encode(),
+        "url": b"".join(b"%%%02X" % byte for byte in secret),
+        "url, where needed": httpx.QueryParams({"": secret.decode("latin-1")})
+        .__str__()
+        .encode()[1:],
+    }
+    for before in range(3):
+        text = base64.b64encode(bytes(before) + secret)
+        # Its first and last characters depend on what stands before and after.
+        text = text[-(-before * 8 // 6) : (before + len(secret)) * 8 // 6]
+        forms[f"base64, {before} bytes in"] = text
+        forms[f"base64url, {before} bytes in"] = text.translate(bytes.maketrans(b"+/", b"-_"))
+    return forms
+
+
+def found(secret: str | bytes, where: bytes) -> list[str]:
+    """The names of the forms in which a secret stands there."""
+    data = secret.encode() if isinstance(secret, str) else secret
+    return [name for name, form in spellings(data).items() if form in where]
+
+
+def new_secret(name: str) -> str:
+    """Characters that every encoding changes, and enough chance to be found nowhere else."""
+    return f"{name}+{secrets.token_hex(8)}/~{secrets.token_hex(8)}="
+
+
+@pytest.mark.parametrize("form", list(spellings(b"x")))
+def test_the_search_finds_a_secret_in_each_of_its_forms(form: str) -> None:
+    secret = new_secret("planted")
+    planted = spellings(secret.encode())[form]
+
+    assert form in found(secret, b'{"some": "text", "data": "' + planted + b'"}')
+    assert found(secret, planted[1:]) == []
+
+
+@pytest.mark.parametrize("before", range(6))
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+def test_the_search_finds_a_secret_within_encoded_data(
+    encode: Callable[[bytes], bytes], before: int
+) -> None:
+    secret = new_secret("planted")
+
+    assert found(secret, encode(b"x" * before + secret.encode() + b"and more"))
+
+
+# --- the tree ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What is left of a tree that did everything.
+
+    Attributes:
+        marker: went wherever clear text may go: arguments, memo, failures, logs.
+        secrets: what must be found nowhere.
+        db: the engine's database.
+        histories: of every run, by kind of export.
+        logs: every record at DEBUG, formatted and with all its members.
+        printed: what the program printed.
+        shown: answers of queries, statuses and trees.
+    """
+
+    marker: str
+    secrets: dict[str, str | bytes]
+    db: Path
+    histories: dict[str, bytes]
+    logs: bytes
+    printed: bytes
+    shown: bytes
+
+
+class _Everything(logging.Handler):
+    """Keeps every record as text, with all that a structured logger would print of it."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.setFormatter(logging.Formatter("%(name)s %(message)s"))
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(f"{self.format(record)} {vars(record)}")
+
+
+@pytest.fixture
+def logs() -> Iterator[list[str]]:
+    everything = _Everything()
+    loggers = [logging.getLogger(), *map(logging.getLogger, logging.root.manager.loggerDict)]
+    before = [(logger, logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = True
+    logging.getLogger().addHandler(everything)
+    yield everything.lines
+    logging.getLogger().removeHandler(everything)
+    for logger, level, propagate in before:
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    with start_api() as api:
+        yield api
+
+
+@pytest.fixture
+async def own_engine(tmp_path: Path) -> AsyncIterator[EmbeddedEngine]:
+    async with start_engine(db=tmp_path / "temporal.db", ui=False) as engine:
+        yield engine
+
+
+@pytest.fixture
+async def ran(
+    own_engine: EmbeddedEngine,
+    api: Api,
+    logs: list[str],
+    queue: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Ran:
+    monkeypatch.setattr("stateful_workflow.http._WAIT_FOR_NEWER_SECONDS", 0.05)
+    marker = new_secret("marker")
+    names = ("first", "second", "third", "vault", "other")
+    secret = {name: new_secret(name) for name in names}
+    monkeypatch.setenv("TEST_VAULT", secret["vault"])
+    keyring = Keyring.generate()
+    client = await Client.connect(own_engine.address, plugins=[StatefulPlugin(keyring)])
+    tokens = TokenClient(client, keyring)
+    shown: list[object] = []
+    async with Worker(
+        client,
+        task_queue=queue,
+        workflows=USE_WORKFLOWS,
+        activities=ASYNC_ACTIVITIES,
+        max_cached_workflows=0,  # so that histories are read again and again
+        max_concurrent_workflow_tasks=1,
+    ):
+        root = await tokens.start_workflow(
+            Clumsy.run,
+            args=[marker, True],
+            id=queue,
+            task_queue=queue,
+            api_token=secret["first"],
+            api_url=api.origin,
+            memo={"note": marker},
+            static_summary=marker,
+        )
+
+        async def child_runs() -> bool:
+            return await tokens.status(f"{queue}-child") is not None
+
+        await eventually(child_tolerant(child_runs))
+        child = client.get_workflow_handle_for(Caller.run, f"{queue}-child")
+        await tokens.rotate(queue, secret["second"], timeout=20)
+        await tokens.rotate(queue, secret["other"], name="other", timeout=20)
+
+        # Used, refused, kept from another origin, in both kinds of headers.
+        api.valid = {secret["second"]}
+        elsewhere = "http://127.0.0.1:1/x"
+        for key in (False, True):
+            for name in ("apiToken", "other"):
+                job = Job([api.url("x"), elsewhere], key=key, name=name)
+                shown.append(await child.execute_update(Caller.do, job))
+        assert {call.status for call in api.calls} == {200, 401}
+
+        # A failed activity.
+        shown.append(await root.execute_update(Clumsy.fail_activities, marker))
+
+        # Queries.
+        for node in (queue, f"{queue}-child"):
+            handle = client.get_workflow_handle(node)
+            shown.append(await handle.query("apiToken"))
+            shown.append(await handle.query("__stack_trace"))
+            shown.append(await status_of(client, node))
+            shown.append(await tokens.get(node))
+        shown.append(await tokens.tree(queue))
+
+        # A token that an activity of an issuer sealed.
+        assert await root.execute_update(Clumsy.take_from_vault) == "held"
+
+        # Continue-as-new, and a message that is not taken.
+        await root.signal(Clumsy.go_on)
+        first_run = root.first_execution_run_id
+        latest = client.get_workflow_handle(queue)
+
+        async def went_on() -> str | bool:
+            described = await latest.describe()
+            return described.run_id != first_run and described.run_id
+
+        second_run = await eventually(went_on)
+        await latest.signal("apiToken", f"{await sealed_at(client, queue)}x")
+        await tokens.rotate(queue, secret["third"], timeout=20)
+
+        # A failed workflow.
+        await latest.signal("break_down", marker)
+        with pytest.raises(WorkflowFailureError):
+            await latest.result()
+        shown.append(await tokens.status(queue))
+
+        histories = {"bytes": b"", "JSON": b"", "description": b""}
+        for node, run in ((queue, first_run), (queue, second_run), (f"{queue}-child", None)):
+            handle = client.get_workflow_handle(node, run_id=str(run) if run else None)
+            history = await handle.fetch_history()
+            histories["bytes"] += b"".join(e.SerializeToString() for e in history.events)
+            histories["JSON"] += history.to_json().encode()
+            described = await handle.describe()
+            histories["description"] += described.raw_description.SerializeToString()
+
+    logging.getLogger("tests.leaks").debug("Planted: %s", marker)
+    print(marker)
+    keys = json.loads(keyring.to_json())["keys"]
+    private = {f"key {key['crv']}": base64.urlsafe_b64decode(key["d"] + "==") for key in keys}
+    out, err = capfd.readouterr()
+    return Ran(
+        marker=marker,
+        secrets={**secret, **private},
+        db=own_engine.db or Path(),
+        histories=histories,
+        logs="\n".join(logs).encode(),
+        printed=(out + err).encode(),
+        shown=repr([marker, *shown]).encode(),
+    )
+
+
+def child_tolerant(probe: Callable[[], Any]) -> Callable[[], Any]:
+    """A probe for `eventually` that takes a workflow not there yet for "not yet"."""
+
+    async def tolerant() -> Any:
+        try:
+            return await probe()
+        except StatefulError:
+            return False
+
+    return tolerant
+
+
+def files_of(db: Path) -> bytes:
+    """The database as it stands on disk, and its values, which may be spread over pages."""
+    files = [path.read_bytes() for path in sorted(db.parent.glob(f"{db.name}*"))]
+    with (
+        closing(sqlite3.connect(f"{db.as_uri()}?mode=ro", uri=True, timeout=20)) as engine,
+        closing(sqlite3.connect(":memory:")) as values,
+    ):
+        engine.backup(values)
+        values.text_factory = bytes
+        tables = values.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        rows = [
+            value
+            for (table,) in tables
+            for row in values.execute(f'SELECT * FROM "{table.decode()}"')
+            for value in row
+            if isinstance(value, bytes)
+        ]
+    return b"\n".join([*files, *rows])
+
+
+async def test_a_tree_that_rotates_fails_and_goes_on_leaves_its_secrets_nowhere(ran: Ran) -> None:
+    places = {
+        "engine": files_of(ran.db),
+        "logs": ran.logs,
+        "printed": ran.printed,
+        "shown": ran.shown,
+        **ran.histories,
+    }
+
+    unseen = [place for place, data in places.items() if not found(ran.marker, data)]
+    assert unseen == [], "nothing would be found there"
+    leaks = {
+        (place, name, form)
+        for place, data in places.items()
+        for name, secret in ran.secrets.items()
+        for form in found(secret, data)
+    }
+    assert leaks == set()
+    # The run had what the search is for.
+    assert b"fail_holding" in ran.histories["JSON"]
+    assert b"is not JSON serializable" in ran.histories["bytes"]
+    assert b"An activity failed" in ran.logs
+    assert b"OriginNotAllowed" in ran.shown
+
+
+# --- objects -------------------------------------------------------------------------------------
+
+SECRET = new_secret("held")
+CLAIMS = Claims("apiToken", "default", "acme", "tree", "acme", 1, origins=("https://a.example",))
+
+
+def dump(thing: object) -> bytes:
+    """All that ordinary code prints of an object."""
+    texts = [repr(thing), str(thing), f"{thing}", pprint.pformat(thing), repr([thing])]
+    if hasattr(thing, "__dict__"):
+        texts.append(repr(vars(thing)))
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        texts += [repr(dataclasses.asdict(thing)), repr(dataclasses.astuple(thing))]
+    if isinstance(thing, BaseException):
+        texts += [*traceback.format_exception(thing), repr(thing.args)]
+    texts.append(json.dumps([thing], default=repr))
+    return "\n".join(texts).encode()
+
+
+def objects(keyring: Keyring, client: Client) -> dict[str, object]:
+    """One of every public kind, each as close to a secret as it gets."""
+    message = parse(keyring.seal(CLAIMS, SECRET))
+    token = ApiToken(message, SECRET)
+    status = TokenStatus("apiToken", "held", version=1, fingerprint=message.fingerprint)
+    node = TreeNode("acme", "Tenant", None, "held")
+    tree = TokenTree("apiToken", (node,))
+    plain: dict[str, object] = {
+        "ApiToken": token,
+        "AsyncOriginTransport": AsyncOriginTransport(httpx.AsyncHTTPTransport()),
+        "KeyInfo": keyring.keys()[0],
+        "Keyring": keyring,
+        "OriginTransport": OriginTransport(httpx.HTTPTransport()),
+        "SealedToken": message.text,
+        "StatefulPlugin": StatefulPlugin(keyring),
+        "StatefulWorkflow": StatefulWorkflow(),
+        "TokenAuth": TokenAuth(),
+        "TokenClient": TokenClient(client, keyring),
+        "TokenStatus": status,
+        "TokenTree": tree,
+        "TreeNode": node,
+    }
+    errors = {
+        name: NotConverged("behind", tree) if kind is NotConverged else kind("why")
+        for name, kind in vars(stateful_workflow).items()
+        if isinstance(kind, type) and issubclass(kind, StatefulError)
+    }
+    return {**plain, **errors}
+
+
+def test_no_public_object_prints_a_secret(client: Client) -> None:
+    keyring = Keyring.generate()
+    printed = {name: dump(thing) for name, thing in objects(keyring, client).items()}
+    keys = json.loads(keyring.to_json())["keys"]
+
+    # What is public and printed nowhere here has nothing to print.
+    functions = {"current_api_url", "current_token", "seal_token"}
+    assert set(stateful_workflow.__all__) - printed.keys() == functions | {"TokenState"}
+    for name, text in printed.items():
+        assert found(SECRET, text) == [], name
+        for key in keys:
+            assert found(base64.urlsafe_b64decode(key["d"] + "=="), text) == [], name
+    assert found(SECRET, dump(SimpleNamespace(token=SECRET)))
+
+
+def test_what_opening_a_token_raises_holds_no_secret() -> None:
+    keyring = Keyring.generate()
+    message = parse(keyring.seal(dataclasses.replace(CLAIMS, types=("Other",)), SECRET))
+    expired = parse(keyring.seal(dataclasses.replace(CLAIMS, expires_at=1), SECRET))
+    signed, _, signature = message.text.rpartition(".")
+    forged = parse(f"{signed}.{'B' if signature[0] == 'A' else 'A'}{signature[1:]}")
+    sealed_for_others = Keyring.from_json(
+        json.dumps(
+            {
+                "keys": [
+                    json.loads(keyring.to_json())["keys"][0],
+                    json.loads(Keyring.generate().to_json())["keys"][1],
+                ]
+            }
+        )
+    )
+    uses = [
+        ("TokenExpired", keyring, expired, "default", None),
+        ("TokenForged", keyring, forged, "default", None),
+        ("WrongNamespace", keyring, message, "another", None),
+        ("WrongWorkflowType", keyring, message, "default", "Tenant"),
+        ("NoReaderKey", sealed_for_others, message, "default", None),
+    ]
+
+    for name, opener, sealed, namespace, workflow_type in uses:
+        with pytest.raises(StatefulError) as caught:
+            opener.open(sealed, now=2.0, namespace=namespace, workflow_type=workflow_type)
+        assert type(caught.value).__name__ == name
+        assert found(SECRET, dump(caught.value)) == []
+
+
+@dataclass
+class _Holder:
+    token: ApiToken
+
+
+@pytest.mark.parametrize(
+    "export",
+    [pickle.dumps, copy.copy, copy.deepcopy, json.dumps],
+    ids=["pickle", "copy", "deepcopy", "json"],
+)
+def test_a_token_and_a_keyring_are_not_exported(export: Callable[[object], object]) -> None:
+    keyring = Keyring.generate()
+    token = ApiToken(parse(keyring.seal(CLAIMS, SECRET)), SECRET)
+
+    for thing in (token, keyring, [token], {"keyring": keyring}):
+        if export is copy.copy and isinstance(thing, (list, dict)):
+            continue  # a copy of the container holds the thing itself
+        with pytest.raises(TypeError):
+            export(thing)
+
+
+def test_a_dataclass_that_holds_a_token_is_not_turned_into_a_dict() -> None:
+    holder = _Holder(ApiToken(parse(Keyring.generate().seal(CLAIMS, SECRET)), SECRET))
+
+    with pytest.raises(TypeError, match="not pickled or copied"):
+        dataclasses.asdict(holder)
+    assert found(SECRET, repr(holder).encode()) == []

@@ -1,0 +1,571 @@
+"""Workers with the plugin behave as without it, whatever else they have."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from temporalio import activity
+from temporalio.api.common.v1 import Payload
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
+from temporalio.common import HeaderCodecBehavior
+from temporalio.contrib.opentelemetry import (
+    OpenTelemetryPlugin,
+    TracingInterceptor,
+    create_tracer_provider,
+)
+from temporalio.converter import DataConverter, PayloadCodec, PayloadConverter
+from temporalio.plugin import SimplePlugin
+from temporalio.worker import (
+    ActivityInboundInterceptor,
+    ExecuteActivityInput,
+    Interceptor,
+    SharedStateManager,
+    StartActivityInput,
+    Worker,
+    WorkflowInboundInterceptor,
+    WorkflowInterceptorClassInput,
+    WorkflowOutboundInterceptor,
+)
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
+
+from stateful_workflow import Keyring, StatefulPlugin, TokenClient, TokenTree
+from stateful_workflow.engine import EmbeddedEngine, start_engine
+from stateful_workflow.messages import Claims
+
+from .support import events_of, eventually, status_of
+from .use_workflows import SYNC_ACTIVITIES, USE_WORKFLOWS, Caller, Job
+from .workflows import ACTIVITIES, WORKFLOWS, Node, Plan
+
+URL = "https://api.example.com"
+
+Root = WorkflowHandle[Any, Any]
+
+OURS = {"statefulForward", "statefulTrust", "statefulRecover"}
+
+
+async def connect(engine: EmbeddedEngine, *plugins: Any, **options: Any) -> Client:
+    return await Client.connect(
+        engine.address, namespace=engine.namespace, plugins=plugins, **options
+    )
+
+
+async def start(tokens: TokenClient, queue: str, plan: Plan) -> Root:
+    """Start a tree and wait until its first node knows that its children run."""
+    root = await tokens.start_workflow(
+        Node.run, plan, id=queue, task_queue=queue, api_token="first", api_url=URL
+    )
+
+    async def started() -> bool:
+        tree = await tokens.tree(queue)
+        return sum(node.parent == queue for node in tree.nodes) == len(plan.children)
+
+    await eventually(started)
+    return root
+
+
+async def rotated(tokens: TokenClient, queue: str) -> TokenTree:
+    return await tokens.rotate(queue, "second", timeout=20)
+
+
+def registered(worker: Worker) -> list[str]:
+    """The activity types a worker runs."""
+    activities = cast(
+        "Sequence[Callable[..., Any]]", worker.config(active_config=True).get("activities", ())
+    )
+    definitions = [
+        activity._Definition.must_from_callable(run)  # pyright: ignore[reportPrivateUsage]
+        for run in activities
+    ]
+    return [str(definition.name) for definition in definitions]
+
+
+# --- kinds of workers ----------------------------------------------------------------------------
+
+
+async def test_a_workflow_only_worker_leaves_activities_to_the_activity_worker_beside_it(
+    client: Client, tokens: TokenClient, queue: str
+) -> None:
+    async with (
+        Worker(client, task_queue=queue, workflows=WORKFLOWS, identity="workflows"),
+        Worker(client, task_queue=queue, activities=ACTIVITIES, identity="activities"),
+    ):
+        root = await start(tokens, queue, Plan({f"k{n}": Plan() for n in range(20)}))
+        tree = await rotated(tokens, queue)
+        used = await asyncio.gather(
+            *[root.execute_update("use_token", "apiToken") for _ in range(10)]
+        )
+
+    assert len(tree.nodes) == 21
+    assert used == ["second"] * 10
+    started = await events_of(root, "ACTIVITY_TASK_STARTED")
+    assert len(started) == 10
+    for event in started:
+        attributes = event.activity_task_started_event_attributes
+        assert (attributes.identity, attributes.attempt) == ("activities", 1)
+
+
+async def test_an_activity_only_worker_gets_no_activity_of_ours(client: Client, queue: str) -> None:
+    worker = Worker(client, task_queue=queue, activities=ACTIVITIES)
+
+    assert set(registered(worker)) == {"fetch_and_seal", "reveal", "reveal_address"}
+    assert not worker.config(active_config=True).get("no_remote_activities")
+
+
+async def test_a_workflow_only_worker_runs_ours_locally_and_nothing_else(
+    client: Client, queue: str
+) -> None:
+    worker = Worker(client, task_queue=queue, workflows=WORKFLOWS)
+
+    assert set(registered(worker)) == OURS
+    assert worker.config(active_config=True).get("no_remote_activities")
+
+
+async def test_a_mixed_worker_runs_ours_beside_the_users(client: Client, queue: str) -> None:
+    worker = Worker(client, task_queue=queue, workflows=WORKFLOWS, activities=ACTIVITIES)
+
+    assert set(registered(worker)) == OURS | {"fetch_and_seal", "reveal", "reveal_address"}
+    assert not worker.config(active_config=True).get("no_remote_activities")
+
+
+async def test_activities_that_another_plugin_adds_to_a_worker_are_run(
+    client: Client, tokens: TokenClient, queue: str
+) -> None:
+    adds = SimplePlugin("adds-activities", activities=ACTIVITIES)
+    async with Worker(client, task_queue=queue, workflows=WORKFLOWS, plugins=[adds]):
+        root = await start(tokens, queue, Plan())
+
+        assert await root.execute_update("use_token", "apiToken") == "first"
+
+
+# --- where the plugin is given -------------------------------------------------------------------
+
+
+async def test_the_plugin_may_be_given_to_the_client_and_to_the_worker(
+    engine: EmbeddedEngine, keyring: Keyring, queue: str
+) -> None:
+    client = await connect(engine, StatefulPlugin())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the SDK's, about a plugin given twice
+        worker = Worker(
+            client,
+            task_queue=queue,
+            workflows=WORKFLOWS,
+            activities=ACTIVITIES,
+            plugins=[StatefulPlugin(keyring)],
+        )
+    assert len(registered(worker)) == len(set(registered(worker)))
+
+    async with worker:
+        root = await start(TokenClient(client, keyring), queue, Plan({"a": Plan()}))
+        await rotated(TokenClient(client, keyring), queue)
+
+        # The keyring is the one that was given.
+        assert await root.execute_update("use_token", "apiToken") == "second"
+
+
+async def test_the_plugin_may_be_given_to_the_worker_alone(
+    engine: EmbeddedEngine, keyring: Keyring, queue: str
+) -> None:
+    client = await connect(engine)
+    async with Worker(
+        client,
+        task_queue=queue,
+        workflows=WORKFLOWS,
+        activities=ACTIVITIES,
+        plugins=[StatefulPlugin(keyring)],
+    ):
+        root = await start(TokenClient(client, keyring), queue, Plan({"a": Plan()}))
+        await rotated(TokenClient(client, keyring), queue)
+
+        assert await root.execute_update("use_token", "apiToken") == "second"
+
+
+async def test_one_plugin_serves_workers_of_several_clients(
+    engine: EmbeddedEngine, keyring: Keyring, queue: str
+) -> None:
+    plugin = StatefulPlugin(keyring)
+    large = "x" * 5000  # asked for by query, so that the client matters
+    async with start_engine(ui=False) as second_engine:
+        clients = [await connect(engine, plugin), await connect(second_engine, plugin)]
+        workers = [
+            Worker(client, task_queue=queue, workflows=WORKFLOWS, activities=ACTIVITIES)
+            for client in clients
+        ]
+        async with workers[0], workers[1]:
+            for client in clients:
+                root = await TokenClient(client, keyring).start_workflow(
+                    Node.run, Plan(), id=queue, task_queue=queue, api_token=large, origins=[URL]
+                )
+                assert await root.execute_update("use_token", "apiToken") == large
+
+
+async def test_the_users_sandbox_restrictions_stay(client: Client, queue: str) -> None:
+    runner = SandboxedWorkflowRunner()
+    mine = SandboxedWorkflowRunner(
+        restrictions=runner.restrictions.with_passthrough_modules("my_module")
+    )
+
+    worker = Worker(client, task_queue=queue, workflows=WORKFLOWS, workflow_runner=mine)
+
+    used = worker.config(active_config=True).get("workflow_runner")
+    assert isinstance(used, SandboxedWorkflowRunner)
+    assert {"my_module", "cryptography"} <= used.restrictions.passthrough_modules
+
+
+# --- beside others -------------------------------------------------------------------------------
+
+
+class _Marks(Interceptor):
+    """A user's interceptor: marks each activity where it is scheduled, and reads the mark."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def workflow_interceptor_class(
+        self, input: WorkflowInterceptorClassInput
+    ) -> type[WorkflowInboundInterceptor]:
+        return _MarksInbound
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
+        return _MarksActivity(next, self.seen)
+
+
+class _MarksInbound(WorkflowInboundInterceptor):
+    def init(self, outbound: WorkflowOutboundInterceptor) -> None:
+        super().init(_MarksOutbound(outbound))
+
+
+class _MarksOutbound(WorkflowOutboundInterceptor):
+    def start_activity(self, input: StartActivityInput) -> Any:
+        mark = PayloadConverter.default.to_payload("marked")
+        input.headers = {**input.headers, "mine": mark}
+        return super().start_activity(input)
+
+
+class _MarksActivity(ActivityInboundInterceptor):
+    def __init__(self, next: ActivityInboundInterceptor, seen: list[str]) -> None:
+        super().__init__(next)
+        self._seen = seen
+
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:
+        if "mine" in input.headers:
+            self._seen.append(PayloadConverter.default.from_payload(input.headers["mine"], str))
+        return await super().execute_activity(input)
+
+
+async def test_the_users_interceptors_run_beside_ours(
+    client: Client, tokens: TokenClient, queue: str
+) -> None:
+    marks = _Marks()
+    async with Worker(
+        client,
+        task_queue=queue,
+        workflows=WORKFLOWS,
+        activities=ACTIVITIES,
+        interceptors=[marks],
+    ):
+        root = await start(tokens, queue, Plan())
+        assert await root.execute_update("use_token", "apiToken") == "first"
+
+    assert marks.seen == ["marked"]
+
+
+class _Encrypts(PayloadCodec):
+    """AES-GCM, as a user would write it."""
+
+    def __init__(self) -> None:
+        self._cipher = AESGCM(AESGCM.generate_key(256))
+
+    async def encode(self, payloads: Sequence[Payload]) -> list[Payload]:
+        return [self._encrypted(payload) for payload in payloads]
+
+    async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
+        return [self._decrypted(payload) for payload in payloads]
+
+    def _encrypted(self, payload: Payload) -> Payload:
+        nonce = os.urandom(12)
+        data = nonce + self._cipher.encrypt(nonce, payload.SerializeToString(), None)
+        return Payload(metadata={"encoding": b"binary/encrypted"}, data=data)
+
+    def _decrypted(self, payload: Payload) -> Payload:
+        if payload.metadata.get("encoding") != b"binary/encrypted":
+            return payload
+        return Payload.FromString(self._cipher.decrypt(payload.data[:12], payload.data[12:], None))
+
+
+@pytest.mark.parametrize("headers", list(HeaderCodecBehavior), ids=lambda behavior: behavior.name)
+async def test_a_tree_lives_behind_an_encrypting_codec(
+    engine: EmbeddedEngine,
+    keyring: Keyring,
+    queue: str,
+    headers: HeaderCodecBehavior,
+) -> None:
+    client = await connect(
+        engine,
+        StatefulPlugin(keyring),
+        data_converter=DataConverter(payload_codec=_Encrypts()),
+        header_codec_behavior=headers,
+    )
+    tokens = TokenClient(client, keyring)
+    async with Worker(client, task_queue=queue, workflows=WORKFLOWS, activities=ACTIVITIES):
+        root = await start(tokens, queue, Plan({"a": Plan({"x": Plan()})}))
+        tree = await rotated(tokens, queue)
+        await tokens.rotate(queue, "other", name="github", timeout=20)
+        leaf = client.get_workflow_handle(f"{queue}-a-x")
+
+        assert len(tree.nodes) == 3
+        assert (await tokens.get(f"{queue}-a-x")).reveal() == "second"
+        assert await leaf.execute_update("use_token", "apiToken") == "second"
+        assert await leaf.execute_update("use_token", "github") == "other"
+        assert await leaf.execute_update("use_token_locally") == "second"
+        assert await leaf.execute_update("use_address") == URL
+        assert await root.execute_update("fetch_token", args=["third", None]) == "held"
+        assert await root.execute_update("use_token", "apiToken") == "third"
+        await root.signal("go_on")
+
+        async def went_on() -> bool:
+            described = await client.get_workflow_handle(queue).describe()
+            return described.run_id != root.first_execution_run_id
+
+        await eventually(went_on)
+        assert (await tokens.get(queue)).reveal() == "third"
+
+    scheduled = await events_of(leaf, "ACTIVITY_TASK_SCHEDULED")
+    encodings = {
+        payload.metadata["encoding"]
+        for event in scheduled
+        for payload in event.activity_task_scheduled_event_attributes.header.fields.values()
+    }
+    plain = headers is HeaderCodecBehavior.NO_CODEC
+    assert encodings == {b"json/plain" if plain else b"binary/encrypted"}
+
+
+async def test_a_process_opens_tokens_whose_header_came_encrypted(
+    engine: EmbeddedEngine, keyring: Keyring, queue: str, tmp_path: Path
+) -> None:
+    keyring.save(tmp_path / "keyring.json")
+    client = await connect(
+        engine,
+        StatefulPlugin(Keyring.load(tmp_path / "keyring.json")),
+        data_converter=DataConverter(payload_codec=_Encrypts()),
+        header_codec_behavior=HeaderCodecBehavior.WORKFLOW_ONLY_CODEC,
+    )
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        spawn.Manager() as manager,
+        concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool,
+    ):
+        async with Worker(
+            client,
+            task_queue=queue,
+            workflows=USE_WORKFLOWS,
+            activities=SYNC_ACTIVITIES,
+            activity_executor=pool,
+            shared_state_manager=SharedStateManager.create_from_multiprocessing(manager),
+            max_concurrent_activities=1,
+        ):
+            root = await TokenClient(client, keyring).start_workflow(
+                Caller.run, id=queue, task_queue=queue, api_token="first", api_url=URL
+            )
+            seen = await root.execute_update(Caller.do, Job(activity="look_sync"))
+
+    assert seen == ["first", URL]
+
+
+Traced = Callable[[EmbeddedEngine, Keyring, InMemorySpanExporter], Awaitable[Client]]
+
+
+async def _with_interceptor(
+    engine: EmbeddedEngine, keyring: Keyring, spans: InMemorySpanExporter
+) -> Client:
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    tracing = TracingInterceptor(provider.get_tracer("tests"))
+    return await connect(engine, StatefulPlugin(keyring), interceptors=[tracing])
+
+
+def _with_plugin(*, first: bool) -> Traced:
+    async def traced(
+        engine: EmbeddedEngine, keyring: Keyring, spans: InMemorySpanExporter
+    ) -> Client:
+        plugins = [StatefulPlugin(keyring), OpenTelemetryPlugin(add_temporal_spans=True)]
+        return await connect(engine, *(reversed(plugins) if first else plugins))
+
+    return traced
+
+
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
+    """What the process's tracer provider is told during one test."""
+    exporter = InMemorySpanExporter()
+    provider = create_tracer_provider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    # OpenTelemetry lets the provider be set once a process.
+    monkeypatch.setattr("opentelemetry.trace._TRACER_PROVIDER", provider)
+    return exporter
+
+
+@pytest.mark.parametrize(
+    "traced",
+    [_with_interceptor, _with_plugin(first=True), _with_plugin(first=False)],
+    ids=["interceptor", "plugin before ours", "plugin after ours"],
+)
+async def test_opentelemetry_traces_a_tree_and_sees_no_token(
+    engine: EmbeddedEngine,
+    keyring: Keyring,
+    queue: str,
+    spans: InMemorySpanExporter,
+    traced: Traced,
+) -> None:
+    client = await traced(engine, keyring, spans)
+    tokens = TokenClient(client, keyring)
+    async with Worker(client, task_queue=queue, workflows=WORKFLOWS, activities=ACTIVITIES):
+        root = await start(tokens, queue, Plan({"a": Plan()}))
+        await tokens.rotate(queue, "canary-3f81", timeout=20)
+        child = client.get_workflow_handle(f"{queue}-a")
+        assert await child.execute_update("use_address") == URL
+        assert await child.execute_update("use_token", "apiToken") == "canary-3f81"
+        for node in (child, root):
+            await node.signal("stop")
+            await node.result()
+
+    finished = spans.get_finished_spans()
+    names = {span.name for span in finished}
+    assert {"StartWorkflow:Node", "StartChildWorkflow:Node", "RunActivity:reveal"} <= names
+    assert "canary-3f81" not in " ".join(span.to_json() for span in finished)
+
+
+# --- without the plugin --------------------------------------------------------------------------
+
+
+async def test_without_the_plugin_the_task_fails_with_a_cure_and_the_workflow_lives(
+    engine: EmbeddedEngine, client: Client, tokens: TokenClient, queue: str
+) -> None:
+    bare = await connect(engine)
+    async with Worker(bare, task_queue=queue, workflows=WORKFLOWS, activities=ACTIVITIES):
+        root = await tokens.start_workflow(
+            Node.run,
+            Plan(),
+            id=queue,
+            task_queue=queue,
+            api_token="first",
+            api_url=URL,
+            task_timeout=timedelta(seconds=1),  # which is also the pause between its attempts
+        )
+
+        async def failed() -> str:
+            failures = await events_of(root, "WORKFLOW_TASK_FAILED")
+            assert failures
+            message: str = failures[0].workflow_task_failed_event_attributes.failure.message
+            return message
+
+        message = await eventually(failed)
+
+    assert "Node is a StatefulWorkflow, but this worker has no StatefulPlugin" in message
+    assert "Client.connect(plugins=[StatefulPlugin()])" in message
+    assert (await root.describe()).status is WorkflowExecutionStatus.RUNNING
+    async with Worker(client, task_queue=queue, workflows=WORKFLOWS, activities=ACTIVITIES):
+        assert (await rotated(tokens, queue)).converged
+
+
+# --- a worker process and forged messages --------------------------------------------------------
+
+# Nothing is passed through the sandbox by the module itself: the plugin has to do it.
+_PROGRAM = """
+import asyncio, sys
+from temporalio import workflow
+from temporalio.client import Client
+from temporalio.worker import Worker
+from stateful_workflow import Keyring, StatefulPlugin, StatefulWorkflow
+
+@workflow.defn
+class Lone(StatefulWorkflow):
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.wait_condition(lambda: False)
+
+async def main(address: str, queue: str, keyring: str) -> None:
+    client = await Client.connect(address, plugins=[StatefulPlugin(Keyring.load(keyring))])
+    async with Worker(client, task_queue=queue, workflows=[Lone]):
+        print("ready", flush=True)
+        await asyncio.Event().wait()
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@asynccontextmanager
+async def worker_process(
+    directory: Path, *arguments: str
+) -> AsyncGenerator[subprocess.Popen[bytes], None]:
+    program = directory / "program.py"
+    program.write_text(_PROGRAM)
+    process = subprocess.Popen([sys.executable, str(program), *arguments], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        line = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), 30)
+        assert line == b"ready\n"
+        yield process
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait(30)
+
+
+def forged(keyring: Keyring, status: Mapping[str, Any], version: int) -> str:
+    """A message for this tree that names a trusted issuer; its signature is off by one bit."""
+    claims = Claims(
+        "apiToken",
+        "default",
+        status["root"],
+        status["tree"],
+        status["root"],
+        version,
+        origins=(URL,),
+    )
+    signed, _, signature = keyring.seal(claims, "forged").rpartition(".")
+    return f"{signed}.{'B' if signature[0] == 'A' else 'A'}{signature[1:]}"
+
+
+async def test_forged_messages_leave_the_worker_process_alive(
+    engine: EmbeddedEngine,
+    client: Client,
+    tokens: TokenClient,
+    keyring: Keyring,
+    queue: str,
+    tmp_path: Path,
+) -> None:
+    keyring.save(tmp_path / "keyring.json")
+    async with worker_process(
+        tmp_path, engine.address, queue, str(tmp_path / "keyring.json")
+    ) as process:
+        root = await tokens.start_workflow(
+            "Lone", id=queue, task_queue=queue, api_token="first", origins=[URL]
+        )
+        status = await status_of(client, queue)
+        version = status["tokens"][0]["version"]
+
+        for n in range(1, 21):
+            await root.signal("apiToken", forged(keyring, status, version + n))
+
+        counts = (await status_of(client, queue))["rejections"]["counts"]
+        assert counts == {"TokenForged": 20}
+        assert (await rotated(tokens, queue)).converged
+        assert process.poll() is None

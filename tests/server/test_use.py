@@ -1,0 +1,701 @@
+"""An activity uses the newest token, only where it may, in every kind of executor."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import json
+import multiprocessing
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
+from datetime import timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio.client import Client, WorkflowHandle
+from temporalio.worker import SharedStateManager, Worker
+
+from stateful_workflow import Keyring, StatefulPlugin, TokenClient
+from stateful_workflow.engine import EmbeddedEngine
+
+from .api import Api, start_api
+from .support import eventually, status_of
+from .use_workflows import (
+    ASYNC_ACTIVITIES,
+    BODY,
+    SYNC_ACTIVITIES,
+    USE_WORKFLOWS,
+    Caller,
+    Job,
+    PlainCaller,
+)
+
+pytestmark = pytest.mark.usefixtures("workflows")
+
+Root = WorkflowHandle[Caller, None]
+
+NEVER_OLD = 3600.0
+LARGE = "x" * 5000
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    with start_api() as api:
+        api.valid = {"first", "second"}
+        yield api
+
+
+@pytest.fixture(scope="module")
+def keyring_file(keyring: Keyring, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("keys") / "keyring.json"
+    keyring.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+async def user(engine: EmbeddedEngine, keyring_file: Path) -> Client:
+    """A client of workers that run activities."""
+    return await connect(engine, StatefulPlugin(Keyring.load(keyring_file)))
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[dict[str, Any]]:
+    """Worker options for activities in a process of their own."""
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        spawn.Manager() as manager,
+        concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool,
+    ):
+        yield {
+            "activity_executor": pool,
+            "shared_state_manager": SharedStateManager.create_from_multiprocessing(manager),
+            "max_concurrent_activities": 1,
+        }
+
+
+@pytest.fixture
+async def workflows(client: Client, queue: str) -> AsyncIterator[Worker]:
+    """A worker that runs the workflows, and asynchronous activities beside them."""
+    async with Worker(
+        client, task_queue=queue, workflows=USE_WORKFLOWS, activities=ASYNC_ACTIVITIES
+    ) as worker:
+        yield worker
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where activities run: on an activity-only worker, in one kind of executor."""
+
+    kind: str
+    queue: str
+
+    def job(self, *urls: str, activity: str = "call", **options: Any) -> Job:
+        kind = "" if self.kind == "async" else "_sync"
+        return Job(list(urls), activity=activity + kind, queue=self.queue, **options)
+
+
+@pytest.fixture(params=["async", "thread", "process"])
+async def place(
+    request: pytest.FixtureRequest, user: Client, queue: str, processes: dict[str, Any]
+) -> AsyncIterator[Place]:
+    async with place_of(request.param, user, f"{queue}-use", processes) as place:
+        yield place
+
+
+@pytest.fixture(params=["async", "thread"])
+async def live_place(
+    request: pytest.FixtureRequest, user: Client, queue: str
+) -> AsyncIterator[Place]:
+    """A `place` whose activities can ask their workflow while they run."""
+    async with place_of(request.param, user, f"{queue}-use", {}) as place:
+        yield place
+
+
+class place_of:
+    def __init__(self, kind: str, client: Client, queue: str, processes: dict[str, Any]) -> None:
+        options: dict[str, Any] = {"activities": ASYNC_ACTIVITIES}
+        self._threads: concurrent.futures.ThreadPoolExecutor | None = None
+        if kind == "thread":
+            self._threads = concurrent.futures.ThreadPoolExecutor(1)
+            options = {"activity_executor": self._threads, "max_concurrent_activities": 1}
+        elif kind == "process":
+            options = dict(processes)
+        options.setdefault("activities", SYNC_ACTIVITIES)
+        self._worker = Worker(client, task_queue=queue, **options)
+        self._place = Place(kind, queue)
+
+    async def __aenter__(self) -> Place:
+        await self._worker.__aenter__()
+        return self._place
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._worker.shutdown()
+        if self._threads is not None:
+            self._threads.shutdown()
+
+
+async def connect(engine: EmbeddedEngine, plugin: StatefulPlugin) -> Client:
+    return await Client.connect(engine.address, namespace=engine.namespace, plugins=[plugin])
+
+
+async def start(tokens: TokenClient, queue: str, api: Api, **options: Any) -> Root:
+    settings: dict[str, Any] = {"api_token": "first", "api_url": api.origin, **options}
+    return await tokens.start_workflow(Caller.run, id=queue, task_queue=queue, **settings)
+
+
+def set_fresh_seconds(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    monkeypatch.setattr("stateful_workflow.activity.FRESH_SECONDS", seconds)
+
+
+async def scheduled_at(root: Root) -> float:
+    """Unix seconds at which the one pending activity was scheduled; waits for it."""
+
+    async def scheduled() -> float:
+        pending = (await root.describe()).raw_description.pending_activities
+        assert len(pending) == 1
+        return pending[0].scheduled_time.ToDatetime(timezone.utc).timestamp()
+
+    return await eventually(scheduled)
+
+
+async def passed(since: float, seconds: float) -> None:
+    async def over() -> bool:
+        return time.time() - since > seconds
+
+    await eventually(over)
+
+
+# --- what is at hand -----------------------------------------------------------------------------
+
+
+async def test_the_token_and_the_address_are_at_hand_in_every_executor(
+    tokens: TokenClient, queue: str, api: Api, place: Place
+) -> None:
+    root = await start(tokens, queue, api)
+
+    assert await root.execute_update(Caller.do, place.job(activity="look")) == [
+        "first",
+        api.origin,
+    ]
+
+
+async def test_requests_carry_the_token(
+    tokens: TokenClient, queue: str, api: Api, place: Place
+) -> None:
+    root = await start(tokens, queue, api)
+
+    for key in (False, True):
+        job = place.job(api.url("bearer"), api.url("key"), key=key)
+        assert await root.execute_update(Caller.do, job) == ["200", "200"]
+
+    assert api.tokens() == ["first"] * 4
+
+
+async def test_several_names_are_used_side_by_side(
+    tokens: TokenClient, queue: str, api: Api, place: Place
+) -> None:
+    root = await start(tokens, queue, api)
+    await tokens.set(queue, "second", name="github", origins=[api.origin])
+
+    for name in ("apiToken", "github"):
+        await root.execute_update(Caller.do, place.job(api.url(name), name=name))
+
+    assert (api.tokens("apiToken"), api.tokens("github")) == (["first"], ["second"])
+
+
+async def test_a_token_too_large_for_the_header_is_asked_for(
+    tokens: TokenClient, queue: str, api: Api, place: Place
+) -> None:
+    root = await start(tokens, queue, api, api_token=LARGE)
+
+    assert (await root.execute_update(Caller.do, place.job(activity="look")))[0] == LARGE
+
+
+async def test_a_local_activity_carries_even_a_large_token(
+    tokens: TokenClient, queue: str, api: Api
+) -> None:
+    root = await start(tokens, queue, api, api_token=LARGE)
+
+    job = Job(activity="look", local=True)
+    assert (await root.execute_update(Caller.do, job))[0] == LARGE
+
+
+async def test_no_token_stays_behind_for_the_activity_after(
+    tokens: TokenClient, client: Client, queue: str, api: Api, place: Place
+) -> None:
+    root = await start(tokens, queue, api)
+    job = place.job(activity="look")
+    await root.execute_update(Caller.do, job)
+
+    seen = await client.execute_workflow(
+        PlainCaller.run, job, id=f"{queue}-plain", task_queue=queue
+    )
+
+    assert [text.partition(":")[0] for text in seen] == ["PluginMissing"] * 2
+
+
+# --- processes -----------------------------------------------------------------------------------
+
+
+async def test_a_process_takes_the_keyring_from_the_file_the_environment_names(
+    engine: EmbeddedEngine,
+    tokens: TokenClient,
+    queue: str,
+    api: Api,
+    keyring_file: Path,
+    processes: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root = await start(tokens, queue, api)
+    monkeypatch.setenv("STATEFUL_KEYRING", str(keyring_file))
+    user = await connect(engine, StatefulPlugin())
+
+    async with place_of("process", user, f"{queue}-use", processes) as place:
+        seen = await root.execute_update(Caller.do, place.job(activity="look"))
+
+    assert seen[0] == "first"
+
+
+async def test_a_process_without_a_keyring_file_says_what_to_do(
+    tokens: TokenClient, client: Client, queue: str, api: Api, processes: dict[str, Any]
+) -> None:
+    root = await start(tokens, queue, api)
+
+    async with place_of("process", client, f"{queue}-use", processes) as place:
+        seen, address = await root.execute_update(Caller.do, place.job(activity="look"))
+
+    assert seen.startswith("NoReaderKey: ")
+    assert "$STATEFUL_KEYRING or Keyring.load(path)" in seen
+    assert address == api.origin
+
+
+# --- the newest ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", [False, True], ids=["bearer", "key"])
+@pytest.mark.parametrize("body", [None, "bytes", "json"])
+async def test_a_refused_token_is_replaced_in_place_by_a_newer_one(
+    tokens: TokenClient,
+    queue: str,
+    api: Api,
+    live_place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    body: str | None,
+    key: bool,
+) -> None:
+    set_fresh_seconds(monkeypatch, NEVER_OLD)
+    root = await start(tokens, queue, api)
+    job = live_place.job(api.url("before"), api.gate("g"), api.url("after"), body=body, key=key)
+    running = asyncio.create_task(root.execute_update(Caller.do, job))
+    await api.reached("g")
+
+    await tokens.rotate(queue, "second", timeout=20)
+    api.valid = {"second"}
+    api.open("g")
+
+    assert await running == ["200", "200"]
+    assert api.tokens("after") == ["first", "second"]
+    sent = {call.body for call in api.calls if call.path == "/after"}
+    assert len(sent) == 1
+    if body is not None:
+        assert json.loads(sent.pop()) == {"n": 1}
+
+
+@pytest.mark.parametrize("key", [False, True], ids=["bearer", "key"])
+async def test_a_body_that_streams_is_not_sent_twice(
+    tokens: TokenClient,
+    queue: str,
+    api: Api,
+    live_place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    key: bool,
+) -> None:
+    set_fresh_seconds(monkeypatch, NEVER_OLD)
+    root = await start(tokens, queue, api)
+    job = live_place.job(api.gate("g"), api.url("after"), body="stream", key=key)
+    running = asyncio.create_task(root.execute_update(Caller.do, job))
+    await api.reached("g")
+
+    await tokens.rotate(queue, "second", timeout=20)
+    api.valid = {"second"}
+    api.open("g")
+
+    assert await running == ["401"]
+    assert [(call.token, call.body) for call in api.calls] == [("first", BODY)]
+
+
+@pytest.mark.parametrize("key", [False, True], ids=["bearer", "key"])
+async def test_a_refused_token_that_was_revoked_meanwhile_says_so(
+    tokens: TokenClient,
+    queue: str,
+    api: Api,
+    live_place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    key: bool,
+) -> None:
+    set_fresh_seconds(monkeypatch, NEVER_OLD)
+    root = await start(tokens, queue, api)
+    job = live_place.job(api.gate("g"), api.url("after"), api.url("again"), key=key)
+    running = asyncio.create_task(root.execute_update(Caller.do, job))
+    await api.reached("g")
+
+    await tokens.revoke(queue)
+    api.valid = set()
+    api.open("g")
+
+    assert [answer.partition(":")[0] for answer in await running] == ["TokenRevoked"] * 2
+    assert [call.path for call in api.calls] == ["/after"]
+
+
+@pytest.mark.parametrize("key", [False, True], ids=["bearer", "key"])
+async def test_a_refused_token_that_is_the_newest_is_reported_to_its_authority(
+    tokens: TokenClient,
+    client: Client,
+    queue: str,
+    api: Api,
+    live_place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    key: bool,
+) -> None:
+    monkeypatch.setattr("stateful_workflow.http._WAIT_FOR_NEWER_SECONDS", 0.05)
+    root = await start(tokens, queue, api)
+    status = await tokens.status(queue)
+    assert status is not None
+    api.valid = set()
+
+    assert await root.execute_update(Caller.do, live_place.job(api.url("x"), key=key)) == ["401"]
+
+    assert api.tokens() == ["first"]
+    assert (await status_of(client, queue))["reports"] == {"apiToken": {status.fingerprint: 1}}
+
+
+async def test_a_token_set_after_the_report_is_used_for_the_same_request(
+    tokens: TokenClient,
+    client: Client,
+    queue: str,
+    api: Api,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("stateful_workflow.http._WAIT_FOR_NEWER_SECONDS", 8.0)
+    root = await start(tokens, queue, api)
+    api.valid = {"second"}
+    running = asyncio.create_task(root.execute_update(Caller.do, Job([api.url("x")])))
+
+    async def reported() -> bool:
+        return bool((await status_of(client, queue))["reports"])
+
+    await eventually(reported)
+    await tokens.set(queue, "second")
+
+    assert await running == ["200"]
+    assert api.tokens() == ["first", "second"]
+
+
+async def test_a_retried_attempt_uses_the_newest(
+    tokens: TokenClient, queue: str, api: Api, place: Place
+) -> None:
+    root = await start(tokens, queue, api)
+    job = place.job(api.gate("g"), api.url("x"), succeed_at=2, attempts=2)
+    running = asyncio.create_task(root.execute_update(Caller.do, job))
+    await api.reached("g")
+
+    await tokens.rotate(queue, "second", timeout=20)
+    api.open("g")
+
+    assert await running == ["200"]
+    assert api.tokens() in (
+        ["first", "second"],
+        ["second", "second"],  # where the first attempt took longer than a token is fresh
+    )
+
+
+async def test_in_a_process_a_refused_token_fails_the_attempt_and_the_next_has_the_newest(
+    tokens: TokenClient, user: Client, queue: str, api: Api, processes: dict[str, Any]
+) -> None:
+    root = await start(tokens, queue, api)
+    async with place_of("process", user, f"{queue}-use", processes) as place:
+        job = place.job(api.gate("g"), api.url("x"), insist=True, attempts=2)
+        running = asyncio.create_task(root.execute_update(Caller.do, job))
+        await api.reached("g")
+        await tokens.rotate(queue, "second", timeout=20)
+        api.valid = {"second"}
+        api.open("g")
+
+        assert await running == ["200"]
+
+    assert api.tokens() == ["first", "second"]
+
+
+async def test_a_retried_attempt_that_cannot_ask_fails_rather_than_use_an_old_token(
+    tokens: TokenClient,
+    client: Client,
+    user: Client,
+    queue: str,
+    api: Api,
+    workflows: Worker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("stateful_workflow.activity._QUERY_TIMEOUT", timedelta(seconds=1))
+    root = await start(tokens, queue, api)
+    async with place_of("async", user, f"{queue}-use", {}) as place:
+        job = place.job(api.gate("g"), api.url("x"), succeed_at=2, attempts=0)
+        running = asyncio.create_task(root.execute_update(Caller.do, job))
+        await api.reached("g")
+        await tokens.rotate(queue, "second", timeout=20)
+        await workflows.shutdown()
+        api.open("g")
+
+        async def failed() -> str:
+            pending = (await root.describe()).raw_description.pending_activities
+            failure = pending[0].last_failure
+            assert failure.application_failure_info.type == "NewestUnknown"
+            return failure.message
+
+        assert f"workflow {queue} did not answer for its newest apiToken" in await eventually(
+            failed
+        )
+        assert len(api.calls) == 1
+
+        async with Worker(client, task_queue=queue, workflows=USE_WORKFLOWS):
+            assert await running == ["200"]
+
+    assert api.tokens()[-1] == "second"
+
+
+@pytest.mark.parametrize(
+    ("fresh_seconds", "used"), [(NEVER_OLD, "first"), (0.3, "second")], ids=["just now", "long ago"]
+)
+async def test_an_activity_scheduled_long_ago_asks_before_it_uses_what_it_carries(
+    tokens: TokenClient,
+    user: Client,
+    queue: str,
+    api: Api,
+    monkeypatch: pytest.MonkeyPatch,
+    fresh_seconds: float,
+    used: str,
+) -> None:
+    set_fresh_seconds(monkeypatch, fresh_seconds)
+    root = await start(tokens, queue, api)
+    job = Job([api.url("x")], queue=f"{queue}-use")
+    running = asyncio.create_task(root.execute_update(Caller.do, job))
+    since = await scheduled_at(root)
+
+    await tokens.rotate(queue, "second", timeout=20)
+    await passed(since, 0.3)
+    async with place_of("async", user, f"{queue}-use", {}):
+        assert await running == ["200"]
+
+    assert api.tokens() == [used]
+
+
+async def test_a_long_activity_turns_to_the_newest_without_being_refused(
+    tokens: TokenClient,
+    queue: str,
+    api: Api,
+    live_place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    set_fresh_seconds(monkeypatch, 0.3)
+    root = await start(tokens, queue, api)
+    job = live_place.job(api.url("before"), api.gate("g"), api.url("after"))
+    running = asyncio.create_task(root.execute_update(Caller.do, job))
+    await api.reached("g")
+    since = time.time()
+
+    await tokens.rotate(queue, "second", timeout=20)
+    await passed(since, 0.3)
+    api.open("g")
+
+    assert await running == ["200", "200"]
+    assert (api.tokens("before"), api.tokens("after")) == (["first"], ["second"])
+
+
+async def test_a_token_near_its_expiry_is_asked_for_again_before_use(
+    tokens: TokenClient,
+    user: Client,
+    queue: str,
+    api: Api,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    set_fresh_seconds(monkeypatch, NEVER_OLD)
+    root = await start(tokens, queue, api, expires_in=30)
+    job = Job([api.url("x")], queue=f"{queue}-use")
+    running = asyncio.create_task(root.execute_update(Caller.do, job))
+    await scheduled_at(root)
+
+    await tokens.rotate(queue, "second", timeout=20)
+    async with place_of("async", user, f"{queue}-use", {}):
+        assert await running == ["200"]
+
+    assert api.tokens() == ["second"]
+
+
+async def test_a_local_activity_uses_what_it_carries_and_never_asks(
+    tokens: TokenClient,
+    queue: str,
+    api: Api,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Its query would wait for the workflow task that waits for it, and come back with nothing.
+    set_fresh_seconds(monkeypatch, -1)
+    root = await start(tokens, queue, api)
+    api.valid = set()
+
+    job = Job([api.url("x")], local=True)
+    assert await root.execute_update(Caller.do, job) == ["401"]
+
+    assert api.tokens() == ["first"]
+    seen = await root.execute_update(Caller.do, replace(job, activity="look"))
+    assert seen == ["first", api.origin]
+
+
+# --- what may not be used ------------------------------------------------------------------------
+
+
+async def test_no_token_is_used_where_none_is_set(
+    tokens: TokenClient, queue: str, api: Api
+) -> None:
+    root = await start(tokens, queue, api, api_token=None)
+
+    (answer,) = await root.execute_update(Caller.do, Job([api.url("x")]))
+
+    assert answer.startswith("TokenNotSet: ")
+    assert api.calls == []
+
+
+async def test_an_expired_token_is_not_used(tokens: TokenClient, queue: str, api: Api) -> None:
+    root = await start(tokens, queue, api, expires_in=1)
+    status = await tokens.status(queue)
+    assert status is not None
+    assert status.expires_at is not None
+    await passed(status.expires_at, 0)
+
+    (answer,) = await root.execute_update(Caller.do, Job([api.url("x")]))
+
+    assert answer.startswith("TokenExpired: ")
+    assert api.calls == []
+
+
+async def test_a_revoked_token_is_not_used(
+    tokens: TokenClient, queue: str, api: Api, place: Place
+) -> None:
+    root = await start(tokens, queue, api)
+    await tokens.revoke(queue)
+
+    (answer,) = await root.execute_update(Caller.do, place.job(api.url("x")))
+
+    assert answer.startswith(f"TokenRevoked: apiToken is revoked at workflow {queue}")
+    assert api.calls == []
+
+
+async def test_what_an_issuer_signed_who_is_revoked_in_the_workers_keyring_is_not_used(
+    engine: EmbeddedEngine, tokens: TokenClient, keyring: Keyring, queue: str, api: Api
+) -> None:
+    root = await start(tokens, queue, api)
+    keys = json.loads(keyring.to_json())
+    for key in keys["keys"]:
+        key["stateful"] = {"revoked": key["use"] == "sig"}
+    user = await connect(engine, StatefulPlugin(Keyring.from_json(json.dumps(keys))))
+
+    async with place_of("async", user, f"{queue}-use", {}) as place:
+        seen = await root.execute_update(Caller.do, place.job(activity="look"))
+
+    assert seen[0].startswith("TokenRevoked: ")
+
+
+async def test_a_tree_started_by_a_stranger_gives_its_activities_nothing(
+    client: Client, queue: str, api: Api, place: Place
+) -> None:
+    stranger = TokenClient(client, Keyring.generate())
+    root = await start(stranger, queue, api)
+
+    (answer,) = await root.execute_update(Caller.do, place.job(api.url("x")))
+
+    assert answer.startswith("TokenForged: ")
+    assert api.calls == []
+
+
+async def test_only_the_workflow_types_signed_for_may_use_a_token(
+    tokens: TokenClient, queue: str, api: Api
+) -> None:
+    root = await start(tokens, queue, api, types=["Other"])
+
+    (answer,) = await root.execute_update(Caller.do, Job([api.url("x")]))
+
+    assert answer.startswith("WrongWorkflowType: ")
+
+
+async def test_an_activity_worker_without_a_reader_key_says_whose_key_it_lacks(
+    engine: EmbeddedEngine, tokens: TokenClient, keyring: Keyring, queue: str, api: Api
+) -> None:
+    root = await start(tokens, queue, api)
+    user = await connect(engine, StatefulPlugin(keyring.public()))
+
+    async with place_of("async", user, f"{queue}-use", {}) as place:
+        seen = await root.execute_update(Caller.do, place.job(activity="look"))
+
+    (reader,) = [info.kid for info in keyring.keys() if info.kind == "reader"]
+    assert seen[0].startswith(f"NoReaderKey: apiToken is sealed for readers {reader}")
+
+
+# --- only to its origins -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", [False, True], ids=["bearer", "key"])
+async def test_a_token_goes_to_no_other_origin(
+    tokens: TokenClient, queue: str, api: Api, place: Place, key: bool
+) -> None:
+    root = await start(tokens, queue, api)
+    with start_api() as other:
+        elsewhere = [
+            other.url("x"),
+            api.url("x").replace("http://", "http://user:secret@"),
+            api.url("x").replace("127.0.0.1", "localhost"),
+            "https://api.example.com/x",
+        ]
+        answers = await root.execute_update(Caller.do, place.job(*elsewhere, key=key))
+
+        assert (api.calls, other.calls) == ([], [])
+    assert {answer.partition(":")[0] for answer in answers} == {"OriginNotAllowed"}
+    assert other.origin in answers[0]
+    assert not [answer for answer in answers if "first" in answer or "secret" in answer]
+
+
+@pytest.mark.parametrize("key", [False, True], ids=["bearer", "key"])
+async def test_a_token_follows_a_redirect_within_its_origin(
+    tokens: TokenClient, queue: str, api: Api, place: Place, key: bool
+) -> None:
+    root = await start(tokens, queue, api)
+
+    job = place.job(f"{api.url('to')}?url={api.url('x')}", key=key, follow=True)
+    assert await root.execute_update(Caller.do, job) == ["200"]
+
+    assert (api.tokens("to"), api.tokens("x")) == (["first"], ["first"])
+
+
+async def test_the_authorization_header_is_left_behind_at_a_redirect_to_another_origin(
+    tokens: TokenClient, client: Client, queue: str, api: Api, place: Place
+) -> None:
+    root = await start(tokens, queue, api)
+    with start_api() as other:
+        other.valid = {"first"}
+        job = place.job(f"{api.url('to')}?url={other.url('x')}", follow=True)
+        assert await root.execute_update(Caller.do, job) == ["401"]
+
+        assert (api.tokens(), other.tokens()) == (["first"], [None])
+    # The refusal is the other origin's: it says nothing about the token.
+    assert (await status_of(client, queue))["reports"] == {}
+
+
+async def test_a_key_in_a_header_of_its_own_stops_at_a_redirect_to_another_origin(
+    tokens: TokenClient, queue: str, api: Api, place: Place
+) -> None:
+    root = await start(tokens, queue, api)
+    with start_api() as other:
+        job = place.job(f"{api.url('to')}?url={other.url('x')}", key=True, follow=True)
+        (answer,) = await root.execute_update(Caller.do, job)
+
+        assert answer.startswith(f"OriginNotAllowed: apiToken may not be sent to {other.origin}")
+        assert (api.tokens(), other.calls) == (["first"], [])
