@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, cast
@@ -26,7 +26,7 @@ MAX_CONCURRENT_QUERIES: Final = 50
 
 _QUERY_TIMEOUT: Final = timedelta(seconds=10)
 _FIRST_PAUSE_SECONDS: Final = 0.01
-_LONGEST_PAUSE_SECONDS: Final = 0.5
+_LONGEST_PAUSE_SECONDS: Final = 0.15
 
 Expected = Mapping[str, int]
 """For each authority the version that stands there, as the nearest live node above says."""
@@ -108,6 +108,7 @@ class TreeWalk:
         self._deadline = deadline
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_QUERIES)
         self._nodes: dict[str, TreeNode] = {}
+        self._children: dict[str, list[str]] = {}
 
     async def run(self, workflow_id: str) -> TokenTree:
         """Walk from a workflow down.
@@ -117,7 +118,15 @@ class TreeWalk:
         """
         answer = await ask(self._client, workflow_id)
         await self._visit(workflow_id, None, {}, answer, withheld=False)
-        return TokenTree(self._name, tuple(self._nodes.values()))
+        return TokenTree(self._name, tuple(self._in_order(workflow_id)))
+
+    def _in_order(self, workflow_id: str) -> Iterator[TreeNode]:
+        """Parents before their children, siblings as their parent started them."""
+        node = self._nodes.pop(workflow_id, None)
+        if node is not None:
+            yield node
+            for child_id in self._children.get(workflow_id, ()):
+                yield from self._in_order(child_id)
 
     async def _visit(
         self,
@@ -154,6 +163,7 @@ class TreeWalk:
         await self._visit_children(answer, workflow_id, expected)
 
     async def _visit_children(self, answer: Answer, parent: str, expected: Expected) -> None:
+        self._children[parent] = [str(child["id"]) for child in answer.status["children"]]
         below = expected if answer.closed else {**expected, **_standing(answer.status, self._name)}
         visits = [
             self._visit(
@@ -164,8 +174,14 @@ class TreeWalk:
                 withheld=_is_withheld(child, self._name),
             )
             for child in answer.status["children"]
-            if child["id"] not in self._nodes
+            if child["id"] not in self._nodes and child["confirmed"]
         ]
+        # It will hold what its parent wrote into its start, which may be old by now.
+        for child in answer.status["children"]:
+            if not child["confirmed"]:
+                self._nodes[child["id"]] = TreeNode(
+                    str(child["id"]), str(child["type"]), parent, current=False, problem="starting"
+                )
         await asyncio.gather(*visits)
 
     def _node(

@@ -77,7 +77,7 @@ def demo(
         bool, typer.Option("--keep", help="Leave the server and its Web UI running until Ctrl-C.")
     ] = False,
 ) -> None:
-    """Rotate a token through a tree of 31 workflows while they call an API, and report.
+    """Rotate a token through a tree of 36 workflows while they call an API, and report.
 
     Needs no server: it runs the embedded one. With --json the report is the last line.
     """

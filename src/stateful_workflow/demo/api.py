@@ -168,7 +168,8 @@ async def serve_api() -> AsyncGenerator[RunningApi, None]:
     # In a thread of its own, where uvicorn leaves signals alone: Ctrl-C is the demo's.
     serving = asyncio.create_task(asyncio.to_thread(server.run, sockets))
     try:
-        while not server.started and not serving.done():
+        # uvicorn has nothing to wait for but this flag.
+        while not server.started and not serving.done():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         yield RunningApi(state, (_url(sockets[0]), _url(sockets[1])))
     finally:

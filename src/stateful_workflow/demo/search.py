@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import base64
-import shutil
 import sqlite3
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
-_SUFFIXES: Final = ("-wal", "-shm", "")
+_SUFFIXES: Final = ("-journal", "-wal", "-shm", "")
 _CHUNK_BYTES: Final = 1 << 22
 
 
@@ -31,58 +29,45 @@ def forms(needle: bytes) -> tuple[bytes, ...]:
     return tuple(sorted(found))
 
 
-class EngineFiles:
-    """A copy of an engine's SQLite file, its ``-wal`` and its ``-shm``, taken while it runs.
+def occurrences(db: Path, needles: Sequence[bytes]) -> dict[bytes, int]:
+    """How often each needle is found in the database of a running engine, in any of its `forms`.
+
+    The files are searched as bytes, which sees deleted rows too. A long value is spread over
+    pages, and a needle in two pieces is not seen so: the values are searched as well. Of the
+    two counts the higher one is taken.
 
     Args:
-        db: the SQLite file.
-        directory: existing one, for the copy.
+        db: the SQLite file; its journal or log beside it is searched too.
+        needles: what to look for; not empty.
     """
+    spelled = {needle: forms(needle) for needle in needles}
+    on_disk = _count(_chunks(db, 2 * max(map(len, needles))), spelled)
+    in_tables = _count(_values(db), spelled)
+    return {needle: max(on_disk[needle], in_tables[needle]) for needle in needles}
 
-    def __init__(self, db: Path, directory: Path) -> None:
-        self._db = directory / "copy.db"
-        self._files: list[Path] = []
-        # The log first: what a checkpoint moves meanwhile is then in both, never in neither.
-        for suffix in _SUFFIXES:
-            source = db.with_name(db.name + suffix)
-            copy = self._db.with_name(self._db.name + suffix)
-            if source.exists():
-                shutil.copyfile(source, copy)
-                self._files.append(copy)
 
-    def occurrences(self, needles: Sequence[bytes]) -> dict[bytes, int]:
-        """How often each needle is found, in any of its `forms`.
+def _chunks(db: Path, overlap: int) -> Iterator[bytes]:
+    # The logs first: what is moved from them meanwhile is then seen twice, not missed.
+    for suffix in _SUFFIXES:
+        with suppress(FileNotFoundError), db.with_name(db.name + suffix).open("rb") as file:
+            before = b""
+            while chunk := file.read(_CHUNK_BYTES):
+                yield before + chunk
+                before = chunk[-overlap:]
 
-        The files are searched as bytes, which sees deleted rows too. A long value is spread
-        over pages, and a needle in two pieces is not seen so: the values are searched as well.
-        Of the two counts the higher one is taken.
-        """
-        spelled = {needle: forms(needle) for needle in needles}
-        on_disk = _count(self._chunks(max(map(len, needles), default=0) * 2), spelled)
-        in_tables = _count(self._values(), spelled)
-        return {needle: max(on_disk[needle], in_tables[needle]) for needle in needles}
 
-    def _chunks(self, overlap: int) -> Iterator[bytes]:
-        for path in self._files:
-            with path.open("rb") as file:
-                before = b""
-                while chunk := file.read(_CHUNK_BYTES):
-                    yield before + chunk
-                    before = chunk[-overlap:]
-
-    def _values(self) -> Iterator[bytes]:
-        # Read on a second copy: opening it folds the log into the file.
-        with tempfile.TemporaryDirectory(dir=self._db.parent) as directory:
-            for path in self._files:
-                if not path.name.endswith("-shm"):
-                    shutil.copyfile(path, Path(directory, path.name))
-            with closing(sqlite3.connect(Path(directory, self._db.name))) as connection:
-                connection.text_factory = bytes
-                tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-                for (table,) in tables.fetchall():
-                    name = table.decode().replace('"', '""')
-                    for row in connection.execute(f'SELECT * FROM "{name}"'):  # noqa: S608
-                        yield from (value for value in row if isinstance(value, bytes))
+def _values(db: Path) -> Iterator[bytes]:
+    # From a copy in memory, taken under SQLite's own locks, so that the engine waits for
+    # milliseconds only.
+    with closing(sqlite3.connect(":memory:")) as copy:
+        with closing(sqlite3.connect(f"{db.as_uri()}?mode=ro", uri=True, timeout=30)) as engine:
+            engine.backup(copy)
+        copy.text_factory = bytes
+        tables = copy.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        for (table,) in tables:
+            name = table.decode().replace('"', '""')
+            for row in copy.execute(f'SELECT * FROM "{name}"'):  # noqa: S608 (their own names)
+                yield from (value for value in row if isinstance(value, bytes))
 
 
 def _count(haystacks: Iterable[bytes], spelled: dict[bytes, tuple[bytes, ...]]) -> dict[bytes, int]:

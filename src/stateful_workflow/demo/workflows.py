@@ -31,10 +31,10 @@ with workflow.unsafe.imports_passed_through():
     # One for all clients: making it takes longer than all calls of an activity.
     _TLS: Final = ssl.create_default_context()
 
-PAGES: Final = 5
+PAGES: Final = 8
 """Calls that one activity makes."""
 
-_PAGE_EVERY_SECONDS: Final = 0.25
+_PAGE_EVERY_SECONDS: Final = 0.3
 _LOOK_EVERY: Final = timedelta(seconds=2)
 
 

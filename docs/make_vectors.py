@@ -1,0 +1,564 @@
+"""Make docs/vectors.json, the test vectors of docs/wire-format.md.
+
+Run it from anywhere: ``python docs/make_vectors.py [--check] [--new]``.
+
+The keys come from fixed words and Ed25519 signs deterministically, so revocations and
+altered messages are the same in every run. Sealing draws randomness: sealed tokens that
+stand in the file already, for the same claims, token and keys, are kept unless ``--new``
+is given. ``--check`` writes nothing and exits with 1 where the file would change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from stateful_workflow import Keyring, StatefulError
+from stateful_workflow.ledger import Ledger
+from stateful_workflow.messages import MAX_MESSAGE_BYTES, Claims, parse
+
+Json = dict[str, Any]
+
+FILE = Path(__file__).parent / "vectors.json"
+
+NOW = 1_800_000_000_000
+"""Unix milliseconds at which the vectors take place."""
+
+TYP = {"token": "stateful-token+jws", "revocation": "stateful-revocation+jws"}
+
+
+# --- keys -----------------------------------------------------------------------
+
+
+def encode(data: bytes) -> str:
+    """Base64url without padding."""
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def decode(text: str) -> bytes:
+    """The bytes of unpadded base64url."""
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def compact(value: object) -> bytes:
+    """JSON without white space."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def make_key(word: str, curve: str) -> Json:
+    """A JWK whose private half is the SHA-256 of a fixed word, so that nobody chose it."""
+    secret = hashlib.sha256(f"stateful-workflow test vector: {word}".encode()).digest()
+    kind = Ed25519PrivateKey if curve == "Ed25519" else X25519PrivateKey
+    x = encode(kind.from_private_bytes(secret).public_key().public_bytes_raw())
+    thumbprint = compact({"crv": curve, "kty": "OKP", "x": x})  # RFC 7638, RFC 8037 section 2
+    return {
+        "kty": "OKP",
+        "crv": curve,
+        "x": x,
+        "d": encode(secret),
+        "kid": encode(hashlib.sha256(thumbprint).digest()),
+        "use": "sig" if curve == "Ed25519" else "enc",
+    }
+
+
+KEYS: dict[str, Json] = {
+    "issuer": make_key("issuer", "Ed25519"),
+    "other issuer": make_key("other issuer", "Ed25519"),
+    "stranger": make_key("stranger", "Ed25519"),
+    "reader": make_key("reader", "X25519"),
+    "other reader": make_key("other reader", "X25519"),
+}
+
+
+def keyring(*names: str, **marks: bool) -> Keyring:
+    """A keyring of these keys; the first one may be marked, as ``revoked=True``."""
+    keys = [dict(KEYS[name]) for name in names]
+    if marks:
+        keys[0]["stateful"] = marks
+    return Keyring.from_json(json.dumps({"keys": keys}))
+
+
+# --- genuine messages -------------------------------------------------------------
+
+ACME: Json = {
+    "v": 1,
+    "name": "apiToken",
+    "ns": "default",
+    "root": "tenant-acme",
+    "tree": "5f2a7c0d9b3e4f1c8a6d2e7b9c0f1a34",
+    "auth": "tenant-acme",
+    "ver": NOW,
+}
+ORIGINS = ["https://api.example.com", "https://*.eu.example.com:8443"]
+CHILD = "tenant-acme-eu"
+
+
+def messages(old: Json, *, new: bool) -> list[Json]:
+    """The genuine messages."""
+    kept = {} if new else {entry["name"]: entry for entry in old.get("messages", [])}
+    later = {**ACME, "ver": NOW + 1000}
+    at_child = {**ACME, "auth": CHILD, "ver": NOW + 500}
+    return [
+        token(kept, "token", "the smallest token", {**ACME, "origins": ORIGINS[:1]}),
+        token(
+            kept,
+            "token with every claim",
+            "exp, types, a wildcard origin, a second credential name, characters beyond ASCII, "
+            "two readers",
+            {
+                **ACME,
+                "name": "github",
+                "ns": "production",
+                "auth": "tenant-acmé",
+                "root": "tenant-acmé",
+                "origins": ORIGINS,
+                "exp": NOW // 1000 + 3600,
+                "types": ["Sync", "Import"],
+            },
+            readers=("reader", "other reader"),
+            secret="gh-pässword-🔑",
+        ),
+        token(
+            kept,
+            "newer token",
+            "one second later, at the same authority",
+            {**later, "origins": ORIGINS[:1]},
+            secret="tok-2-example",
+        ),
+        token(
+            kept,
+            "token of the other issuer",
+            "newer by one millisecond than the first, by another issuer",
+            {**ACME, "ver": NOW + 1, "origins": []},
+            issuer="other issuer",
+            secret="tok-3-example",
+        ),
+        token(
+            kept,
+            "token at the child",
+            "its authority is the node and not the root",
+            {**at_child, "origins": ORIGINS[:1]},
+            secret="tok-4-example",
+        ),
+        token(
+            kept,
+            "token of an earlier tree",
+            "the same workflow ids, another tree",
+            {**later, "tree": "0d1e2f3a4b5c6d7e8f90a1b2c3d4e5f6", "origins": ORIGINS[:1]},
+        ),
+        token(
+            kept,
+            "token for nothing",
+            "empty lists: sent nowhere, opened by no activity, only by a client",
+            {**ACME, "ver": NOW + 100, "origins": [], "types": []},
+            secret="tok-5-example",
+        ),
+        revocation(
+            "revocation", "no token at the child or below it", {**at_child, "ver": NOW + 2000}
+        ),
+        revocation(
+            "revocation at a sibling",
+            "its authority is not above the child",
+            {**at_child, "auth": "tenant-acme-us"},
+        ),
+        revocation(
+            "inherit",
+            "the child takes its ancestors' token again",
+            {**at_child, "ver": NOW + 3000},
+            inherit=True,
+        ),
+    ]
+
+
+def token(
+    kept: dict[str, Json],
+    name: str,
+    about: str,
+    claims: Json,
+    *,
+    issuer: str = "issuer",
+    readers: tuple[str, ...] = ("reader",),
+    secret: str = "tok-1-example",
+) -> Json:
+    """A sealed token and what it says."""
+    text = compact(claims).decode()
+    entry = {
+        "name": name,
+        "about": about,
+        "kind": "token",
+        "issuer": issuer,
+        "readers": list(readers),
+        "claims": text,
+        "token": secret,
+    }
+    old = kept.get(name, {})
+    if {key: old.get(key) for key in entry if key != "about"} == {
+        key: value for key, value in entry.items() if key != "about"
+    }:
+        return named(entry, old["message"])
+    return named(
+        entry, keyring(issuer, *readers).seal(Claims.decode(text.encode(), "token"), secret)
+    )
+
+
+def revocation(name: str, about: str, claims: Json, *, inherit: bool = False) -> Json:
+    """A revocation and what it says."""
+    text = compact({**claims, "inherit": inherit}).decode()
+    message = keyring("issuer").revocation(Claims.decode(text.encode(), "revocation"))
+    entry: Json = {
+        "name": name,
+        "about": about,
+        "kind": "revocation",
+        "issuer": "issuer",
+        "readers": [],
+        "claims": text,
+    }
+    return named(entry, message)
+
+
+def named(entry: Json, message: str) -> Json:
+    """The entry with the message and its names."""
+    digest = hashlib.sha256(message.encode()).hexdigest()
+    return {**entry, "message": message, "hash": digest, "fingerprint": digest[:16]}
+
+
+# --- altered messages ---------------------------------------------------------------
+
+
+class Altered:
+    """Makes messages that are refused, out of genuine ones."""
+
+    def __init__(self, genuine: list[Json]) -> None:
+        self._genuine = {entry["name"]: entry["message"] for entry in genuine}
+        self.entries: list[Json] = []
+
+    def add(self, name: str, message: str, step: str, error: str, **given: Any) -> None:
+        """Note one message, the step that refuses it, and the error."""
+        entry: Json = {"name": name, "step": step, "error": error, "message": message}
+        self.entries.append({**entry, "given": given} if given else entry)
+
+    def parts(self, of: str) -> tuple[Json, bytes, bytes]:
+        """Header, payload and signature of a genuine message."""
+        header, payload, signature = self._genuine[of].split(".")
+        return json.loads(decode(header)), decode(payload), decode(signature)
+
+    def sign(self, header: object, payload: object, by: str = "issuer") -> str:
+        """A message of exactly this header and payload, its signature genuine."""
+        first, second = (
+            encode(part if isinstance(part, bytes) else compact(part)) for part in (header, payload)
+        )
+        key = Ed25519PrivateKey.from_private_bytes(decode(KEYS[by]["d"]))
+        return f"{first}.{second}.{encode(key.sign(f'{first}.{second}'.encode()))}"
+
+    def all(self) -> list[Json]:
+        """Every altered message."""
+        self._headers()
+        self._encodings()
+        self._payloads()
+        self._claims()
+        self._signatures()
+        self._at_opening()
+        return self.entries
+
+    def _malformed(self, name: str, message: str) -> None:
+        self.add(name, message, "parse", "TokenMalformed")
+
+    def _headers(self) -> None:
+        header, payload, _ = self.parts("token")
+        for name, altered in {
+            "the deprecated name of the algorithm": {**header, "alg": "EdDSA"},
+            "alg none": {**header, "alg": "none"},
+            "alg HS256": {**header, "alg": "HS256"},
+            "a header member too many": {**header, "b64": False, "crit": ["b64"]},
+            "a header without kid": {key: header[key] for key in ("alg", "typ")},
+            "a kid that is no thumbprint": {**header, "kid": "issuer-1"},
+            "an unknown typ": {**header, "typ": "JWT"},
+            "the typ of a revocation on a token": {**header, "typ": TYP["revocation"]},
+        }.items():
+            self._malformed(name, self.sign(altered, payload))
+        twice = compact(header)[:-1] + b',"alg":"Ed25519"}'
+        self._malformed("a header member twice", self.sign(twice, payload))
+        escaped = compact(header)[:-1] + b',"\\u0061lg":"none"}'
+        self._malformed("a header member twice, once escaped", self.sign(escaped, payload))
+
+    def _encodings(self) -> None:
+        message = self._genuine["token"]
+        header, payload, signature = message.split(".")
+        self._malformed("padded base64url", f"{header}.{payload}.{signature}==")
+        # 64 bytes leave four unused bits in the last character; they must be zero.
+        last = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+        bits = last[last.index(signature[-1]) | 1]
+        self._malformed(
+            "unused bits that are not zero", f"{header}.{payload}.{signature[:-1]}{bits}"
+        )
+        self._malformed("another alphabet", f"{header}.{payload}.+{signature[1:]}")
+        self._malformed("two segments", f"{header}.{payload}")
+        self._malformed("four segments", f"{message}.{signature}")
+        self._malformed("a line end after the message", f"{message}\n")
+        self._malformed(
+            "a signature of 63 bytes", f"{header}.{payload}.{encode(decode(signature)[:63])}"
+        )
+
+    def _payloads(self) -> None:
+        header, payload, _ = self.parts("token")
+        jwe = json.loads(payload)
+        spaced = encode(b'{"enc": "A256GCM"}')
+        recipient = jwe["recipients"][0]
+        zipped = encode(b'{"enc":"A256GCM","zip":"DEF"}')
+        bare = {**recipient, "header": {**recipient["header"], "alg": "ECDH-ES"}}
+        party = {**recipient, "header": {**recipient["header"], "apu": "QQ"}}
+        secret = {**recipient["header"]["epk"], "d": encode(bytes(32))}
+        private = {**recipient, "header": {**recipient["header"], "epk": secret}}
+        short = {**recipient, "encrypted_key": encode(bytes(24))}
+        cases: dict[str, Json] = {
+            "white space in the JWE's protected header": {**jwe, "protected": spaced},
+            "a JWE member too many": {**jwe, "unprotected": {}},
+            "a JWE without aad": {key: value for key, value in jwe.items() if key != "aad"},
+            "a JWE without recipients": {**jwe, "recipients": []},
+            "a recipient twice": {**jwe, "recipients": [recipient, recipient]},
+            "another key agreement": {**jwe, "recipients": [bare]},
+            "party info": {**jwe, "recipients": [party]},
+            "an epk with its private half": {**jwe, "recipients": [private]},
+            "an encrypted_key of 24 bytes": {**jwe, "recipients": [short]},
+            "compression": {**jwe, "protected": zipped},
+            "the flattened form beside the general one": {**jwe, **recipient},
+            "a tag of 12 bytes": {**jwe, "tag": encode(bytes(12))},
+            "an iv of 16 bytes": {**jwe, "iv": encode(bytes(16))},
+        }
+        for name, altered in cases.items():
+            self._malformed(name, self.sign(header, altered))
+
+    def _claims(self) -> None:
+        header, payload, _ = self.parts("token")
+        jwe = json.loads(payload)
+        claims = {**ACME, "origins": ORIGINS[:1]}
+        for name, altered in {
+            "an unknown claim": {**claims, "scope": "all"},
+            "a token without origins": dict(ACME),
+            "a claim of a revocation on a token": {**claims, "inherit": False},
+            "another format version": {**claims, "v": 2},
+            "a version of 2^53": {**claims, "ver": 2**53},
+            "a version that is a string": {**claims, "ver": str(NOW)},
+            "a version with a fraction": {**claims, "ver": float(NOW)},
+            "a version that is true": {**claims, "ver": True},
+            "an expiry of zero": {**claims, "exp": 0},
+            "origins that are a string": {**claims, "origins": ORIGINS[0]},
+            "a credential name with a space": {**claims, "name": "api token"},
+            "an empty authority": {**claims, "auth": ""},
+        }.items():
+            self._malformed(name, self.sign(header, {**jwe, "aad": encode(compact(altered))}))
+        twice = compact(claims)[:-1] + b',"auth":"tenant-acme"}'
+        self._malformed("a claim twice", self.sign(header, {**jwe, "aad": encode(twice)}))
+        lone = compact(claims).replace(b'"root":"tenant-acme"', b'"root":"\\ud800"')
+        self._malformed("a lone surrogate", self.sign(header, {**jwe, "aad": encode(lone)}))
+        revoking, _, _ = self.parts("revocation")
+        marked = b"\xef\xbb\xbf" + compact({**ACME, "inherit": False})
+        self._malformed("a byte order mark", self.sign(revoking, marked))
+        bad = {**ACME, "inherit": False, "exp": NOW // 1000}
+        self._malformed("a revocation with an expiry", self.sign(revoking, bad))
+        self._malformed("inherit that is no boolean", self.sign(revoking, {**ACME, "inherit": 0}))
+
+    def _signatures(self) -> None:
+        header, payload, signature = self.parts("token")
+        first, second = encode(compact(header)), encode(payload)
+        trusted = ["issuer", "other issuer"]
+        long = compact(header)[:-1] + b" " * 400 + b"}"
+        for name, message in {
+            "a header segment of more than 512 characters": self.sign(long, payload),
+            "a bit of the signature flipped": f"{first}.{second}.{flipped(encode(signature))}",
+            "another issuer's signature under this kid": self.sign(header, payload, "other issuer"),
+            "the claims altered after signing": self._reclaimed(signature),
+            "an issuer that is not trusted": self.sign(
+                {**header, "kid": KEYS["stranger"]["kid"]}, payload, "stranger"
+            ),
+        }.items():
+            self.add(name, message, "verify", "TokenForged", trusted=trusted)
+
+    def _reclaimed(self, signature: bytes) -> str:
+        header, payload, _ = self.parts("token")
+        claims = {**ACME, "origins": ["https://evil.example"]}
+        altered = {**json.loads(payload), "aad": encode(compact(claims))}
+        return f"{encode(compact(header))}.{encode(compact(altered))}.{encode(signature)}"
+
+    def _at_opening(self) -> None:
+        header, payload, _ = self.parts("token")
+        jwe = json.loads(payload)
+        here: Json = {"keyring": ["issuer", "other issuer", "reader"], "now": NOW / 1000}
+        here |= {"namespace": "default", "workflow_type": "Sync"}
+        lifted = {**jwe, "aad": encode(compact({**ACME, "origins": ["https://evil.example"]}))}
+        self.add(
+            "a ciphertext lifted under other claims",
+            self.sign({**header, "kid": KEYS["other issuer"]["kid"]}, lifted, "other issuer"),
+            "open",
+            "TokenMalformed",
+            **here,
+        )
+        recipient = jwe["recipients"][0]
+        low = {**recipient["header"]["epk"], "x": encode(bytes(32))}
+        low_order = {**recipient, "header": {**recipient["header"], "epk": low}}
+        wrapped = {**recipient, "encrypted_key": flipped(recipient["encrypted_key"])}
+        reordered = dict(reversed(json.loads(decode(jwe["aad"])).items()))
+        for name, altered in {
+            "the claims in another order": {**jwe, "aad": encode(compact(reordered))},
+            "a bit of the ciphertext flipped": {**jwe, "ciphertext": flipped(jwe["ciphertext"])},
+            "a bit of the tag flipped": {**jwe, "tag": flipped(jwe["tag"])},
+            "a bit of the encrypted_key flipped": {**jwe, "recipients": [wrapped]},
+            "an epk of low order": {**jwe, "recipients": [low_order]},
+        }.items():
+            self.add(name, self.sign(header, altered), "open", "TokenMalformed", **here)
+        rich = self._genuine["token with every claim"]
+        there = {**here, "namespace": "production"}
+        plain = self._genuine["token"]
+        for name, message, error, given in (
+            ("another namespace", plain, "WrongNamespace", there),
+            ("expired", rich, "TokenExpired", {**there, "now": NOW // 1000 + 3600}),
+            (
+                "another workflow type",
+                rich,
+                "WrongWorkflowType",
+                {**there, "workflow_type": "Other"},
+            ),
+            (
+                "other readers only",
+                plain,
+                "NoReaderKey",
+                {**here, "keyring": ["issuer", "other reader"]},
+            ),
+            ("no workflow type", self._genuine["token for nothing"], "WrongWorkflowType", here),
+            ("a revoked issuer", plain, "TokenRevoked", {**here, "revoked": ["issuer"]}),
+            ("a revocation", self._genuine["revocation"], "TokenRevoked", here),
+        ):
+            self.add(name, message, "open", error, **given)
+
+
+def flipped(text: str) -> str:
+    """Base64url of the same bytes but for one bit."""
+    data = decode(text)
+    return encode(bytes([data[0] ^ 1]) + data[1:])
+
+
+# --- a node ----------------------------------------------------------------------
+
+
+def judged(genuine: list[Json]) -> list[Json]:
+    """What two children of the root say to the messages, one after the other."""
+    early = {"message": "newer token", "now": NOW - 300_000}
+    return [
+        Judging(genuine, "a child", withheld=[]).run(
+            early,
+            "token",
+            "token",
+            "token of the other issuer",
+            "newer token",
+            "token",
+            "token of an earlier tree",
+            "revocation at a sibling",
+            "token at the child",
+            "revocation",
+            "token at the child",
+            "inherit",
+            {"trust": ["other issuer"]},
+            "token of the other issuer",
+            {"revoked": ["issuer"]},
+            "token of the other issuer",
+            "newer token",
+        ),
+        Judging(genuine, "a child started without the token", withheld=["apiToken"]).run(
+            "newer token", "token at the child"
+        ),
+        Judging(genuine, "a child started without any", withheld=["*"]).run(
+            "newer token", "token at the child"
+        ),
+    ]
+
+
+class Judging:
+    """A node that is sent messages, and what it says to each."""
+
+    def __init__(self, genuine: list[Json], about: str, withheld: list[str]) -> None:
+        self._texts = {entry["name"]: entry["message"] for entry in genuine}
+        self._node: Json = {
+            "about": about,
+            "path": ["tenant-acme", CHILD],
+            "tree": ACME["tree"],
+            "withheld": withheld,
+            "trusted": ["issuer"],
+        }
+        self._ledger = Ledger(
+            (ACME["root"], CHILD),
+            ACME["tree"],
+            keyring("issuer").trusted(),
+            dict.fromkeys(withheld, 1),
+        )
+
+    def run(self, *steps: str | Json) -> Json:
+        """The node with its steps: a message's name, or what a keyring's answer changes."""
+        return {**self._node, "steps": [self._step(step) for step in steps]}
+
+    def _step(self, step: str | Json) -> Json:
+        step = {"message": step} if isinstance(step, str) else step
+        if "message" not in step:
+            known = keyring(*step["trust"]).trusted() if "trust" in step else {}
+            self._ledger.trust(known, [KEYS[name]["kid"] for name in step.get("revoked", ())])
+            return step
+        now = step.get("now", NOW + 5000)
+        try:
+            verdict = self._ledger.accept(parse(self._texts[step["message"]]), now).value
+        except StatefulError as error:
+            verdict = type(error).__name__
+        force = self._ledger.in_force("apiToken")
+        return {
+            "message": step["message"],
+            "now": now,
+            "verdict": verdict,
+            "in_force": None if force is None else force.fingerprint,
+        }
+
+
+# --- the file ---------------------------------------------------------------------
+
+
+def make(old: Json, *, new: bool) -> Json:
+    """The content of the file."""
+    genuine = messages(old, new=new)
+    orders: dict[str, tuple[int, str]] = {
+        entry["name"]: (json.loads(entry["claims"])["ver"], entry["hash"]) for entry in genuine
+    }
+    return {
+        "about": "Test vectors of docs/wire-format.md, made by docs/make_vectors.py. "
+        "The keys are public: never use them.",
+        "format": 1,
+        "max_message_bytes": MAX_MESSAGE_BYTES,
+        "keys": KEYS,
+        "messages": genuine,
+        "order": sorted(orders, key=orders.__getitem__),
+        "refused": Altered(genuine).all(),
+        "judged": judged(genuine),
+    }
+
+
+def main() -> int:
+    """Write the file, or say whether it is as this script would write it."""
+    parser = argparse.ArgumentParser(description="Make docs/vectors.json.")
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 if it would change")
+    parser.add_argument("--new", action="store_true", help="seal the tokens anew")
+    arguments = parser.parse_args()
+    before = FILE.read_text(encoding="utf-8") if FILE.exists() else "{}"
+    made = make(json.loads(before), new=arguments.new)
+    after = json.dumps(made, indent=1, ensure_ascii=False) + "\n"
+    if arguments.check:
+        return int(after != before)
+    FILE.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,363 @@
+"""docs/wire-format.md and its vectors hold for the code, and suffice for another implementation."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
+
+import stateful_workflow
+from stateful_workflow import errors
+from stateful_workflow.describe import describe_ledger, status_of
+from stateful_workflow.errors import MessageRefused, StatefulError
+from stateful_workflow.forwarding import ForwardRequest, ForwardResult
+from stateful_workflow.headers import Start, Use
+from stateful_workflow.keyring import Keyring, verify
+from stateful_workflow.ledger import Child, Ledger, Verdict
+from stateful_workflow.messages import MAX_MESSAGE_BYTES, Message, parse
+
+Json = dict[str, Any]
+
+DOCS = Path(__file__).parents[2] / "docs"
+TEXT = (DOCS / "wire-format.md").read_text(encoding="utf-8")
+VECTORS = cast("Json", json.loads((DOCS / "vectors.json").read_text(encoding="utf-8")))
+KEYS: dict[str, Json] = VECTORS["keys"]
+MESSAGES: dict[str, Json] = {entry["name"]: entry for entry in VECTORS["messages"]}
+TOKENS = {name: entry for name, entry in MESSAGES.items() if entry["kind"] == "token"}
+REFUSED: dict[str, Json] = {entry["name"]: entry for entry in VECTORS["refused"]}
+BLOCKS = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)]
+
+each_message = pytest.mark.parametrize("entry", MESSAGES.values(), ids=MESSAGES)
+each_token = pytest.mark.parametrize("entry", TOKENS.values(), ids=TOKENS)
+each_refusal = pytest.mark.parametrize("entry", REFUSED.values(), ids=REFUSED)
+
+
+def message(name: str) -> Message:
+    return parse(MESSAGES[name]["message"])
+
+
+def keyring(*names: str, revoked: Sequence[str] = ()) -> Keyring:
+    """A keyring of these keys of the vectors."""
+    keys = [
+        {**KEYS[name], "stateful": {"revoked": True}} if name in revoked else KEYS[name]
+        for name in names
+    ]
+    return Keyring.from_json(json.dumps({"keys": keys}))
+
+
+# --- the vectors against the code ------------------------------------------------
+
+
+def test_no_name_stands_twice() -> None:
+    assert len(MESSAGES) == len(VECTORS["messages"])
+    assert len(REFUSED) == len(VECTORS["refused"])
+
+
+@each_message
+def test_a_message_parses_and_verifies(entry: Json) -> None:
+    parsed = parse(entry["message"])
+
+    verify(parsed, keyring(entry["issuer"]).trusted())
+    assert parsed.kind == entry["kind"]
+    assert parsed.issuer == KEYS[entry["issuer"]]["kid"]
+    assert list(parsed.readers) == [KEYS[reader]["kid"] for reader in entry["readers"]]
+    assert parsed.claims.encode().decode() == entry["claims"]
+    assert (parsed.hash, parsed.fingerprint) == (entry["hash"], entry["fingerprint"])
+    assert parsed.hash == hashlib.sha256(entry["message"].encode()).hexdigest()
+    assert parsed.order == (json.loads(entry["claims"])["ver"], entry["hash"])
+
+
+@each_token
+def test_a_token_opens_for_each_of_its_readers(entry: Json) -> None:
+    parsed = parse(entry["message"])
+    namespace = json.loads(entry["claims"])["ns"]
+    for reader in entry["readers"]:
+        keys = keyring(entry["issuer"], reader)
+        opened = keys.open(parsed, now=0, namespace=namespace, workflow_type=None)
+        assert opened == entry["token"]
+
+
+def test_the_order_is_that_of_the_code() -> None:
+    assert VECTORS["order"] == sorted(MESSAGES, key=lambda name: message(name).order)
+
+
+@each_refusal
+def test_an_altered_message_is_refused_where_and_as_it_is_said(entry: Json) -> None:
+    given: Json = entry.get("given", {})
+    if entry["step"] == "parse":
+        with pytest.raises(StatefulError) as refusal:
+            parse(entry["message"])
+    elif entry["step"] == "verify":
+        parsed = parse(entry["message"])
+        with pytest.raises(StatefulError) as refusal:
+            verify(parsed, keyring(*given["trusted"]).trusted())
+    else:
+        parsed = parse(entry["message"])
+        keys = keyring(*given["keyring"], revoked=given.get("revoked", ()))
+        verify(parsed, keyring(*given["keyring"]).trusted())
+        with pytest.raises(StatefulError) as refusal:
+            keys.open(
+                parsed,
+                now=given["now"],
+                namespace=given["namespace"],
+                workflow_type=given["workflow_type"],
+            )
+    assert type(refusal.value).__name__ == entry["error"]
+
+
+@pytest.mark.parametrize("case", VECTORS["judged"], ids=lambda case: case["about"])
+def test_a_node_judges_as_it_is_said(case: Json) -> None:
+    path = tuple(case["path"])
+    boundary = dict.fromkeys(case["withheld"], len(path) - 1)
+    ledger = Ledger(path, case["tree"], keyring(*case["trusted"]).trusted(), boundary)
+    for step in case["steps"]:
+        if "message" not in step:
+            revoked = [KEYS[name]["kid"] for name in step.get("revoked", ())]
+            ledger.trust(keyring(*step.get("trust", ())).trusted(), revoked)
+            continue
+        try:
+            verdict = ledger.accept(message(step["message"]), step["now"]).value
+        except MessageRefused as error:
+            verdict = type(error).__name__
+        in_force = ledger.in_force("apiToken")
+        fingerprint = None if in_force is None else in_force.fingerprint
+        assert (verdict, fingerprint) == (step["verdict"], step["in_force"]), step
+
+
+def test_the_vectors_show_every_verdict() -> None:
+    shown = {entry["error"] for entry in REFUSED.values()}
+    shown |= {step.get("verdict") for case in VECTORS["judged"] for step in case["steps"]}
+    expected = {error.__name__ for error in MessageRefused.__subclasses__()}
+    assert expected | {verdict.value for verdict in Verdict} <= shown
+
+
+def script() -> Any:
+    """The script that makes the vectors, as a module."""
+    spec = importlib.util.spec_from_file_location("make_vectors", DOCS / "make_vectors.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_making_the_vectors_again_changes_nothing() -> None:
+    root = str(Path(stateful_workflow.__file__).parents[1])
+    checked = subprocess.run(
+        [sys.executable, str(DOCS / "make_vectors.py"), "--check"],
+        env={**os.environ, "PYTHONPATH": root},
+        check=False,
+    )
+    assert checked.returncode == 0
+
+
+def test_new_vectors_seal_anew_and_say_the_same() -> None:
+    for entry in script().make(VECTORS, new=True)["messages"]:
+        before = MESSAGES[entry["name"]]
+        assert entry["claims"] == before["claims"]
+        assert (entry["message"] != before["message"]) is (entry["kind"] == "token")
+
+
+# --- the text against the code ---------------------------------------------------
+
+
+def block(*members: str) -> Json:
+    """The one JSON object of the text that has these members."""
+    (found,) = [each for each in BLOCKS if set(members) <= each.keys()]
+    return found
+
+
+def shape(value: object) -> object:
+    """The members and types of JSON data; an empty list or object has no shape of its own."""
+    if isinstance(value, dict):
+        members = cast("Json", value)
+        return {name: shape(member) for name, member in members.items()}
+    if isinstance(value, (list, tuple)):
+        return [shape(element) for element in cast("list[object]", value)]
+    return type(value).__name__
+
+
+def test_the_vector_in_the_text_is_the_one_in_the_file() -> None:
+    assert block("message", "claims") == MESSAGES["revocation"]
+
+
+STATUS_ONLY_FROM_THE_NODE = {"type", "api_url", "needs_set", "reports"}
+
+
+def a_node() -> Ledger:
+    """A node with something of everything."""
+    token = message("token")
+    trusted = keyring("issuer").trusted()
+    ledger = Ledger(("tenant-acme", "tenant-acme-eu"), token.claims.tree, trusted, {"billing": 1})
+    ledger.trust({}, [KEYS["stranger"]["kid"]])
+    now = token.claims.version
+    ledger.children["tenant-acme-eu-1"] = Child(
+        "tenant-acme-eu-1",
+        "Shop",
+        confirmed=True,
+        withheld=frozenset({"billing"}),
+        delivered={("apiToken", "tenant-acme"): token.order},
+    )
+    ledger.share("tenant-acme-eu-1", "apiToken")
+    ledger.accept(token, now)
+    with pytest.raises(errors.WrongTree) as refusal:
+        ledger.check(message("token of an earlier tree"), now)
+    ledger.reject(refusal.value, now, message("token of an earlier tree"))
+    ledger.rejected = {"TokenStale": 1}
+    return ledger
+
+
+def test_the_answers_have_the_members_of_the_text() -> None:
+    ledger = a_node()
+    token = message("token")
+    ledger.soft = {}
+    ledger.children = {"tenant-acme-eu-1": Child("tenant-acme-eu-1", "Shop", confirmed=True)}
+    status = describe_ledger(ledger, token.claims.version, [token], {})
+    written = block("undelivered", "rejections")
+
+    assert written.keys() - status.keys() == STATUS_ONLY_FROM_THE_NODE
+    # `withheld` is an empty list in the text.
+    both = written.keys() & status.keys() - {"withheld"}
+    for name in both:
+        assert shape(written[name]) == shape(status[name]), name
+    assert shape(block("state", "expires_at")) == shape(status_of(token, 0).to_json())
+
+
+def test_the_headers_have_the_members_of_the_text() -> None:
+    start = Start(a_node().dump(), "run", "https://api.example.com", None, ("",))
+    written = block("ledger", "parent_api_url")
+    actual = json.loads(json.dumps(start.to_json()))
+
+    assert KEYS["issuer"]["kid"] in written["ledger"]["trusted"]
+    assert shape(written) == shape(actual)
+    assert Use(**block("newest", "authority")).to_payload().metadata["encoding"] == b"json/plain"
+
+
+def test_the_activities_take_and_give_what_the_text_says() -> None:
+    assert ForwardRequest(**block("targets")).seconds == 1.0
+    assert ForwardResult(**block("closed")).ordinary is True
+    for name in ("statefulForward", "statefulTrust", "statefulRecover"):
+        assert f"`{name}`" in TEXT
+
+
+def test_every_error_the_text_names_exists() -> None:
+    table = TEXT.partition("## Errors")[2].partition("## Test vectors")[0]
+    named = re.findall(r"^\| `(\w+)`", table, re.MULTILINE)
+
+    assert {error.__name__ for error in MessageRefused.__subclasses__()} <= set(named)
+    for name in named:
+        assert issubclass(getattr(errors, name), StatefulError)
+
+
+def test_the_size_in_the_text_is_the_one_in_the_code() -> None:
+    assert f"at most {MAX_MESSAGE_BYTES:,} characters" in TEXT
+
+
+# --- another implementation, from the text alone ---------------------------------
+#
+# Nothing of the library and nothing of its JOSE library below: what docs/wire-format.md
+# says, with the primitives of `cryptography`.
+
+
+def bytes_of(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def sized(data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + data
+
+
+def thumbprint(key: Json) -> str:
+    members = f'{{"crv":"{key["crv"]}","kty":"OKP","x":"{key["x"]}"}}'
+    digest = hashlib.sha256(members.encode()).digest()
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+def other_verify(text: str, keys: list[Json]) -> Json:
+    """The payload of a message whose issuer is among the keys and signed it."""
+    unsigned, _, signature = text.rpartition(".")
+    header, payload = (json.loads(bytes_of(segment)) for segment in unsigned.split("."))
+    (issuer,) = [
+        key for key in keys if key["crv"] == "Ed25519" and thumbprint(key) == header["kid"]
+    ]
+    public = Ed25519PublicKey.from_public_bytes(bytes_of(issuer["x"]))
+    public.verify(bytes_of(signature), unsigned.encode("ascii"))
+    return cast("Json", payload)
+
+
+def other_open(text: str, keys: list[Json]) -> tuple[str, str]:
+    """The claims, as they were signed, and the secret of a sealed token."""
+    jwe = other_verify(text, keys)
+    readers = {thumbprint(key): key for key in keys if key["crv"] == "X25519" and "d" in key}
+    recipient = next(each for each in jwe["recipients"] if each["header"]["kid"] in readers)
+    reader = readers[recipient["header"]["kid"]]
+    private = X25519PrivateKey.from_private_bytes(bytes_of(reader["d"]))
+    epk = X25519PublicKey.from_public_bytes(bytes_of(recipient["header"]["epk"]["x"]))
+    info = sized(b"ECDH-ES+A256KW") + sized(b"") + sized(b"") + (256).to_bytes(4, "big")
+    one = (1).to_bytes(4, "big")
+    kek = hashlib.sha256(one + private.exchange(epk) + info).digest()
+    content_key = aes_key_unwrap(kek, bytes_of(recipient["encrypted_key"]))
+    token = AESGCM(content_key).decrypt(
+        bytes_of(jwe["iv"]),
+        bytes_of(jwe["ciphertext"]) + bytes_of(jwe["tag"]),
+        f"{jwe['protected']}.{jwe['aad']}".encode("ascii"),
+    )
+    return bytes_of(jwe["aad"]).decode(), token.decode()
+
+
+@each_token
+def test_another_implementation_opens_a_vector(entry: Json) -> None:
+    assert other_open(entry["message"], [*KEYS.values()]) == (entry["claims"], entry["token"])
+
+
+def test_another_implementation_opens_what_is_sealed_now() -> None:
+    claims = message("token with every claim").claims
+    ours = Keyring.generate()
+    sealed = ours.seal(claims, "sealed just now")
+    keys = cast("list[Json]", json.loads(ours.to_json())["keys"])
+
+    opened, token = other_open(sealed, keys)
+
+    assert token == "sealed just now"
+    assert opened == claims.encode().decode()
+
+
+FORGED = [
+    "a bit of the signature flipped",
+    "another issuer's signature under this kid",
+    "the claims altered after signing",
+]
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_another_implementation_refuses_a_forged_vector(name: str) -> None:
+    with pytest.raises(InvalidSignature):
+        other_verify(REFUSED[name]["message"], [*KEYS.values()])
+
+
+def test_another_implementation_does_not_open_a_lifted_ciphertext() -> None:
+    entry = REFUSED["a ciphertext lifted under other claims"]
+    with pytest.raises(InvalidTag):
+        other_open(entry["message"], [*KEYS.values()])
+
+
+def test_the_key_ids_are_thumbprints_and_the_keys_are_made_from_sentences() -> None:
+    for name, key in KEYS.items():
+        assert key["kid"] == thumbprint(key)
+        sentence = f"stateful-workflow test vector: {name}"
+        assert bytes_of(key["d"]) == hashlib.sha256(sentence.encode()).digest()
