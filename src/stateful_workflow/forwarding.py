@@ -131,7 +131,7 @@ class NodeActivities:
 
     @activity.defn(name=FORWARD)
     async def forward(self, request: ForwardRequest) -> ForwardResult:
-        """Signal each target its messages, oldest version first, within the time given."""
+        """Signal each target its messages, within the time given."""
         result = ForwardResult(ordinary=self._ordinary)
         if self._leaves_to_ordinary():
             result.left.extend([target[0] for target in request.targets] + request.ended)
@@ -180,7 +180,7 @@ class NodeActivities:
         except WorkflowQueryFailedError:
             result.closed[child_id] = []
         except RPCError as error:
-            if error.status == RPCStatusCode.NOT_FOUND:
+            if error.status == RPCStatusCode.NOT_FOUND or never_ran(error):
                 result.closed[child_id] = []
             else:
                 result.failed[child_id] = f"closed; {error.status.name}: {error.message}"
@@ -214,6 +214,8 @@ class NodeActivities:
         except WorkflowQueryFailedError:
             return RecoverResult(asked=True, ordinary=self._ordinary)
         except RPCError as error:
+            if never_ran(error):
+                return RecoverResult(asked=True, ordinary=self._ordinary)
             if error.status == RPCStatusCode.NOT_FOUND:  # past retention
                 return RecoverResult(asked=False, ordinary=False)
             return RecoverResult(asked=False, ordinary=self._ordinary)
@@ -222,3 +224,8 @@ class NodeActivities:
 
     def _leaves_to_ordinary(self) -> bool:
         return self._ordinary and not self._cached and activity.info().is_local
+
+
+def never_ran(error: RPCError) -> bool:
+    """Whether a query failed because the run closed before its first workflow task."""
+    return error.status == RPCStatusCode.FAILED_PRECONDITION and "closed before" in error.message

@@ -275,6 +275,11 @@ class Ledger:
         self.children[child_id] = replace(child, confirmed=True)
         return child.epoch != self.epoch
 
+    def confirm_children(self) -> None:
+        """Take every child for started: a later run is told of none of their starts."""
+        for child_id in self.children:
+            self.confirm_child(child_id)
+
     def end_child(self, child_id: str) -> None:
         """Note that a child has closed; it stays until its own live children are adopted."""
         child = self.children.get(child_id)

@@ -73,6 +73,7 @@ class Node:
             self.api_url = settings.api_url
         else:
             self.ledger = Ledger.load(start.ledger)
+            self.ledger.confirm_children()
             own = start.api_url if start.api_url is not None else settings.api_url
             self.api_url = own if own is not None else start.parent_api_url
         written_by = None if start is None else start.run
@@ -360,6 +361,7 @@ class Node:
         if tuple(start.ledger.get("path", ())) != self.ledger.path:
             raise StateUnreadable("the run before stood at another place in the tree")
         self.ledger.restore(start.ledger)
+        self.ledger.confirm_children()
         if start.api_url is not None:
             self.api_url = start.api_url
         self._inbox.queue((parse(text) for text in start.waiting), first=True)

@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 
 from temporalio.client import (
     Client,
+    WorkflowHandle,
     WorkflowQueryFailedError,
     WorkflowQueryRejectedError,
 )
@@ -18,7 +19,7 @@ from temporalio.common import QueryRejectCondition
 from temporalio.service import RPCError, RPCStatusCode
 
 from .errors import NotStateful, NoWorkerAnswers, OperationFailed, WorkflowNotFound
-from .forwarding import STATUS_QUERY
+from .forwarding import STATUS_QUERY, never_ran
 from .ledger import ALL
 from .status import TokenState, TokenTree, TreeNode
 
@@ -27,6 +28,17 @@ MAX_CONCURRENT_QUERIES: Final = 50
 _QUERY_TIMEOUT: Final = timedelta(seconds=10)
 _FIRST_PAUSE_SECONDS: Final = 0.01
 _LONGEST_PAUSE_SECONDS: Final = 0.15
+
+_NEVER_RAN: Final[Mapping[str, Any]] = {
+    "type": "",
+    "api_url": None,
+    "tokens": [],
+    "children": [],
+    "withheld": [],
+    "undelivered": [],
+    "waiting": [],
+    "needs_set": False,
+}
 
 Expected = Mapping[str, int]
 """For each authority the version that stands there, as the nearest live node above says."""
@@ -57,16 +69,28 @@ async def ask(client: Client, workflow_id: str) -> Answer:
             )
         except WorkflowQueryRejectedError:
             closed = True
-            status = await handle.query(
-                STATUS_QUERY,
-                reject_condition=QueryRejectCondition.NONE,
-                rpc_timeout=_QUERY_TIMEOUT,
-            )
+            status = await _ask_closed(handle)
     except (WorkflowQueryFailedError, RPCError) as error:
         raise query_error(error, workflow_id) from None
     if not isinstance(status, dict):
         raise NotStateful(f"workflow {workflow_id} answered {STATUS_QUERY} with something else")
     return Answer(cast("Mapping[str, Any]", status), closed)
+
+
+async def _ask_closed(handle: WorkflowHandle[Any, Any]) -> object:
+    try:
+        return cast(
+            "object",
+            await handle.query(
+                STATUS_QUERY,
+                reject_condition=QueryRejectCondition.NONE,
+                rpc_timeout=_QUERY_TIMEOUT,
+            ),
+        )
+    except RPCError as error:
+        if never_ran(error):
+            return _NEVER_RAN
+        raise
 
 
 def query_error(error: WorkflowQueryFailedError | RPCError, workflow_id: str) -> OperationFailed:

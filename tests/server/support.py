@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowHandle
 
+from stateful_workflow import TokenClient
+
 T = TypeVar("T")
 
 WITHIN = 20.0
@@ -30,6 +32,16 @@ async def eventually(probe: Callable[[], Awaitable[T]], *, within: float = WITHI
                 return answer
             assert time.monotonic() < give_up, "the condition never came true"
         await asyncio.sleep(0.05)
+
+
+async def nodes_run(tokens: TokenClient, workflow_id: str, count: int) -> None:
+    """Wait until a tree has so many nodes and every one of them answers."""
+
+    async def all_answer() -> bool:
+        nodes = (await tokens.tree(workflow_id)).nodes
+        return len(nodes) == count and all(node.problem is None for node in nodes)
+
+    await eventually(all_answer)
 
 
 async def status_of(client: Client, workflow_id: str) -> dict[str, Any]:

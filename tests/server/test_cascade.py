@@ -413,3 +413,22 @@ async def test_several_named_tokens_live_side_by_side(
     assert (await tokens.get(f"{queue}-b", "github")).reveal() == "gh"
     assert await tokens.status(f"{queue}-b", "billing") is None
     assert (await tokens.get(f"{queue}-b")).reveal() == "first"
+
+
+async def test_a_child_that_closed_before_it_ever_ran_holds_nothing_up(
+    plant: Any, client: Client, tokens: TokenClient, queue: str
+) -> None:
+    root = await plant(Plan({"a": Plan()}))
+    await root.signal("add_elsewhere", "never")
+    await settled(client, queue, Plan({"a": Plan(), "never": Plan(type="Plain")}))
+    await client.get_workflow_handle(f"{queue}-never").terminate()
+
+    tree = await tokens.rotate(queue, "second", timeout=20)
+
+    assert tree.converged
+
+    async def dropped() -> bool:
+        status = await status_of(client, queue)
+        return [child["id"] for child in status["children"]] == [f"{queue}-a"]
+
+    await eventually(dropped)

@@ -19,7 +19,7 @@ from temporalio.worker import Worker
 from stateful_workflow import Keyring, TokenClient
 from stateful_workflow.messages import Claims, encode_base64url, parse
 
-from .support import events_of, eventually, sealed_at, status_of
+from .support import events_of, nodes_run, sealed_at, status_of
 from .workflows import Node, Plan
 
 URL = "https://api.example.com"
@@ -54,11 +54,7 @@ async def tree(tokens: TokenClient, queue: str, worker: Worker) -> str:
         api_token="first",
         api_url=URL,
     )
-
-    async def started() -> bool:
-        return len((await tokens.tree(queue)).nodes) == 2
-
-    await eventually(started)
+    await nodes_run(tokens, queue, 2)
     return queue
 
 

@@ -74,7 +74,9 @@ async def start(tokens: TokenClient, queue: str, plan: Plan) -> Root:
 
     async def started() -> bool:
         tree = await tokens.tree(queue)
-        return sum(node.parent == queue for node in tree.nodes) == len(plan.children)
+        return sum(node.parent == queue and node.problem is None for node in tree.nodes) == len(
+            plan.children
+        )
 
     await eventually(started)
     return root

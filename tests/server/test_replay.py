@@ -11,7 +11,7 @@ from temporalio.worker import Replayer, Worker
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 
-from .support import eventually
+from .support import eventually, nodes_run
 from .workflows import WORKFLOWS, Brancher, Plan
 
 URL = "https://api.example.com"
@@ -30,11 +30,7 @@ async def histories(
         api_token="first",
         api_url=URL,
     )
-
-    async def started() -> bool:
-        return len((await tokens.tree(queue)).nodes) == 4
-
-    await eventually(started)
+    await nodes_run(tokens, queue, 4)
     await tokens.rotate(queue, "second", timeout=20)
     await tokens.revoke(f"{queue}-a")
     await client.get_workflow_handle(queue).signal("apiToken", "garbage")

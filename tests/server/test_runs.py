@@ -21,7 +21,7 @@ from temporalio.worker import Worker
 from stateful_workflow import TokenClient, TokenStale
 
 from .conftest import start_worker
-from .support import eventually, sealed_at, status_of
+from .support import eventually, nodes_run, sealed_at, status_of
 from .workflows import Flaky, FlakyParent, Node, Plan, Ticker
 
 URL = "https://api.example.com"
@@ -32,16 +32,12 @@ async def start(tokens: TokenClient, queue: str, plan: Plan, run: Any = Node.run
     root = await tokens.start_workflow(
         run, plan, id=queue, task_queue=queue, api_token="first", api_url=URL
     )
-    await children_confirmed(tokens, queue, len(plan.children))
+    await nodes_run(tokens, queue, size(plan))
     return root
 
 
-async def children_confirmed(tokens: TokenClient, workflow_id: str, count: int) -> None:
-    async def confirmed() -> bool:
-        tree = await tokens.tree(workflow_id)
-        return len([node for node in tree.nodes if node.parent == workflow_id]) == count
-
-    await eventually(confirmed)
+def size(plan: Plan) -> int:
+    return 1 + sum(size(child) for child in plan.children.values())
 
 
 async def run_id(client: Client, workflow_id: str) -> str | None:
@@ -147,7 +143,7 @@ async def test_a_retried_root_resumes_with_the_newest_and_keeps_its_children(
         api_url=URL,
         retry_policy=QUICK,
     )
-    await children_confirmed(tokens, queue, 1)
+    await nodes_run(tokens, queue, 2)
     await tokens.rotate(queue, "second", timeout=20)
     before = await run_id(client, queue)
 
@@ -166,7 +162,7 @@ async def test_a_child_retried_by_its_policy_resumes_with_the_newest(
     await tokens.start_workflow(
         FlakyParent.run, Plan(), id=queue, task_queue=queue, api_token="first", api_url=URL
     )
-    await children_confirmed(tokens, queue, 1)
+    await nodes_run(tokens, queue, 2)
     await tokens.rotate(queue, "second", timeout=20)
     child = f"{queue}-flaky"
     before = await run_id(client, child)
@@ -192,7 +188,7 @@ async def test_a_retry_that_cannot_ask_the_closed_run_uses_nothing_until_it_is_s
         api_url=URL,
         retry_policy=RetryPolicy(initial_interval=timedelta(seconds=6), backoff_coefficient=1),
     )
-    await children_confirmed(tokens, queue, 0)
+    await nodes_run(tokens, queue, 1)
     before = await run_id(client, queue)
     handle = client.get_workflow_handle(queue)
     await handle.signal("break_down")

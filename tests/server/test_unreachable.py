@@ -10,7 +10,7 @@ from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import start_engine
 
 from .conftest import start_worker
-from .support import eventually, status_of
+from .support import eventually, nodes_run, status_of
 from .workflows import Node, Plan
 
 URL = "https://api.example.com"
@@ -35,11 +35,7 @@ async def test_a_child_whose_signal_limit_is_used_up_is_listed_and_told_in_its_n
                 api_token="first",
                 api_url=URL,
             )
-
-            async def started() -> bool:
-                return len((await tokens.tree("root")).nodes) == 3
-
-            await eventually(started)
+            await nodes_run(tokens, "root", 3)
             full = client.get_workflow_handle("root-a")
             await asyncio.gather(*[full.signal("note", str(n)) for n in range(SIGNALS)])
 

@@ -129,6 +129,13 @@ class _Controlled(StatefulWorkflow):
         await self.start_child(suffix, plan)
 
     @workflow.signal
+    async def add_elsewhere(self, suffix: str) -> None:
+        """Start a child on a task queue that no worker polls."""
+        await workflow.start_child_workflow(
+            "Node", Plan(), id=f"{workflow.info().workflow_id}-{suffix}", task_queue="nobody"
+        )
+
+    @workflow.signal
     async def add_children(self, first: int, count: int) -> None:
         await asyncio.gather(
             *[self.start_child(f"c{n}", Plan()) for n in range(first, first + count)]
