@@ -355,6 +355,8 @@ class Altered:
             "an empty authority": {**claims, "auth": ""},
         }.items():
             self._malformed(name, self.sign(header, {**jwe, "aad": encode(compact(altered))}))
+        long = compact(header)[:-1] + b" " * 400 + b"}"
+        self._malformed("a header segment of more than 512 characters", self.sign(long, jwe))
         twice = compact(claims)[:-1] + b',"auth":"tenant-acme"}'
         self._malformed("a claim twice", self.sign(header, {**jwe, "aad": encode(twice)}))
         lone = compact(claims).replace(b'"root":"tenant-acme"', b'"root":"\\ud800"')
@@ -370,9 +372,7 @@ class Altered:
         header, payload, signature = self.parts("token")
         first, second = encode(compact(header)), encode(payload)
         trusted = ["issuer", "other issuer"]
-        long = compact(header)[:-1] + b" " * 400 + b"}"
         for name, message in {
-            "a header segment of more than 512 characters": self.sign(long, payload),
             "a bit of the signature flipped": f"{first}.{second}.{flipped(encode(signature))}",
             "another issuer's signature under this kid": self.sign(header, payload, "other issuer"),
             "the claims altered after signing": self._reclaimed(signature),

@@ -27,6 +27,7 @@ Kind = Literal["token", "revocation"]
 
 DEFAULT_NAME: Final = "apiToken"
 MAX_MESSAGE_BYTES: Final = 16_384
+MAX_HEADER_BYTES: Final = 512
 MAX_VERSION: Final = 2**53 - 1
 MAX_RECIPIENTS: Final = 32
 MAX_LIST: Final = 64
@@ -195,6 +196,8 @@ def parse(text: object) -> Message:
     segments = text.split(".")
     if len(segments) != 3:
         raise TokenMalformed("the message is not a compact JWS")
+    if len(segments[0]) > MAX_HEADER_BYTES:
+        raise TokenMalformed(f"the header is larger than {MAX_HEADER_BYTES} bytes")
     header = _json_object(decode_base64url(segments[0], "header"), "header")
     if header.keys() != {"alg", "kid", "typ"}:
         raise TokenMalformed("the header must have exactly alg, kid and typ")

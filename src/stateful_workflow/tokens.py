@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import NoReturn
@@ -120,7 +121,7 @@ def token_claims(
         tree=tree,
         authority=authority,
         version=max(int(now * 1000), newest + 1),
-        expires_at=None if seconds is None else int(now + seconds),
+        expires_at=None if seconds is None else math.ceil(now + seconds),
         origins=tuple(allowed_origin(origin) for origin in origins),
         types=None if types is None else tuple(types),
     )

@@ -48,6 +48,12 @@ def set_token(
     expires_in: Annotated[
         float | None, typer.Option(min=1, metavar="SECONDS", help="From now; else never.")
     ] = None,
+    workflow_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--type", metavar="TYPE", help="Whose activities may open it, repeatable; else any."
+        ),
+    ] = None,
     address: Address = None,
     namespace: Namespace = None,
     keyring: KeyringPath = None,
@@ -64,7 +70,12 @@ def set_token(
     async def command() -> None:
         tokens = await _client_with_keys(address, namespace, keyring)
         status = await tokens.set(
-            workflow_id, token, name=name, origins=origins or None, expires_in=expires_in
+            workflow_id,
+            token,
+            name=name,
+            origins=origins or None,
+            expires_in=expires_in,
+            types=workflow_type or None,
         )
         _show(workflow_id, name, status, as_json)
 
