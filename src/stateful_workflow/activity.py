@@ -10,15 +10,15 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 from temporalio import activity
 from temporalio.client import Client, WorkflowQueryFailedError
 from temporalio.service import RPCError
 
 from .errors import (
+    KeyringError,
     NewestUnknown,
-    NoReaderKey,
     PluginMissing,
     TokenNotSet,
     TokenRevoked,
@@ -26,7 +26,9 @@ from .errors import (
 from .headers import Use
 from .keyring import Keyring
 from .messages import DEFAULT_NAME, Message, SealedToken, parse
+from .status import cure
 from .tokens import ApiToken, token_claims
+from .wire import MESSAGE, REPORT
 
 FRESH_SECONDS: Final = 5.0
 """A token carried or asked for longer ago than this is asked for again before use."""
@@ -34,7 +36,6 @@ FRESH_SECONDS: Final = 5.0
 NEAR_EXPIRY_SECONDS: Final = 60.0
 
 _QUERY_TIMEOUT: Final = timedelta(seconds=5)
-_REPORT: Final = "apiTokenReport"
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class ActivityTokens:
         if standing.message is None:
             if standing.state == "held":
                 raise NewestUnknown(f"{where} has not been asked for its {name} yet")
-            raise TokenNotSet(f"{where} has no {name} (state {standing.state}); set it at the root")
+            raise TokenNotSet(f"{where} has no {name}: {cure(standing.state)}")
         secret = self.keyring().open(
             standing.message,
             now=time.time(),
@@ -133,7 +134,7 @@ class ActivityTokens:
             raise NewestUnknown("this activity cannot ask its workflow")
         handle = self.client.get_workflow_handle(info.workflow_id, run_id=info.workflow_run_id)
         try:
-            answer: object = await handle.query("apiToken", name, rpc_timeout=_QUERY_TIMEOUT)
+            answer: object = await handle.query(MESSAGE, name, rpc_timeout=_QUERY_TIMEOUT)
         except (RPCError, WorkflowQueryFailedError) as error:
             raise NewestUnknown(
                 f"workflow {info.workflow_id} did not answer for its newest {name} "
@@ -186,7 +187,7 @@ class ActivityTokens:
             "fingerprint": token.fingerprint,
         }
         try:
-            await handle.signal(_REPORT, refused, rpc_timeout=_QUERY_TIMEOUT)
+            await handle.signal(REPORT, refused, rpc_timeout=_QUERY_TIMEOUT)
         except RPCError as error:
             activity.logger.warning(
                 "Workflow %s could not be told that its token was refused: %s",
@@ -270,7 +271,7 @@ def seal_token(
     name: str = DEFAULT_NAME,
     origins: Sequence[str] | None = None,
     expires_in: timedelta | float | None = None,
-    types: Sequence[str] | None = None,
+    types: Sequence[str] | Literal["any"] | None = None,
 ) -> SealedToken:
     """Seal a token in an activity of an issuer, for the workflow's `set_api_token`.
 
@@ -281,12 +282,15 @@ def seal_token(
         origins: where it may be sent; None keeps those of the token the workflow holds, or
             at the first one takes the origin of the workflow's `api_url`.
         expires_in: seconds or a timedelta; None for no expiry.
-        types: workflow types whose activities may open it; None means any.
+        types: workflow types whose activities may open it; None keeps those of the token the
+            workflow holds, "any" lifts the limit.
 
     Raises:
         PluginMissing: see `activity_tokens`.
-        NoIssuerKey: this worker may not seal.
+        KeyringError, NoIssuerKey, NoReaderKey: this worker may not seal, or for nobody.
         OriginsMissing: no origin is given or known.
+        ValueError: an origin is refused, or the expiry is not ahead.
+        TokenMalformed: the token is empty, no text, or too large.
     """
     tokens = activity_tokens()
     use = tokens.use
@@ -305,6 +309,7 @@ def seal_token(
         api_url=use.api_url,
         expires_in=expires_in,
         types=types,
+        held_types=use.types.get(name),
     )
     return tokens.keyring().seal(claims, token)
 
@@ -342,8 +347,8 @@ class InProcess:
 
     def _keyring(self) -> Keyring:
         if self._keyring_path is None:
-            raise NoReaderKey(
-                "an activity in a process pool opens tokens with a keyring file: start the worker "
+            raise KeyringError(
+                "an activity in a process pool loads its keyring from a file: start the worker "
                 "with $STATEFUL_KEYRING or Keyring.load(path)"
             )
         return Keyring.load(self._keyring_path)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, Final, TypedDict, cast, overload
+from typing import Any, Final, Literal, TypedDict, cast, overload
 
 import temporalio.common
 from temporalio.client import (
@@ -43,15 +43,17 @@ from .errors import (
     TokenNotSet,
     TokenRevoked,
     TokenStale,
+    WorkflowNotFound,
 )
-from .headers import NODE_HEADER, Start
+from .headers import Start
 from .keyring import Keyring
 from .ledger import Ledger
 from .messages import DEFAULT_NAME, Claims, parse
 from .origins import origin_of
-from .status import TokenStatus, TokenTree
-from .tokens import ApiToken, token_claims
+from .status import TokenStatus, TokenTree, cure
+from .tokens import ApiToken, next_version, token_claims
 from .tree import TreeWalk, ask, query_error
+from .wire import MESSAGE, NODE_HEADER
 
 P = ParamSpec("P")
 
@@ -93,7 +95,7 @@ class TokenOptions(TypedDict, total=False):
     name: str
     origins: Sequence[str] | None
     expires_in: timedelta | float | None
-    types: Sequence[str] | None
+    types: Sequence[str] | Literal["any"] | None
 
 
 class _AllOptions(StartOptions, TokenOptions, total=False):
@@ -185,7 +187,8 @@ class TokenClient:
                 (seconds or a timedelta), ``types``.
 
         Raises:
-            NoIssuerKey, OriginsMissing, ValueError: the token cannot be sealed.
+            KeyringError, NoIssuerKey, NoReaderKey, OriginsMissing, ValueError, TokenMalformed:
+                the token cannot be sealed.
             temporalio.exceptions.WorkflowAlreadyStartedError: as the SDK.
         """
         token = {key: options.pop(key) for key in TokenOptions.__annotations__ if key in options}
@@ -234,6 +237,7 @@ class TokenClient:
                 api_url=api_url,
                 expires_in=options.get("expires_in"),
                 types=options.get("types"),
+                held_types=None,
             )
             message = parse(self._require_keyring().seal(claims, secret))
             ledger.accept(message, message.claims.version)
@@ -249,7 +253,7 @@ class TokenClient:
         name: str = DEFAULT_NAME,
         origins: Sequence[str] | None = None,
         expires_in: timedelta | float | None = None,
-        types: Sequence[str] | None = None,
+        types: Sequence[str] | Literal["any"] | None = None,
     ) -> TokenStatus:
         """Set a token at a workflow; it reaches that workflow's subtree.
 
@@ -259,35 +263,43 @@ class TokenClient:
             name: credential name.
             origins: where it may be sent; None keeps those of the token held there, or at
                 the first one takes the origin of the workflow's API address.
-            expires_in: seconds or a timedelta; None for no expiry.
-            types: workflow types whose activities may open it; None means any.
+            expires_in: seconds or a timedelta; None for no expiry, whatever the last one had.
+            types: workflow types whose activities may open it; None keeps those of the token
+                held there, "any" lifts the limit.
 
         Returns:
             What stands at the workflow now. Its children are told meanwhile: see `rotate`.
 
         Raises:
             TokenConflict: another issuer has set a newer one.
-            OutcomeUnknown: no worker answered; it was signalled and is applied later.
-            WorkflowNotFound, NotStateful, NoWorkerAnswers, NoIssuerKey, OriginsMissing.
+            TokenStale: other calls with this issuer's key kept coming between.
+            MessageRefused: the workflow did not take it; the subclass says why.
+            NoWorkerAnswers: no worker could be asked; nothing was sent.
+            OutcomeUnknown: the worker went silent after the question; the message was signalled
+                as well and may be applied later.
+            WorkflowNotFound, NotStateful, OperationFailed: there is no such node.
+            KeyringError, NoIssuerKey, NoReaderKey: it cannot be sealed here.
+            OriginsMissing, ValueError, TokenMalformed: it cannot be sealed as it was asked for.
         """
         keyring = self._require_keyring()
 
         def seal(status: Mapping[str, Any]) -> str:
             held = _held_at(status, name, workflow_id)
-            is_token = held is not None and held["kind"] == "token"
+            before = held if held is not None and held["kind"] == "token" else None
             claims = token_claims(
                 name=name,
                 namespace=self._client.namespace,
                 root=status["root"],
                 tree=status["tree"],
                 authority=workflow_id,
-                newest=0 if held is None else int(held["version"]),
+                newest=_version(held),
                 now=time.time(),
                 origins=origins,
-                held_origins=held["origins"] if is_token and held is not None else None,
+                held_origins=None if before is None else before["origins"],
                 api_url=status["api_url"],
                 expires_in=expires_in,
                 types=types,
+                held_types=None if before is None else before["types"],
             )
             return keyring.seal(claims, token)
 
@@ -302,7 +314,7 @@ class TokenClient:
         name: str = DEFAULT_NAME,
         origins: Sequence[str] | None = None,
         expires_in: timedelta | float | None = None,
-        types: Sequence[str] | None = None,
+        types: Sequence[str] | Literal["any"] | None = None,
     ) -> TokenTree:
         """Set a token and wait until every live entitled node has accepted it.
 
@@ -351,14 +363,13 @@ class TokenClient:
 
         def sign(status: Mapping[str, Any]) -> str:
             held = _held_at(status, name, workflow_id)
-            newest = 0 if held is None else int(held["version"])
             claims = Claims(
                 name=name,
                 namespace=self._client.namespace,
                 root=status["root"],
                 tree=status["tree"],
                 authority=workflow_id,
-                version=max(int(time.time() * 1000), newest + 1),
+                version=next_version(_version(held), time.time()),
                 inherit=inherit,
             )
             return keyring.revocation(claims)
@@ -370,6 +381,8 @@ class TokenClient:
     ) -> TokenStatus:
         for attempt in range(1, _ATTEMPTS + 1):
             answer = await ask(self._client, workflow_id)
+            if answer.closed:
+                raise WorkflowNotFound(f"there is no open workflow {workflow_id}: it is closed")
             try:
                 return await self._update(workflow_id, make(answer.status))
             except TokenStale:
@@ -382,7 +395,7 @@ class TokenClient:
         handle = self._client.get_workflow_handle(workflow_id)
         try:
             answer = await asyncio.wait_for(
-                handle.execute_update("apiToken", message, result_type=dict),
+                handle.execute_update(MESSAGE, message, result_type=dict),
                 _UPDATE_TIMEOUT_SECONDS,
             )
         except WorkflowUpdateFailedError as error:
@@ -400,7 +413,7 @@ class TokenClient:
     async def _signal(self, workflow_id: str, message: str) -> None:
         handle = self._client.get_workflow_handle(workflow_id)
         try:
-            await handle.signal("apiToken", message, rpc_timeout=_QUERY_TIMEOUT)
+            await handle.signal(MESSAGE, message, rpc_timeout=_QUERY_TIMEOUT)
         except RPCError as error:
             raise query_error(error, workflow_id) from None
 
@@ -411,8 +424,9 @@ class TokenClient:
 
         Raises:
             TokenNotSet, TokenRevoked, TokenExpired: there is none.
-            NoReaderKey: it is sealed for other readers.
-            WorkflowNotFound, NotStateful, NoWorkerAnswers: as `status`.
+            KeyringError, NoReaderKey: it cannot be opened here.
+            TokenForged, TokenMalformed, WrongNamespace: it is not to be trusted.
+            WorkflowNotFound, NotStateful, NoWorkerAnswers, OperationFailed: as `status`.
         """
         keyring = self._require_keyring()
         answer = await self._query(workflow_id, name)
@@ -420,7 +434,7 @@ class TokenClient:
             state = "none" if answer is None else answer["state"]
             if state == "revoked":
                 raise TokenRevoked(f"{name} is revoked at workflow {workflow_id}")
-            raise TokenNotSet(f"workflow {workflow_id} has no {name} (state {state})")
+            raise TokenNotSet(f"workflow {workflow_id} has no {name}: {cure(state)}")
         message = parse(answer["sealed"])
         secret = keyring.open(
             message, now=time.time(), namespace=self._client.namespace, workflow_type=None
@@ -431,7 +445,7 @@ class TokenClient:
         """What is known of a credential at a workflow, without opening it; None where nothing is.
 
         Raises:
-            WorkflowNotFound, NotStateful, NoWorkerAnswers: it cannot be asked.
+            WorkflowNotFound, NotStateful, NoWorkerAnswers, OperationFailed: it cannot be asked.
         """
         answer = await self._query(workflow_id, name)
         return None if answer is None else _with_clock(TokenStatus.from_json(answer))
@@ -447,14 +461,14 @@ class TokenClient:
     async def _query(self, workflow_id: str, name: str) -> dict[str, Any] | None:
         handle = self._client.get_workflow_handle(workflow_id)
         try:
-            answer: object = await handle.query("apiToken", name, rpc_timeout=_QUERY_TIMEOUT)
+            answer: object = await handle.query(MESSAGE, name, rpc_timeout=_QUERY_TIMEOUT)
         except (WorkflowQueryFailedError, RPCError) as error:
             raise query_error(error, workflow_id) from None
         return cast("dict[str, Any] | None", answer)
 
     def _require_keyring(self) -> Keyring:
         if self._keyring is None:
-            raise KeyringError("this TokenClient was made without a keyring")
+            raise KeyringError("this call needs keys: give TokenClient(client, keyring) a keyring")
         return self._keyring
 
 
@@ -481,6 +495,10 @@ def _held_at(status: Mapping[str, Any], name: str, authority: str) -> Mapping[st
         if held["name"] == name and held["authority"] == authority:
             return cast("Mapping[str, Any]", held)
     return None
+
+
+def _version(held: Mapping[str, Any] | None) -> int:
+    return 0 if held is None else int(held["version"])
 
 
 def _with_clock(status: TokenStatus) -> TokenStatus:

@@ -14,10 +14,11 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, FailureError
 
-from .forwarding import FORWARD, ForwardRequest, ForwardResult
+from .forwarding import ForwardRequest, ForwardResult
 from .inbox import now_ms
 from .ledger import Child, Ledger
 from .messages import Message
+from .wire import FORWARD
 
 _LOCAL_SECONDS: Final = 1.0
 _ORDINARY_SECONDS: Final = 5.0
@@ -150,14 +151,16 @@ class Fanout:
             self._retry_at = None
 
 
-def _orphan(data: Mapping[str, Any]) -> Child:
-    return Child(
+def _orphan(data: Mapping[str, Any]) -> tuple[Child, Mapping[str, bool]]:
+    hard = frozenset(str(name) for name in data.get("hard", ()))
+    child = Child(
         id=str(data.get("id")),
         type=str(data.get("type")),
-        confirmed=True,
         ended=data.get("ended") is True,
-        withheld=frozenset(str(name) for name in data.get("hard", ())),
+        withheld=hard,
     )
+    kept = {str(name): True for name in data.get("withheld", ()) if name not in hard}
+    return child, {**kept, **{str(name): False for name in data.get("shared", ())}}
 
 
 def _all_failed(request: ForwardRequest, error: FailureError) -> ForwardResult:

@@ -20,14 +20,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from .errors import KeyringError
 from .keyring import Keyring
-
-FORWARD: Final = "statefulForward"
-TRUST: Final = "statefulTrust"
-RECOVER: Final = "statefulRecover"
-
-MESSAGE: Final = "apiToken"
-STATUS_QUERY: Final = "apiTokenStatus"
-STATE_QUERY: Final = "statefulState"
+from .wire import FORWARD, MESSAGE, RECOVER, STATE_QUERY, STATUS_QUERY, TRUST
 
 MAX_CONCURRENT_SIGNALS: Final = 100
 """Signals in flight from one worker process, whatever the number of nodes it runs."""
@@ -80,12 +73,12 @@ class RecoverResult:
     Attributes:
         asked: whether it could be asked.
         state: its last state, or None where it takes no part in a tree.
-        ordinary: as in `ForwardResult`.
+        again: whether an ordinary activity may succeed where this local one did not.
     """
 
     asked: bool
     state: dict[str, Any] | None = None
-    ordinary: bool = True
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -207,20 +200,20 @@ class NodeActivities:
     async def recover(self, workflow_id: str, run_id: str) -> RecoverResult:
         """Ask a closed run for the state it last had."""
         if self._leaves_to_ordinary():
-            return RecoverResult(asked=False)
+            return RecoverResult(asked=False, again=True)
         handle = self._client.get_workflow_handle(workflow_id, run_id=run_id)
         try:
             state: object = await handle.query(STATE_QUERY, rpc_timeout=_RPC_TIMEOUT)
         except WorkflowQueryFailedError:
-            return RecoverResult(asked=True, ordinary=self._ordinary)
+            return RecoverResult(asked=True)
         except RPCError as error:
             if never_ran(error):
-                return RecoverResult(asked=True, ordinary=self._ordinary)
+                return RecoverResult(asked=True)
             if error.status == RPCStatusCode.NOT_FOUND:  # past retention
-                return RecoverResult(asked=False, ordinary=False)
-            return RecoverResult(asked=False, ordinary=self._ordinary)
+                return RecoverResult(asked=False)
+            return RecoverResult(asked=False, again=self._ordinary)
         members = cast("dict[str, Any]", state) if isinstance(state, dict) else None
-        return RecoverResult(asked=True, state=members, ordinary=self._ordinary)
+        return RecoverResult(asked=True, state=members)
 
     def _leaves_to_ordinary(self) -> bool:
         return self._ordinary and not self._cached and activity.info().is_local

@@ -6,15 +6,15 @@ SDK's default payload converter, whatever converter the user has.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from temporalio.api.common.v1 import Payload
 from temporalio.converter import PayloadConverter
 
-NODE_HEADER: Final = "stateful-node"
-USE_HEADER: Final = "stateful-use"
+from .wire import NODE_HEADER, USE_HEADER
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Start:
         api_url: the workflow's own API address.
         parent_api_url: its parent's, for a child that has none of its own.
         waiting: messages not judged yet.
+        lost: the state of an earlier run was lost, and nothing was set since.
     """
 
     ledger: Mapping[str, Any]
@@ -34,6 +35,7 @@ class Start:
     api_url: str | None = None
     parent_api_url: str | None = None
     waiting: tuple[str, ...] = ()
+    lost: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The same as JSON data."""
@@ -43,6 +45,7 @@ class Start:
             "api_url": self.api_url,
             "parent_api_url": self.parent_api_url,
             "waiting": list(self.waiting),
+            "lost": self.lost,
         }
 
     def to_payload(self) -> Payload:
@@ -73,6 +76,7 @@ class Start:
                 api_url=data["api_url"],
                 parent_api_url=data["parent_api_url"],
                 waiting=tuple(data["waiting"]),
+                lost=bool(data["lost"]),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"the header {NODE_HEADER} is malformed: {error}") from None
@@ -89,6 +93,7 @@ class Use:
             enough, the sealed token.
         newest: the newest version known at this workflow as authority, by name.
         origins: the signed origins standing at this workflow as authority, by name.
+        types: likewise the workflow types; None means any.
     """
 
     root: str
@@ -98,10 +103,11 @@ class Use:
     tokens: Mapping[str, Mapping[str, str | None]]
     newest: Mapping[str, int]
     origins: Mapping[str, list[str]]
+    types: Mapping[str, list[str] | None]
 
     def to_payload(self) -> Payload:
         """The header's payload."""
-        return _to_payload(dict(self.__dict__))
+        return _to_payload(dataclasses.asdict(self))
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, Payload]) -> Use | None:

@@ -17,9 +17,10 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import FailureError
 
 from .errors import MessageRefused, TokenForged
-from .forwarding import TRUST, TrustResult
+from .forwarding import TrustResult
 from .ledger import Ledger, Verdict
 from .messages import Message
+from .wire import TRUST
 
 # A signature takes about 0.1 ms; the SDK takes 2 s in one activation for a deadlock.
 _JUDGED_AT_ONCE: Final = 300

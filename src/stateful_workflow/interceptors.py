@@ -26,15 +26,21 @@ from temporalio.worker import (
 )
 
 from .errors import TokenMalformed
-from .forwarding import FORWARD, RECOVER, TRUST
-from .headers import NODE_HEADER, USE_HEADER
 from .messages import DEFAULT_NAME
 from .node import Node, argument
+from .wire import (
+    ACTIVITIES,
+    MESSAGE,
+    NODE_HEADER,
+    REPORT,
+    STATE_QUERY,
+    STATUS_QUERY,
+    URL,
+    USE_HEADER,
+)
 from .workflow import node_of, withheld_here
 
 T = TypeVar("T")
-
-_OURS = frozenset({FORWARD, TRUST, RECOVER})
 
 
 def _node() -> Node | None:
@@ -81,11 +87,11 @@ class NodeInbound(WorkflowInboundInterceptor):
         node = _node()
         if node is None:
             return await super().handle_signal(input)
-        if input.signal == "apiToken":
+        if input.signal == MESSAGE:
             return node.on_signal(input.args)
-        if input.signal == "apiUrl":
+        if input.signal == URL:
             return node.on_url(input.args)
-        if input.signal == "apiTokenReport":
+        if input.signal == REPORT:
             return node.on_report(input.args)
         await node.ready()
         return await self._until_continued(
@@ -95,7 +101,7 @@ class NodeInbound(WorkflowInboundInterceptor):
     def handle_update_validator(self, input: HandleUpdateInput) -> None:
         """Turn a bad message down before it enters history."""
         node = _node()
-        if node is None or input.update != "apiToken":
+        if node is None or input.update != MESSAGE:
             return super().handle_update_validator(input)
         return node.validate_update(input.args)
 
@@ -104,9 +110,9 @@ class NodeInbound(WorkflowInboundInterceptor):
         node = _node()
         if node is None:
             return await super().handle_update_handler(input)
-        await node.ready()
-        if input.update == "apiToken":
+        if input.update == MESSAGE:
             return await node.on_update(input.args)
+        await node.ready()
         return await super().handle_update_handler(input)
 
     async def handle_query(self, input: HandleQueryInput) -> Any:
@@ -114,16 +120,16 @@ class NodeInbound(WorkflowInboundInterceptor):
         node = _node()
         if node is None:
             return await super().handle_query(input)
-        if input.query == "apiToken":
+        if input.query == MESSAGE:
             name = argument(input.args) if input.args else DEFAULT_NAME
             if not isinstance(name, str):
                 raise TokenMalformed("the query apiToken takes a credential name")
             return node.describe(name)
-        if input.query == "apiTokenStatus":
+        if input.query == STATUS_QUERY:
             return node.describe_all()
-        if input.query == "statefulState":
+        if input.query == STATE_QUERY:
             return node.describe_state()
-        if input.query == "apiUrl":
+        if input.query == URL:
             return node.api_url
         return await super().handle_query(input)
 
@@ -194,6 +200,6 @@ def _with_use(
     activity: str, headers: Mapping[str, Payload], *, local: bool
 ) -> Mapping[str, Payload]:
     node = _node()
-    if node is None or activity in _OURS:
+    if node is None or activity in ACTIVITIES:
         return headers
     return {**headers, USE_HEADER: node.use(local=local).to_payload()}

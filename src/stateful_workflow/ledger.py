@@ -290,23 +290,27 @@ class Ledger:
         """Drop a child that never started or is plain; what is withheld by its id stays so."""
         self.children.pop(child_id, None)
 
-    def adopt(self, closed_id: str, orphans: Iterable[Child]) -> None:
-        """Take over the children of a closed child; what was withheld from it stays so."""
+    def adopt(self, closed_id: str, orphans: Iterable[tuple[Child, Mapping[str, bool]]]) -> None:
+        """Take over the children of a closed child; whatever was withheld on the way stays so.
+
+        Args:
+            orphans: each of its children, with what it kept from it softly (name to whether).
+        """
         closed = self.children.get(closed_id)
         soft = self.soft.pop(closed_id, {})
         self.forget_child(closed_id)
-        for orphan in orphans:
+        for orphan, kept in orphans:
             if orphan.id in self.children or orphan.id in self.path:
                 continue
             hard = orphan.withheld | (frozenset[str]() if closed is None else closed.withheld)
             self.children[orphan.id] = replace(
                 orphan, confirmed=True, withheld=hard, delivered={}, epoch=self.epoch
             )
-            if soft:
-                own = self.soft.get(orphan.id, {})
+            every = (soft, kept, self.soft.get(orphan.id, {}))
+            if any(every):
                 self.soft[orphan.id] = {
-                    name: any(one.get(name, one.get(ALL, False)) for one in (own, soft))
-                    for name in {*own, *soft, ALL}
+                    name: any(one.get(name, one.get(ALL, False)) for one in every)
+                    for name in sorted({ALL}.union(*every))
                 }
 
     def withhold(self, child_id: str, name: str | None) -> None:

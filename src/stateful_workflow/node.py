@@ -21,13 +21,14 @@ from temporalio.exceptions import FailureError
 from .describe import describe_ledger, status_of
 from .errors import TokenMalformed
 from .fanout import Fanout
-from .forwarding import RECOVER, RecoverResult
-from .headers import NODE_HEADER, Start, Use
+from .forwarding import RecoverResult
+from .headers import Start, Use
 from .inbox import Inbox, now_ms
 from .ledger import ALL, Child, Ledger, Place, StateUnreadable, Verdict
 from .messages import Message, parse
 from .origins import is_allowed, origin_of
 from .status import TokenState, TokenStatus
+from .wire import NODE_HEADER, RECOVER
 
 _DRAIN: Final = timedelta(seconds=10)
 _HEADER_BYTES_A_TASK: Final = 1_000_000
@@ -82,7 +83,7 @@ class Node:
         self._first_held: dict[Place, Message] = {}
         if self.recovering:
             self._first_held, self.ledger.held = self.ledger.held, {}
-        self._lost = False
+        self._lost = start is not None and start.lost
         self._reports: dict[str, dict[str, int]] = {}
         self._inbox = Inbox(self.ledger)
         self._fanout = Fanout(self.ledger)
@@ -192,9 +193,12 @@ class Node:
     def _state_without(self, name: str) -> TokenState:
         if self.recovering or any(m.claims.name == name for m in self._inbox.unjudged):
             return "waiting"
-        if self._lost:
+        if self._needs_set():
             return "needs_set"
         return "withheld" if self.ledger.is_withheld(name) else "none"
+
+    def _needs_set(self) -> bool:
+        return self._lost and not self.ledger.held
 
     def describe(self, name: str) -> dict[str, Any] | None:
         """The answer of the `apiToken` query: status and sealed token, or None."""
@@ -213,7 +217,8 @@ class Node:
             **describe_ledger(self.ledger, now_ms(), self._inbox.unjudged, self._fanout.reasons),
             "type": workflow.info().workflow_type,
             "api_url": self.api_url,
-            "needs_set": self._lost,
+            "needs_set": self._needs_set(),
+            "recovering": self.recovering,
             "reports": self._reports,
         }
 
@@ -243,6 +248,11 @@ class Node:
             newest={name: message.claims.version for name, message in at_own.items()},
             origins={
                 name: list(message.claims.origins)
+                for name, message in at_own.items()
+                if message.kind == "token"
+            },
+            types={
+                name: None if message.claims.types is None else list(message.claims.types)
                 for name, message in at_own.items()
                 if message.kind == "token"
             },
@@ -343,7 +353,7 @@ class Node:
                 self._resume(Start.from_json(answer.state))
             elif answer.asked:
                 self.ledger.held = self._first_held
-            self._lost = not answer.asked
+            self._lost = self._lost or not answer.asked
         except ValueError as error:
             workflow.logger.warning("The state of run %s: %s", info.continued_run_id, error)
             self._lost = True
@@ -362,6 +372,7 @@ class Node:
             raise StateUnreadable("the run before stood at another place in the tree")
         self.ledger.restore(start.ledger)
         self.ledger.confirm_children()
+        self._lost = start.lost
         if start.api_url is not None:
             self.api_url = start.api_url
         self._inbox.queue((parse(text) for text in start.waiting), first=True)
@@ -383,7 +394,7 @@ class Node:
             if room < 0:
                 break
             waiting.append(message.text)
-        return Start(self.ledger.dump(), run, self.api_url, None, tuple(waiting))
+        return Start(self.ledger.dump(), run, self.api_url, None, tuple(waiting), self._needs_set())
 
     def dying_children(self) -> list[str]:
         """Ids of live children whose close policy ends them with this run."""
@@ -457,7 +468,7 @@ async def _ask_closed_run() -> RecoverResult:
             start_to_close_timeout=timedelta(seconds=8),
             retry_policy=RetryPolicy(maximum_attempts=1),
         )
-        if answer.asked or not answer.ordinary:
+        if answer.asked or not answer.again:
             return answer
         return await workflow.execute_activity(
             RECOVER,

@@ -1,4 +1,4 @@
-"""Wire everything into a client and its workers; no logic of its own."""
+"""Wire everything into a client and its workers."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from .activity import ActivityTokens, InProcess, running
 from .errors import KeyringError, StatefulError
-from .forwarding import FORWARD, RECOVER, TRUST, NodeActivities
-from .headers import USE_HEADER, Use
+from .forwarding import NodeActivities
+from .headers import Use
 from .interceptors import NodeInbound
 from .keyring import KEYRING_VARIABLE, Keyring, self_check
+from .wire import ACTIVITIES, USE_HEADER
 from .workflow import PLUGIN_MARK, StatefulWorkflow
 
 _PASSED_THROUGH = ("stateful_workflow", "joserfc", "cryptography", "httpx", "idna")
-_OURS = frozenset({FORWARD, TRUST, RECOVER})
 
 
 class StatefulPlugin(SimplePlugin):
@@ -153,7 +153,7 @@ class _ActivityInbound(ActivityInboundInterceptor):
 
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:
         info = activity.info()
-        if USE_HEADER not in input.headers or info.activity_type in _OURS:
+        if USE_HEADER not in input.headers or info.activity_type in ACTIVITIES:
             return await super().execute_activity(input)
         use = await _use(input.headers, self._client)
         # A local activity's query would wait for the workflow task that waits for it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 TokenState = Literal["none", "held", "revoked", "expired", "withheld", "waiting", "needs_set"]
 """What is known of a credential at a workflow.
@@ -14,6 +14,19 @@ is. expired: the token is past its expiry. withheld: the workflow was started wi
 it. waiting: a message of an issuer who is not known yet. needs_set: the state of the
 run before was lost (past retention); set the token again.
 """
+
+
+_CURES: Final[Mapping[str, str]] = {
+    "none": "set one here or at a workflow above",
+    "withheld": "it was started without it; only an issuer can set one at it",
+    "waiting": "its issuer is not known here yet; give the workers the new public keyring",
+    "needs_set": "the state of its last run was lost; set the token again",
+}
+
+
+def cure(state: str) -> str:
+    """What to do at a workflow that has no token to use, for its `TokenState`."""
+    return f"state {state}; {_CURES.get(state, 'see its status')}"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from .errors import OriginsMissing
 from .messages import Claims, Message
@@ -72,6 +72,16 @@ class ApiToken:
         raise TypeError("an ApiToken is not pickled or copied; ask for it where it is used")
 
 
+def next_version(newest: int, now: float) -> int:
+    """The version after `newest`: Unix milliseconds, or one more where clocks disagree.
+
+    Args:
+        newest: the version that stands, 0 where none does.
+        now: Unix seconds.
+    """
+    return max(int(now * 1000), newest + 1)
+
+
 def token_claims(
     *,
     name: str,
@@ -85,7 +95,8 @@ def token_claims(
     held_origins: Sequence[str] | None,
     api_url: str | None,
     expires_in: timedelta | float | None,
-    types: Sequence[str] | None,
+    types: Sequence[str] | Literal["any"] | None,
+    held_types: Sequence[str] | None,
 ) -> Claims:
     """The claims of a token to be set at `authority`.
 
@@ -95,6 +106,8 @@ def token_claims(
         origins: where it may be sent; None keeps `held_origins`, or at the first token
             takes the origin of `api_url`.
         expires_in: seconds or a timedelta from now; None for no expiry.
+        types: workflow types whose activities may open it; None keeps `held_types` (a rotation
+            must not widen by saying nothing), "any" lifts the limit.
 
     Raises:
         OriginsMissing: where no origin is given or known.
@@ -109,6 +122,12 @@ def token_claims(
                 "sent), or an apiUrl there whose origin is taken"
             )
         origins = [origin_of(api_url)]
+    if types is None:
+        types = held_types
+    elif types == "any":
+        types = None
+    if isinstance(types, str):
+        raise ValueError('types= takes a list of workflow types, or "any"')
     if isinstance(origins, str):
         raise ValueError("origins= takes a list of origins")
     seconds = expires_in.total_seconds() if isinstance(expires_in, timedelta) else expires_in
@@ -120,7 +139,7 @@ def token_claims(
         root=root,
         tree=tree,
         authority=authority,
-        version=max(int(now * 1000), newest + 1),
+        version=next_version(newest, now),
         expires_at=None if seconds is None else math.ceil(now + seconds),
         origins=tuple(allowed_origin(origin) for origin in origins),
         types=None if types is None else tuple(types),

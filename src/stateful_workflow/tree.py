@@ -19,9 +19,10 @@ from temporalio.common import QueryRejectCondition
 from temporalio.service import RPCError, RPCStatusCode
 
 from .errors import NotStateful, NoWorkerAnswers, OperationFailed, WorkflowNotFound
-from .forwarding import STATUS_QUERY, never_ran
+from .forwarding import never_ran
 from .ledger import ALL
 from .status import TokenState, TokenTree, TreeNode
+from .wire import STATUS_QUERY
 
 MAX_CONCURRENT_QUERIES: Final = 50
 
@@ -30,6 +31,7 @@ _FIRST_PAUSE_SECONDS: Final = 0.01
 _LONGEST_PAUSE_SECONDS: Final = 0.15
 
 _NEVER_RAN: Final[Mapping[str, Any]] = {
+    "root": None,
     "type": "",
     "api_url": None,
     "tokens": [],
@@ -38,6 +40,7 @@ _NEVER_RAN: Final[Mapping[str, Any]] = {
     "undelivered": [],
     "waiting": [],
     "needs_set": False,
+    "recovering": False,
 }
 
 Expected = Mapping[str, int]
@@ -101,7 +104,7 @@ def query_error(error: WorkflowQueryFailedError | RPCError, workflow_id: str) ->
                 f"workflow {workflow_id} is not a StatefulWorkflow (it has no such query)"
             )
         return NoWorkerAnswers(f"workflow {workflow_id} could not answer: {error}")
-    if error.status == RPCStatusCode.NOT_FOUND:
+    if error.status == RPCStatusCode.NOT_FOUND or never_ran(error):
         return WorkflowNotFound(f"there is no open workflow {workflow_id}: {error.message}")
     if error.status in (
         RPCStatusCode.DEADLINE_EXCEEDED,
@@ -109,7 +112,8 @@ def query_error(error: WorkflowQueryFailedError | RPCError, workflow_id: str) ->
         RPCStatusCode.FAILED_PRECONDITION,
     ):
         return NoWorkerAnswers(
-            f"no worker answered for workflow {workflow_id}: is one running on its task queue?"
+            f"no worker answered for workflow {workflow_id}: is one running on its task queue? "
+            "(Just after one was killed this takes some seconds; try again.)"
         )
     return OperationFailed(
         f"workflow {workflow_id} could not be asked ({error.status.name}): {error.message}"
@@ -133,6 +137,7 @@ class TreeWalk:
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_QUERIES)
         self._nodes: dict[str, TreeNode] = {}
         self._children: dict[str, list[str]] = {}
+        self._root: str | None = None
 
     async def run(self, workflow_id: str) -> TokenTree:
         """Walk from a workflow down.
@@ -176,6 +181,11 @@ class TreeWalk:
                         )
                         return
             if answer is not None:
+                root = answer.status["root"]
+                if root is not None and root != (self._root or root):
+                    self._nodes[workflow_id] = _foreign(answer.status, workflow_id, parent)
+                    return
+                self._root = self._root or root
                 node = self._node(answer, workflow_id, parent, expected, withheld=withheld)
                 waiting = not answer.closed and not (node.current and self._is_done(answer))
                 if not waiting or self._is_over():
@@ -238,7 +248,7 @@ class TreeWalk:
             api_url=status["api_url"],
             withheld=withheld,
             closed=answer.closed,
-            current=answer.closed or not behind,
+            current=answer.closed or not (behind or status["recovering"]),
             undelivered=undelivered,
         )
 
@@ -251,6 +261,17 @@ class TreeWalk:
 
     def _is_over(self) -> bool:
         return self._deadline is None or time.monotonic() >= self._deadline
+
+
+def _foreign(status: Mapping[str, Any], workflow_id: str, parent: str | None) -> TreeNode:
+    # Started before its parent took part, it has no state from above and never will.
+    return TreeNode(
+        workflow_id,
+        str(status["type"]),
+        parent,
+        api_url=status["api_url"],
+        problem="not of this tree: it was started without its state and is a root of its own",
+    )
 
 
 def _standing(status: Mapping[str, Any], name: str) -> dict[str, int]:
@@ -273,7 +294,7 @@ def _state(
         if in_force["state"] == "held" and expires_at is not None and time.time() >= expires_at:
             return "expired"
         return cast("TokenState", in_force["state"])
-    if any(message["name"] == name for message in status["waiting"]):
+    if status["recovering"] or any(message["name"] == name for message in status["waiting"]):
         return "waiting"
     if status["needs_set"]:
         return "needs_set"

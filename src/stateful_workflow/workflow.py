@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any, ClassVar, Final
 
 from temporalio import workflow
@@ -17,6 +18,7 @@ from .messages import DEFAULT_NAME, SealedToken, parse
 from .node import Node, Settings
 from .origins import origin_of
 from .status import TokenStatus
+from .wire import MESSAGE, REPORT, STATE_QUERY, STATUS_QUERY, URL
 
 PLUGIN_MARK: Final = "__stateful_workflow_plugin"
 
@@ -61,15 +63,15 @@ class StatefulWorkflow:
                 raise TypeError(f"{cls.__name__}: {keyword}= takes a tuple of workflow types")
         if share is not None and withhold is not None:
             raise TypeError(f"{cls.__name__}: give share= or withhold=, not both")
-        inherited = cls._stateful_settings
-        if share is not None or withhold is not None:
-            inherited = Settings(
-                None if share is None else tuple(share), tuple(withhold or ()), inherited.api_url
-            )
+        settings = cls._stateful_settings
+        if share is not None:
+            settings = replace(settings, share=tuple(share), withhold=())
+        if withhold is not None:
+            settings = replace(settings, share=None, withhold=tuple(withhold))
         if api_url is not None:
             origin_of(api_url)
-            inherited = Settings(inherited.share, inherited.withhold, api_url)
-        cls._stateful_settings = inherited
+            settings = replace(settings, api_url=api_url)
+        cls._stateful_settings = settings
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Make the node before any `__init__`, so that a subclass need not call it.
@@ -153,11 +155,11 @@ class StatefulWorkflow:
 
     # --- from outside; the interceptor answers these before they are reached --
 
-    @workflow.signal(name="apiToken")
+    @workflow.signal(name=MESSAGE)
     def _on_api_token(self, message: RawValue) -> None:
         raise NotImplementedError
 
-    @workflow.update(name="apiToken")
+    @workflow.update(name=MESSAGE)
     async def _update_api_token(self, message: RawValue) -> dict[str, Any]:
         raise NotImplementedError
 
@@ -165,27 +167,27 @@ class StatefulWorkflow:
     def _validate_api_token(self, message: RawValue) -> None:
         raise NotImplementedError
 
-    @workflow.query(name="apiToken")
+    @workflow.query(name=MESSAGE)
     def _query_api_token(self, name: RawValue) -> dict[str, Any] | None:
         raise NotImplementedError
 
-    @workflow.query(name="apiTokenStatus")
+    @workflow.query(name=STATUS_QUERY)
     def _query_api_token_status(self) -> dict[str, Any]:
         raise NotImplementedError
 
-    @workflow.query(name="statefulState")
+    @workflow.query(name=STATE_QUERY)
     def _query_state(self) -> dict[str, Any]:
         raise NotImplementedError
 
-    @workflow.signal(name="apiTokenReport")
+    @workflow.signal(name=REPORT)
     def _on_api_token_report(self, report: RawValue) -> None:
         raise NotImplementedError
 
-    @workflow.signal(name="apiUrl")
+    @workflow.signal(name=URL)
     def _on_api_url(self, url: RawValue) -> None:
         raise NotImplementedError
 
-    @workflow.query(name="apiUrl")
+    @workflow.query(name=URL)
     def _query_api_url(self) -> str | None:
         raise NotImplementedError
 

@@ -196,7 +196,7 @@ def test_the_vector_in_the_text_is_the_one_in_the_file() -> None:
     assert block("message", "claims") == MESSAGES["revocation"]
 
 
-STATUS_ONLY_FROM_THE_NODE = {"type", "api_url", "needs_set", "reports"}
+STATUS_ONLY_FROM_THE_NODE = {"type", "api_url", "needs_set", "recovering", "reports"}
 
 
 def a_node() -> Ledger:

@@ -7,12 +7,20 @@ from typing import Any
 
 import pytest
 from temporalio.client import Client, WorkflowHandle
+from temporalio.service import RPCError
 from temporalio.worker import Worker
 
-from stateful_workflow import TokenClient, TokenNotSet, TokenRevoked, TokenWithheld
+from stateful_workflow import (
+    TokenClient,
+    TokenNotSet,
+    TokenRevoked,
+    TokenWithheld,
+    WorkflowNotFound,
+)
 
+from .conftest import start_worker
 from .support import events_of, eventually, sealed_at, status_of
-from .workflows import Node, Plan, Sharer
+from .workflows import BareNode, GrownNode, Node, Plan, Sharer
 
 URL = "https://api.example.com"
 
@@ -432,3 +440,75 @@ async def test_a_child_that_closed_before_it_ever_ran_holds_nothing_up(
         return [child["id"] for child in status["children"]] == [f"{queue}-a"]
 
     await eventually(dropped)
+
+
+async def test_what_a_closed_workflow_withheld_from_its_child_stays_withheld(
+    plant: Any, client: Client, tokens: TokenClient, queue: str
+) -> None:
+    await plant(Plan({"a": Plan({"x": Plan(), "y": Plan()})}))
+    middle = client.get_workflow_handle(f"{queue}-a")
+    await middle.signal("keep_from", args=["x", None])
+    assert (await status_of(client, f"{queue}-a"))["children"][0]["withheld"] == ["*"]
+    await middle.terminate()
+
+    await tokens.rotate(queue, "second", timeout=20)
+
+    async def adopted() -> bool:
+        return (await tokens.get(f"{queue}-a-y")).reveal() == "second"
+
+    await eventually(adopted)
+    assert (await tokens.get(f"{queue}-a-x")).reveal() == "first"
+
+
+async def test_a_token_is_not_set_at_a_closed_workflow(
+    plant: Any, tokens: TokenClient, queue: str
+) -> None:
+    root = await plant(Plan())
+    await root.terminate()
+
+    with pytest.raises(WorkflowNotFound):
+        await tokens.set(queue, "late")
+
+
+async def test_a_rotation_keeps_origins_and_types_unless_told_otherwise(
+    plant: Any, tokens: TokenClient, queue: str
+) -> None:
+    await plant(Plan())
+    await tokens.set(queue, "narrow", types=["Node"])
+
+    kept = await tokens.set(queue, "next")
+    assert (kept.types, kept.origins) == (("Node",), (URL,))
+    lifted = await tokens.set(queue, "wide", types="any")
+    assert lifted.types is None
+
+
+async def test_a_child_started_before_its_parent_took_part_is_shown_as_outside_the_tree(
+    client: Client, tokens: TokenClient, queue: str
+) -> None:
+    plain = start_worker(client, queue, workflows=[BareNode], max_cached_workflows=0)
+    async with plain:
+        await client.start_workflow(BareNode.run, args=[True], id=queue, task_queue=queue)
+
+        async def both_run() -> bool:
+            described = await client.get_workflow_handle(f"{queue}-old").describe()
+            return described.history_length > 3
+
+        await eventually_there(both_run)
+    async with start_worker(client, queue, workflows=[GrownNode]):
+        tree = await tokens.rotate(queue, "first", origins=[URL], timeout=20)
+
+        assert tree.converged
+        [old] = [node for node in tree.nodes if node.id == f"{queue}-old"]
+        assert old.problem is not None
+        assert "not of this tree" in old.problem
+        assert (await tokens.get(queue)).reveal() == "first"
+
+
+async def eventually_there(probe: Any) -> None:
+    async def there() -> bool:
+        try:
+            return bool(await probe())
+        except RPCError:
+            return False
+
+    await eventually(there)

@@ -17,7 +17,7 @@ from stateful_workflow import Keyring, TokenClient
 from stateful_workflow.engine import EmbeddedEngine
 
 from .conftest import start_worker
-from .support import eventually
+from .support import eventually, nodes_run
 from .test_engine import gone, port_of
 from .workflows import Node, Plan
 
@@ -107,6 +107,40 @@ async def test_a_token_is_set_shown_revealed_revoked_and_inherited(
         assert refused.stderr.startswith("error: ")
         inherited = await stateful(environment, "token", "inherit", child, "--json")
         assert json.loads(inherited.stdout)["fingerprint"] == status["fingerprint"]
+
+
+async def test_a_rotation_is_awaited_and_its_tree_shown(
+    client: Client, tokens: TokenClient, queue: str, environment: dict[str, str]
+) -> None:
+    async with start_worker(client, queue):
+        await tokens.start_workflow(
+            Node.run,
+            Plan({"a": Plan(), "b": Plan()}),
+            id=queue,
+            task_queue=queue,
+            api_token="first",
+            origins=[ORIGIN],
+        )
+        await nodes_run(tokens, queue, 3)
+
+        done = await stateful(environment, "token", "rotate", queue, "--json", stdin="second")
+
+        assert done.returncode == 0, done.stderr
+        tree = json.loads(done.stdout.splitlines()[-1])
+        assert tree["converged"]
+        assert len({node["fingerprint"] for node in tree["nodes"]}) == 1
+        assert (await tokens.get(f"{queue}-b")).reveal() == "second"
+
+
+@pytest.mark.parametrize("command", ["set", "rotate"])
+async def test_a_token_on_the_command_line_is_refused_and_not_repeated(
+    environment: dict[str, str], command: str
+) -> None:
+    refused = await stateful(environment, "token", command, "some-id", "my-secret", stdin="x")
+
+    assert refused.returncode == 2
+    assert "my-secret" not in refused.stderr + refused.stdout
+    assert "--from-env" in refused.stderr
 
 
 async def test_a_token_comes_from_a_variable(

@@ -266,7 +266,7 @@ async def test_a_process_without_a_keyring_file_says_what_to_do(
     async with place_of("process", client, f"{queue}-use", processes) as place:
         seen, address = await root.execute_update(Caller.do, place.job(activity="look"))
 
-    assert seen.startswith("NoReaderKey: ")
+    assert seen.startswith("KeyringError: ")
     assert "$STATEFUL_KEYRING or Keyring.load(path)" in seen
     assert address == api.origin
 

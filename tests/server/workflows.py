@@ -302,6 +302,38 @@ class Ticker(StatefulWorkflow):
         return await workflow.execute_activity(reveal, "apiToken", start_to_close_timeout=SOON)
 
 
+@workflow.defn(name="Growing")
+class BareNode:
+    """Before it took part in a tree."""
+
+    @workflow.run
+    async def run(self, parent: bool) -> None:
+        if parent:
+            await workflow.start_child_workflow(
+                "Growing",
+                False,
+                id=f"{workflow.info().workflow_id}-old",
+                parent_close_policy=workflow.ParentClosePolicy.ABANDON,
+            )
+        await workflow.wait_condition(lambda: False)
+
+
+@workflow.defn(name="Growing")
+class GrownNode(StatefulWorkflow):
+    """The same workflow after its class was given the base."""
+
+    @workflow.run
+    async def run(self, parent: bool) -> None:
+        if parent:
+            await workflow.start_child_workflow(
+                "Growing",
+                False,
+                id=f"{workflow.info().workflow_id}-old",
+                parent_close_policy=workflow.ParentClosePolicy.ABANDON,
+            )
+        await workflow.wait_condition(lambda: False)
+
+
 WORKFLOWS: list[type] = [
     Brancher,
     Cleanup,

@@ -731,7 +731,7 @@ def test_the_children_of_a_closed_child_are_adopted_and_told_everything() -> Non
     root.end_child("mid")
     root.accept(token(NOW + 1), NOW)
 
-    root.adopt("mid", [mid.children["leaf"]])
+    root.adopt("mid", [(mid.children["leaf"], {})])
 
     assert list(root.children) == ["leaf"]
     assert root.children["leaf"].confirmed
@@ -745,7 +745,7 @@ def test_an_adopted_child_is_told_even_what_it_may_have() -> None:
     root.accept(token(NOW), NOW)
     mid = started(root, "mid")
     started(mid, "leaf")
-    root.adopt("mid", [mid.children["leaf"]])
+    root.adopt("mid", [(mid.children["leaf"], {})])
     assert told(root) == {"leaf": [token(NOW)]}
 
 
@@ -754,7 +754,7 @@ def test_what_was_withheld_at_a_start_stays_so_after_an_adoption(withheld_from: 
     root = node()
     mid = started(root, "mid", withheld=HARD if withheld_from == "mid" else frozenset[str]())
     started(mid, "leaf", withheld=HARD if withheld_from == "leaf" else frozenset[str]())
-    root.adopt("mid", [mid.children["leaf"]])
+    root.adopt("mid", [(mid.children["leaf"], {})])
     root.accept(token(NOW), NOW)
 
     assert told(root) == {}
@@ -771,7 +771,7 @@ def test_what_the_parent_withheld_from_the_closed_child_is_withheld_from_its_chi
     started(mid, "leaf")
     root.withhold("mid", "billing")
 
-    root.adopt("mid", [mid.children["leaf"]])
+    root.adopt("mid", [(mid.children["leaf"], {})])
     assert told(root) == {"leaf": [token(NOW, name="github")]}
 
     root.share("leaf", "billing")
@@ -788,16 +788,28 @@ def test_what_was_withheld_from_a_grandchild_by_its_id_stays_so_after_an_adoptio
     root.withhold("mid", "billing")
     root.share("mid", "billing")
 
-    root.adopt("mid", [mid.children["leaf"]])
+    root.adopt("mid", [(mid.children["leaf"], {})])
 
     assert told(root) == {}
+
+
+def test_what_a_closed_child_withheld_from_its_own_stays_withheld() -> None:
+    root = node()
+    for name in ("github", "billing"):
+        root.accept(token(NOW, name=name), NOW)
+    mid = started(root, "mid")
+    started(mid, "leaf")
+
+    root.adopt("mid", [(mid.children["leaf"], {"billing": True})])
+
+    assert [message.claims.name for message in told(root)["leaf"]] == ["github"]
 
 
 def test_an_adoption_takes_over_neither_a_known_child_nor_an_ancestor() -> None:
     root = node(*PATH[:2])
     started(root, "leaf", withheld=HARD)
     started(root, "other")
-    root.adopt("other", [Child("leaf", "Node"), Child(ROOT, "Node"), Child("mid", "Node")])
+    root.adopt("other", [(Child(id, "Node"), {}) for id in ("leaf", ROOT, "mid")])
 
     assert list(root.children) == ["leaf"]
     assert root.withheld_from("leaf") == (ALL,)
@@ -805,7 +817,7 @@ def test_an_adoption_takes_over_neither_a_known_child_nor_an_ancestor() -> None:
 
 def test_orphans_of_a_child_that_is_not_known_are_adopted_too() -> None:
     root = node()
-    root.adopt("stranger", [Child("leaf", "Node")])
+    root.adopt("stranger", [(Child("leaf", "Node"), {})])
     assert list(root.children) == ["leaf"]
 
 

@@ -245,7 +245,7 @@ class Withholding(RuleBasedStateMachine):
         if orphan not in self.parent.children:
             self.hard[orphan] = withheld | self.hard[closed]
             self.soft[orphan] = self.soft.get(orphan, set()) | self.soft.get(closed, set())
-        self.parent.adopt(closed, [Child(orphan, "Node", withheld=withheld)])
+        self.parent.adopt(closed, [(Child(orphan, "Node", withheld=withheld), {})])
         self.hard.pop(closed)
         self.soft.pop(closed, None)
 

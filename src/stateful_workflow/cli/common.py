@@ -48,6 +48,13 @@ def out() -> Console:
     return Console(width=width, markup=False, highlight=False)
 
 
+@contextmanager
+def progress(text: str) -> Generator[None, None, None]:
+    """Say on stderr what is waited for."""
+    with Console(stderr=True).status(text):
+        yield
+
+
 def print_json(data: object) -> None:
     """Print one line of JSON on stdout."""
     typer.echo(json.dumps(data))

@@ -1,4 +1,4 @@
-"""`stateful token`: set, look at and end a token at a workflow."""
+"""`stateful token`: set, rotate, look at and end a token at a workflow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import typer
 from rich.table import Table
 
 from ..client import TokenClient
+from ..errors import NotConverged
 from ..keyring import Keyring
+from ..messages import DEFAULT_NAME
 from ..origins import allowed_origin
 from ..status import TokenStatus
 from .common import (
@@ -25,35 +27,52 @@ from .common import (
     connect,
     out,
     print_json,
+    progress,
     run,
 )
+from .tree import show_tree
 
 app = typer.Typer(help="Set, look at and end a token at a workflow.", no_args_is_help=True)
+
+
+FromEnvironment = Annotated[
+    str | None,
+    typer.Option("--from-env", metavar="VARIABLE", help="Read the token from this variable."),
+]
+Origins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--origin",
+        metavar="URL",
+        help="Where it may be sent (https, or http on 127.0.0.1), repeatable; "
+        "else as the token held there.",
+    ),
+]
+ExpiresIn = Annotated[
+    float | None, typer.Option(min=1, metavar="SECONDS", help="From now; else never.")
+]
+Types = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--type",
+        metavar="TYPE",
+        help="Workflow types whose activities may open it, repeatable; "
+        "else as the token held there.",
+    ),
+]
+# Taken so that a token given here by mistake is not echoed by the parser's own error.
+Mistaken = Annotated[list[str] | None, typer.Argument(hidden=True)]
 
 
 @app.command("set")
 def set_token(
     workflow_id: WorkflowId,
-    from_env: Annotated[
-        str | None,
-        typer.Option(metavar="VARIABLE", help="Read the token from this environment variable."),
-    ] = None,
-    name: Name = "apiToken",
-    origin: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="URL", help="Where it may be sent, repeatable; else as the token held there."
-        ),
-    ] = None,
-    expires_in: Annotated[
-        float | None, typer.Option(min=1, metavar="SECONDS", help="From now; else never.")
-    ] = None,
-    workflow_type: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--type", metavar="TYPE", help="Whose activities may open it, repeatable; else any."
-        ),
-    ] = None,
+    mistaken: Mistaken = None,
+    from_env: FromEnvironment = None,
+    name: Name = DEFAULT_NAME,
+    origin: Origins = None,
+    expires_in: ExpiresIn = None,
+    workflow_type: Types = None,
     address: Address = None,
     namespace: Namespace = None,
     keyring: KeyringPath = None,
@@ -64,8 +83,8 @@ def set_token(
     The token comes from stdin, or from a variable with --from-env; never from the command line,
     where other users of the machine could read it.
     """
-    origins = [_checked_origin(text) for text in origin or ()]
-    token = _read_token(from_env)
+    origins = _checked_origins(origin)
+    token = _read_token(from_env, mistaken)
 
     async def command() -> None:
         tokens = await _client_with_keys(address, namespace, keyring)
@@ -73,7 +92,7 @@ def set_token(
             workflow_id,
             token,
             name=name,
-            origins=origins or None,
+            origins=origins,
             expires_in=expires_in,
             types=workflow_type or None,
         )
@@ -83,9 +102,54 @@ def set_token(
 
 
 @app.command()
+def rotate(
+    workflow_id: WorkflowId,
+    mistaken: Mistaken = None,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="How long to wait.")
+    ] = 60.0,
+    from_env: FromEnvironment = None,
+    name: Name = DEFAULT_NAME,
+    origin: Origins = None,
+    expires_in: ExpiresIn = None,
+    workflow_type: Types = None,
+    address: Address = None,
+    namespace: Namespace = None,
+    keyring: KeyringPath = None,
+    as_json: Json = False,
+) -> None:
+    """Set a token and wait until every workflow that should have it has accepted it.
+
+    With exit status 0 the old token may be revoked at the API; 3 says that some workflow is
+    still behind, and the tree that is printed says which.
+    """
+    origins = _checked_origins(origin)
+    token = _read_token(from_env, mistaken)
+
+    async def command() -> int:
+        tokens = await _client_with_keys(address, namespace, keyring)
+        try:
+            with progress("waiting until every workflow has accepted it …"):
+                tree = await tokens.rotate(
+                    workflow_id,
+                    token,
+                    timeout=timeout,
+                    name=name,
+                    origins=origins,
+                    expires_in=expires_in,
+                    types=workflow_type or None,
+                )
+        except NotConverged as behind:
+            tree = behind.tree
+        return show_tree(tree, as_json=as_json)
+
+    run(command())
+
+
+@app.command()
 def status(
     workflow_id: WorkflowId,
-    name: Name = "apiToken",
+    name: Name = DEFAULT_NAME,
     address: Address = None,
     namespace: Namespace = None,
     as_json: Json = False,
@@ -102,7 +166,7 @@ def status(
 @app.command()
 def reveal(
     workflow_id: WorkflowId,
-    name: Name = "apiToken",
+    name: Name = DEFAULT_NAME,
     address: Address = None,
     namespace: Namespace = None,
     keyring: KeyringPath = None,
@@ -124,7 +188,7 @@ def reveal(
 @app.command()
 def revoke(
     workflow_id: WorkflowId,
-    name: Name = "apiToken",
+    name: Name = DEFAULT_NAME,
     address: Address = None,
     namespace: Namespace = None,
     keyring: KeyringPath = None,
@@ -142,7 +206,7 @@ def revoke(
 @app.command()
 def inherit(
     workflow_id: WorkflowId,
-    name: Name = "apiToken",
+    name: Name = DEFAULT_NAME,
     address: Address = None,
     namespace: Namespace = None,
     keyring: KeyringPath = None,
@@ -171,7 +235,16 @@ async def _client_with_keys(
     return TokenClient(await connect(address, namespace), keyring)
 
 
-def _read_token(variable: str | None) -> str:
+def _checked_origins(origins: list[str] | None) -> list[str] | None:
+    return [_checked_origin(text) for text in origins or ()] or None
+
+
+def _read_token(variable: str | None, mistaken: list[str] | None) -> str:
+    if mistaken:
+        raise typer.BadParameter(
+            "a token is not taken from the command line: pipe it in, or use --from-env. If one "
+            "was given just now, it is in the history of your shell: rotate it"
+        )
     if variable is not None:
         token = os.environ.get(variable, "")
         if not token:

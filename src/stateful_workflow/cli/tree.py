@@ -9,6 +9,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from ..client import TokenClient
+from ..messages import DEFAULT_NAME
 from ..status import TokenTree, TreeNode
 from .common import (
     Address,
@@ -28,7 +29,7 @@ NOT_CONVERGED = 3
 
 def tree(
     workflow_id: WorkflowId,
-    name: Name = "apiToken",
+    name: Name = DEFAULT_NAME,
     address: Address = None,
     namespace: Namespace = None,
     as_json: Json = False,
@@ -41,19 +42,19 @@ def tree(
 
     async def command() -> int:
         seen = await TokenClient(await connect(address, namespace)).tree(workflow_id, name)
-        if as_json:
-            print_json(
-                {
-                    "name": seen.name,
-                    "converged": seen.converged,
-                    "nodes": [asdict(node) for node in seen.nodes],
-                }
-            )
-        else:
-            out().print(render(seen, time.time()))
-        return 0 if seen.converged else NOT_CONVERGED
+        return show_tree(seen, as_json=as_json)
 
     run(command())
+
+
+def show_tree(tree: TokenTree, *, as_json: bool) -> int:
+    """Print a tree and return the exit status it stands for."""
+    if as_json:
+        nodes = [asdict(node) for node in tree.nodes]
+        print_json({"name": tree.name, "converged": tree.converged, "nodes": nodes})
+    else:
+        out().print(render(tree, time.time()))
+    return 0 if tree.converged else NOT_CONVERGED
 
 
 def render(tree: TokenTree, now: float) -> Tree:
