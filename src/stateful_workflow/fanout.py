@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
@@ -43,6 +43,7 @@ class Fanout:
         self._again = next(ledger.to_tell(), None) is not None
         self._retry_at: int | None = None
         self._failures = 0
+        self._starts: dict[str, int] = {}
         self.reasons: dict[str, str] = {}
         """For each child that could not be told, why."""
 
@@ -92,7 +93,7 @@ class Fanout:
             )
         except FailureError as error:
             result = _all_failed(request, error)
-        self._settle(result, told)
+        self._settle(result, request, told)
         if not result.left:
             return
         if result.ordinary:
@@ -114,7 +115,7 @@ class Fanout:
             )
         except FailureError as error:
             result = _all_failed(request, error)
-        self._settle(result, told)
+        self._settle(result, request, told)
         self._again = self._again or bool(result.left)
 
     def _begin(self, seconds: float) -> tuple[ForwardRequest, Told]:
@@ -128,21 +129,32 @@ class Fanout:
             targets.append((child.id, child.type, indexes))
             told[child.id] = lacking
         ended = [child.id for child in self._ledger.children.values() if child.ended]
+        self._starts = {child.id: child.start for child in self._ledger.children.values()}
         return ForwardRequest(list(messages), targets, ended, seconds), told
 
-    def _settle(self, result: ForwardResult, told: Told) -> None:
+    def _is_same(self, child_id: str) -> bool:
+        """Whether a child is the one that the fan-out began with, not a later one of its id."""
+        child = self._ledger.children.get(child_id)
+        return child is not None and child.start == self._starts.get(child_id)
+
+    def _settle(self, result: ForwardResult, request: ForwardRequest, told: Told) -> None:
         for child_id in result.plain:
-            self._ledger.forget_child(child_id)
+            if self._is_same(child_id):
+                self._ledger.forget_child(child_id)
         untold = {*result.left, *result.failed, *result.closed, *result.plain}
         for child_id, messages in told.items():
-            if child_id not in untold:
+            if child_id not in untold and self._is_same(child_id):
                 self._ledger.delivered(child_id, messages)
         for child_id, orphans in result.closed.items():
+            if not self._is_same(child_id):
+                self._again = True
+                continue
             self._ledger.adopt(child_id, [_orphan(orphan) for orphan in orphans])
             self._again = self._again or bool(orphans)
         self.reasons = dict(result.failed)
         # A closed child that could not be asked waits for the next fan-out, without a timer.
-        if any(child_id in told for child_id in result.failed):
+        # Not by who was told: a changed class keyword must change no timer of an old history.
+        if any(child_id not in request.ended for child_id in result.failed):
             delay = min(_FIRST_RETRY_MS * 2**self._failures, _LONGEST_RETRY_MS)
             self._failures += 1
             self._retry_at = now_ms() + delay
@@ -152,15 +164,21 @@ class Fanout:
 
 
 def _orphan(data: Mapping[str, Any]) -> tuple[Child, Mapping[str, bool]]:
-    hard = frozenset(str(name) for name in data.get("hard", ()))
+    hard = frozenset(_names(data, "hard"))
     child = Child(
         id=str(data.get("id")),
         type=str(data.get("type")),
         ended=data.get("ended") is True,
         withheld=hard,
     )
-    kept = {str(name): True for name in data.get("withheld", ()) if name not in hard}
-    return child, {**kept, **{str(name): False for name in data.get("shared", ())}}
+    kept = {name: True for name in _names(data, "withheld") if name not in hard}
+    return child, {**kept, **dict.fromkeys(_names(data, "shared"), False)}
+
+
+def _names(data: Mapping[str, Any], member: str) -> list[str]:
+    # Written by the child's worker, in whatever language and version.
+    names: object = data.get(member)
+    return [str(name) for name in cast("list[object]", names)] if isinstance(names, list) else []
 
 
 def _all_failed(request: ForwardRequest, error: FailureError) -> ForwardResult:

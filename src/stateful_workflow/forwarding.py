@@ -159,6 +159,8 @@ class NodeActivities:
                 result.failed[child_id] = f"{error.status.name}: {error.message}"
                 return
             await self._ask(child_id, deadline, result)
+        except Exception as error:  # noqa: BLE001 - what a codec raises; the others are to be told
+            result.failed[child_id] = type(error).__name__
 
     async def _ask(self, child_id: str, deadline: float, result: ForwardResult) -> None:
         """Ask a closed child for the children it last knew (a closed workflow answers queries)."""
@@ -170,16 +172,25 @@ class NodeActivities:
                 status: object = await self._client.get_workflow_handle(child_id).query(
                     STATUS_QUERY, rpc_timeout=_RPC_TIMEOUT
                 )
-        except WorkflowQueryFailedError:
-            result.closed[child_id] = []
+        except WorkflowQueryFailedError as error:
+            if has_no_query(error):
+                result.closed[child_id] = []
+            else:
+                result.failed[child_id] = f"closed; {error.message}"
         except RPCError as error:
             if error.status == RPCStatusCode.NOT_FOUND or never_ran(error):
                 result.closed[child_id] = []
             else:
                 result.failed[child_id] = f"closed; {error.status.name}: {error.message}"
+        except Exception as error:  # noqa: BLE001 - an answer that the converter cannot decode
+            result.failed[child_id] = f"closed; {type(error).__name__}"
         else:
             members = cast("dict[str, Any]", status) if isinstance(status, dict) else {}
-            result.closed[child_id] = members.get("children", [])
+            children: object = members.get("children")
+            known = cast("list[object]", children) if isinstance(children, list) else []
+            result.closed[child_id] = [
+                cast("dict[str, Any]", child) for child in known if isinstance(child, dict)
+            ]
 
     @activity.defn(name=TRUST)
     async def trust(self) -> TrustResult:
@@ -204,8 +215,9 @@ class NodeActivities:
         handle = self._client.get_workflow_handle(workflow_id, run_id=run_id)
         try:
             state: object = await handle.query(STATE_QUERY, rpc_timeout=_RPC_TIMEOUT)
-        except WorkflowQueryFailedError:
-            return RecoverResult(asked=True)
+        except WorkflowQueryFailedError as error:
+            # A run that no longer replays may have revoked what an earlier header holds.
+            return RecoverResult(asked=has_no_query(error))
         except RPCError as error:
             if never_ran(error):
                 return RecoverResult(asked=True)
@@ -217,6 +229,11 @@ class NodeActivities:
 
     def _leaves_to_ordinary(self) -> bool:
         return self._ordinary and not self._cached and activity.info().is_local
+
+
+def has_no_query(error: WorkflowQueryFailedError) -> bool:
+    """Whether a query failed because the workflow has none of this name: it takes no part."""
+    return "expected but not found" in error.message
 
 
 def never_ran(error: RPCError) -> bool:

@@ -70,8 +70,10 @@ class Start:
             ValueError: where it is malformed.
         """
         try:
+            if not isinstance(data["ledger"], dict):
+                raise TypeError("its ledger is no object")
             return cls(
-                ledger=data["ledger"],
+                ledger=cast("dict[str, Any]", data["ledger"]),
                 run=data["run"],
                 api_url=data["api_url"],
                 parent_api_url=data["parent_api_url"],
@@ -112,12 +114,10 @@ class Use:
     @classmethod
     def from_headers(cls, headers: Mapping[str, Payload]) -> Use | None:
         """Read the header; None where there is none or this worker cannot decode it."""
-        data = _from_headers(headers, USE_HEADER)
-        if data is None:
-            return None
         try:
-            return cls(**data)
-        except TypeError:
+            data = _from_headers(headers, USE_HEADER)
+            return None if data is None else cls(**data)
+        except (TypeError, ValueError):
             return None
 
 
@@ -130,5 +130,8 @@ def _from_headers(headers: Mapping[str, Payload], name: str) -> dict[str, Any] |
     # Under HeaderCodecBehavior.WORKFLOW_ONLY_CODEC activity headers arrive encrypted.
     if payload is None or payload.metadata.get("encoding") != b"json/plain":
         return None
-    data: object = PayloadConverter.default.from_payload(payload)
+    try:
+        data: object = PayloadConverter.default.from_payload(payload)
+    except (ValueError, RecursionError):
+        raise ValueError(f"the header {name} is not JSON") from None
     return cast("dict[str, Any]", data) if isinstance(data, dict) else None

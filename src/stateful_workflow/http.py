@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import re
 import time
 from collections.abc import AsyncGenerator, Coroutine, Generator
 from typing import Any, Final, TypeVar
@@ -20,13 +21,15 @@ from typing import Any, Final, TypeVar
 import httpx
 
 from .activity import ActivityTokens, activity_tokens
-from .errors import NewestUnknown, OriginNotAllowed
+from .errors import NewestUnknown, OriginNotAllowed, TokenMalformed
 from .messages import DEFAULT_NAME
 from .origins import is_allowed, origin_of
 from .tokens import ApiToken
 
 T = TypeVar("T")
 
+# RFC 9110 section 5.5: no control characters, no white space at the ends.
+_HEADER_VALUE: Final = re.compile(r"[^\x00-\x20\x7f]+(?:[ \t]+[^\x00-\x20\x7f]+)*")
 _WAIT_FOR_NEWER_SECONDS: Final = 1.0
 _SYNC_TIMEOUT_SECONDS: Final = 20.0
 
@@ -99,8 +102,8 @@ class OriginTransport(httpx.BaseTransport):
         """See `httpx.BaseTransport`."""
         source = _Source(self._name)
         token = source.current()
-        request.headers[self._header] = _for(request, token)
-        response = self._inner.handle_request(request)
+        sent = _with(request, self._header, _for(request, token))
+        response = self._inner.handle_request(sent)
         if response.status_code == 401 and _is_replayable(request):
             try:
                 newer = source.newer_than(token)
@@ -109,8 +112,8 @@ class OriginTransport(httpx.BaseTransport):
                 raise
             if newer is not None:
                 response.close()
-                request.headers[self._header] = _for(request, newer)
-                return self._inner.handle_request(request)
+                sent = _with(request, self._header, _for(request, newer))
+                return self._inner.handle_request(sent)
         return response
 
     def close(self) -> None:
@@ -136,8 +139,8 @@ class AsyncOriginTransport(httpx.AsyncBaseTransport):
         """See `httpx.AsyncBaseTransport`."""
         source = _Source(self._name)
         token = await source.current_async()
-        request.headers[self._header] = _for(request, token)
-        response = await self._inner.handle_async_request(request)
+        sent = _with(request, self._header, _for(request, token))
+        response = await self._inner.handle_async_request(sent)
         if response.status_code == 401 and _is_replayable(request):
             try:
                 newer = await source.newer_than_async(token)
@@ -146,8 +149,8 @@ class AsyncOriginTransport(httpx.AsyncBaseTransport):
                 raise
             if newer is not None:
                 await response.aclose()
-                request.headers[self._header] = _for(request, newer)
-                return await self._inner.handle_async_request(request)
+                sent = _with(request, self._header, _for(request, newer))
+                return await self._inner.handle_async_request(sent)
         return response
 
     async def aclose(self) -> None:
@@ -232,12 +235,30 @@ def _for(request: httpx.Request, token: ApiToken) -> str:
             f"{token.name} may not be sent to {origin or place}; its issuer signed it for "
             f"{', '.join(token.origins) or 'no origin at all'}"
         )
-    return token.reveal()
+    secret = token.reveal()
+    if not _HEADER_VALUE.fullmatch(secret):
+        raise TokenMalformed(
+            f"{token.name} (version {token.version}) has characters that no HTTP header may have, "
+            "such as a line end; set it again without them"
+        )
+    return secret
+
+
+def _with(request: httpx.Request, header: str, secret: str) -> httpx.Request:
+    """A copy to send: httpx copies the headers of the original into a redirect."""
+    kept = [item for item in request.headers.multi_items() if item[0].lower() != header.lower()]
+    return httpx.Request(
+        request.method,
+        request.url,
+        headers=[*kept, (header, secret)],
+        stream=request.stream,
+        extensions=request.extensions,
+    )
 
 
 def _origin(url: httpx.URL) -> str | None:
     try:
-        if url.userinfo:
+        if url.userinfo or not url.host:
             return None
         return origin_of(str(url))
     except ValueError:

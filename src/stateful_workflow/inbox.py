@@ -7,8 +7,10 @@ keyring by the *trust* local activity (docs/design.md, decisions 3 and 4).
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Final
 
@@ -28,6 +30,7 @@ _TRUST_EVERY_MS: Final = 60_000
 _TRUST_FOR_UPDATE_MS: Final = 1_000
 _TRUST_AT_ONCE_BYTES: Final = 1_000_000
 _TRUST_ANSWERS: Final = 10
+_ANSWER_UPDATE_WITHIN: Final = timedelta(seconds=10)
 
 
 def now_ms() -> int:
@@ -51,6 +54,7 @@ class Inbox:
         self._judged_at = 0
         self._trust_asked: int | None = None
         self._trust_soon = False
+        self._trust_failed = False
 
     @property
     def unjudged(self) -> list[Message]:
@@ -99,14 +103,21 @@ class Inbox:
         self._trust_soon = True
 
     async def until_known(self, message: Message) -> None:
-        """Wait until the issuer of a message is known, or was looked up in vain.
+        """Wait until the issuer of a message is known, for 10 s at most.
 
         Raises:
-            MessageRefused: where the message was not taken then.
+            TokenForged: where it is not known by then; the message stays waiting.
+            MessageRefused: where the message was not taken.
         """
-        await workflow.wait_condition(lambda: message.hash not in self._waiting)
+        with suppress(asyncio.TimeoutError):
+            await workflow.wait_condition(
+                lambda: message.hash not in self._waiting, timeout=_ANSWER_UPDATE_WITHIN
+            )
         if self._ledger.check(message, now_ms()) is Verdict.WAITING:
-            raise TokenForged(f"issuer {message.issuer} is not known to any keyring asked")
+            raise TokenForged(
+                f"workflow {self._ledger.path[-1]}: issuer {message.issuer} is not known yet, and "
+                "the message waits; give the workers the new public keyring"
+            )
 
     def hurry(self) -> None:
         """Look unknown issuers up soon: the run is about to close."""
@@ -141,7 +152,9 @@ class Inbox:
         if not self._waiting:
             return None
         waiting = sum(len(message.text) for message in self._waiting.values())
-        if self._trust_asked is None or waiting >= _TRUST_AT_ONCE_BYTES:
+        # Not again at once where no worker has keys to answer with: that would never end.
+        at_once = waiting >= _TRUST_AT_ONCE_BYTES and not self._trust_failed
+        if self._trust_asked is None or at_once:
             return 0
         return self._trust_asked + (_TRUST_FOR_UPDATE_MS if self._trust_soon else _TRUST_EVERY_MS)
 
@@ -168,7 +181,9 @@ class Inbox:
                 ),
             )
         except FailureError:
+            self._trust_failed = True
             return
+        self._trust_failed = False
         self._ledger.trust(answer.trusted, answer.revoked)
         waiting, self._waiting = self._waiting, {}
         for message in waiting.values():

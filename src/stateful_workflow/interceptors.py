@@ -139,7 +139,7 @@ class NodeOutbound(WorkflowOutboundInterceptor):
 
     def __init__(self, next: WorkflowOutboundInterceptor) -> None:
         super().__init__(next)
-        self._continued: ContinueAsNewInput | None = None
+        self._continued: list[ContinueAsNewInput] = []
 
     def continue_as_new(self, input: ContinueAsNewInput) -> NoReturn:
         """Keep the input; its header is written once forwarding has settled."""
@@ -153,13 +153,13 @@ class NodeOutbound(WorkflowOutboundInterceptor):
                     workflow.info().workflow_id,
                     ", ".join(dying),
                 )
-            self._continued = input
+            self._continued.append(input)
         super().continue_as_new(input)
 
     def write_next_run(self, node: Node) -> None:
         """Put the node's state into the header of the run that continues this one."""
-        if self._continued is not None:
-            self._continued.headers = {**self._continued.headers, NODE_HEADER: node.carry()}
+        for continued in self._continued:
+            continued.headers = {**continued.headers, NODE_HEADER: node.carry()}
 
     async def start_child_workflow(
         self, input: StartChildWorkflowInput
@@ -168,6 +168,7 @@ class NodeOutbound(WorkflowOutboundInterceptor):
         node = _node()
         if node is None:
             return await super().start_child_workflow(input)
+        await node.before_start(input.id)
         before = node.ledger.children.get(input.id)
         header = node.start_child(
             input.id,
@@ -175,6 +176,7 @@ class NodeOutbound(WorkflowOutboundInterceptor):
             withheld_here(),
             dies_with_run=input.parent_close_policy is not workflow.ParentClosePolicy.ABANDON,
         )
+        start = node.ledger.children[input.id].start
         input.headers = {**input.headers, NODE_HEADER: header}
         try:
             handle = await super().start_child_workflow(input)
@@ -182,7 +184,7 @@ class NodeOutbound(WorkflowOutboundInterceptor):
             node.child_failed_to_start(input.id, before)
             raise
         node.child_started(input.id)
-        handle.add_done_callback(lambda _: node.child_ended(input.id))
+        handle.add_done_callback(lambda _: node.child_ended(input.id, start))
         return handle
 
     def start_activity(self, input: StartActivityInput) -> workflow.ActivityHandle[Any]:

@@ -151,6 +151,11 @@ class Keyring:
                 f"run `chmod 600 {file}`, or where its group must read it (a Kubernetes fsGroup "
                 f"mount) set mode 0640 and ${GROUP_READ_VARIABLE}=1"
             )
+        if os.name == "posix" and mode & 0o002:
+            raise KeyringError(
+                f"the keyring {file} has mode {mode:04o}: anybody may write to it, and so say who "
+                f"is an issuer; run `chmod o-w {file}`"
+            )
         return keyring
 
     @classmethod
@@ -236,6 +241,8 @@ class Keyring:
             raise NoReaderKey("the keyring has no reader to seal a token for")
         if not token:
             raise TokenMalformed("an empty token is not sealed")
+        if token != token.strip():
+            raise TokenMalformed("the token begins or ends with white space; strip it first")
         # The error of `encode` would hold the token.
         plaintext = token.encode(errors="replace")
         if plaintext.decode() != token:

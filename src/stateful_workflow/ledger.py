@@ -66,6 +66,7 @@ class Child:
         withheld: names it was started without (hard); may contain `ALL`.
         delivered: the newest message it was given for each place.
         epoch: the ledger's epoch when it was started.
+        start: which of this node's starts it is; the same id can be started again.
     """
 
     id: str
@@ -76,6 +77,7 @@ class Child:
     withheld: frozenset[str] = frozenset()
     delivered: Mapping[Place, Order] = field(default_factory=dict[Place, Order])
     epoch: int = 0
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ class Ledger:
         self.rejected: dict[str, int] = {}
         self.rejections: deque[Rejection] = deque(maxlen=REMEMBERED_REJECTIONS)
         self.epoch = 0
+        self.starts = 0
 
     # --- judging -------------------------------------------------------------
 
@@ -251,8 +254,10 @@ class Ledger:
             for place, message in self.held.items()
             if with_messages and not self._withheld_from(child, place[0])
         }
+        self.starts += 1
         self.children[child.id] = replace(
             child,
+            start=self.starts,
             epoch=self.epoch if with_messages else -1,
             delivered={place: message.order for place, message in held.items()},
         )
@@ -280,10 +285,13 @@ class Ledger:
         for child_id in self.children:
             self.confirm_child(child_id)
 
-    def end_child(self, child_id: str) -> None:
-        """Note that a child has closed; it stays until its own live children are adopted."""
+    def end_child(self, child_id: str, start: int | None = None) -> None:
+        """Note that a child has closed; it stays until its own live children are adopted.
+
+        A `start` that is not the child's says that another one of the same id took its place.
+        """
         child = self.children.get(child_id)
-        if child is not None:
+        if child is not None and (start is None or start == child.start):
             self.children[child_id] = replace(child, ended=True)
 
     def forget_child(self, child_id: str) -> None:
@@ -297,7 +305,7 @@ class Ledger:
             orphans: each of its children, with what it kept from it softly (name to whether).
         """
         closed = self.children.get(closed_id)
-        soft = self.soft.pop(closed_id, {})
+        soft = self.soft.get(closed_id, {})
         self.forget_child(closed_id)
         for orphan, kept in orphans:
             if orphan.id in self.children or orphan.id in self.path:

@@ -31,6 +31,8 @@ from .status import TokenState, TokenStatus
 from .wire import NODE_HEADER, RECOVER
 
 _DRAIN: Final = timedelta(seconds=10)
+_ADOPTION: Final = timedelta(seconds=5)
+_ADOPTION_TRIES: Final = 3
 _HEADER_BYTES_A_TASK: Final = 1_000_000
 _CARRIED_WAITING_BYTES: Final = 500_000
 _USE_BYTES: Final = 4096
@@ -287,10 +289,35 @@ class Node:
             self.ledger.forget_child(child_id)
         else:
             self.ledger.children[child_id] = before
+            self._fanout.again()
+        self.wake()
 
-    def child_ended(self, child_id: str) -> None:
-        """A child closed."""
-        self.ledger.end_child(child_id)
+    async def before_start(self, child_id: str) -> None:
+        """Where a closed child of this id is known, adopt what it left alive, within 15 s."""
+
+        def is_ended() -> bool:
+            child = self.ledger.children.get(child_id)
+            return child is not None and child.ended
+
+        if not is_ended():
+            return
+        for _ in range(_ADOPTION_TRIES):
+            self._fanout.again()
+            self.wake()
+            try:
+                await workflow.wait_condition(lambda: not is_ended(), timeout=_ADOPTION)
+            except asyncio.TimeoutError:
+                continue
+            return
+        workflow.logger.warning(
+            "Workflow %s starts %s again before the first one could be asked for its children",
+            self.ledger.path[-1],
+            child_id,
+        )
+
+    def child_ended(self, child_id: str, start: int) -> None:
+        """A child closed, the one of that start."""
+        self.ledger.end_child(child_id, start)
         self._fanout.child_ended()
         self.wake()
 
@@ -353,6 +380,7 @@ class Node:
                 self._resume(Start.from_json(answer.state))
             elif answer.asked:
                 self.ledger.held = self._first_held
+                self._fanout.again()
             self._lost = self._lost or not answer.asked
         except ValueError as error:
             workflow.logger.warning("The state of run %s: %s", info.continued_run_id, error)
@@ -394,7 +422,14 @@ class Node:
             if room < 0:
                 break
             waiting.append(message.text)
-        return Start(self.ledger.dump(), run, self.api_url, None, tuple(waiting), self._needs_set())
+        return Start(
+            self.ledger.dump(),
+            run,
+            self.api_url,
+            None,
+            tuple(waiting),
+            self.recovering or self._needs_set(),
+        )
 
     def dying_children(self) -> list[str]:
         """Ids of live children whose close policy ends them with this run."""
@@ -442,7 +477,11 @@ def argument(args: Sequence[Any]) -> object:
 
 
 def _read_start(headers: Mapping[str, Payload]) -> Start | None:
-    start = Start.from_headers(headers)
+    try:
+        start = Start.from_headers(headers)
+    except ValueError as error:
+        workflow.logger.warning("%s; the workflow is taken for a root", error)
+        return None
     if start is None:
         return None
     info = workflow.info()

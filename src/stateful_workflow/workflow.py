@@ -144,6 +144,9 @@ class StatefulWorkflow:
     def withholding(self, *, name: str | None = None) -> Generator[None, None, None]:
         """Start children inside this block without a token (None: any), for good.
 
+        The start has to *begin* inside the block: a coroutine of `start_child_workflow` that is
+        made there and awaited after it starts its child with the token.
+
         Such a child refuses the name by itself, from whomever it comes, except what an
         issuer sets at that child.
         """

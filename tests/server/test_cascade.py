@@ -512,3 +512,46 @@ async def eventually_there(probe: Any) -> None:
             return False
 
     await eventually(there)
+
+
+async def test_a_child_started_again_under_its_id_is_told_and_what_the_first_one_left_as_well(
+    plant: Any, client: Client, tokens: TokenClient, queue: str
+) -> None:
+    root = await plant(Plan({"again": Plan({"left": Plan()})}))
+    for _ in range(2):
+        before = (await client.get_workflow_handle(f"{queue}-again").describe()).run_id
+        await client.get_workflow_handle(f"{queue}-again").signal("stop")
+
+        async def parent_knows() -> bool:
+            children = (await status_of(client, queue))["children"]
+            return any(child["id"] == f"{queue}-again" and child["ended"] for child in children)
+
+        await eventually(parent_knows)
+        await root.signal("add_child", args=["again", Plan()])
+
+        async def runs_again(before: str | None = before) -> bool:
+            described = await client.get_workflow_handle(f"{queue}-again").describe()
+            return described.run_id != before
+
+        await eventually(runs_again)
+
+    tree = await tokens.rotate(queue, "second", timeout=20)
+
+    assert {node.id for node in tree.nodes} == {queue, f"{queue}-again", f"{queue}-again-left"}
+    assert (await tokens.get(f"{queue}-again")).reveal() == "second"
+    assert (await tokens.get(f"{queue}-again-left")).reveal() == "second"
+
+
+async def test_a_start_that_fails_because_the_child_lives_leaves_that_child_told(
+    plant: Any, client: Client, tokens: TokenClient, queue: str
+) -> None:
+    root = await plant(Plan({"a": Plan()}))
+
+    for n in range(3):
+        await root.signal("try_to_start", "a")
+        await tokens.set(queue, f"token-{n}")
+
+    async def told() -> bool:
+        return (await tokens.get(f"{queue}-a")).reveal() == "token-2"
+
+    await eventually(told)

@@ -22,7 +22,7 @@ from stateful_workflow import TokenClient, TokenStale
 
 from .conftest import start_worker
 from .support import eventually, nodes_run, sealed_at, status_of
-from .workflows import Flaky, FlakyParent, Node, Plan, Ticker
+from .workflows import Buggy, Flaky, FlakyParent, Mended, Node, Plan, Ticker
 
 URL = "https://api.example.com"
 QUICK = RetryPolicy(initial_interval=timedelta(milliseconds=50))
@@ -339,3 +339,33 @@ async def test_rotations_and_runs_at_the_same_time_end_with_the_last(
         return (await tokens.get(f"{queue}-a-x")).reveal() == "token-5"
 
     await eventually(newest)
+
+
+async def test_a_retry_after_a_run_that_no_longer_replays_does_not_use_what_that_run_revoked(
+    tokens: TokenClient, client: Client, queue: str
+) -> None:
+    """A bug is mended by other code, which cannot replay the run before it to ask it."""
+    async with start_worker(client, queue, workflows=[Buggy]):
+        handle = await tokens.start_workflow(
+            Buggy.run,
+            id=queue,
+            task_queue=queue,
+            api_token="first",
+            api_url=URL,
+            retry_policy=RetryPolicy(initial_interval=timedelta(seconds=2)),
+        )
+        await tokens.revoke(queue)
+        before = await run_id(client, queue)
+        await handle.signal("go_wrong")
+
+        async def failed() -> bool:
+            return await run_id(client, queue) != before
+
+        await eventually(failed)
+    async with start_worker(client, queue, workflows=[Mended]):
+
+        async def asks_for_a_token() -> bool:
+            status = await tokens.status(queue)
+            return status is not None and status.state == "needs_set"
+
+        await eventually(asks_for_a_token, within=30)

@@ -699,3 +699,16 @@ async def test_a_key_in_a_header_of_its_own_stops_at_a_redirect_to_another_origi
 
         assert answer.startswith(f"OriginNotAllowed: apiToken may not be sent to {other.origin}")
         assert (api.tokens(), other.calls) == (["first"], [])
+
+
+async def test_a_key_that_one_origin_gets_is_not_copied_into_a_redirect_to_another(
+    tokens: TokenClient, queue: str, api: Api, place: Place
+) -> None:
+    root = await start(tokens, queue, api)
+    with start_api() as other:
+        job = place.job(
+            f"{api.url('to')}?url={other.url('x')}", key=True, follow=True, only_for=api.origin
+        )
+        assert await root.execute_update(Caller.do, job) == ["401"]
+
+        assert (api.tokens(), other.tokens()) == (["first"], [None])

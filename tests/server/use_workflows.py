@@ -40,6 +40,7 @@ class Job:
         urls: asked in turn; a gate of the test's API is asked without a token.
         name: credential name.
         key: send the token as ``X-API-Key`` (`OriginTransport`) rather than `TokenAuth`.
+        only_for: with `key`, the one origin that goes through that transport.
         body: None, "bytes", "json" or "stream"; with one the requests are POSTs.
         follow: follow redirects.
         succeed_at: attempts before this one fail, when all is done.
@@ -53,6 +54,7 @@ class Job:
     urls: list[str] = field(default_factory=list[str])
     name: str = "apiToken"
     key: bool = False
+    only_for: str | None = None
     body: str | None = None
     follow: bool = False
     succeed_at: int = 1
@@ -63,12 +65,18 @@ class Job:
     attempts: int = 1
 
 
+def _through(transport: object, job: Job) -> dict[str, Any]:
+    if job.only_for is None:
+        return {"transport": transport}
+    return {"mounts": {job.only_for: transport}}
+
+
 @activity.defn
 async def call(job: Job) -> list[str]:
     """Ask each address; the answers' status codes, or what was raised instead."""
     transport = httpx.AsyncHTTPTransport()
     options: dict[str, Any] = (
-        {"transport": AsyncOriginTransport(transport, name=job.name)}
+        _through(AsyncOriginTransport(transport, name=job.name), job)
         if job.key
         else {"transport": transport, "auth": TokenAuth(job.name)}
     )
@@ -94,7 +102,7 @@ def call_sync(job: Job) -> list[str]:
     """`call` for threads and processes."""
     transport = httpx.HTTPTransport()
     options: dict[str, Any] = (
-        {"transport": OriginTransport(transport, name=job.name)}
+        _through(OriginTransport(transport, name=job.name), job)
         if job.key
         else {"transport": transport, "auth": TokenAuth(job.name)}
     )

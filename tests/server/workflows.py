@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 from temporalio import activity, workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 
 with workflow.unsafe.imports_passed_through():
     from stateful_workflow import (
@@ -127,6 +128,11 @@ class _Controlled(StatefulWorkflow):
     @workflow.signal
     async def add_child(self, suffix: str, plan: Plan) -> None:
         await self.start_child(suffix, plan)
+
+    @workflow.signal
+    async def try_to_start(self, suffix: str) -> None:
+        with suppress(WorkflowAlreadyStartedError):
+            await self.start_child(suffix, Plan())
 
     @workflow.signal
     async def add_elsewhere(self, suffix: str) -> None:
@@ -332,6 +338,35 @@ class GrownNode(StatefulWorkflow):
                 parent_close_policy=workflow.ParentClosePolicy.ABANDON,
             )
         await workflow.wait_condition(lambda: False)
+
+
+@workflow.defn(name="Buggy")
+class Buggy(StatefulWorkflow):
+    def __init__(self) -> None:
+        self.wrong = False
+
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.sleep(timedelta(milliseconds=1))
+        await workflow.wait_condition(lambda: self.wrong)
+        raise ApplicationError("a bug")
+
+    @workflow.signal
+    def go_wrong(self) -> None:
+        self.wrong = True
+
+
+@workflow.defn(name="Buggy")
+class Mended(StatefulWorkflow):
+    """`Buggy` without the timer its histories have."""
+
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.wait_condition(lambda: False)
+
+    @workflow.signal
+    def go_wrong(self) -> None:
+        """Taken and ignored."""
 
 
 WORKFLOWS: list[type] = [

@@ -794,3 +794,19 @@ def test_no_error_holds_a_private_key(tmp_path: Path, broken: Callable[[bytes], 
         Keyring.load(path)
     for secret in secrets_of(keyring()):
         assert secret not in said_by(caught.value)
+
+
+@pytest.mark.parametrize("token", ["secret\n", "\nsecret", " secret", "secret\t", "\u00a0secret"])
+def test_a_token_with_white_space_at_an_end_is_not_sealed(token: str) -> None:
+    with pytest.raises(TokenMalformed) as refused:
+        Keyring.generate().seal(CLAIMS, token)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_public_keyring_that_anybody_may_write_to_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "public.json"
+    path.write_text(Keyring.generate().public().to_json())
+    path.chmod(0o646)
+
+    with pytest.raises(KeyringError, match="chmod o-w"):
+        Keyring.load(path)

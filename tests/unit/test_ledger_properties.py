@@ -247,7 +247,6 @@ class Withholding(RuleBasedStateMachine):
             self.soft[orphan] = self.soft.get(orphan, set()) | self.soft.get(closed, set())
         self.parent.adopt(closed, [(Child(orphan, "Node", withheld=withheld), {})])
         self.hard.pop(closed)
-        self.soft.pop(closed, None)
 
     @rule(child=ids, name=some_names)
     def withhold(self, child: str, name: str | None) -> None:
