@@ -6,7 +6,7 @@ about a second, then ordinary activities for what is left (docs/design.md, decis
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Any, Final, cast
 
@@ -22,6 +22,10 @@ from .wire import FORWARD
 
 _LOCAL_SECONDS: Final = 1.0
 _ORDINARY_SECONDS: Final = 5.0
+_LAST_CALL: Final = timedelta(seconds=7)
+"""How long a delivery begun at the last moment may take: a call's own 5 s, and some room."""
+
+_ORDINARY_TIMEOUT: Final = timedelta(seconds=60)
 _PAUSE: Final = timedelta(milliseconds=200)
 _FIRST_RETRY_MS: Final = 1_000
 _LONGEST_RETRY_MS: Final = 300_000
@@ -82,41 +86,24 @@ class Fanout:
 
     async def step(self) -> None:
         """Run one fan-out over all children that lack something."""
-        request, told = self._begin(_LOCAL_SECONDS)
-        try:
-            result = await workflow.execute_local_activity(
-                FORWARD,
-                request,
-                result_type=ForwardResult,
-                start_to_close_timeout=timedelta(seconds=_LOCAL_SECONDS + 7),
-                retry_policy=RetryPolicy(maximum_attempts=1),
-            )
-        except FailureError as error:
-            result = _all_failed(request, error)
-        self._settle(result, request, told)
-        if not result.left:
-            return
-        if result.ordinary:
-            await self._rest()
-        else:
+        result = await self._fan_out(_LOCAL_SECONDS, _locally)
+        if result.left and result.ordinary:
+            result = await self._fan_out(_ORDINARY_SECONDS, _ordinarily)
+            self._again = self._again or bool(result.left)
+        elif result.left:
             self._again = True
             await workflow.sleep(_PAUSE)
 
-    async def _rest(self) -> None:
-        request, told = self._begin(_ORDINARY_SECONDS)
+    async def _fan_out(
+        self, seconds: float, run: Callable[[ForwardRequest], Awaitable[ForwardResult]]
+    ) -> ForwardResult:
+        request, told = self._begin(seconds)
         try:
-            result = await workflow.execute_activity(
-                FORWARD,
-                request,
-                result_type=ForwardResult,
-                start_to_close_timeout=timedelta(seconds=_ORDINARY_SECONDS + 15),
-                schedule_to_close_timeout=timedelta(seconds=60),
-                retry_policy=RetryPolicy(maximum_attempts=3),
-            )
+            result = await run(request)
         except FailureError as error:
             result = _all_failed(request, error)
         self._settle(result, request, told)
-        self._again = self._again or bool(result.left)
+        return result
 
     def _begin(self, seconds: float) -> tuple[ForwardRequest, Told]:
         self._again = False
@@ -161,6 +148,27 @@ class Fanout:
         else:
             self._failures = 0
             self._retry_at = None
+
+
+async def _locally(request: ForwardRequest) -> ForwardResult:
+    return await workflow.execute_local_activity(
+        FORWARD,
+        request,
+        result_type=ForwardResult,
+        start_to_close_timeout=timedelta(seconds=request.seconds) + _LAST_CALL,
+        retry_policy=RetryPolicy(maximum_attempts=1),
+    )
+
+
+async def _ordinarily(request: ForwardRequest) -> ForwardResult:
+    return await workflow.execute_activity(
+        FORWARD,
+        request,
+        result_type=ForwardResult,
+        start_to_close_timeout=timedelta(seconds=request.seconds) + 2 * _LAST_CALL,
+        schedule_to_close_timeout=_ORDINARY_TIMEOUT,
+        retry_policy=RetryPolicy(maximum_attempts=3),
+    )
 
 
 def _orphan(data: Mapping[str, Any]) -> tuple[Child, Mapping[str, bool]]:

@@ -169,7 +169,6 @@ class NodeOutbound(WorkflowOutboundInterceptor):
         if node is None:
             return await super().start_child_workflow(input)
         await node.before_start(input.id)
-        before = node.ledger.children.get(input.id)
         header = node.start_child(
             input.id,
             input.workflow,
@@ -181,7 +180,7 @@ class NodeOutbound(WorkflowOutboundInterceptor):
         try:
             handle = await super().start_child_workflow(input)
         except BaseException:
-            node.child_failed_to_start(input.id, before)
+            node.child_failed_to_start(input.id, start)
             raise
         node.child_started(input.id)
         handle.add_done_callback(lambda _: node.child_ended(input.id, start))

@@ -67,6 +67,7 @@ class Child:
         delivered: the newest message it was given for each place.
         epoch: the ledger's epoch when it was started.
         start: which of this node's starts it is; the same id can be started again.
+        replaces: while its start is open, the confirmed child of the same id before it.
     """
 
     id: str
@@ -78,6 +79,7 @@ class Child:
     delivered: Mapping[Place, Order] = field(default_factory=dict[Place, Order])
     epoch: int = 0
     start: int = 0
+    replaces: Child | None = None
 
 
 @dataclass(frozen=True)
@@ -255,9 +257,11 @@ class Ledger:
             if with_messages and not self._withheld_from(child, place[0])
         }
         self.starts += 1
+        before = self.children.get(child.id)
         self.children[child.id] = replace(
             child,
             start=self.starts,
+            replaces=before if before is None or before.confirmed else before.replaces,
             epoch=self.epoch if with_messages else -1,
             delivered={place: message.order for place, message in held.items()},
         )
@@ -277,8 +281,18 @@ class Ledger:
         child = self.children.get(child_id)
         if child is None:
             return False
-        self.children[child_id] = replace(child, confirmed=True)
+        self.children[child_id] = replace(child, confirmed=True, replaces=None)
         return child.epoch != self.epoch
+
+    def start_failed(self, child_id: str, start: int) -> None:
+        """Note that a start failed; a live child of the same id, known before, stays."""
+        child = self.children.get(child_id)
+        if child is None or child.start != start:
+            return
+        if child.replaces is None:
+            self.forget_child(child_id)
+        else:
+            self.children[child_id] = child.replaces
 
     def confirm_children(self) -> None:
         """Take every child for started: a later run is told of none of their starts."""

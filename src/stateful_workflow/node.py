@@ -283,13 +283,10 @@ class Node:
         self._fanout.child_started(child_id)
         self.wake()
 
-    def child_failed_to_start(self, child_id: str, before: Child | None) -> None:
-        """A child's start failed; a live one of the same id, known before, stays."""
-        if before is None:
-            self.ledger.forget_child(child_id)
-        else:
-            self.ledger.children[child_id] = before
-            self._fanout.again()
+    def child_failed_to_start(self, child_id: str, start: int) -> None:
+        """A child's start failed; one of the same id that lives is told what came meanwhile."""
+        self.ledger.start_failed(child_id, start)
+        self._fanout.again()
         self.wake()
 
     async def before_start(self, child_id: str) -> None:

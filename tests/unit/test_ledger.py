@@ -957,3 +957,19 @@ def test_a_malformed_state_is_not_read(change: Callable[[Json], Json]) -> None:
     state = json.loads(json.dumps(change(busy().dump())))
     with pytest.raises(StateUnreadable):
         Ledger.load(state)
+
+
+def test_two_starts_that_fail_leave_the_live_child_of_their_id_as_it_was() -> None:
+    root = node()
+    started(root, "a")
+    root.confirm_child("a")
+    live = root.children["a"]
+    root.start_child(Child("a", "Node"))
+    first = root.children["a"].start
+    root.start_child(Child("a", "Node"))
+    second = root.children["a"].start
+
+    root.start_failed("a", first)
+    root.start_failed("a", second)
+
+    assert root.children["a"] == live
