@@ -47,6 +47,8 @@ class Fanout:
         self._again = next(ledger.to_tell(), None) is not None
         self._retry_at: int | None = None
         self._failures = 0
+        self._asked = 0
+        self._follows = False
         self._starts: dict[str, int] = {}
         self.reasons: dict[str, str] = {}
         """For each child that could not be told, why."""
@@ -54,13 +56,14 @@ class Fanout:
     def again(self) -> None:
         """Something changed beside the messages held: look at the children once more."""
         self._again = True
+        self._asked += 1
 
     def child_started(self, child_id: str) -> None:
         """A child's start was confirmed; it may lack what has been accepted meanwhile."""
         if not self._has_children():
             self._told_epoch = self._ledger.epoch  # what came before had nobody to be told to
         if self._ledger.confirm_child(child_id):
-            self._again = True
+            self.again()
 
     def _has_children(self) -> bool:
         return any(child.confirmed for child in self._ledger.children.values())
@@ -86,7 +89,14 @@ class Fanout:
 
     async def step(self) -> None:
         """Run one fan-out over all children that lack something."""
+        first, self._follows = not self._follows, False
+        before, self._asked = self._ledger.epoch - self._told_epoch + self._asked, 0
         result = await self._fan_out(_LOCAL_SECONDS, _locally)
+        # Updates and events of one workflow task can come in one activation or in several, and
+        # in a replay otherwise than at first. Two changes make two fan-outs either way.
+        since = self._ledger.epoch - self._told_epoch + self._asked
+        if first and before + since > 1:
+            self._follows = self._again = True
         if result.left and result.ordinary:
             result = await self._fan_out(_ORDINARY_SECONDS, _ordinarily)
             self._again = self._again or bool(result.left)

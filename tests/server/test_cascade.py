@@ -555,3 +555,19 @@ async def test_a_start_that_fails_because_the_child_lives_leaves_that_child_told
         return (await tokens.get(f"{queue}-a")).reveal() == "token-2"
 
     await eventually(told)
+
+
+async def test_a_rotation_adds_one_fan_out_to_its_parents_history(
+    client: Client, tokens: TokenClient, queue: str
+) -> None:
+    async with start_worker(client, queue):
+        plan = Plan({f"k{n}": Plan() for n in range(10)})
+        root = await tokens.start_workflow(
+            Node.run, plan, id=queue, task_queue=queue, api_token="first", api_url=URL
+        )
+        await settled(client, queue, plan)
+        before = len(await events_of(root, "MARKER_RECORDED"))
+
+        await tokens.rotate(queue, "second", timeout=20)
+
+        assert len(await events_of(root, "MARKER_RECORDED")) == before + 1
