@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final, Literal, TypedDict, cast, overload
 
@@ -408,7 +407,7 @@ class TokenClient:
             ) from None
         except RPCError as error:
             raise query_error(error, workflow_id) from None
-        return _with_clock(TokenStatus.from_json(cast("dict[str, Any]", answer)))
+        return TokenStatus.from_json(cast("dict[str, Any]", answer)).at(time.time())
 
     async def _signal(self, workflow_id: str, message: str) -> None:
         handle = self._client.get_workflow_handle(workflow_id)
@@ -448,7 +447,7 @@ class TokenClient:
             WorkflowNotFound, NotStateful, NoWorkerAnswers, OperationFailed: it cannot be asked.
         """
         answer = await self._query(workflow_id, name)
-        return None if answer is None else _with_clock(TokenStatus.from_json(answer))
+        return None if answer is None else TokenStatus.from_json(answer).at(time.time())
 
     async def tree(self, workflow_id: str, name: str = DEFAULT_NAME) -> TokenTree:
         """Every node from a workflow down, with what it holds; asks each node once.
@@ -499,11 +498,6 @@ def _held_at(status: Mapping[str, Any], name: str, authority: str) -> Mapping[st
 
 def _version(held: Mapping[str, Any] | None) -> int:
     return 0 if held is None else int(held["version"])
-
-
-def _with_clock(status: TokenStatus) -> TokenStatus:
-    expired = status.expires_at is not None and time.time() >= status.expires_at
-    return replace(status, state="expired") if expired and status.state == "held" else status
 
 
 def _refusal(error: WorkflowUpdateFailedError, workflow_id: str) -> errors.StatefulError:

@@ -7,20 +7,15 @@ from typing import Any
 
 from .ledger import Ledger
 from .messages import Message
-from .status import TokenState, TokenStatus
+from .status import TokenStatus
 
 
 def status_of(message: Message, now: int) -> TokenStatus:
     """What is known of a message that is held; `now` is Unix milliseconds."""
     claims = message.claims
-    state: TokenState = "held"
-    if message.kind == "revocation":
-        state = "revoked"
-    elif claims.expires_at is not None and now >= claims.expires_at * 1000:
-        state = "expired"
     return TokenStatus(
         name=claims.name,
-        state=state,
+        state="held" if message.kind == "token" else "revoked",
         version=claims.version,
         fingerprint=message.fingerprint,
         authority=claims.authority,
@@ -28,7 +23,7 @@ def status_of(message: Message, now: int) -> TokenStatus:
         origins=claims.origins,
         types=claims.types,
         expires_at=claims.expires_at,
-    )
+    ).at(now / 1000)
 
 
 def describe_ledger(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 TokenState = Literal["none", "held", "revoked", "expired", "withheld", "waiting", "needs_set"]
@@ -70,6 +70,11 @@ class TokenStatus:
             types=None if types is None else tuple(types),
             expires_at=data["expires_at"],
         )
+
+    def at(self, now: float) -> TokenStatus:
+        """The same at a time (Unix seconds): a token held past its expiry is expired."""
+        is_past = self.expires_at is not None and now >= self.expires_at
+        return replace(self, state="expired") if is_past and self.state == "held" else self
 
     def to_json(self) -> dict[str, Any]:
         """The same as JSON data."""

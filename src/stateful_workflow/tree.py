@@ -21,7 +21,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from .errors import NotStateful, NoWorkerAnswers, OperationFailed, WorkflowNotFound
 from .forwarding import never_ran
 from .ledger import ALL
-from .status import TokenState, TokenTree, TreeNode
+from .status import TokenState, TokenStatus, TokenTree, TreeNode
 from .wire import STATUS_QUERY
 
 MAX_CONCURRENT_QUERIES: Final = 50
@@ -290,10 +290,7 @@ def _state(
     in_force: Mapping[str, Any] | None, status: Mapping[str, Any], name: str, *, withheld: bool
 ) -> TokenState:
     if in_force is not None:
-        expires_at = in_force["expires_at"]
-        if in_force["state"] == "held" and expires_at is not None and time.time() >= expires_at:
-            return "expired"
-        return cast("TokenState", in_force["state"])
+        return TokenStatus.from_json(in_force).at(time.time()).state
     if status["recovering"] or any(message["name"] == name for message in status["waiting"]):
         return "waiting"
     if status["needs_set"]:

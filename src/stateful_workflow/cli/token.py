@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
@@ -196,11 +197,7 @@ def revoke(
 ) -> None:
     """Take the token from a workflow and all below it; one set further down stands."""
 
-    async def command() -> None:
-        tokens = await _client_with_keys(address, namespace, keyring)
-        _show(workflow_id, name, await tokens.revoke(workflow_id, name), as_json)
-
-    run(command())
+    run(_end(TokenClient.revoke, workflow_id, name, address, namespace, keyring, as_json))
 
 
 @app.command()
@@ -214,11 +211,7 @@ def inherit(
 ) -> None:
     """Give a workflow its ancestors' token again, after a set or a revoke of its own."""
 
-    async def command() -> None:
-        tokens = await _client_with_keys(address, namespace, keyring)
-        _show(workflow_id, name, await tokens.inherit(workflow_id, name), as_json)
-
-    run(command())
+    run(_end(TokenClient.inherit, workflow_id, name, address, namespace, keyring, as_json))
 
 
 def _checked_origin(text: str) -> str:
@@ -226,6 +219,19 @@ def _checked_origin(text: str) -> str:
         return allowed_origin(text)
     except ValueError as error:
         raise typer.BadParameter(f"--origin {text}: {error}") from None
+
+
+async def _end(
+    call: Callable[[TokenClient, str, str], Awaitable[TokenStatus]],
+    workflow_id: str,
+    name: str,
+    address: str | None,
+    namespace: str | None,
+    keyring: Path | None,
+    as_json: bool,
+) -> None:
+    tokens = await _client_with_keys(address, namespace, keyring)
+    _show(workflow_id, name, await call(tokens, workflow_id, name), as_json)
 
 
 async def _client_with_keys(
