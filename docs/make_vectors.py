@@ -111,7 +111,7 @@ def messages(old: Json, *, new: bool) -> list[Json]:
         token(
             kept,
             "token with every claim",
-            "exp, types, a wildcard origin, a second credential name, characters beyond ASCII, "
+            "exp, types, aud, a wildcard origin, a second credential name, characters beyond ASCII, "
             "two readers",
             {
                 **ACME,
@@ -122,6 +122,7 @@ def messages(old: Json, *, new: bool) -> list[Json]:
                 "origins": ORIGINS,
                 "exp": NOW // 1000 + 3600,
                 "types": ["Sync", "Import"],
+                "aud": ["default"],
             },
             readers=("reader", "other reader"),
             secret="gh-pässword-🔑",
@@ -381,6 +382,19 @@ class Altered:
             ),
         }.items():
             self.add(name, message, "verify", "TokenForged", trusted=trusted)
+        for limit, values in (
+            ("names", ["github"]),
+            ("roots", ["tenant-b", "x"]),
+            ("origins", ["https://*.example.com:8443"]),
+        ):
+            self.add(
+                f"an issuer limited to other {limit}",
+                self._genuine["token"],
+                "verify",
+                "IssuerLimited",
+                trusted=["issuer"],
+                limits={"issuer": {limit: values}},
+            )
 
     def _reclaimed(self, signature: bytes) -> str:
         header, payload, _ = self.parts("token")

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from stateful_workflow.issuers import Issuer
 from stateful_workflow.keyring import Keyring
 from stateful_workflow.messages import (
     DEFAULT_NAME,
@@ -53,7 +54,7 @@ def issuer(owner: str = "ours") -> str:
     return next(key.kid for key in keyring(owner).keys() if key.kind == "issuer")
 
 
-def trusted(*owners: str) -> dict[str, str]:
+def trusted(*owners: str) -> dict[str, Issuer]:
     """The public keys of these owners' issuers, as a node trusts them."""
     return {kid: key for owner in owners for kid, key in keyring(owner).trusted().items()}
 

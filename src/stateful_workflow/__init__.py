@@ -9,6 +9,7 @@ from .client import TokenClient
 from .errors import (
     EngineError,
     EngineNotFound,
+    IssuerLimited,
     KeyringError,
     MessageRefused,
     NewestUnknown,
@@ -25,6 +26,7 @@ from .errors import (
     StatefulError,
     TokenConflict,
     TokenExpired,
+    TokenExposed,
     TokenForged,
     TokenMalformed,
     TokenNotSet,
@@ -40,7 +42,9 @@ from .errors import (
     WrongWorkflowType,
 )
 from .http import AsyncOriginTransport, OriginTransport, TokenAuth
-from .keyring import KeyInfo, Keyring
+from .jose import Opener, Signer
+from .keyring import Keyring
+from .keys import KeyInfo
 from .messages import SealedToken
 from .plugin import StatefulPlugin
 from .status import TokenState, TokenStatus, TokenTree, TreeNode
@@ -52,6 +56,7 @@ __all__ = [
     "AsyncOriginTransport",
     "EngineError",
     "EngineNotFound",
+    "IssuerLimited",
     "KeyInfo",
     "Keyring",
     "KeyringError",
@@ -62,6 +67,7 @@ __all__ = [
     "NoWorkerAnswers",
     "NotConverged",
     "NotStateful",
+    "Opener",
     "OperationFailed",
     "OriginNotAllowed",
     "OriginTransport",
@@ -69,6 +75,7 @@ __all__ = [
     "OutcomeUnknown",
     "PluginMissing",
     "SealedToken",
+    "Signer",
     "StatefulError",
     "StatefulPlugin",
     "StatefulWorkflow",
@@ -76,6 +83,7 @@ __all__ = [
     "TokenClient",
     "TokenConflict",
     "TokenExpired",
+    "TokenExposed",
     "TokenForged",
     "TokenMalformed",
     "TokenNotSet",

@@ -272,6 +272,7 @@ def seal_token(
     origins: Sequence[str] | None = None,
     expires_in: timedelta | float | None = None,
     types: Sequence[str] | Literal["any"] | None = None,
+    readers: Sequence[str] | Literal["any"] | None = None,
 ) -> SealedToken:
     """Seal a token in an activity of an issuer, for the workflow's `set_api_token`.
 
@@ -284,10 +285,12 @@ def seal_token(
         expires_in: seconds or a timedelta; None for no expiry.
         types: workflow types whose activities may open it; None keeps those of the token the
             workflow holds, "any" lifts the limit.
+        readers: likewise the audiences of the readers it is sealed for.
 
     Raises:
         PluginMissing: see `activity_tokens`.
-        KeyringError, NoIssuerKey, NoReaderKey: this worker may not seal, or for nobody.
+        KeyringError, NoIssuerKey, IssuerLimited, NoReaderKey: this worker may not seal it, or
+            for nobody.
         OriginsMissing: no origin is given or known.
         ValueError: an origin is refused, or the expiry is not ahead.
         TokenMalformed: the token is empty, no text, or too large.
@@ -310,6 +313,8 @@ def seal_token(
         expires_in=expires_in,
         types=types,
         held_types=use.types.get(name),
+        readers=readers,
+        held_readers=use.readers.get(name),
     )
     return tokens.keyring().seal(claims, token)
 

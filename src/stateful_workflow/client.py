@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final, Literal, TypedDict, cast, overload
 
@@ -46,11 +47,12 @@ from .errors import (
 )
 from .headers import Start
 from .keyring import Keyring
+from .keyring_source import KeyringSource
 from .ledger import Ledger
 from .messages import DEFAULT_NAME, Claims, parse
 from .origins import origin_of
 from .status import TokenStatus, TokenTree, cure
-from .tokens import ApiToken, next_version, token_claims
+from .tokens import ApiToken, kept, next_version, token_claims
 from .tree import TreeWalk, ask, query_error
 from .wire import MESSAGE, NODE_HEADER
 
@@ -95,6 +97,7 @@ class TokenOptions(TypedDict, total=False):
     origins: Sequence[str] | None
     expires_in: timedelta | float | None
     types: Sequence[str] | Literal["any"] | None
+    readers: Sequence[str] | Literal["any"] | None
 
 
 class _AllOptions(StartOptions, TokenOptions, total=False):
@@ -107,12 +110,12 @@ class TokenClient:
     Args:
         client: a connected Temporal client.
         keyring: seals (an issuer's private key) and opens (a reader's); None is enough
-            for `status` and `tree`.
+            for `status` and `tree`. One that was loaded from a file follows that file.
     """
 
     def __init__(self, client: Client, keyring: Keyring | None = None) -> None:
         self._client = client
-        self._keyring = keyring
+        self._keyring = None if keyring is None else KeyringSource(keyring)
         config = client.config(active_config=True)
         config["interceptors"] = [*config["interceptors"], _StartHeader()]
         config["plugins"] = []  # they have configured this already
@@ -183,11 +186,11 @@ class TokenClient:
             options: the SDK's own, and `TokenOptions`: ``api_token`` (the secret),
                 ``api_url`` (the workflow's API address), ``name``, ``origins`` (where the
                 token may be sent; None takes the origin of ``api_url``), ``expires_in``
-                (seconds or a timedelta), ``types``.
+                (seconds or a timedelta), ``types`` and ``readers`` (as `set`).
 
         Raises:
-            KeyringError, NoIssuerKey, NoReaderKey, OriginsMissing, ValueError, TokenMalformed:
-                the token cannot be sealed.
+            KeyringError, NoIssuerKey, IssuerLimited, NoReaderKey, OriginsMissing, ValueError,
+            TokenMalformed: the token cannot be sealed.
             temporalio.exceptions.WorkflowAlreadyStartedError: as the SDK.
         """
         token = {key: options.pop(key) for key in TokenOptions.__annotations__ if key in options}
@@ -200,7 +203,7 @@ class TokenClient:
                 "a workflow that is running already would not get this token: start it without "
                 "USE_EXISTING, or use set()"
             )
-        start = self._start_state(id, cast("TokenOptions", token))
+        start = await asyncio.to_thread(self._start_state, id, cast("TokenOptions", token))
         reset = _start_state.set(start)
         try:
             return await self._starter.start_workflow(
@@ -219,7 +222,7 @@ class TokenClient:
         api_url = options.get("api_url")
         if api_url is not None:
             origin_of(api_url)
-        trusted = {} if self._keyring is None else self._keyring.trusted()
+        trusted = {} if self._keyring is None else self._keyring.current().trusted()
         ledger = Ledger((workflow_id,), uuid.uuid4().hex, trusted)
         secret = options.get("api_token")
         if secret is not None:
@@ -237,6 +240,8 @@ class TokenClient:
                 expires_in=options.get("expires_in"),
                 types=options.get("types"),
                 held_types=None,
+                readers=options.get("readers"),
+                held_readers=None,
             )
             message = parse(self._require_keyring().seal(claims, secret))
             ledger.accept(message, message.claims.version)
@@ -253,6 +258,7 @@ class TokenClient:
         origins: Sequence[str] | None = None,
         expires_in: timedelta | float | None = None,
         types: Sequence[str] | Literal["any"] | None = None,
+        readers: Sequence[str] | Literal["any"] | None = None,
     ) -> TokenStatus:
         """Set a token at a workflow; it reaches that workflow's subtree.
 
@@ -265,6 +271,8 @@ class TokenClient:
             expires_in: seconds or a timedelta; None for no expiry, whatever the last one had.
             types: workflow types whose activities may open it; None keeps those of the token
                 held there, "any" lifts the limit.
+            readers: audiences of the keyring's readers it is sealed for: nobody else can open
+                it. None keeps those of the token held there, "any" seals for every reader.
 
         Returns:
             What stands at the workflow now. Its children are told meanwhile: see `rotate`.
@@ -277,7 +285,7 @@ class TokenClient:
             OutcomeUnknown: the worker went silent after the question; the message was signalled
                 as well and may be applied later.
             WorkflowNotFound, NotStateful, OperationFailed: there is no such node.
-            KeyringError, NoIssuerKey, NoReaderKey: it cannot be sealed here.
+            KeyringError, NoIssuerKey, IssuerLimited, NoReaderKey: it cannot be sealed here.
             OriginsMissing, ValueError, TokenMalformed: it cannot be sealed as it was asked for.
         """
         keyring = self._require_keyring()
@@ -299,6 +307,8 @@ class TokenClient:
                 expires_in=expires_in,
                 types=types,
                 held_types=None if before is None else before["types"],
+                readers=readers,
+                held_readers=None if before is None else before["readers"],
             )
             return keyring.seal(claims, token)
 
@@ -314,6 +324,7 @@ class TokenClient:
         origins: Sequence[str] | None = None,
         expires_in: timedelta | float | None = None,
         types: Sequence[str] | Literal["any"] | None = None,
+        readers: Sequence[str] | Literal["any"] | None = None,
     ) -> TokenTree:
         """Set a token and wait until every live entitled node has accepted it.
 
@@ -321,7 +332,7 @@ class TokenClient:
 
         Args:
             timeout: seconds or a timedelta to wait for convergence.
-            workflow_id, token, name, origins, expires_in, types: as `set`.
+            workflow_id, token, name, origins, expires_in, types, readers: as `set`.
 
         Raises:
             NotConverged: not within the timeout; its ``tree`` says which nodes are behind.
@@ -330,7 +341,13 @@ class TokenClient:
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         deadline = time.monotonic() + seconds
         await self.set(
-            workflow_id, token, name=name, origins=origins, expires_in=expires_in, types=types
+            workflow_id,
+            token,
+            name=name,
+            origins=origins,
+            expires_in=expires_in,
+            types=types,
+            readers=readers,
         )
         tree = await TreeWalk(self._client, name, deadline).run(workflow_id)
         if not tree.converged:
@@ -375,6 +392,41 @@ class TokenClient:
 
         return await self._send(workflow_id, sign)
 
+    async def reseal(
+        self,
+        workflow_id: str,
+        name: str = DEFAULT_NAME,
+        *,
+        readers: Sequence[str] | Literal["any"] | None = None,
+    ) -> TokenStatus:
+        """Seal the token in force at a workflow anew, for the readers the keyring has now.
+
+        The secret, its origins, types and expiry stay. It is set where it was set: at its
+        authority, whose status is returned. A token that somebody sets meanwhile stands.
+
+        Args:
+            readers: as `set`.
+
+        Raises:
+            As `get` and `set`.
+        """
+        keyring = self._require_keyring()
+        for attempt in range(1, _ATTEMPTS + 1):
+            held = await self._open(workflow_id, name)
+            claims = replace(
+                held.message.claims,
+                # Not the time: whatever is set meanwhile is newer.
+                version=held.message.claims.version + 1,
+                audiences=kept("readers", readers, held.message.claims.audiences),
+            )
+            message = await asyncio.to_thread(keyring.seal, claims, held.reveal())
+            try:
+                return await self._update(claims.authority, message)
+            except TokenStale:
+                if attempt == _ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable")
+
     async def _send(
         self, workflow_id: str, make: Callable[[Mapping[str, Any]], str]
     ) -> TokenStatus:
@@ -383,7 +435,8 @@ class TokenClient:
             if answer.closed:
                 raise WorkflowNotFound(f"there is no open workflow {workflow_id}: it is closed")
             try:
-                return await self._update(workflow_id, make(answer.status))
+                message = await asyncio.to_thread(make, answer.status)
+                return await self._update(workflow_id, message)
             except TokenStale:
                 # Another call with this issuer's key came between; this one is later.
                 if attempt == _ATTEMPTS:
@@ -427,6 +480,9 @@ class TokenClient:
             TokenForged, TokenMalformed, WrongNamespace: it is not to be trusted.
             WorkflowNotFound, NotStateful, NoWorkerAnswers, OperationFailed: as `status`.
         """
+        return await self._open(workflow_id, name)
+
+    async def _open(self, workflow_id: str, name: str) -> ApiToken:
         keyring = self._require_keyring()
         answer = await self._query(workflow_id, name)
         if answer is None or answer["sealed"] is None:
@@ -435,8 +491,12 @@ class TokenClient:
                 raise TokenRevoked(f"{name} is revoked at workflow {workflow_id}")
             raise TokenNotSet(f"workflow {workflow_id} has no {name}: {cure(state)}")
         message = parse(answer["sealed"])
-        secret = keyring.open(
-            message, now=time.time(), namespace=self._client.namespace, workflow_type=None
+        secret = await asyncio.to_thread(
+            keyring.open,
+            message,
+            now=time.time(),
+            namespace=self._client.namespace,
+            workflow_type=None,
         )
         return ApiToken(message, secret)
 
@@ -468,7 +528,7 @@ class TokenClient:
     def _require_keyring(self) -> Keyring:
         if self._keyring is None:
             raise KeyringError("this call needs keys: give TokenClient(client, keyring) a keyring")
-        return self._keyring
+        return self._keyring.current()
 
 
 _start_state: ContextVar[Start | None] = ContextVar("stateful-start", default=None)

@@ -10,8 +10,8 @@ from .messages import Message
 from .status import TokenStatus
 
 
-def status_of(message: Message, now: int) -> TokenStatus:
-    """What is known of a message that is held; `now` is Unix milliseconds."""
+def status_of(ledger: Ledger, message: Message, now: int) -> TokenStatus:
+    """What is known of a message that a ledger holds; `now` is Unix milliseconds."""
     claims = message.claims
     return TokenStatus(
         name=claims.name,
@@ -22,7 +22,9 @@ def status_of(message: Message, now: int) -> TokenStatus:
         issuer=message.issuer,
         origins=claims.origins,
         types=claims.types,
+        readers=claims.audiences,
         expires_at=claims.expires_at,
+        overtaken=ledger.overtaken(message),
     ).at(now / 1000)
 
 
@@ -43,7 +45,7 @@ def describe_ledger(
         "tree": ledger.tree,
         "tokens": [
             {
-                **status_of(message, now).to_json(),
+                **status_of(ledger, message, now).to_json(),
                 "kind": message.kind,
                 "inherit": message.claims.inherit,
                 "in_force": ledger.in_force(message.claims.name) is message,

@@ -6,6 +6,7 @@
     ├── MessageRefused              a signed message that is not taken
     │   ├── TokenMalformed          not in the wire format
     │   ├── TokenForged             no trusted issuer signed it
+    │   │   └── IssuerLimited       one did whose key is limited to other uses
     │   ├── TokenStale              the issuer has set a newer one here
     │   ├── TokenConflict           another issuer's newer one stands here
     │   ├── TokenWithheld           this node was started without this name
@@ -19,6 +20,7 @@
     ├── UseRefused                  a token is held, but not for this use
     │   ├── OriginNotAllowed        the host is not among its signed origins
     │   └── WrongNamespace, WrongWorkflowType
+    ├── TokenExposed                an activity would have given its token away
     ├── KeyringError                a keyring that cannot be read or is not safe
     │   ├── NoIssuerKey             this process may not seal
     │   └── NoReaderKey             this process may not open
@@ -58,6 +60,10 @@ class TokenMalformed(MessageRefused):
 
 class TokenForged(MessageRefused):
     """The signature is not that of an issuer who is trusted here."""
+
+
+class IssuerLimited(TokenForged):
+    """The issuer's key is limited to other names, roots or origins than these."""
 
 
 class TokenStale(MessageRefused):
@@ -114,6 +120,10 @@ class WrongNamespace(UseRefused):
 
 class WrongWorkflowType(UseRefused):
     """The issuer signed the token for activities of other workflow types only."""
+
+
+class TokenExposed(StatefulError):
+    """A result or a heartbeat of an activity held a token that the activity had opened."""
 
 
 class KeyringError(StatefulError):

@@ -83,9 +83,9 @@ class RecoverResult:
 
 @dataclass(frozen=True)
 class TrustResult:
-    """The issuers this worker's keyring knows: key id to public key, and the revoked ids."""
+    """The issuers this worker's keyring knows, as `Issuer.to_json` writes them, and revoked ids."""
 
-    trusted: dict[str, str]
+    trusted: dict[str, Any]
     revoked: list[str]
 
 
@@ -205,7 +205,8 @@ class NodeActivities:
                 "this worker has no keyring with issuers, so nodes cannot learn new ones from it; "
                 "give it the public keyring"
             )
-        return TrustResult(keyring.trusted(), list(keyring.revoked()))
+        trusted = {kid: issuer.to_json() for kid, issuer in keyring.trusted().items()}
+        return TrustResult(trusted, list(keyring.revoked()))
 
     @activity.defn(name=RECOVER)
     async def recover(self, workflow_id: str, run_id: str) -> RecoverResult:

@@ -96,6 +96,7 @@ class Use:
         newest: the newest version known at this workflow as authority, by name.
         origins: the signed origins standing at this workflow as authority, by name.
         types: likewise the workflow types; None means any.
+        readers: likewise the audiences of readers; None means any.
     """
 
     root: str
@@ -106,6 +107,7 @@ class Use:
     newest: Mapping[str, int]
     origins: Mapping[str, list[str]]
     types: Mapping[str, list[str] | None]
+    readers: Mapping[str, list[str] | None]
 
     def to_payload(self) -> Payload:
         """The header's payload."""

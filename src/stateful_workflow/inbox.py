@@ -20,7 +20,7 @@ from temporalio.exceptions import FailureError
 
 from .errors import MessageRefused, TokenForged
 from .forwarding import TrustResult
-from .ledger import Ledger, Verdict
+from .ledger import Ledger, Verdict, read_trusted
 from .messages import Message
 from .wire import TRUST
 
@@ -180,11 +180,12 @@ class Inbox:
                     initial_interval=timedelta(milliseconds=200), maximum_attempts=3
                 ),
             )
-        except FailureError:
+            trusted = read_trusted(answer.trusted)
+        except (FailureError, ValueError):
             self._trust_failed = True
             return
         self._trust_failed = False
-        self._ledger.trust(answer.trusted, answer.revoked)
+        self._ledger.trust(trusted, answer.revoked)
         waiting, self._waiting = self._waiting, {}
         for message in waiting.values():
             answers = self._answers.pop(message.hash) + 1

@@ -1,4 +1,4 @@
-"""Keys, and what is done with them: seal, sign, verify, open. The one importer of joserfc.
+"""Keys, and what is done with them: seal, revoke, open; add, retire and revoke keys.
 
 A keyring is a JWK Set (RFC 7517) holding any subset of: issuers (Ed25519, who may
 seal) and readers (X25519, who may open), each with or without its private half.
@@ -9,23 +9,15 @@ Sealing draws randomness: it belongs in clients and activities, never in workflo
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
-import stat
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal, cast
 
-from joserfc import jwe, jws
-from joserfc.errors import JoseError
-from joserfc.jwe import GeneralJSONEncryption, JWERegistry
-from joserfc.jwk import OKPKey
-from joserfc.jws import JWSRegistry
-
+from . import keyring_file
 from .errors import (
+    IssuerLimited,
     KeyringError,
     NoIssuerKey,
     NoReaderKey,
@@ -36,52 +28,10 @@ from .errors import (
     WrongNamespace,
     WrongWorkflowType,
 )
-from .messages import (
-    CONTENT_ALGORITHM,
-    KEY_ALGORITHM,
-    SIGNATURE_ALGORITHM,
-    TYP,
-    Claims,
-    Message,
-    SealedToken,
-    encode_base64url,
-    parse,
-)
-
-KEYRING_VARIABLE: Final = "STATEFUL_KEYRING"
-GROUP_READ_VARIABLE: Final = "STATEFUL_KEYRING_GROUP_READ"
-
-_JWS = JWSRegistry(algorithms=[SIGNATURE_ALGORITHM])
-_JWE = JWERegistry(algorithms=[KEY_ALGORITHM, CONTENT_ALGORITHM])
-_CURVES: Final[dict[str, Literal["issuer", "reader"]]] = {"Ed25519": "issuer", "X25519": "reader"}
-
-
-@dataclass(frozen=True)
-class KeyInfo:
-    """What may be shown of a key.
-
-    Attributes:
-        kid: RFC 7638 thumbprint.
-        kind: issuer (Ed25519, signs) or reader (X25519, opens).
-        private: whether the private half is here.
-        retired: seals no more; what it sealed still verifies.
-        revoked: what it sealed is refused.
-    """
-
-    kid: str
-    kind: Literal["issuer", "reader"]
-    private: bool
-    retired: bool = False
-    revoked: bool = False
-
-
-@dataclass(frozen=True)
-class _Key:
-    info: KeyInfo
-    okp: OKPKey
-
-    def __repr__(self) -> str:
-        return f"_Key({self.info!r})"
+from .issuers import Issuer, verify
+from .jose import Key, Opener, Signer, encrypt, verify_signature
+from .keys import CURVES, DEFAULT_AUDIENCE, Entry, KeyInfo, KeyKind, checked, read_set, write_set
+from .messages import TYP, Claims, Message, SealedToken, parse
 
 
 class Keyring:
@@ -91,22 +41,28 @@ class Keyring:
     pickling is refused, so that no private key leaves by accident.
     """
 
-    def __init__(self, keys: Iterable[_Key] = (), *, path: Path | None = None) -> None:
+    def __init__(
+        self,
+        keys: Iterable[Entry] = (),
+        *,
+        path: Path | None = None,
+        stamp: keyring_file.Stamp | None = None,
+    ) -> None:
         self._keys = tuple(keys)
         self.path = path
         """The file it was loaded from, or None."""
-        kids = [key.info.kid for key in self._keys]
+        self.stamp = stamp
+        """What that file was like then, see `keyring_file.stamp`."""
+        kids = [entry.info.kid for entry in self._keys]
         if len(set(kids)) != len(kids):
             raise KeyringError("the keyring names a key id twice")
 
     @classmethod
     def generate(cls) -> Keyring:
         """A new keyring with one issuer and one reader, private halves included."""
-        curves: tuple[Literal["Ed25519", "X25519"], ...] = ("Ed25519", "X25519")
-        return cls(
-            _key(cast("object", OKPKey.generate_key(curve, private=True).as_dict(private=True)))
-            for curve in curves
-        )
+        return cls().add_issuer().add_reader()
+
+    # --- files ---------------------------------------------------------------
 
     @classmethod
     def load(
@@ -124,38 +80,19 @@ class Keyring:
             KeyringError: where it is missing or malformed, or holds a private key that
                 others may read; the message names the mode and the cure.
         """
-        if path is None:
-            path = os.environ.get(KEYRING_VARIABLE)
-            if path is None:
-                raise KeyringError(f"no keyring: give a path or set ${KEYRING_VARIABLE}")
-        if allow_group_read is None:
-            allow_group_read = os.environ.get(GROUP_READ_VARIABLE) == "1"
-        file = Path(path)
+        content = keyring_file.read(keyring_file.keyring_path(path))
+        return cls._from_content(content, allow_group_read)
+
+    @classmethod
+    def _from_content(
+        cls, content: keyring_file.FileContent, allow_group_read: bool | None
+    ) -> Keyring:
         try:
-            with file.open("rb") as stream:
-                mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
-                content = stream.read()
-        except OSError as error:
-            raise KeyringError(f"the keyring {file} cannot be read: {error.strerror}") from None
-        text = _text(content)
-        if text is None:
-            raise KeyringError(f"the keyring {file} cannot be read: not UTF-8")
-        try:
-            keyring = cls(_parse_set(text), path=file)
+            keyring = cls(read_set(content.text), path=content.path, stamp=content.stamp)
         except KeyringError as error:
-            raise KeyringError(f"the keyring {file}: {error}") from None
-        open_to = mode & (0o037 if allow_group_read else 0o077)
-        if os.name == "posix" and open_to and any(key.info.private for key in keyring._keys):
-            raise KeyringError(
-                f"the keyring {file} holds a private key and has mode {mode:04o}, open to others: "
-                f"run `chmod 600 {file}`, or where its group must read it (a Kubernetes fsGroup "
-                f"mount) set mode 0640 and ${GROUP_READ_VARIABLE}=1"
-            )
-        if os.name == "posix" and mode & 0o002:
-            raise KeyringError(
-                f"the keyring {file} has mode {mode:04o}: anybody may write to it, and so say who "
-                f"is an issuer; run `chmod o-w {file}`"
-            )
+            raise KeyringError(f"the keyring {content.path}: {error}") from None
+        private = any(entry.info.private for entry in keyring._keys)
+        content.check_mode(holds_private=private, allow_group_read=allow_group_read)
         return keyring
 
     @classmethod
@@ -165,80 +102,242 @@ class Keyring:
         Raises:
             KeyringError: where it is malformed.
         """
-        return cls(_parse_set(text))
+        return cls(read_set(text))
 
     def to_json(self) -> str:
         """The JWK Set, private halves included where they are here."""
-        return json.dumps({"keys": [_jwk(key) for key in self._keys]}, indent=2) + "\n"
+        return write_set(self._keys)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a new file with mode 0600.
+    def save(self, path: str | os.PathLike[str], *, replace: bool = False) -> None:
+        """Write a file with mode 0600.
+
+        Args:
+            replace: put it in the place of a keyring file that is there, at once and with
+                that file's mode; False writes a new file only.
 
         Raises:
-            KeyringError: where the file exists already (nothing is overwritten) or cannot
-                be written.
+            KeyringError: where the file exists already (and is not to be replaced), changes
+                meanwhile, or cannot be written.
         """
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                stream.write(self.to_json())
-        except FileExistsError:
-            raise KeyringError(
-                f"{os.fspath(path)} exists; a keyring is never overwritten"
-            ) from None
-        except OSError as error:
-            raise KeyringError(
-                f"the keyring {os.fspath(path)} cannot be written: {error.strerror}"
-            ) from None
+        file = Path(path)
+        if replace and file.exists():
+            self.replace_file_of(self.load(file))
+        else:
+            keyring_file.create(file, self.to_json())
 
-    def public(self) -> Keyring:
-        """The same keys without their private halves: all that a workflow worker needs."""
-        return Keyring(
-            _Key(
-                replace(key.info, private=False),
-                _import(key.okp.as_dict(private=False)),
-            )
-            for key in self._keys
-        )
+    def replace_file_of(self, before: Keyring) -> None:
+        """Write this keyring into the file that another one was loaded from, at once.
+
+        Raises:
+            KeyringError: where that file was changed since, or cannot be written.
+        """
+        if before.path is None or before.stamp is None:
+            raise KeyringError("the keyring was loaded from no file")
+        keyring_file.replace(before.path, before.stamp, self.to_json())
+
+    # --- the keys ------------------------------------------------------------
 
     def keys(self) -> tuple[KeyInfo, ...]:
         """What may be shown of each key, in order."""
-        return tuple(key.info for key in self._keys)
+        return tuple(entry.info for entry in self._keys)
 
-    def trusted(self) -> dict[str, str]:
-        """The issuers whose messages count: key id to public key (base64url, 32 bytes)."""
+    def only(self, *, issuers: bool = False, readers: Sequence[str] = ()) -> Keyring:
+        """The same keys with these private halves and no others: what one process is given.
+
+        Args:
+            issuers: keep the private halves of issuers: it may seal.
+            readers: keep those of the readers with these audiences: it may open what is
+                sealed for them.
+
+        Raises:
+            KeyringError: where an audience has no reader here with its private half.
+        """
+        if isinstance(readers, str):
+            raise ValueError("readers= takes a list of audiences")
+        mine = {e.info.audience for e in self._keys if e.info.kind == "reader" and e.info.private}
+        for audience in readers:
+            if audience not in mine:
+                raise KeyringError(f"no reader's private key for audience {audience} is here")
+
+        def keeps(info: KeyInfo) -> bool:
+            return issuers if info.kind == "issuer" else info.audience in readers
+
+        return Keyring(
+            entry
+            if keeps(entry.info)
+            else Entry(replace(entry.info, private=False), entry.key.without_private())
+            for entry in self._keys
+        )
+
+    def public(self) -> Keyring:
+        """The same keys without their private halves: all that a workflow worker needs."""
+        return self.only()
+
+    def trusted(self) -> dict[str, Issuer]:
+        """The issuers whose messages count, by key id."""
         return {
-            key.info.kid: str(key.okp.as_dict(private=False)["x"])
-            for key in self._keys
-            if key.info.kind == "issuer" and not key.info.revoked
+            entry.info.kid: entry.issuer()
+            for entry in self._keys
+            if entry.info.kind == "issuer" and not entry.info.revoked
         }
 
     def revoked(self) -> tuple[str, ...]:
         """Key ids of the issuers that are marked revoked."""
-        return tuple(
-            key.info.kid for key in self._keys if key.info.kind == "issuer" and key.info.revoked
-        )
+        return tuple(info.kid for info in self.keys() if info.kind == "issuer" and info.revoked)
 
-    def seal(self, claims: Claims, token: str) -> SealedToken:
-        """Encrypt a token for every reader and sign it.
+    # --- a key's life --------------------------------------------------------
+
+    def add_issuer(
+        self,
+        *,
+        names: Sequence[str] | None = None,
+        roots: Sequence[str] | None = None,
+        origins: Sequence[str] | None = None,
+    ) -> Keyring:
+        """This keyring and a new issuer; from now on it seals what is within its limits.
 
         Args:
-            claims: of a token; bound to the ciphertext as its ``aad``.
+            names: credential names it may sign for; None for any.
+            roots: prefixes of workflow ids of the roots whose trees it may sign for.
+            origins: where its tokens may be sent at most; a wildcard as in a token's.
+
+        Raises:
+            KeyringError: for a limit that is malformed.
+        """
+        return self._with("issuer", names=names, roots=roots, origins=origins)
+
+    def add_reader(self, audience: str = DEFAULT_AUDIENCE) -> Keyring:
+        """This keyring and a new reader; what is sealed from now on is sealed for it too.
+
+        Args:
+            audience: whom it stands for, such as the task queue of the workers that are to
+                have its private half.
+
+        Raises:
+            KeyringError: for an audience that is malformed.
+        """
+        return self._with("reader", audience=audience)
+
+    def retire(self, kid: str) -> Keyring:
+        """The same, but this key seals (or is sealed for) no more; what there is stays good.
+
+        Raises:
+            KeyringError: where the key is not here.
+        """
+        return self._marked(kid, retired=True)
+
+    def revoke(self, kid: str) -> Keyring:
+        """The same with this key revoked, and with its successor of the same limits or audience.
+
+        What a revoked issuer signed is refused wherever this keyring is. The successor is part
+        of it: its first message makes the nodes learn of both, and stands whatever version
+        the revoked key has set. For a revoked reader nothing is sealed any more, while it still
+        opens what was: whoever stole it does too.
+
+        Raises:
+            KeyringError: where the key is not here or is revoked already.
+        """
+        info = self._get(kid)
+        if info.revoked:
+            raise KeyringError(f"key {kid} is revoked already")
+        return self._marked(kid, revoked=True)._with(
+            info.kind,
+            names=info.names,
+            roots=info.roots,
+            origins=info.origins,
+            audience=info.audience,
+        )
+
+    def with_signer(self, signer: Signer) -> Keyring:
+        """The same keyring, an issuer's private half being held by a KMS or HSM.
+
+        Raises:
+            KeyringError: where the issuer's public key is not here.
+        """
+        return self._held("issuer", signer)
+
+    def with_opener(self, opener: Opener) -> Keyring:
+        """The same keyring, a reader's private half being held by a KMS or HSM.
+
+        Raises:
+            KeyringError: where the reader's public key is not here.
+        """
+        return self._held("reader", opener)
+
+    def with_holders_of(self, other: Keyring) -> Keyring:
+        """The same keyring, with the signers and openers of another one for the keys that are here.
+
+        Used where a keyring is loaded anew from its file.
+        """
+        held = {e.info.kid: e for e in other._keys if e.key.is_held_elsewhere}
+        keys = [
+            Entry(replace(entry.info, private=True), held[entry.info.kid].key)
+            if entry.info.kid in held
+            else entry
+            for entry in self._keys
+        ]
+        return Keyring(keys, path=self.path, stamp=self.stamp)
+
+    def _with(
+        self,
+        kind: KeyKind,
+        *,
+        names: Sequence[str] | None = None,
+        roots: Sequence[str] | None = None,
+        origins: Sequence[str] | None = None,
+        audience: str | None = None,
+    ) -> Keyring:
+        key = Key.generate(CURVES[kind])
+        info = KeyInfo(
+            key.kid,
+            kind,
+            private=True,
+            names=_listed("names", names),
+            roots=_listed("roots", roots),
+            origins=_listed("origins", origins),
+            audience=audience,
+        )
+        return Keyring((*self._keys, Entry(checked(info), key)))
+
+    def _marked(self, kid: str, **marks: bool) -> Keyring:
+        self._get(kid)
+        return Keyring(
+            replace(entry, info=replace(entry.info, **marks)) if entry.info.kid == kid else entry
+            for entry in self._keys
+        )
+
+    def _held(self, kind: KeyKind, holder: Signer | Opener) -> Keyring:
+        keys = list(self._keys)
+        for index, entry in enumerate(keys):
+            if entry.info.kind == kind and entry.key.is_of(holder):
+                keys[index] = Entry(replace(entry.info, private=True), entry.key.held_by(holder))
+                return Keyring(keys, path=self.path, stamp=self.stamp)
+        raise KeyringError(f"no {kind} of this keyring has the public key of the holder given")
+
+    def _get(self, kid: str) -> KeyInfo:
+        for info in self.keys():
+            if info.kid == kid:
+                return info
+        raise KeyringError(f"no key {kid} is in this keyring")
+
+    # --- what keys do --------------------------------------------------------
+
+    def seal(self, claims: Claims, token: str) -> SealedToken:
+        """Encrypt a token for the readers it is meant for and sign it.
+
+        Args:
+            claims: of a token; bound to the ciphertext as its ``aad``. Its ``audiences``
+                choose the readers; None means all that are neither retired nor revoked.
             token: the secret.
 
         Raises:
             NoIssuerKey: where no private issuer key is here.
+            IssuerLimited: where there is, and none may sign these claims.
             NoReaderKey: where there is no reader to seal for.
             TokenMalformed: where the claims or the size are outside the wire format.
         """
-        issuer = self._issuer()
-        readers = [
-            key
-            for key in self._keys
-            if key.info.kind == "reader" and not (key.info.retired or key.info.revoked)
-        ]
-        if not readers:
-            raise NoReaderKey("the keyring has no reader to seal a token for")
+        issuer = self._issuer(claims)
+        readers = self._readers(claims)
         if not token:
             raise TokenMalformed("an empty token is not sealed")
         if token != token.strip():
@@ -247,25 +346,19 @@ class Keyring:
         plaintext = token.encode(errors="replace")
         if plaintext.decode() != token:
             raise TokenMalformed("the token is not valid Unicode")
-        encryption = GeneralJSONEncryption(
-            {"enc": CONTENT_ALGORITHM}, plaintext, aad=claims.encode()
-        )
-        for reader in readers:
-            encryption.add_recipient({"alg": KEY_ALGORITHM, "kid": reader.info.kid}, reader.okp)
-        encrypted = jwe.encrypt_json(encryption, None, registry=_JWE)
-        payload = json.dumps(encrypted, separators=(",", ":"))
-        return SealedToken(self._sign(issuer, claims, payload))
+        payload = encrypt(plaintext, claims.encode(), readers)
+        return SealedToken(_sign(issuer, claims, payload))
 
     def revocation(self, claims: Claims) -> str:
         """Sign a revocation.
 
         Raises:
-            NoIssuerKey: where no private issuer key is here.
+            NoIssuerKey, IssuerLimited: where no private issuer key is here that may sign it.
             TokenMalformed: where the claims are those of a token.
         """
         if claims.kind != "revocation":
             raise TokenMalformed("the claims of a token cannot make a revocation")
-        return self._sign(self._issuer(), claims, claims.encode().decode())
+        return _sign(self._issuer(claims), claims, claims.encode().decode())
 
     def open(
         self, message: Message, *, now: float, namespace: str, workflow_type: str | None
@@ -280,6 +373,7 @@ class Keyring:
 
         Raises:
             TokenForged: no issuer of this keyring signed it.
+            IssuerLimited: its issuer may not sign such a token.
             TokenRevoked: it is a revocation, or its issuer was revoked here.
             TokenExpired: past its expiry.
             WrongNamespace, WrongWorkflowType: signed for other uses.
@@ -289,8 +383,7 @@ class Keyring:
         claims = message.claims
         if message.kind != "token":
             raise TokenRevoked(f"{claims.name} was revoked at workflow {claims.authority}")
-        issuer = self._find(message.issuer, "issuer")
-        if issuer is not None and issuer.info.revoked:
+        if message.issuer in self.revoked():
             raise TokenRevoked(
                 f"{claims.name} (version {claims.version}) was signed by issuer "
                 f"{message.issuer}, which is revoked; set the token again"
@@ -316,51 +409,53 @@ class Keyring:
         return self._decrypt(message)
 
     def _decrypt(self, message: Message) -> str:
-        for kid in message.readers:
-            reader = self._find(kid, "reader")
-            if reader is not None and reader.info.private:
-                break
-        else:
+        mine = {e.info.kid: e.key for e in self._keys if e.info.kind == "reader" and e.info.private}
+        reader = next((mine[kid] for kid in message.readers if kid in mine), None)
+        if reader is None:
             raise NoReaderKey(
                 f"{message.claims.name} is sealed for readers {', '.join(message.readers)}; "
                 "this process has the private key of none of them"
             )
-        sealed = json.loads(message.payload)
-        sealed["recipients"] = [
-            recipient for recipient in sealed["recipients"] if recipient["header"]["kid"] == kid
-        ]
         try:
-            opened = jwe.decrypt_json(sealed, reader.okp, registry=_JWE)
-        except (JoseError, ValueError):
+            plaintext = reader.decrypt(message)
+        except ValueError:
             raise TokenMalformed(
                 f"{message.claims.name} (fingerprint {message.fingerprint}) does not decrypt "
                 "under its claims"
             ) from None
-        if not opened.plaintext:
-            raise TokenMalformed("the sealed token is empty")
-        token = _text(opened.plaintext)
-        if token is None:
-            raise TokenMalformed("the sealed token is not text")
+        token = _text(plaintext)
+        if not token:
+            raise TokenMalformed("the sealed token is empty or no text")
         return token
 
-    def _sign(self, issuer: _Key, claims: Claims, payload: str) -> str:
-        header = {"alg": SIGNATURE_ALGORITHM, "kid": issuer.info.kid, "typ": TYP[claims.kind]}
-        text = jws.serialize_compact(header, payload, issuer.okp, registry=_JWS)
-        parse(text)
-        return text
-
-    def _issuer(self) -> _Key:
-        for key in reversed(self._keys):
-            info = key.info
-            if info.kind == "issuer" and info.private and not (info.retired or info.revoked):
-                return key
+    def _issuer(self, claims: Claims) -> Entry:
+        """The last issuer of the set that may sign these claims."""
+        refused: IssuerLimited | None = None
+        for entry in reversed(self._keys):
+            if entry.info.kind == "issuer" and entry.info.private and entry.info.is_active:
+                try:
+                    entry.issuer().check(claims)
+                except IssuerLimited as error:
+                    refused = refused or error
+                else:
+                    return entry
+        if refused is not None:
+            raise refused
         raise NoIssuerKey("this keyring has no issuer's private key, so it cannot seal or revoke")
 
-    def _find(self, kid: str, kind: str) -> _Key | None:
-        for key in self._keys:
-            if key.info.kid == kid and key.info.kind == kind:
-                return key
-        return None
+    def _readers(self, claims: Claims) -> list[Key]:
+        active = [e for e in self._keys if e.info.kind == "reader" and e.info.is_active]
+        if not active:
+            raise NoReaderKey("the keyring has no reader to seal a token for")
+        if claims.audiences is None:
+            return [entry.key for entry in active]
+        for audience in claims.audiences:
+            if audience not in {entry.info.audience for entry in active}:
+                raise NoReaderKey(f"the keyring has no reader for audience {audience}")
+        chosen = [entry.key for entry in active if entry.info.audience in claims.audiences]
+        if not chosen:
+            raise NoReaderKey("readers=[] is nobody; name an audience, or seal for all")
+        return chosen
 
     def __repr__(self) -> str:
         return f"Keyring({', '.join(f'{info.kind} {info.kid}' for info in self.keys())})"
@@ -369,23 +464,14 @@ class Keyring:
         raise TypeError("a Keyring is not pickled; load it from its file where it is needed")
 
 
-def verify(message: Message, issuers: Mapping[str, str]) -> None:
-    """Check a message's signature.
-
-    Args:
-        message: a parsed message.
-        issuers: the trusted ones: key id to public key, as `Keyring.trusted` gives them.
-
-    Raises:
-        TokenForged: where the named issuer is not among them or did not sign it.
-    """
-    public = issuers.get(message.issuer)
-    if public is None:
-        raise TokenForged(f"issuer {message.issuer} is not trusted here")
+def _sign(issuer: Entry, claims: Claims, payload: str) -> str:
+    text = issuer.key.sign(TYP[claims.kind], payload)
+    parse(text)
     try:
-        jws.deserialize_compact(message.text, _public_key(public), registry=_JWS)
-    except (JoseError, ValueError):
-        raise TokenForged(f"the signature is not that of issuer {message.issuer}") from None
+        verify_signature(text, issuer.key.public)
+    except ValueError:
+        raise KeyringError(f"what holds issuer {issuer.info.kid} did not sign as it") from None
+    return text
 
 
 def self_check() -> None:
@@ -406,14 +492,10 @@ def self_check() -> None:
     raise KeyringError("the cryptographic library accepts a forged signature")
 
 
-@lru_cache(maxsize=256)
-def _public_key(x: str) -> OKPKey:
-    return _import({"kty": "OKP", "crv": "Ed25519", "x": x})
-
-
-def _import(jwk: Mapping[str, object], kid: str | None = None) -> OKPKey:
-    # joserfc's import_key is generic in a way that loses its type.
-    return cast("OKPKey", OKPKey.import_key(cast("Any", jwk), {} if kid is None else {"kid": kid}))
+def _listed(option: str, entries: Sequence[str] | None) -> tuple[str, ...] | None:
+    if isinstance(entries, str):
+        raise ValueError(f"{option}= takes a list")
+    return None if entries is None else tuple(entries)
 
 
 def _text(content: bytes) -> str | None:
@@ -422,85 +504,3 @@ def _text(content: bytes) -> str | None:
         return content.decode()
     except UnicodeDecodeError:
         return None
-
-
-def _json(text: str) -> object:
-    try:
-        return json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise KeyringError("names a member twice")
-    return members
-
-
-def _parse_set(text: str) -> list[_Key]:
-    data = _json(text)
-    if data is None:
-        raise KeyringError("not JSON")
-    members = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
-    keys: object = members.get("keys")
-    if not isinstance(keys, list):
-        raise KeyringError("not a JWK Set: no list 'keys' (RFC 7517 section 5)")
-    return [_key(key) for key in cast("list[object]", keys)]
-
-
-def _key(data: object) -> _Key:
-    jwk = dict(cast("dict[str, Any]", data)) if isinstance(data, dict) else {}
-    kind = _CURVES.get(str(jwk.get("crv")))
-    if jwk.get("kty") != "OKP" or kind is None:
-        raise KeyringError("a key is neither Ed25519 nor X25519 (RFC 8037)")
-    ours: object = jwk.pop("stateful", {})
-    if not isinstance(ours, dict):
-        raise KeyringError("a key's member 'stateful' is not an object")
-    settings = cast("dict[str, object]", ours)
-    unknown = settings.keys() - {"retired", "revoked"}
-    if unknown:
-        raise KeyringError(f"a key has settings this version does not know: {sorted(unknown)}")
-    flags = {name: settings.get(name, False) for name in ("retired", "revoked")}
-    if not all(isinstance(flag, bool) for flag in flags.values()):
-        raise KeyringError("a key's retired or revoked is not a boolean")
-    named: object = jwk.pop("kid", None)
-    try:
-        key_only = {name: jwk[name] for name in ("kty", "crv", "x", "d") if name in jwk}
-        okp = _import(key_only)
-        if okp.is_private and _public_half(okp) != jwk.get("x"):
-            raise KeyringError("a key's public and private halves do not belong together")
-        kid = okp.thumbprint()
-    except (JoseError, ValueError, KeyError, TypeError):
-        raise KeyringError("a key is malformed (RFC 8037 section 2)") from None
-    if named is not None and named != kid:
-        raise KeyringError(f"a key's kid is not its RFC 7638 thumbprint {kid}")
-    okp = _import(key_only, kid)
-    info = KeyInfo(
-        kid,
-        kind,
-        okp.is_private,
-        retired=flags["retired"] is True,
-        revoked=flags["revoked"] is True,
-    )
-    return _Key(info, okp)
-
-
-def _public_half(key: OKPKey) -> str:
-    # From the private half alone; the JWK's own x is what is being checked.
-    raw = key.private_key
-    if raw is None:
-        raise ValueError("no private half")
-    return encode_base64url(raw.public_key().public_bytes_raw())
-
-
-def _jwk(key: _Key) -> dict[str, object]:
-    jwk: dict[str, object] = {
-        **key.okp.as_dict(private=key.info.private),
-        "kid": key.info.kid,
-        "use": "sig" if key.info.kind == "issuer" else "enc",
-    }
-    flags = {name: True for name in ("retired", "revoked") if getattr(key.info, name)}
-    if flags:
-        jwk["stateful"] = flags
-    return jwk

@@ -24,7 +24,7 @@ from .errors import (
     WrongAuthority,
     WrongTree,
 )
-from .keyring import verify
+from .issuers import Issuer, verify
 from .messages import Message, parse
 
 Order = tuple[int, str]
@@ -98,7 +98,7 @@ class Ledger:
     Args:
         path: workflow ids from the root to this node, both included.
         tree: the tree's id.
-        trusted: issuers whose messages count here: key id to public key.
+        trusted: issuers whose messages count here, by key id.
         boundary: for a name (or `ALL`) the index in the path of the lowest workflow
             that was started without it; only authorities from there on count.
     """
@@ -107,7 +107,7 @@ class Ledger:
         self,
         path: tuple[str, ...],
         tree: str,
-        trusted: Mapping[str, str] | None = None,
+        trusted: Mapping[str, Issuer] | None = None,
         boundary: Mapping[str, int] | None = None,
     ) -> None:
         if not path:
@@ -222,6 +222,15 @@ class Ledger:
             if issuer in self.trusted
         ]
         return max(orders, key=lambda entry: entry[1], default=None)
+
+    def overtaken(self, message: Message) -> dict[str, int]:
+        """The other trusted issuers who had set one in a held message's place, and its version."""
+        orders = self.floors.get((message.claims.name, message.claims.authority), {})
+        return {
+            issuer: order[0]
+            for issuer, order in orders.items()
+            if issuer != message.issuer and issuer in self.trusted and order < message.order
+        }
 
     def lowest(self, name: str) -> int:
         """Index in the path of the highest authority that counts here for a name."""
@@ -402,7 +411,7 @@ class Ledger:
             "format": FORMAT,
             "tree": self.tree,
             "path": list(self.path),
-            "trusted": self.trusted,
+            "trusted": {kid: issuer.to_json() for kid, issuer in self.trusted.items()},
             "revoked": sorted(self.revoked),
             "boundary": self.boundary,
             "held": [message.text for message in self.held.values()],
@@ -462,7 +471,7 @@ class Ledger:
         if not self.path:
             raise ValueError("the path is empty")
         self.tree = str(data["tree"])
-        self.trusted = {str(kid): str(key) for kid, key in data["trusted"].items()}
+        self.trusted = read_trusted(data["trusted"])
         self.revoked = {str(kid) for kid in data["revoked"]}
         self.boundary = {str(name): int(index) for name, index in data["boundary"].items()}
         messages = [parse(text) for text in data["held"]]
@@ -486,15 +495,27 @@ class Ledger:
         )
         self.epoch = 0
 
-    def trust(self, issuers: Mapping[str, str], revoked: Iterable[str] = ()) -> None:
+    def trust(self, issuers: Mapping[str, Issuer], revoked: Iterable[str] = ()) -> None:
         """Learn issuers; a revoked one is never trusted again, and its floors fall away.
 
-        It only adds and revokes, so that an answer from an older keyring takes nothing back.
+        It only adds and revokes, so that an answer from an older keyring takes nothing back;
+        of the limits of an issuer the last answer counts.
         """
         self.revoked |= set(revoked)
         self.trusted = {
-            kid: key for kid, key in {**self.trusted, **issuers}.items() if kid not in self.revoked
+            kid: issuer
+            for kid, issuer in {**self.trusted, **issuers}.items()
+            if kid not in self.revoked
         }
+
+
+def read_trusted(data: Mapping[str, object]) -> dict[str, Issuer]:
+    """Read trusted issuers from a state or a keyring's answer.
+
+    Raises:
+        ValueError, AttributeError: where one is malformed.
+    """
+    return {str(kid): Issuer.from_json(issuer) for kid, issuer in data.items()}
 
 
 def _child(data: Mapping[str, Any]) -> Child:

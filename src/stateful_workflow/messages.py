@@ -60,6 +60,7 @@ class Claims:
         expires_at: Unix seconds (RFC 7519 NumericDate) from which the token is refused, or None.
         origins: canonical origins the token may be sent to; none means nowhere.
         types: workflow types whose activities may open it; None means any.
+        audiences: of the readers it is sealed for; None means all that the keyring had.
         inherit: None for a token. For a revocation: False ends the search for a
             token at this authority, True lets it go on to the authorities above.
     """
@@ -73,6 +74,7 @@ class Claims:
     expires_at: int | None = None
     origins: tuple[str, ...] = ()
     types: tuple[str, ...] | None = None
+    audiences: tuple[str, ...] | None = None
     inherit: bool | None = None
 
     @property
@@ -103,6 +105,8 @@ class Claims:
                 data["exp"] = self.expires_at
             if self.types is not None:
                 data["types"] = list(self.types)
+            if self.audiences is not None:
+                data["aud"] = list(self.audiences)
         try:
             encoded = json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode()
         except UnicodeEncodeError:
@@ -120,13 +124,13 @@ class Claims:
         data = _json_object(encoded, "claims")
         required = {"v", "name", "ns", "root", "tree", "auth", "ver"}
         required |= {"origins"} if kind == "token" else {"inherit"}
-        optional = {"exp", "types"} if kind == "token" else set[str]()
+        optional = {"exp", "types", "aud"} if kind == "token" else set[str]()
         if not required <= data.keys() <= required | optional:
             raise TokenMalformed("the claims have missing or unknown members")
         if type(data["v"]) is not int or data["v"] != FORMAT:
             raise TokenMalformed("the claims are of an unknown format version")
         name = _text(data, "name", 64)
-        if not _NAME.fullmatch(name):
+        if not valid_name(name):
             raise TokenMalformed("the credential name has characters that are not allowed")
         if kind == "revocation" and type(data["inherit"]) is not bool:
             raise TokenMalformed("the claim 'inherit' is not a boolean")
@@ -140,6 +144,7 @@ class Claims:
             expires_at=_number(data, "exp") if "exp" in data else None,
             origins=_texts(data, "origins") if kind == "token" else (),
             types=_texts(data, "types") if "types" in data else None,
+            audiences=_texts(data, "aud") if "aud" in data else None,
             inherit=data["inherit"] if kind == "revocation" else None,
         )
 
@@ -217,6 +222,11 @@ def parse(text: object) -> Message:
     claims = Claims.decode(payload, kind)
     digest = hashlib.sha256(text.encode("ascii")).hexdigest()
     return Message(text, kind, issuer, claims, readers, digest)
+
+
+def valid_name(name: str) -> bool:
+    """Whether a text may be a credential name."""
+    return _NAME.fullmatch(name) is not None
 
 
 def decode_base64url(text: object, what: str) -> bytes:

@@ -190,7 +190,7 @@ class Node:
         message = self.ledger.in_force(name)
         if message is None:
             return TokenStatus(name, self._state_without(name))
-        return status_of(message, now_ms())
+        return status_of(self.ledger, message, now_ms())
 
     def _state_without(self, name: str) -> TokenState:
         if self.recovering or any(m.claims.name == name for m in self._inbox.unjudged):
@@ -241,6 +241,7 @@ class Node:
                 "sealed": sealed if local or room >= 0 else None,
             }
         at_own = {name: message for (name, at), message in ledger.held.items() if at == own}
+        tokens_at_own = {name: m.claims for name, m in at_own.items() if m.kind == "token"}
         return Use(
             root=ledger.path[0],
             tree=ledger.tree,
@@ -248,16 +249,9 @@ class Node:
             api_url=self.api_url,
             tokens=tokens,
             newest={name: message.claims.version for name, message in at_own.items()},
-            origins={
-                name: list(message.claims.origins)
-                for name, message in at_own.items()
-                if message.kind == "token"
-            },
-            types={
-                name: None if message.claims.types is None else list(message.claims.types)
-                for name, message in at_own.items()
-                if message.kind == "token"
-            },
+            origins={name: list(claims.origins) for name, claims in tokens_at_own.items()},
+            types={name: _listed(claims.types) for name, claims in tokens_at_own.items()},
+            readers={name: _listed(claims.audiences) for name, claims in tokens_at_own.items()},
         )
 
     # --- children ------------------------------------------------------------
@@ -516,6 +510,10 @@ async def _ask_closed_run() -> RecoverResult:
         )
     except FailureError:
         return RecoverResult(asked=False)
+
+
+def _listed(entries: tuple[str, ...] | None) -> list[str] | None:
+    return None if entries is None else list(entries)
 
 
 def _is_past(at: int | None) -> bool:

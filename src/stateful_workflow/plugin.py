@@ -30,7 +30,9 @@ from .errors import KeyringError, StatefulError
 from .forwarding import NodeActivities
 from .headers import Use
 from .interceptors import NodeInbound
-from .keyring import KEYRING_VARIABLE, Keyring, self_check
+from .keyring import Keyring, self_check
+from .keyring_file import KEYRING_VARIABLE
+from .keyring_source import KeyringSource
 from .wire import ACTIVITIES, USE_HEADER
 from .workflow import PLUGIN_MARK, StatefulWorkflow
 
@@ -45,7 +47,8 @@ class StatefulPlugin(SimplePlugin):
     Args:
         keyring: opens tokens in activities and names the trusted issuers. None loads the
             file that ``$STATEFUL_KEYRING`` names, where it is set; else there are no keys,
-            which is enough for workers that neither open tokens nor meet new issuers.
+            which is enough for workers that neither open tokens nor meet new issuers. One that
+            was loaded from a file follows that file (see `KeyringSource`).
 
     Raises:
         KeyringError: where ``$STATEFUL_KEYRING`` names a file that cannot be used.
@@ -54,7 +57,7 @@ class StatefulPlugin(SimplePlugin):
     def __init__(self, keyring: Keyring | None = None) -> None:
         if keyring is None and KEYRING_VARIABLE in os.environ:
             keyring = Keyring.load()
-        self._keyring = keyring
+        self._keyring = None if keyring is None else KeyringSource(keyring)
         self._interceptor = _WorkerInterceptor(self)
         super().__init__(
             "stateful-workflow",
@@ -65,8 +68,8 @@ class StatefulPlugin(SimplePlugin):
 
     @property
     def keyring(self) -> Keyring | None:
-        """This process's keyring."""
-        return self._keyring
+        """This process's keyring, as its file is now."""
+        return None if self._keyring is None else self._keyring.current()
 
     def require_keyring(self) -> Keyring:
         """This process's keyring.
@@ -74,16 +77,17 @@ class StatefulPlugin(SimplePlugin):
         Raises:
             KeyringError: where there is none.
         """
-        if self._keyring is None:
+        keyring = self.keyring
+        if keyring is None:
             raise KeyringError(
                 f"no keyring in this process: set ${KEYRING_VARIABLE} or give StatefulPlugin one"
             )
-        return self._keyring
+        return keyring
 
     def complete(self, other: StatefulPlugin) -> None:
         """Take the keyring of a second plugin on the same worker, where this one has none."""
         if self._keyring is None:
-            self._keyring = other.keyring
+            self._keyring = other._keyring
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
         """Add what a worker with workflows needs; an activity-only one gets the interceptor alone.
@@ -114,7 +118,7 @@ class StatefulPlugin(SimplePlugin):
                 config["no_remote_activities"] = True
             ours = NodeActivities(
                 client,
-                lambda: self._keyring,
+                lambda: self.keyring,
                 _plain_types(workflows),
                 ordinary=ordinary and not config.get("no_remote_activities", False),
                 cached=config.get("max_cached_workflows", 1) > 0,

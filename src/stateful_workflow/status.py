@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 TokenState = Literal["none", "held", "revoked", "expired", "withheld", "waiting", "needs_set"]
@@ -42,7 +42,10 @@ class TokenStatus:
         issuer: key id of who signed it.
         origins: where it may be sent.
         types: workflow types whose activities may open it; None means any.
+        readers: audiences of the readers it is sealed for; None means any.
         expires_at: Unix seconds, or None.
+        overtaken: other issuers who had set one at that authority, which this one replaced:
+            key id to version.
     """
 
     name: str
@@ -53,12 +56,14 @@ class TokenStatus:
     issuer: str | None = None
     origins: tuple[str, ...] = ()
     types: tuple[str, ...] | None = None
+    readers: tuple[str, ...] | None = None
     expires_at: int | None = None
+    overtaken: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TokenStatus:
         """Read what a node's queries answer; members that are not known here are left out."""
-        types = data.get("types")
+        types, readers = data.get("types"), data.get("readers")
         return cls(
             name=data["name"],
             state=data["state"],
@@ -68,7 +73,9 @@ class TokenStatus:
             issuer=data["issuer"],
             origins=tuple(data["origins"]),
             types=None if types is None else tuple(types),
+            readers=None if readers is None else tuple(readers),
             expires_at=data["expires_at"],
+            overtaken=data.get("overtaken", {}),
         )
 
     def at(self, now: float) -> TokenStatus:
@@ -87,7 +94,9 @@ class TokenStatus:
             "issuer": self.issuer,
             "origins": list(self.origins),
             "types": None if self.types is None else list(self.types),
+            "readers": None if self.readers is None else list(self.readers),
             "expires_at": self.expires_at,
+            "overtaken": dict(self.overtaken),
         }
 
 

@@ -26,6 +26,11 @@ class ApiToken:
         self._secret = secret
 
     @property
+    def message(self) -> Message:
+        """The sealed message it was opened from."""
+        return self._message
+
+    @property
     def name(self) -> str:
         """Credential name."""
         return self._message.claims.name
@@ -97,6 +102,8 @@ def token_claims(
     expires_in: timedelta | float | None,
     types: Sequence[str] | Literal["any"] | None,
     held_types: Sequence[str] | None,
+    readers: Sequence[str] | Literal["any"] | None,
+    held_readers: Sequence[str] | None,
 ) -> Claims:
     """The claims of a token to be set at `authority`.
 
@@ -108,6 +115,8 @@ def token_claims(
         expires_in: seconds or a timedelta from now; None for no expiry.
         types: workflow types whose activities may open it; None keeps `held_types` (a rotation
             must not widen by saying nothing), "any" lifts the limit.
+        readers: audiences of the readers it is sealed for; None keeps `held_readers`, "any"
+            seals for every reader of the keyring.
 
     Raises:
         OriginsMissing: where no origin is given or known.
@@ -122,12 +131,6 @@ def token_claims(
                 "sent), or an apiUrl there whose origin is taken"
             )
         origins = [origin_of(api_url)]
-    if types is None:
-        types = held_types
-    elif types == "any":
-        types = None
-    if isinstance(types, str):
-        raise ValueError('types= takes a list of workflow types, or "any"')
     if isinstance(origins, str):
         raise ValueError("origins= takes a list of origins")
     seconds = expires_in.total_seconds() if isinstance(expires_in, timedelta) else expires_in
@@ -142,5 +145,23 @@ def token_claims(
         version=next_version(newest, now),
         expires_at=None if seconds is None else math.ceil(now + seconds),
         origins=tuple(allowed_origin(origin) for origin in origins),
-        types=None if types is None else tuple(types),
+        types=kept("types", types, held_types),
+        audiences=kept("readers", readers, held_readers),
     )
+
+
+def kept(
+    option: str, given: Sequence[str] | None, held: Sequence[str] | None
+) -> tuple[str, ...] | None:
+    """A limit of a token about to be sealed, where None keeps what is held and "any" lifts it.
+
+    Raises:
+        ValueError: where another string is given in the place of a list.
+    """
+    if given is None:
+        return None if held is None else tuple(held)
+    if given == "any":
+        return None
+    if isinstance(given, str):
+        raise ValueError(f'{option}= takes a list, or "any"')
+    return tuple(given)

@@ -27,7 +27,8 @@ from stateful_workflow.describe import describe_ledger, status_of
 from stateful_workflow.errors import MessageRefused, StatefulError
 from stateful_workflow.forwarding import ForwardRequest, ForwardResult
 from stateful_workflow.headers import Start, Use
-from stateful_workflow.keyring import Keyring, verify
+from stateful_workflow.issuers import verify
+from stateful_workflow.keyring import Keyring
 from stateful_workflow.ledger import Child, Ledger, Verdict
 from stateful_workflow.messages import MAX_MESSAGE_BYTES, Message, parse
 
@@ -51,12 +52,12 @@ def message(name: str) -> Message:
     return parse(MESSAGES[name]["message"])
 
 
-def keyring(*names: str, revoked: Sequence[str] = ()) -> Keyring:
+def keyring(
+    *names: str, revoked: Sequence[str] = (), limits: dict[str, Json] | None = None
+) -> Keyring:
     """A keyring of these keys of the vectors."""
-    keys = [
-        {**KEYS[name], "stateful": {"revoked": True}} if name in revoked else KEYS[name]
-        for name in names
-    ]
+    settings: dict[str, Json] = {name: {"revoked": True} for name in revoked} | (limits or {})
+    keys = [{**KEYS[name], "stateful": settings.get(name, {})} for name in names]
     return Keyring.from_json(json.dumps({"keys": keys}))
 
 
@@ -105,7 +106,7 @@ def test_an_altered_message_is_refused_where_and_as_it_is_said(entry: Json) -> N
     elif entry["step"] == "verify":
         parsed = parse(entry["message"])
         with pytest.raises(StatefulError) as refusal:
-            verify(parsed, keyring(*given["trusted"]).trusted())
+            verify(parsed, keyring(*given["trusted"], limits=given.get("limits")).trusted())
     else:
         parsed = parse(entry["message"])
         keys = keyring(*given["keyring"], revoked=given.get("revoked", ()))
@@ -235,7 +236,7 @@ def test_the_answers_have_the_members_of_the_text() -> None:
     both = written.keys() & status.keys() - {"withheld"}
     for name in both:
         assert shape(written[name]) == shape(status[name]), name
-    assert shape(block("state", "expires_at")) == shape(status_of(token, 0).to_json())
+    assert shape(block("state", "expires_at")) == shape(status_of(ledger, token, 0).to_json())
 
 
 def test_the_headers_have_the_members_of_the_text() -> None:
@@ -259,7 +260,9 @@ def test_every_error_the_text_names_exists() -> None:
     table = TEXT.partition("## Errors")[2].partition("## Test vectors")[0]
     named = re.findall(r"^\| `(\w+)`", table, re.MULTILINE)
 
-    assert {error.__name__ for error in MessageRefused.__subclasses__()} <= set(named)
+    assert {
+        error.__name__ for error in (*MessageRefused.__subclasses__(), errors.IssuerLimited)
+    } <= set(named)
     for name in named:
         assert issubclass(getattr(errors, name), StatefulError)
 

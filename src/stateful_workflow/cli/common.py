@@ -19,7 +19,7 @@ from temporalio.envconfig import ClientConfig
 from temporalio.service import RPCError
 
 from ..errors import OperationFailed, StatefulError
-from ..keyring import KEYRING_VARIABLE
+from ..keyring_file import KEYRING_VARIABLE
 
 CONNECT_SECONDS: Final = 15
 """How long the server may take to answer the first call."""

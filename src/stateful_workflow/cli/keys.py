@@ -1,7 +1,8 @@
-"""`stateful keys`: make and show keyrings."""
+"""`stateful keys`: make keyrings, add, retire and revoke keys, and give each process its own."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -9,10 +10,43 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ..keyring import KEYRING_VARIABLE, KeyInfo, Keyring
+from ..errors import KeyringError
+from ..keyring import Keyring
+from ..keyring_file import KEYRING_VARIABLE
+from ..keys import DEFAULT_AUDIENCE, KeyInfo
 from .common import Json, KeyringPath, out, print_json, reported
 
-app = typer.Typer(help="Make and show keyrings.", no_args_is_help=True)
+app = typer.Typer(help="Make keyrings and change their keys.", no_args_is_help=True)
+
+# A key id may begin with a hyphen.
+_KEY_ID = {"ignore_unknown_options": True}
+
+KeyId = Annotated[
+    str, typer.Argument(metavar="KEY", help="Key id, or its first 6 or more characters.")
+]
+Names = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--names", metavar="NAME", help="Credential name it may sign for, repeatable; else any."
+    ),
+]
+Roots = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--roots",
+        metavar="PREFIX",
+        help="How the workflow id of a root must begin whose tree it may sign for, repeatable; "
+        "else any.",
+    ),
+]
+Origins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--origins",
+        metavar="URL",
+        help="Where its tokens may be sent at most, repeatable; else anywhere.",
+    ),
+]
 
 
 @app.command()
@@ -44,16 +78,122 @@ def public(path: KeyringPath = None) -> None:
     typer.echo(keyring.public().to_json(), nl=False)
 
 
+@app.command()
+def export(
+    target: Annotated[Path, typer.Argument(metavar="FILE", help="File to make, mode 0600.")],
+    issuers: Annotated[
+        bool, typer.Option("--issuers", help="With the private keys of issuers: it may seal.")
+    ] = False,
+    reader: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reader",
+            metavar="AUDIENCE",
+            help="With the private keys of this audience's readers, repeatable: it may open "
+            "what is sealed for them.",
+        ),
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Put it in the place of a keyring that is there.")
+    ] = False,
+    path: KeyringPath = None,
+    as_json: Json = False,
+) -> None:
+    """Write the keyring of one process: every public key, and the private ones named here.
+
+    Running processes take a replaced file by themselves.
+    """
+    with reported():
+        keyring = Keyring.load(path).only(issuers=issuers, readers=reader or ())
+        keyring.save(target, replace=replace)
+    _show(keyring, as_json)
+
+
+@app.command()
+def add_issuer(
+    names: Names = None,
+    roots: Roots = None,
+    origins: Origins = None,
+    path: KeyringPath = None,
+    as_json: Json = False,
+) -> None:
+    """Add an issuer; from now on it seals whatever is within its limits.
+
+    Give the new public keyring to the workers before a token is set with it.
+    """
+    _change(
+        path,
+        lambda keyring: keyring.add_issuer(
+            names=names or None, roots=roots or None, origins=origins or None
+        ),
+        as_json,
+    )
+
+
+@app.command()
+def add_reader(
+    audience: Annotated[
+        str, typer.Option(help="Whom it stands for: a task queue, or a label of your choice.")
+    ] = DEFAULT_AUDIENCE,
+    path: KeyringPath = None,
+    as_json: Json = False,
+) -> None:
+    """Add a reader; what is sealed from now on is sealed for it too."""
+    _change(path, lambda keyring: keyring.add_reader(audience), as_json)
+
+
+@app.command(context_settings=_KEY_ID)
+def retire(key: KeyId, path: KeyringPath = None, as_json: Json = False) -> None:
+    """Let a key seal, or be sealed for, no more; what there is stays good."""
+    _change(path, lambda keyring: keyring.retire(_kid(keyring, key)), as_json)
+
+
+@app.command(context_settings=_KEY_ID)
+def revoke(key: KeyId, path: KeyringPath = None, as_json: Json = False) -> None:
+    """Revoke a key that others may have, and make its successor.
+
+    What a revoked issuer signed is refused at once wherever this keyring is: hand it to all
+    workers, then set each token again. After a reader, rotate each token and revoke the old one
+    at the API.
+    """
+    _change(path, lambda keyring: keyring.revoke(_kid(keyring, key)), as_json)
+
+
+def _change(path: Path | None, change: Callable[[Keyring], Keyring], as_json: bool) -> None:
+    with reported():
+        before = Keyring.load(path)
+        after = change(before)
+        after.replace_file_of(before)
+    _show(after, as_json)
+
+
+def _kid(keyring: Keyring, text: str) -> str:
+    kids = [info.kid for info in keyring.keys() if info.kid.startswith(text)]
+    if text in kids or (len(kids) == 1 and len(text) >= 6):
+        return text if text in kids else kids[0]
+    raise KeyringError(
+        f"{len(kids)} keys of this keyring begin with {text}; see `stateful keys list`"
+    )
+
+
 def _show(keyring: Keyring, as_json: bool) -> None:
     keys = keyring.keys()
     if as_json:
         print_json([asdict(key) for key in keys])
         return
-    table = Table("kind", "key id", "private", "state", box=None, pad_edge=False)
+    table = Table("kind", "key id", "private", "state", "for", box=None, pad_edge=False)
     for key in keys:
-        table.add_row(key.kind, key.kid, "yes" if key.private else "no", _state(key))
+        table.add_row(key.kind, key.kid, "yes" if key.private else "no", _state(key), _for(key))
     out().print(table)
 
 
 def _state(key: KeyInfo) -> str:
     return "revoked" if key.revoked else "retired" if key.retired else "in use"
+
+
+def _for(key: KeyInfo) -> str:
+    if key.audience is not None:
+        return f"audience {key.audience}"
+    limits = (("names", key.names), ("roots", key.roots), ("origins", key.origins))
+    shown = [f"{name} {' '.join(of)}" for name, of in limits if of is not None]
+    return "; ".join(shown) or "everything"

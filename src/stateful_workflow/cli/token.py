@@ -61,6 +61,15 @@ Types = Annotated[
         "else as the token held there.",
     ),
 ]
+Readers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reader",
+        metavar="AUDIENCE",
+        help="Seal it for the readers of this audience only, repeatable; "
+        "else as the token held there.",
+    ),
+]
 # Taken so that a token given here by mistake is not echoed by the parser's own error.
 Mistaken = Annotated[list[str] | None, typer.Argument(hidden=True)]
 
@@ -74,6 +83,7 @@ def set_token(
     origin: Origins = None,
     expires_in: ExpiresIn = None,
     workflow_type: Types = None,
+    reader: Readers = None,
     address: Address = None,
     namespace: Namespace = None,
     keyring: KeyringPath = None,
@@ -96,6 +106,7 @@ def set_token(
             origins=origins,
             expires_in=expires_in,
             types=workflow_type or None,
+            readers=reader or None,
         )
         _show(workflow_id, name, status, as_json)
 
@@ -114,6 +125,7 @@ def rotate(
     origin: Origins = None,
     expires_in: ExpiresIn = None,
     workflow_type: Types = None,
+    reader: Readers = None,
     address: Address = None,
     namespace: Namespace = None,
     keyring: KeyringPath = None,
@@ -139,6 +151,7 @@ def rotate(
                     origins=origins,
                     expires_in=expires_in,
                     types=workflow_type or None,
+                    readers=reader or None,
                 )
         except NotConverged as behind:
             tree = behind.tree
@@ -182,6 +195,30 @@ def reveal(
             print_json({"name": name, "token": token})
         else:
             typer.echo(token)
+
+    run(command())
+
+
+@app.command()
+def reseal(
+    workflow_id: WorkflowId,
+    name: Name = DEFAULT_NAME,
+    reader: Readers = None,
+    address: Address = None,
+    namespace: Namespace = None,
+    keyring: KeyringPath = None,
+    as_json: Json = False,
+) -> None:
+    """Seal the token a workflow holds anew, for the readers the keyring has now.
+
+    The token stays the same, so this shuts nobody out who could open it before: after a reader
+    key was stolen, rotate. Needs an issuer and a reader key.
+    """
+
+    async def command() -> None:
+        tokens = await _client_with_keys(address, namespace, keyring)
+        status = await tokens.reseal(workflow_id, name, readers=reader or None)
+        _show(status.authority or workflow_id, name, status, as_json)
 
     run(command())
 
@@ -282,12 +319,19 @@ def _show(workflow_id: str, name: str, status: TokenStatus | None, as_json: bool
             ("fingerprint", status.fingerprint),
             ("set at", status.authority),
             ("issuer", status.issuer),
+            ("overtaken", _overtaken(status)),
             ("origins", " ".join(status.origins)),
+            ("types", None if status.types is None else " ".join(status.types) or "none"),
+            ("readers", None if status.readers is None else " ".join(status.readers)),
             ("expires", None if expires is None else _utc(expires)),
         ):
             if value:
                 table.add_row(label, value)
     out().print(table)
+
+
+def _overtaken(status: TokenStatus) -> str:
+    return ", ".join(f"issuer {kid}, version {at}" for kid, at in status.overtaken.items())
 
 
 def _utc(seconds: float) -> str:

@@ -1,0 +1,158 @@
+"""Keyring files: read only where they are safe, and written so that no reader sees half of one."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from .errors import KeyringError
+
+KEYRING_VARIABLE: Final = "STATEFUL_KEYRING"
+GROUP_READ_VARIABLE: Final = "STATEFUL_KEYRING_GROUP_READ"
+
+Stamp = tuple[int, int, int]
+"""Inode, size and time of the last change (nanoseconds): another one says another content."""
+
+
+@dataclass(frozen=True)
+class FileContent:
+    """What a keyring file held when it was read.
+
+    Attributes:
+        path: the file.
+        text: its content.
+        mode: its permission bits.
+        stamp: says whether it is still the same.
+    """
+
+    path: Path
+    text: str
+    mode: int
+    stamp: Stamp
+
+    def check_mode(self, *, holds_private: bool, allow_group_read: bool | None) -> None:
+        """Refuse a file that others may read or write.
+
+        Args:
+            holds_private: whether it holds a private key; public ones may be read by all.
+            allow_group_read: whether its group may read a private key; None takes it from
+                ``$STATEFUL_KEYRING_GROUP_READ`` (``1`` allows).
+
+        Raises:
+            KeyringError: the message names the mode and the cure.
+        """
+        if os.name != "posix":
+            return
+        if allow_group_read is None:
+            allow_group_read = os.environ.get(GROUP_READ_VARIABLE) == "1"
+        if holds_private and self.mode & (0o037 if allow_group_read else 0o077):
+            raise KeyringError(
+                f"the keyring {self.path} holds a private key and has mode {self.mode:04o}, open "
+                f"to others: run `chmod 600 {self.path}`, or where its group must read it (a "
+                f"Kubernetes fsGroup mount) set mode 0640 and ${GROUP_READ_VARIABLE}=1"
+            )
+        if self.mode & 0o002:
+            raise KeyringError(
+                f"the keyring {self.path} has mode {self.mode:04o}: anybody may write to it, and "
+                f"so say who is an issuer; run `chmod o-w {self.path}`"
+            )
+
+
+def keyring_path(path: str | os.PathLike[str] | None) -> Path:
+    """The path given, or the one that ``$STATEFUL_KEYRING`` names.
+
+    Raises:
+        KeyringError: where there is neither.
+    """
+    if path is None:
+        path = os.environ.get(KEYRING_VARIABLE)
+        if path is None:
+            raise KeyringError(f"no keyring: give a path or set ${KEYRING_VARIABLE}")
+    return Path(path)
+
+
+def read(path: Path) -> FileContent:
+    """Read a keyring file.
+
+    Raises:
+        KeyringError: where it cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            status = os.fstat(stream.fileno())
+            content = stream.read()
+    except OSError as error:
+        raise KeyringError(f"the keyring {path} cannot be read: {error.strerror}") from None
+    text = _text(content)
+    if text is None:
+        raise KeyringError(f"the keyring {path} cannot be read: not UTF-8")
+    return FileContent(path, text, stat.S_IMODE(status.st_mode), _stamp(status))
+
+
+def stamp(path: Path) -> Stamp | None:
+    """The stamp of a file now, or None where there is none."""
+    try:
+        return _stamp(path.stat())
+    except OSError:
+        return None
+
+
+def create(path: Path, text: str) -> None:
+    """Write a new file with mode 0600.
+
+    Raises:
+        KeyringError: where the file exists already or cannot be written.
+    """
+    try:
+        _write(path, text, 0o600)
+    except FileExistsError:
+        raise KeyringError(f"{path} exists; a keyring is never overwritten") from None
+    except OSError as error:
+        raise KeyringError(f"the keyring {path} cannot be written: {error.strerror}") from None
+
+
+def replace(path: Path, before: Stamp, text: str) -> None:
+    """Put a new content in the place of what was read, at once and with the same mode.
+
+    Raises:
+        KeyringError: where the file changed since it was read, or cannot be written.
+    """
+    path = path.resolve()
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        _write(new, text, stat.S_IMODE(path.stat().st_mode))
+        if stamp(path) != before:
+            raise KeyringError(f"the keyring {path} was changed meanwhile; nothing was written")
+        new.replace(path)
+    except OSError as error:
+        raise KeyringError(f"the keyring {path} cannot be written: {error.strerror}") from None
+    finally:
+        with suppress(OSError):
+            new.unlink()
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        if hasattr(os, "fchmod"):
+            os.fchmod(stream.fileno(), mode)
+        os.fsync(stream.fileno())
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _text(content: bytes) -> str | None:
+    # Raised inside the except clause, an error would carry the private keys as its context.
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return None
