@@ -2,7 +2,9 @@
 
 `TokenAuth` puts it into ``Authorization``, which httpx strips on a redirect to another
 origin. `OriginTransport` puts it into another header and checks every request of a
-redirect chain, since httpx keeps such headers.
+redirect chain, since httpx keeps such headers. Neither sends a request that names
+another host beside its URL: in its ``Host`` header, or by httpx's extensions ``target``
+and ``sni_hostname``.
 
 Both are for activities. When the API answers 401, they ask the workflow for the
 newest token and send the request once more in place, where it is newer and the body
@@ -30,6 +32,8 @@ T = TypeVar("T")
 
 # RFC 9110 section 5.5: no control characters, no white space at the ends.
 _HEADER_VALUE: Final = re.compile(r"[^\x00-\x20\x7f]+(?:[ \t]+[^\x00-\x20\x7f]+)*")
+# A path and query (RFC 9112 section 3.2.1), or OPTIONS' asterisk.
+_TARGET: Final = re.compile(rb"/[!-~]*|\*")
 _WAIT_FOR_NEWER_SECONDS: Final = 1.0
 _SYNC_TIMEOUT_SECONDS: Final = 20.0
 
@@ -42,7 +46,8 @@ class TokenAuth(httpx.Auth):
         async with httpx.AsyncClient(auth=TokenAuth()) as http: ...
 
     Raises, when a request is sent:
-        OriginNotAllowed: the request's origin is not among the token's signed ones.
+        OriginNotAllowed: the request's origin is not among the token's signed ones, or the
+            request names another host beside it.
         StatefulError: as `stateful_workflow.current_token`.
     """
 
@@ -223,18 +228,30 @@ class _Source:
 
 
 def _authorize(request: httpx.Request, token: ApiToken) -> None:
-    request.headers["Authorization"] = f"Bearer {_for(request, token)}"
+    secret = _for(request, token)
+    url = request.url
+    # httpx takes Authorization along on a redirect from http://HOST to https://HOST.
+    upgraded = _place(url.copy_with(scheme="https", port=None))
+    upgrades = (url.scheme, url.port or 80) == ("http", 80)
+    if upgrades and not is_allowed(origin_of(upgraded), token.origins):
+        raise OriginNotAllowed(
+            f"{token.name} may not be sent to {_place(url)} in Authorization, which httpx "
+            f"would take along on a redirect to {upgraded}: its issuer must sign it for both"
+        )
+    request.headers = _headers(request, "Authorization", f"Bearer {secret}")
 
 
 def _for(request: httpx.Request, token: ApiToken) -> str:
     """The secret, where the request goes to one of the token's origins."""
     origin = _origin(request.url)
     if origin is None or not is_allowed(origin, token.origins):
-        place = f"{request.url.scheme}://{request.url.host}:{request.url.port or 'default port'}"
         raise OriginNotAllowed(
-            f"{token.name} may not be sent to {origin or place}; its issuer signed it for "
-            f"{', '.join(token.origins) or 'no origin at all'}"
+            f"{token.name} may not be sent to {origin or _place(request.url)}; its issuer signed "
+            f"it for {', '.join(token.origins) or 'no origin at all'}"
         )
+    detour = _detour(request)
+    if detour is not None:
+        raise OriginNotAllowed(f"{token.name} may not be sent to {origin} with {detour}")
     secret = token.reveal()
     if not _HEADER_VALUE.fullmatch(secret):
         raise TokenMalformed(
@@ -246,30 +263,62 @@ def _for(request: httpx.Request, token: ApiToken) -> str:
 
 def _with(request: httpx.Request, header: str, secret: str) -> httpx.Request:
     """A copy to send: httpx copies the headers of the original into a redirect."""
-    kept = [item for item in request.headers.multi_items() if item[0].lower() != header.lower()]
     return httpx.Request(
         request.method,
         request.url,
-        headers=[*kept, (header, secret)],
+        headers=_headers(request, header, secret),
         stream=request.stream,
         extensions=request.extensions,
     )
 
 
+def _headers(request: httpx.Request, name: str, value: str) -> httpx.Headers:
+    """A request's headers with one set, as bytes: httpx's error over text would hold it."""
+    key = name.encode("ascii")
+    kept = [item for item in request.headers.raw if item[0].lower() != key.lower()]
+    return httpx.Headers([*kept, (key, value.encode())])
+
+
+def _place(url: httpx.URL) -> str:
+    """What httpx connects to: no user information, and the host as it is asked for."""
+    return f"{url.scheme}://{url.netloc.decode('ascii')}"
+
+
 def _origin(url: httpx.URL) -> str | None:
     try:
-        if url.userinfo or not url.host:
-            return None
-        return origin_of(str(url))
+        return origin_of(_place(url))
     except ValueError:
         return None
 
 
+def _detour(request: httpx.Request) -> str | None:
+    """What in a request, beside its URL's host and port, could bring it to somebody else."""
+    url = request.url
+    if url.userinfo:
+        return "user information in its URL"
+    # A server, or a CDN in front of many, goes by these and not by where it was reached.
+    hosts = {value.lower() for key, value in request.headers.raw if key.lower() == b"host"}
+    if hosts - {url.netloc.lower()}:
+        return "a Host header that is not its URL's"
+    target = request.extensions.get("target", b"/")
+    if not _TARGET.fullmatch(target.encode() if isinstance(target, str) else target):
+        return "a `target` extension that is no path"
+    host = url.raw_host.decode("ascii")
+    if (request.extensions.get("sni_hostname") or host) != host:
+        return "an `sni_hostname` extension that is not its URL's host"
+    return None
+
+
 def _may_resend(request: httpx.Request, response: httpx.Response) -> bool:
-    """Whether a 401 came from the origin that was asked, and the body can be sent again."""
+    """Whether the origin that was asked refused the token, and the body can be sent again.
+
+    After redirects elsewhere and back httpx has left the token behind.
+    """
+    refused = response.request
     return (
         response.status_code == 401
-        and _origin(response.request.url) == _origin(request.url)
+        and _origin(refused.url) == _origin(request.url)
+        and refused.headers.get("Authorization") == request.headers.get("Authorization")
         and _is_replayable(request)
     )
 

@@ -29,8 +29,8 @@ def origin_of(url: str) -> str:
     Raises:
         ValueError: where the URL has no such origin or could be read in two ways:
             user information, a backslash, white space, a percent sign or a
-            trailing dot in the host, another scheme than http(s), or plain http
-            to anything but a literal loopback address.
+            trailing dot in the host, port 0, another scheme than http(s), or plain
+            http to anything but a literal loopback address.
     """
     return _canonical(url, wildcard=False)
 
@@ -110,6 +110,8 @@ def _canonical(url: str, *, wildcard: bool) -> str:
     if scheme == "http" and (address is None or not address.is_loopback):
         raise ValueError("plain http is allowed to literal loopback addresses only; use https")
     port = parts.port  # raises ValueError where it is no number
+    if port == 0:
+        raise ValueError("port 0 is none: an HTTP client may take the default one for it")
     suffix = "" if port is None or port == _DEFAULT_PORTS[scheme] else f":{port}"
     return f"{scheme}://{star}{host}{suffix}"
 

@@ -7,17 +7,26 @@ activities may block in threads and in other processes.
 from __future__ import annotations
 
 import asyncio
+import datetime
+import ipaddress
 import socket
 import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import uvicorn
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from .support import WITHIN, eventually
@@ -34,12 +43,14 @@ class Call:
         token: from ``Authorization: Bearer`` or ``X-API-Key``; None where it carried none.
         status: what was answered.
         body: what was sent.
+        host: the Host header.
     """
 
     path: str
     token: str | None
     status: int
     body: bytes = b""
+    host: str = ""
 
 
 class Api:
@@ -50,13 +61,13 @@ class Api:
         valid: the tokens it takes now; a test changes it as it likes.
         calls: every call with or without a token, in order; gates left out.
 
-    Paths: ``/to?url=…`` redirects to that address, whatever the token; ``/gate/NAME``
+    Paths: ``/to?url=…`` redirects to that text as it is, whatever the token; ``/gate/NAME``
     answers (without asking for a token) when the test opens the gate; any other path
     answers 200 to a valid token and 401 to everything else.
     """
 
-    def __init__(self, port: int) -> None:
-        self.origin = f"http://127.0.0.1:{port}"
+    def __init__(self, origin: str) -> None:
+        self.origin = origin
         self.valid: set[str] = set()
         self.calls: list[Call] = []
         self._at_gate: set[str] = set()
@@ -101,7 +112,9 @@ class Api:
 
     async def _redirect(self, request: Request) -> Response:
         await self._log(request, 307)
-        return RedirectResponse(request.query_params["url"], 307)
+        response = Response(status_code=307)
+        response.raw_headers.append((b"location", request.query_params["url"].encode()))
+        return response
 
     async def _answer(self, request: Request) -> Response:
         status = 200 if _token(request) in self.valid else 401
@@ -110,7 +123,8 @@ class Api:
 
     async def _log(self, request: Request, status: int) -> None:
         body = await request.body()
-        self.calls.append(Call(request.url.path, _token(request), status, body))
+        host = request.headers.get("Host", "")
+        self.calls.append(Call(request.scope["path"], _token(request), status, body, host))
 
 
 def _token(request: Request) -> str | None:
@@ -123,19 +137,71 @@ def start_api() -> Generator[Api, None, None]:
     """Run an API on a free port for the length of a ``with``."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        api = Api(listener.getsockname()[1])
-        server = uvicorn.Server(
-            uvicorn.Config(api.app, log_config=None, access_log=False, lifespan="off")
-        )
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        give_up = time.monotonic() + WITHIN
-        while not server.started:
-            assert thread.is_alive(), "the API ended before it started"
-            assert time.monotonic() < give_up, "the API did not start"
-            time.sleep(0.01)
-        try:
+        api = Api(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        with _served(api, listener):
             yield api
-        finally:
-            server.should_exit = True
-            thread.join(WITHIN)
+
+
+@contextmanager
+def start_hosts(directory: Path, *names: str) -> Generator[Api, None, None]:
+    """Run an API that is ``https://`` each of these hosts to who connects to its Unix socket.
+
+    The socket is ``directory / "socket"``; ``directory / "certificate.pem"`` is to be trusted.
+    """
+    _write_certificate(directory, names)
+    api = Api(f"https://{names[0]}")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(directory / "socket"))
+        files = {
+            "ssl_certfile": directory / "certificate.pem",
+            "ssl_keyfile": directory / "key.pem",
+        }
+        with _served(api, listener, **files):
+            yield api
+
+
+@contextmanager
+def _served(api: Api, listener: socket.socket, **options: Any) -> Generator[None, None, None]:
+    server = uvicorn.Server(
+        uvicorn.Config(api.app, log_config=None, access_log=False, lifespan="off", **options)
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    give_up = time.monotonic() + WITHIN
+    while not server.started:
+        assert thread.is_alive(), "the API ended before it started"
+        assert time.monotonic() < give_up, "the API did not start"
+        time.sleep(0.01)
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(WITHIN)
+
+
+def _write_certificate(directory: Path, names: tuple[str, ...]) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "hosts of the tests")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([_named(host) for host in names]), False)
+        .sign(key, hashes.SHA256())
+    )
+    (directory / "certificate.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+    (directory / "key.pem").write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
+
+
+def _named(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
