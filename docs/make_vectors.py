@@ -111,7 +111,7 @@ def messages(old: Json, *, new: bool) -> list[Json]:
         token(
             kept,
             "token with every claim",
-            "exp, types, aud, a wildcard origin, a second credential name, characters beyond ASCII, "
+            "exp, types, aud, a wildcard origin, a second credential name, text beyond ASCII, "
             "two readers",
             {
                 **ACME,

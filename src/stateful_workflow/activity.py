@@ -23,6 +23,7 @@ from .errors import (
     TokenNotSet,
     TokenRevoked,
 )
+from .exposure import OpenedSecrets
 from .headers import Use
 from .keyring import Keyring
 from .messages import DEFAULT_NAME, Message, SealedToken, parse
@@ -74,6 +75,8 @@ class ActivityTokens:
         self.client = client
         self.loop = None if client is None else asyncio.get_running_loop()
         self.unknown: dict[str, NewestUnknown] = {}
+        self.secrets = OpenedSecrets()
+        """What has been opened here, to be kept out of what the activity gives back."""
         self._carried_at = fresh_since
         self._asked_at: dict[str, float] = {}
         self._standing = {} if use is None else _standing(use)
@@ -105,6 +108,7 @@ class ActivityTokens:
             namespace=info.namespace,
             workflow_type=info.workflow_type,
         )
+        self.secrets.add(name, secret)
         return ApiToken(standing.message, secret)
 
     def is_stale(self, name: str) -> bool:

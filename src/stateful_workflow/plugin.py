@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from temporalio import activity, workflow
-from temporalio.api.common.v1 import Payload
+from temporalio import workflow
 from temporalio.client import Client
 from temporalio.plugin import SimplePlugin
 from temporalio.worker import (
     ActivityInboundInterceptor,
-    ExecuteActivityInput,
     Interceptor,
     WorkerConfig,
     WorkflowInboundInterceptor,
@@ -25,15 +20,13 @@ from temporalio.worker import (
 )
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
-from .activity import ActivityTokens, InProcess, running
+from .activity_interceptors import ActivityInbound
 from .errors import KeyringError, StatefulError
 from .forwarding import NodeActivities
-from .headers import Use
 from .interceptors import NodeInbound
 from .keyring import Keyring, self_check
 from .keyring_file import KEYRING_VARIABLE
 from .keyring_source import KeyringSource
-from .wire import ACTIVITIES, USE_HEADER
 from .workflow import PLUGIN_MARK, StatefulWorkflow
 
 _PASSED_THROUGH = ("stateful_workflow", "joserfc", "cryptography", "httpx", "idna")
@@ -139,54 +132,9 @@ class _WorkerInterceptor(Interceptor):
         return NodeInbound
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
-        return _ActivityInbound(next, self.plugin, self._client)
-
-
-class _ActivityInbound(ActivityInboundInterceptor):
-    """Gives an activity of a node its tokens, the newest where they may be old."""
-
-    def __init__(
-        self,
-        next: ActivityInboundInterceptor,
-        plugin: StatefulPlugin,
-        client: Client | None,
-    ) -> None:
-        super().__init__(next)
-        self._plugin = plugin
-        self._client = client
-
-    async def execute_activity(self, input: ExecuteActivityInput) -> Any:
-        info = activity.info()
-        if USE_HEADER not in input.headers or info.activity_type in ACTIVITIES:
-            return await super().execute_activity(input)
-        use = await _use(input.headers, self._client)
-        # A local activity's query would wait for the workflow task that waits for it.
-        client = None if info.is_local else self._client
-        age = (datetime.now(timezone.utc) - info.current_attempt_scheduled_time).total_seconds()
-        tokens = ActivityTokens(
-            use,
-            self._plugin.require_keyring,
-            client,
-            time.monotonic() - max(age, 0.0),
-            must_ask=client is not None and info.attempt > 1,
-        )
-        await tokens.refresh_all()
-        if isinstance(input.executor, concurrent.futures.ProcessPoolExecutor):
-            keyring = self._plugin.keyring
-            input.fn = InProcess(input.fn, tokens, None if keyring is None else keyring.path)
-            return await super().execute_activity(input)
-        with running(tokens):
-            return await super().execute_activity(input)
-
-
-async def _use(headers: Mapping[str, Payload], client: Client | None) -> Use | None:
-    use = Use.from_headers(headers)
-    codec = None if client is None else client.data_converter.payload_codec
-    if use is not None or codec is None:
-        return use
-    # Under HeaderCodecBehavior.WORKFLOW_ONLY_CODEC it arrives as the workflow side encoded it.
-    (decoded,) = await codec.decode([headers[USE_HEADER]])
-    return Use.from_headers({USE_HEADER: decoded})
+        if self._client is None:
+            return next
+        return ActivityInbound(next, self.plugin.require_keyring, self._client)
 
 
 def _mark() -> None:

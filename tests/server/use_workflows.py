@@ -28,6 +28,8 @@ with workflow.unsafe.imports_passed_through():
         seal_token,
     )
 
+    from .workflows import shown
+
 SOON = timedelta(seconds=30)
 BODY = b'{"n": 1}'
 
@@ -43,6 +45,8 @@ class Job:
         only_for: with `key`, the one origin that goes through that transport.
         body: None, "bytes", "json" or "stream"; with one the requests are POSTs.
         follow: follow redirects.
+        uds: connect to this Unix socket, whatever the host.
+        headers, extensions: of every request, as httpx takes them.
         succeed_at: attempts before this one fail, when all is done.
         insist: fail unless every answer is 200.
         activity: type of the activity.
@@ -57,6 +61,9 @@ class Job:
     only_for: str | None = None
     body: str | None = None
     follow: bool = False
+    uds: str | None = None
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+    extensions: dict[str, str] = field(default_factory=dict[str, str])
     succeed_at: int = 1
     insist: bool = False
     activity: str = "call"
@@ -74,7 +81,7 @@ def _through(transport: object, job: Job) -> dict[str, Any]:
 @activity.defn
 async def call(job: Job) -> list[str]:
     """Ask each address; the answers' status codes, or what was raised instead."""
-    transport = httpx.AsyncHTTPTransport()
+    transport = httpx.AsyncHTTPTransport(uds=job.uds)
     options: dict[str, Any] = (
         _through(AsyncOriginTransport(transport, name=job.name), job)
         if job.key
@@ -94,13 +101,15 @@ async def call(job: Job) -> list[str]:
                 answers.append(str(answer.status_code))
             except StatefulError as error:
                 answers.append(_said(error))
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                answers.append(type(error).__name__)
     return _judged(job, answers)
 
 
 @activity.defn
 def call_sync(job: Job) -> list[str]:
     """`call` for threads and processes."""
-    transport = httpx.HTTPTransport()
+    transport = httpx.HTTPTransport(uds=job.uds)
     options: dict[str, Any] = (
         _through(OriginTransport(transport, name=job.name), job)
         if job.key
@@ -120,6 +129,8 @@ def call_sync(job: Job) -> list[str]:
                 answers.append(str(answer.status_code))
             except StatefulError as error:
                 answers.append(_said(error))
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                answers.append(type(error).__name__)
     return _judged(job, answers)
 
 
@@ -137,7 +148,7 @@ def look_sync(job: Job) -> list[str]:
 
 def _look(job: Job) -> list[str]:
     seen: list[str] = []
-    for read in (lambda: current_token(job.name).reveal(), lambda: str(current_api_url())):
+    for read in (lambda: shown(current_token(job.name).reveal()), lambda: str(current_api_url())):
         try:
             seen.append(read())
         except StatefulError as error:
@@ -146,14 +157,15 @@ def _look(job: Job) -> list[str]:
 
 
 def _request(job: Job, url: str, stream: Any) -> dict[str, Any]:
+    every = {"url": url, "headers": job.headers, "extensions": job.extensions}
     if job.body is None:
-        return {"method": "GET", "url": url}
+        return {"method": "GET", **every}
     sent: dict[str, Any] = {
         "bytes": {"content": BODY},
         "json": {"json": {"n": 1}},
         "stream": {"content": stream},
     }[job.body]
-    return {"method": "POST", "url": url, **sent}
+    return {"method": "POST", **every, **sent}
 
 
 def _stream() -> Iterator[bytes]:
