@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from .ledger import Ledger
@@ -29,7 +29,11 @@ def status_of(ledger: Ledger, message: Message, now: int) -> TokenStatus:
 
 
 def describe_ledger(
-    ledger: Ledger, now: int, unjudged: Iterable[Message], reasons: Mapping[str, str]
+    ledger: Ledger,
+    now: int,
+    unjudged: Iterable[Message],
+    reasons: Mapping[str, str],
+    by_update: Collection[str] = (),
 ) -> dict[str, Any]:
     """The part of the `apiTokenStatus` answer that follows from the ledger.
 
@@ -37,6 +41,7 @@ def describe_ledger(
         now: Unix milliseconds.
         unjudged: messages that wait.
         reasons: for children that could not be told, why.
+        by_update: children that are told by update.
     """
     return {
         "id": ledger.path[-1],
@@ -61,6 +66,7 @@ def describe_ledger(
                 "withheld": list(ledger.withheld_from(child.id)),
                 "shared": list(ledger.shared_with(child.id)),
                 "hard": sorted(child.withheld),
+                "by_update": child.id in by_update,
             }
             for child in ledger.children.values()
         ],

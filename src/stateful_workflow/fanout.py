@@ -52,6 +52,8 @@ class Fanout:
         self._starts: dict[str, int] = {}
         self.reasons: dict[str, str] = {}
         """For each child that could not be told, why."""
+        self.by_update: set[str] = set()
+        """The children whose run takes no more signals, so that they are told by update."""
 
     def again(self) -> None:
         """Something changed beside the messages held: look at the children once more."""
@@ -142,6 +144,8 @@ class Fanout:
         for child_id, messages in told.items():
             if child_id not in untold and self._is_same(child_id):
                 self._ledger.delivered(child_id, messages)
+                self.by_update.discard(child_id)
+        self.by_update.update(result.by_update)
         for child_id, orphans in result.closed.items():
             if not self._is_same(child_id):
                 self._again = True

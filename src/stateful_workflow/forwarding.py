@@ -15,7 +15,13 @@ from datetime import timedelta
 from typing import Any, Final, cast
 
 from temporalio import activity
-from temporalio.client import Client, WorkflowQueryFailedError
+from temporalio.client import (
+    Client,
+    WorkflowHandle,
+    WorkflowQueryFailedError,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
+    WorkflowUpdateStage,
+)
 from temporalio.service import RPCError, RPCStatusCode
 
 from .errors import KeyringError
@@ -53,6 +59,7 @@ class ForwardResult:
         left: ids that were not tried in time.
         failed: ids that could not be told, with the reason.
         plain: ids whose workflow takes no part; they are not told again.
+        by_update: ids that were told by update, since their run takes no more signals.
         closed: ids of closed children, with the children each last knew.
         ordinary: whether this worker runs ordinary activities too.
     """
@@ -60,6 +67,7 @@ class ForwardResult:
     left: list[str] = field(default_factory=list[str])
     failed: dict[str, str] = field(default_factory=dict[str, str])
     plain: list[str] = field(default_factory=list[str])
+    by_update: list[str] = field(default_factory=list[str])
     closed: dict[str, list[dict[str, Any]]] = field(
         default_factory=dict[str, "list[dict[str, Any]]"]
     )
@@ -153,7 +161,10 @@ class NodeActivities:
                     return
                 handle = self._client.get_workflow_handle(child_id)
                 for index in indexes:
-                    await handle.signal(MESSAGE, request.messages[index], rpc_timeout=_RPC_TIMEOUT)
+                    if not await _deliver(handle, request.messages[index]):
+                        result.by_update.append(child_id)
+        except WorkflowUpdateRPCTimeoutOrCancelledError:
+            result.failed[child_id] = "its run takes no more signals, and no update was answered"
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 result.failed[child_id] = f"{error.status.name}: {error.message}"
@@ -230,6 +241,29 @@ class NodeActivities:
 
     def _leaves_to_ordinary(self) -> bool:
         return self._ordinary and not self._cached and activity.info().is_local
+
+
+async def _deliver(handle: WorkflowHandle[Any, Any], message: str) -> bool:
+    """Signal a message; where the run takes no more signals, send it as an update: False then.
+
+    What the update is turned down for, a signal would be rejected for as well.
+    """
+    try:
+        await handle.signal(MESSAGE, message, rpc_timeout=_RPC_TIMEOUT)
+    except RPCError as error:
+        if (
+            error.status != RPCStatusCode.INVALID_ARGUMENT
+            or "limit for signal" not in error.message
+        ):
+            raise
+        await handle.start_update(
+            MESSAGE,
+            message,
+            wait_for_stage=WorkflowUpdateStage.ACCEPTED,
+            rpc_timeout=_RPC_TIMEOUT,
+        )
+        return False
+    return True
 
 
 def has_no_query(error: WorkflowQueryFailedError) -> bool:

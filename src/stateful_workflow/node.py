@@ -216,7 +216,13 @@ class Node:
     def describe_all(self) -> dict[str, Any]:
         """The answer of the `apiTokenStatus` query; never a sealed token."""
         return {
-            **describe_ledger(self.ledger, now_ms(), self._inbox.unjudged, self._fanout.reasons),
+            **describe_ledger(
+                self.ledger,
+                now_ms(),
+                self._inbox.unjudged,
+                self._fanout.reasons,
+                self._fanout.by_update,
+            ),
             "type": workflow.info().workflow_type,
             "api_url": self.api_url,
             "needs_set": self._needs_set(),

@@ -113,6 +113,7 @@ class TreeNode:
         closed: the workflow has ended.
         current: it has accepted the newest version it is entitled to.
         undelivered: ids of children it has not yet reached.
+        by_update: its run takes no more signals, so that its parent tells it by update.
         problem: why it could not be asked, or None.
     """
 
@@ -128,6 +129,7 @@ class TreeNode:
     closed: bool = False
     current: bool = True
     undelivered: tuple[str, ...] = ()
+    by_update: bool = False
     problem: str | None = None
 
 

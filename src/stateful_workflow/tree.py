@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Final, cast
 
@@ -165,6 +165,7 @@ class TreeWalk:
         answer: Answer | None,
         *,
         withheld: bool,
+        by_update: bool = False,
     ) -> None:
         pause = _FIRST_PAUSE_SECONDS
         while True:
@@ -193,7 +194,7 @@ class TreeWalk:
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
             answer = None
-        self._nodes[workflow_id] = node
+        self._nodes[workflow_id] = replace(node, by_update=by_update)
         await self._visit_children(answer, workflow_id, expected)
 
     async def _visit_children(self, answer: Answer, parent: str, expected: Expected) -> None:
@@ -206,6 +207,7 @@ class TreeWalk:
                 {} if _is_withheld(child, self._name) else below,
                 None,
                 withheld=_is_withheld(child, self._name),
+                by_update=child.get("by_update") is True,
             )
             for child in answer.status["children"]
             if child["id"] not in self._nodes and child["confirmed"]

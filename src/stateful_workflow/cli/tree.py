@@ -89,6 +89,8 @@ def _line(node: TreeNode, now: float) -> Text:
         line.append(" closed", "dim")
     if not node.current:
         line.append(" behind", "red")
+    if node.by_update:
+        line.append(" told by update: its run takes no more signals", "yellow")
     if node.undelivered:
         line.append(f" undelivered: {', '.join(node.undelivered)}", "yellow")
     if node.problem is not None:
