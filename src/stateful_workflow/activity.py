@@ -81,6 +81,14 @@ class ActivityTokens:
         self._asked_at: dict[str, float] = {}
         self._standing = {} if use is None else _standing(use)
 
+    @property
+    def opens_elsewhere(self) -> bool:
+        """Whether opening calls a KMS or HSM, and so may take its time."""
+        try:
+            return self.keyring().has_openers
+        except KeyringError:
+            return False
+
     def names(self) -> set[str]:
         """The credential names worth asking for."""
         return {DEFAULT_NAME} | (set() if self.use is None else set(self.use.tokens))

@@ -41,7 +41,8 @@ class OpenedSecrets:
     def found_in(self, data: Iterable[bytes]) -> str | None:
         """The credential name of a secret that is in the data, or None."""
         for part in data:
-            for form, name in self._names.items():
+            # A copy: a thread may open another token meanwhile.
+            for form, name in list(self._names.items()):
                 if form in part:
                     return name
         return None

@@ -264,6 +264,11 @@ class Keyring:
         """
         return self._held("reader", opener)
 
+    @property
+    def has_openers(self) -> bool:
+        """Whether a reader's private half is held elsewhere, so that opening takes a call."""
+        return any(e.info.kind == "reader" and e.key.is_held_elsewhere for e in self._keys)
+
     def with_holders_of(self, other: Keyring) -> Keyring:
         """The same keyring, with the signers and openers of another one for the keys that are here.
 
