@@ -185,7 +185,9 @@ class Inbox:
             self._trust_failed = True
             return
         self._trust_failed = False
-        self._ledger.trust(trusted, answer.revoked)
+        if self._ledger.trust(trusted, answer.revoked):
+            # Keys change in the keyring alone, so this gives nobody a cheap lookup.
+            self._trust_asked = None
         waiting, self._waiting = self._waiting, {}
         for message in waiting.values():
             answers = self._answers.pop(message.hash) + 1

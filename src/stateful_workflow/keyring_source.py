@@ -35,14 +35,18 @@ class KeyringSource:
         self.problem: str | None = None
         """Why the file as it stands now is not used, or None."""
 
-    def current(self) -> Keyring:
-        """The keyring as it is now."""
+    def current(self, *, look: bool = False) -> Keyring:
+        """The keyring as it is now.
+
+        Args:
+            look: look at the file, however short ago that was done.
+        """
         path = self._keyring.path
         if path is None:
             return self._keyring
         with self._lock:
             now = time.monotonic()
-            if now - self._looked_at < _LOOK_EVERY_SECONDS:
+            if not look and now - self._looked_at < _LOOK_EVERY_SECONDS:
                 return self._keyring
             self._looked_at = now
             stamp = keyring_file.stamp(path)

@@ -495,18 +495,22 @@ class Ledger:
         )
         self.epoch = 0
 
-    def trust(self, issuers: Mapping[str, Issuer], revoked: Iterable[str] = ()) -> None:
-        """Learn issuers; a revoked one is never trusted again, and its floors fall away.
+    def trust(self, issuers: Mapping[str, Issuer], revoked: Iterable[str] = ()) -> bool:
+        """Learn issuers, and whether any key was new or newly revoked.
+
+        A revoked one is never trusted again, and its floors fall away.
 
         It only adds and revokes, so that an answer from an older keyring takes nothing back;
         of the limits of an issuer the last answer counts.
         """
+        before = set(self.trusted), set(self.revoked)
         self.revoked |= set(revoked)
         self.trusted = {
             kid: issuer
             for kid, issuer in {**self.trusted, **issuers}.items()
             if kid not in self.revoked
         }
+        return (set(self.trusted), self.revoked) != before
 
 
 def read_trusted(data: Mapping[str, object]) -> dict[str, Issuer]:

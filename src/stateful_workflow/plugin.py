@@ -64,6 +64,10 @@ class StatefulPlugin(SimplePlugin):
         """This process's keyring, as its file is now."""
         return None if self._keyring is None else self._keyring.current()
 
+    def look_at_keyring(self) -> Keyring | None:
+        """This process's keyring, its file looked at now: a node asks once a minute at most."""
+        return None if self._keyring is None else self._keyring.current(look=True)
+
     def require_keyring(self) -> Keyring:
         """This process's keyring.
 
@@ -111,7 +115,7 @@ class StatefulPlugin(SimplePlugin):
                 config["no_remote_activities"] = True
             ours = NodeActivities(
                 client,
-                lambda: self.keyring,
+                self.look_at_keyring,
                 _plain_types(workflows),
                 ordinary=ordinary and not config.get("no_remote_activities", False),
                 cached=config.get("max_cached_workflows", 1) > 0,

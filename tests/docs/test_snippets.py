@@ -47,6 +47,12 @@ KNOWN: Final = (
 )
 """Commands that are known and not run here."""
 
+WALKED: Final = {
+    "docs/kms.md": "tests/server/test_kms.py",
+    "docs/security.md": "tests/docs/test_security.py",
+}
+"""Documents whose blocks have a test of their own."""
+
 FIRST, SECOND = "snippet-token-1", "snippet-token-2"
 
 
@@ -421,6 +427,8 @@ def test_every_block_is_claimed(block: Block) -> None:
     assert block.kind in KINDS | NOT_RUN, f"{block.place}: tag it as one of {KINDS | NOT_RUN}"
     if block.kind == "json":
         json.loads(block.text)  # docs/wire-format.md: what they say is checked by its own test
+    elif block.document in WALKED:
+        assert (PROJECT / WALKED[block.document]).is_file()
     elif block.kind in KINDS and not (
         block.document == "README.md" and (block.kind, block.heading) in CLAIMS
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -14,9 +15,12 @@ from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 
 with workflow.unsafe.imports_passed_through():
     from stateful_workflow import (
+        MessageRefused,
+        NoReaderKey,
         SealedToken,
         StatefulWorkflow,
         TokenUnavailable,
+        UseRefused,
         current_api_url,
         current_token,
         seal_token,
@@ -25,13 +29,30 @@ with workflow.unsafe.imports_passed_through():
 SOON = timedelta(seconds=10)
 
 
+def shown(secret: str) -> str:
+    """A short secret as it is; for one that no activity may return, what stands for it."""
+    return secret if len(secret) < 8 else hashlib.sha256(secret.encode()).hexdigest()
+
+
 @activity.defn
 async def reveal(name: str = "apiToken") -> str:
-    """What an activity of the calling workflow can open; tests' tokens only."""
+    """What an activity of the calling workflow can open, as `shown`; tests' tokens only."""
     try:
-        return current_token(name).reveal()
-    except TokenUnavailable as error:
+        return shown(current_token(name).reveal())
+    except (TokenUnavailable, UseRefused, NoReaderKey) as error:
         return type(error).__name__
+
+
+@activity.defn
+async def reveal_again() -> str:
+    """In flight until its workflow has the note "go"; its second attempt asks for the newest."""
+    if activity.info().attempt > 1:
+        return await reveal()
+    handle = activity.client().get_workflow_handle(str(activity.info().workflow_id))
+    await handle.signal("note", f"opened {await reveal()}")
+    while "go" not in await handle.query("notes"):
+        await asyncio.sleep(0.05)
+    raise ApplicationError("this attempt was to fail")
 
 
 @activity.defn
@@ -53,6 +74,7 @@ class Plan:
         children: for each child its id suffix and its own plan.
         type: workflow type of this node.
         hard: start this node inside `withholding()`.
+        without: start it inside `withholding(name=…)` of this name.
         api_url: set by the node's own code.
         close_policy: of this node as a child.
     """
@@ -60,6 +82,7 @@ class Plan:
     children: dict[str, Plan] = field(default_factory=dict[str, "Plan"])
     type: str = "Node"
     hard: bool = False
+    without: str | None = None
     api_url: str | None = None
     close_policy: int = 2  # ABANDON
 
@@ -90,8 +113,8 @@ class _Controlled(StatefulWorkflow):
                 parent_close_policy=workflow.ParentClosePolicy(plan.close_policy),
             )
 
-        if plan.hard:
-            with self.withholding():
+        if plan.hard or plan.without is not None:
+            with self.withholding(name=plan.without):
                 await begin()
         else:
             await begin()
@@ -160,6 +183,20 @@ class _Controlled(StatefulWorkflow):
         self.share(f"{workflow.info().workflow_id}-{suffix}", name=name)
 
     @workflow.signal
+    async def hand_on(self, suffix: str, sealed: str) -> None:
+        """Signal a child a copied message."""
+        child_id = f"{workflow.info().workflow_id}-{suffix}"
+        await workflow.get_external_workflow_handle(child_id).signal("apiToken", sealed)
+
+    @workflow.update
+    async def take_copy(self, sealed: str) -> str:
+        """Set a copied message here; what was refused, or the state."""
+        try:
+            return (await self.set_api_token(SealedToken(sealed))).state
+        except MessageRefused as error:
+            return type(error).__name__
+
+    @workflow.signal
     def move_to(self, url: str) -> None:
         self.api_url = url
 
@@ -180,6 +217,10 @@ class _Controlled(StatefulWorkflow):
         return await workflow.execute_local_activity(
             reveal, "apiToken", start_to_close_timeout=SOON
         )
+
+    @workflow.update
+    async def use_token_again(self) -> str:
+        return await workflow.execute_activity(reveal_again, start_to_close_timeout=SOON * 2)
 
     @workflow.update
     async def use_address(self) -> str | None:
@@ -213,6 +254,14 @@ class Cleanup(_Controlled):
 
 @workflow.defn
 class Sharer(_Controlled, share=("Node",)):
+    @workflow.run
+    async def run(self, plan: Plan) -> str:
+        await self.start(plan)
+        return await self.until_told()
+
+
+@workflow.defn
+class Hermit(_Controlled, share=()):
     @workflow.run
     async def run(self, plan: Plan) -> str:
         await self.start(plan)
@@ -374,6 +423,7 @@ WORKFLOWS: list[type] = [
     Cleanup,
     Flaky,
     FlakyParent,
+    Hermit,
     Node,
     Plain,
     PlainParent,
@@ -381,4 +431,4 @@ WORKFLOWS: list[type] = [
     Sharer,
     Ticker,
 ]
-ACTIVITIES: list[Any] = [fetch_and_seal, reveal, reveal_address]
+ACTIVITIES: list[Any] = [fetch_and_seal, reveal, reveal_address, reveal_again]
