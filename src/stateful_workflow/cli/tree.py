@@ -78,13 +78,17 @@ def render(tree: TokenTree, now: float) -> Tree:
 
 def _line(node: TreeNode, now: float) -> Text:
     line = Text.assemble((node.id, "bold"), " ", (node.type, "dim"))
+    held = None
+    if node.version is not None:
+        held = f"{node.state} {node.fingerprint} {_age(now - node.version / 1000)}"
     if node.withheld:
-        line.append(" withheld", "yellow")
-    elif node.version is None:
+        # What was set at the child itself, or what it got before it was withheld.
+        still = "its own" if node.authority == node.id else "still"
+        line.append(" withheld" + ("" if held is None else f", {still}: {held}"), "yellow")
+    elif held is None:
         line.append(f" {node.state}", "dim")
     else:
-        age = _age(now - node.version / 1000)
-        line.append(f" {node.state} {node.fingerprint} {age}", "green" if node.current else "red")
+        line.append(f" {held}", "green" if node.current else "red")
     if node.closed:
         line.append(" closed", "dim")
     if not node.current:
