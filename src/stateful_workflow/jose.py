@@ -104,6 +104,8 @@ class Key:
             key = _import({name: jwk[name] for name in ("kty", "crv", "x", "d") if name in jwk})
             # From the private half alone; the JWK's own x is what is being checked.
             own = key if key.private_key is None else _import(key.private_key.public_key())
+            if isinstance(own.raw_value, X25519PublicKey):
+                X25519PrivateKey.generate().exchange(own.raw_value)  # refuses one of low order
             given = str(own.as_dict(private=False)["x"])
         except (JoseError, ValueError, KeyError, TypeError):
             raise ValueError("a key is malformed (RFC 8037 section 2)") from None

@@ -263,7 +263,7 @@ class Ledger:
         held = {
             place: message
             for place, message in self.held.items()
-            if with_messages and not self._withheld_from(child, place[0])
+            if with_messages and not self._is_kept_from(child, message)
         }
         self.starts += 1
         before = self.children.get(child.id)
@@ -377,6 +377,13 @@ class Ledger:
         soft = self.soft.get(child.id, {})
         return soft.get(name, soft.get(ALL, False))
 
+    def _is_kept_from(self, child: Child, message: Message) -> bool:
+        name = message.claims.name
+        # What takes a token away goes on to a child that is not to have it: it may hold it.
+        if message.claims.inherit is False:
+            return ALL in child.withheld or name in child.withheld
+        return self._withheld_from(child, name)
+
     def pending(self, child_id: str) -> list[Message]:
         """The held messages a child should have and was not given."""
         child = self.children[child_id]
@@ -384,7 +391,7 @@ class Ledger:
             message
             for place, message in self.held.items()
             if child.delivered.get(place) != message.order
-            and not self._withheld_from(child, place[0])
+            and not self._is_kept_from(child, message)
         ]
 
     def to_tell(self) -> Iterator[tuple[Child, list[Message]]]:

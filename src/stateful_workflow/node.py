@@ -296,6 +296,11 @@ class Node:
             child = self.ledger.children.get(child_id)
             return child is not None and child.ended
 
+        if child_id not in self.ledger.children:
+            return
+        # In one workflow task signals come before the children's ends, whatever the history
+        # says: after a timer those are known.
+        await workflow.sleep(timedelta(milliseconds=1))
         if not is_ended():
             return
         for _ in range(_ADOPTION_TRIES):

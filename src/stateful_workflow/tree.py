@@ -204,7 +204,7 @@ class TreeWalk:
             self._visit(
                 str(child["id"]),
                 parent,
-                {} if _is_withheld(child, self._name) else below,
+                self._expected_of(child, below, answer.status),
                 None,
                 withheld=_is_withheld(child, self._name),
                 by_update=child.get("by_update") is True,
@@ -253,6 +253,20 @@ class TreeWalk:
             current=answer.closed or not (behind or status["recovering"]),
             undelivered=undelivered,
         )
+
+    def _expected_of(
+        self, child: Mapping[str, Any], below: Expected, status: Mapping[str, Any]
+    ) -> Expected:
+        if not _is_withheld(child, self._name):
+            return below
+        if _is_named(child["hard"], self._name):
+            return {}
+        # A revocation goes on to a child that is withheld from now on.
+        return {
+            t["authority"]: int(t["version"])
+            for t in status["tokens"]
+            if t["name"] == self._name and t["inherit"] is False
+        }
 
     def _is_done(self, answer: Answer) -> bool:
         """Whether a node has told its children, and none of them is still being started."""

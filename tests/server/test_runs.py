@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.enums.v1 import ResetReapplyExcludeType
 from temporalio.api.workflowservice.v1 import (
     DeleteWorkflowExecutionRequest,
     ResetWorkflowExecutionRequest,
@@ -21,7 +23,7 @@ from temporalio.worker import Worker
 from stateful_workflow import TokenClient, TokenStale
 
 from .conftest import start_worker
-from .support import eventually, nodes_run, sealed_at, status_of
+from .support import events_of, eventually, nodes_run, sealed_at, status_of
 from .workflows import Buggy, Flaky, FlakyParent, Mended, Node, Plan, Ticker
 
 URL = "https://api.example.com"
@@ -50,6 +52,33 @@ async def next_run(client: Client, workflow_id: str, after: str | None) -> None:
         return described.run_id != after and described.status is WorkflowExecutionStatus.RUNNING
 
     await eventually(moved)
+
+
+async def tasks_of(client: Client, workflow_id: str) -> list[int]:
+    """Ids of the events at which workflow tasks completed: what a workflow can be reset to."""
+    handle = client.get_workflow_handle(workflow_id)
+    return [event.event_id for event in await events_of(handle, "WORKFLOW_TASK_COMPLETED")]
+
+
+async def reset(
+    client: Client,
+    workflow_id: str,
+    task: int,
+    exclude: Sequence[ResetReapplyExcludeType.ValueType] = (),
+) -> None:
+    """Reset a workflow to one of its `tasks_of` and wait until the new run has begun."""
+    before = await run_id(client, workflow_id)
+    await client.workflow_service.reset_workflow_execution(
+        ResetWorkflowExecutionRequest(
+            namespace=client.namespace,
+            workflow_execution=WorkflowExecution(workflow_id=workflow_id, run_id=str(before)),
+            reason="test",
+            workflow_task_finish_event_id=task,
+            request_id=workflow_id,
+            reset_reapply_exclude_types=exclude,
+        )
+    )
+    await next_run(client, workflow_id, before)
 
 
 @pytest.mark.parametrize("how", ["go_on", "go_on_at_once"])
@@ -265,26 +294,10 @@ async def test_a_cron_run_takes_over_what_the_run_before_held(
 async def test_a_reset_run_ends_with_the_newest(
     tokens: TokenClient, client: Client, queue: str, worker: Worker
 ) -> None:
-    root = await start(tokens, queue, Plan({"a": Plan()}))
+    await start(tokens, queue, Plan({"a": Plan()}))
     await tokens.rotate(queue, "second", timeout=20)
-    before = await run_id(client, queue)
-    history = await root.fetch_history()
-    first_task = next(
-        event.event_id
-        for event in history.events
-        if event.HasField("workflow_task_completed_event_attributes")
-    )
 
-    await client.workflow_service.reset_workflow_execution(
-        ResetWorkflowExecutionRequest(
-            namespace=client.namespace,
-            workflow_execution=WorkflowExecution(workflow_id=queue, run_id=str(before)),
-            reason="test",
-            workflow_task_finish_event_id=first_task,
-            request_id=queue,
-        )
-    )
-    await next_run(client, queue, before)
+    await reset(client, queue, (await tasks_of(client, queue))[0])
 
     async def newest() -> bool:
         return (await tokens.get(queue)).reveal() == "second"

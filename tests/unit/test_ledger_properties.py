@@ -210,6 +210,13 @@ class Withholding(RuleBasedStateMachine):
         hard = self.hard.get(child, frozenset())
         return ALL in hard or name in hard or name in self.soft.get(child, set())
 
+    def kept_from(self, child: str, one: Message) -> bool:
+        """As `withheld`, but a revocation goes on to a child that may hold what it ends."""
+        hard = self.hard.get(child, frozenset())
+        if one.claims.inherit is False:
+            return ALL in hard or one.claims.name in hard
+        return self.withheld(child, one.claims.name)
+
     @initialize(withheld=name_sets)
     def start_one(self, withheld: frozenset[str]) -> None:
         self.start("a", withheld, True)
@@ -224,9 +231,9 @@ class Withholding(RuleBasedStateMachine):
             return
         self.hard[child] = withheld
         state = self.parent.start_child(Child(child, "Node", withheld=withheld), with_messages=full)
-        for name, _ in Ledger.load(state).held:
+        for one in Ledger.load(state).held.values():
             assert full
-            assert not self.withheld(child, name)
+            assert not self.kept_from(child, one)
 
     @rule(child=ids)
     def confirm(self, child: str) -> None:
@@ -273,17 +280,17 @@ class Withholding(RuleBasedStateMachine):
         for child, lacking in self.parent.to_tell():
             assert child.confirmed
             assert not child.ended
-            assert not any(self.withheld(child.id, one.claims.name) for one in lacking)
+            assert not any(self.kept_from(child.id, one) for one in lacking)
         for child_id in self.parent.children:
             for one in self.parent.pending(child_id):
-                assert not self.withheld(child_id, one.claims.name)
+                assert not self.kept_from(child_id, one)
 
     @invariant()
     def every_other_name_is_pending_or_was_given(self) -> None:
         for child_id, child in self.parent.children.items():
             pending = self.parent.pending(child_id)
             for place, one in self.parent.held.items():
-                if not self.withheld(child_id, place[0]):
+                if not self.kept_from(child_id, one):
                     assert one in pending or child.delivered[place] == one.order
 
     @invariant()
@@ -367,7 +374,9 @@ class Chain(RuleBasedStateMachine):
         self.soft[child] = set(kept_back)
         state = parent.start_child(Child(child, "Node", withheld=withheld), with_messages=full)
         ledger = Ledger.load(json.loads(json.dumps(state)))
-        assert not any(name in withheld | kept_back for name, _ in ledger.held)
+        assert not any(name in withheld for name, _ in ledger.held)
+        for (name, _), one in ledger.held.items():
+            assert name not in kept_back or one.claims.inherit is False
         self.add(ledger)
 
     @rule(node=started)
@@ -458,7 +467,9 @@ class Chain(RuleBasedStateMachine):
         for ledger in self.nodes.values():
             for child, lacking in ledger.to_tell():
                 for one in lacking:
-                    assert one.claims.name not in self.hard[child.id] | self.soft[child.id]
+                    assert one.claims.name not in self.hard[child.id]
+                    if one.claims.inherit is not False:
+                        assert one.claims.name not in self.soft[child.id]
 
     def lowest(self, node: str, name: str) -> int:
         """Index of the highest authority whose word on a name counts at a node."""

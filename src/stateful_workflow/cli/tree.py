@@ -78,17 +78,19 @@ def render(tree: TokenTree, now: float) -> Tree:
 
 def _line(node: TreeNode, now: float) -> Text:
     line = Text.assemble((node.id, "bold"), " ", (node.type, "dim"))
-    held = None
+    version = ""
     if node.version is not None:
-        held = f"{node.state} {node.fingerprint} {_age(now - node.version / 1000)}"
-    if node.withheld:
-        # What was set at the child itself, or what it got before it was withheld.
-        still = "its own" if node.authority == node.id else "still"
-        line.append(" withheld" + ("" if held is None else f", {still}: {held}"), "yellow")
-    elif held is None:
+        version = f"{node.fingerprint} {_age(now - node.version / 1000)}"
+    if node.withheld and not version:
+        line.append(" withheld", "yellow")
+    elif node.withheld and node.state == "held" and node.authority != node.id:
+        line.append(f" withheld, still holds {version}", "yellow")
+    elif node.withheld:
+        line.append(f" withheld, {node.state} {version}", "yellow")
+    elif not version:
         line.append(f" {node.state}", "dim")
     else:
-        line.append(f" {held}", "green" if node.current else "red")
+        line.append(f" {node.state} {version}", "green" if node.current else "red")
     if node.closed:
         line.append(" closed", "dim")
     if not node.current:
