@@ -130,9 +130,13 @@ class Key:
 
     def held_by(self, holder: Signer | Opener) -> Key:
         """The same key, its private half at the holder."""
-        return Key(
-            _import(_HeldSigner(holder) if isinstance(holder, Signer) else _HeldOpener(holder))
+        held = (
+            _HeldSigner(cast("Signer", holder))
+            if self.curve == "Ed25519"
+            else _HeldOpener(cast("Opener", holder))
         )
+        # With the JWK given, joserfc does not ask the key for its private half.
+        return Key(OKPKey(held, cast("Any", self.to_jwk(private=False))))
 
     def without_private(self) -> Key:
         """The same key, its public half alone."""

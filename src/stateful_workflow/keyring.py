@@ -47,12 +47,14 @@ class Keyring:
         *,
         path: Path | None = None,
         stamp: keyring_file.Stamp | None = None,
+        allow_group_read: bool | None = None,
     ) -> None:
         self._keys = tuple(keys)
         self.path = path
         """The file it was loaded from, or None."""
         self.stamp = stamp
         """What that file was like then, see `keyring_file.stamp`."""
+        self._allow_group_read = allow_group_read
         kids = [entry.info.kid for entry in self._keys]
         if len(set(kids)) != len(kids):
             raise KeyringError("the keyring names a key id twice")
@@ -88,12 +90,26 @@ class Keyring:
         cls, content: keyring_file.FileContent, allow_group_read: bool | None
     ) -> Keyring:
         try:
-            keyring = cls(read_set(content.text), path=content.path, stamp=content.stamp)
+            keyring = cls(
+                read_set(content.text),
+                path=content.path,
+                stamp=content.stamp,
+                allow_group_read=allow_group_read,
+            )
         except KeyringError as error:
             raise KeyringError(f"the keyring {content.path}: {error}") from None
         private = any(entry.info.private for entry in keyring._keys)
         content.check_mode(holds_private=private, allow_group_read=allow_group_read)
         return keyring
+
+    def load_again(self) -> Keyring:
+        """The keyring its file holds now, with the signers and openers of this one.
+
+        Raises:
+            KeyringError: as `load`.
+        """
+        keyring = self.load(self.path, allow_group_read=self._allow_group_read)
+        return keyring._with_holders_of(self)
 
     @classmethod
     def from_json(cls, text: str) -> Keyring:
@@ -133,7 +149,13 @@ class Keyring:
         """
         if before.path is None or before.stamp is None:
             raise KeyringError("the keyring was loaded from no file")
-        keyring_file.replace(before.path, before.stamp, self.to_json())
+        # The mode of public keys may be open to others; that of private ones was checked.
+        first = self._holds_secrets and not before._holds_secrets
+        keyring_file.replace(before.path, before.stamp, self.to_json(), owner_only=first)
+
+    @property
+    def _holds_secrets(self) -> bool:
+        return any(e.info.private and not e.key.is_held_elsewhere for e in self._keys)
 
     # --- the keys ------------------------------------------------------------
 
@@ -269,19 +291,20 @@ class Keyring:
         """Whether a reader's private half is held elsewhere, so that opening takes a call."""
         return any(e.info.kind == "reader" and e.key.is_held_elsewhere for e in self._keys)
 
-    def with_holders_of(self, other: Keyring) -> Keyring:
-        """The same keyring, with the signers and openers of another one for the keys that are here.
-
-        Used where a keyring is loaded anew from its file.
-        """
+    def _with_holders_of(self, other: Keyring) -> Keyring:
         held = {e.info.kid: e for e in other._keys if e.key.is_held_elsewhere}
-        keys = [
+        return self._holding(
             Entry(replace(entry.info, private=True), held[entry.info.kid].key)
             if entry.info.kid in held
             else entry
             for entry in self._keys
-        ]
-        return Keyring(keys, path=self.path, stamp=self.stamp)
+        )
+
+    def _holding(self, keys: Iterable[Entry]) -> Keyring:
+        """The keyring of the same file with these keys."""
+        return Keyring(
+            keys, path=self.path, stamp=self.stamp, allow_group_read=self._allow_group_read
+        )
 
     def _with(
         self,
@@ -316,7 +339,7 @@ class Keyring:
         for index, entry in enumerate(keys):
             if entry.info.kind == kind and entry.key.is_of(holder):
                 keys[index] = Entry(replace(entry.info, private=True), entry.key.held_by(holder))
-                return Keyring(keys, path=self.path, stamp=self.stamp)
+                return self._holding(keys)
         raise KeyringError(f"no {kind} of this keyring has the public key of the holder given")
 
     def _get(self, kid: str) -> KeyInfo:

@@ -116,8 +116,11 @@ def create(path: Path, text: str) -> None:
         raise KeyringError(f"the keyring {path} cannot be written: {error.strerror}") from None
 
 
-def replace(path: Path, before: Stamp, text: str) -> None:
+def replace(path: Path, before: Stamp, text: str, *, owner_only: bool = False) -> None:
     """Put a new content in the place of what was read, at once and with the same mode.
+
+    Args:
+        owner_only: give it mode 0600 instead, since private keys come where there were none.
 
     Raises:
         KeyringError: where the file changed since it was read, or cannot be written.
@@ -125,7 +128,7 @@ def replace(path: Path, before: Stamp, text: str) -> None:
     path = path.resolve()
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        _write(new, text, stat.S_IMODE(path.stat().st_mode))
+        _write(new, text, 0o600 if owner_only else stat.S_IMODE(path.stat().st_mode))
         if stamp(path) != before:
             raise KeyringError(f"the keyring {path} was changed meanwhile; nothing was written")
         new.replace(path)

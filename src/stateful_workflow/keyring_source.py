@@ -57,7 +57,7 @@ class KeyringSource:
 
     def _read_again(self) -> None:
         try:
-            keyring = Keyring.load(self._keyring.path).with_holders_of(self._keyring)
+            keyring = self._keyring.load_again()
         except KeyringError as error:
             self.problem = str(error)
             _log.error("The keyring was changed and is not used; the one before stays: %s", error)

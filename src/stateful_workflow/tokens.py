@@ -78,13 +78,15 @@ class ApiToken:
 
 
 def next_version(newest: int, now: float) -> int:
-    """The version after `newest`: Unix milliseconds, or one more where clocks disagree.
+    """The version after `newest`: Unix milliseconds, or two more where clocks disagree.
+
+    Two, since one more is what the same token sealed anew takes, which must not come after.
 
     Args:
         newest: the version that stands, 0 where none does.
         now: Unix seconds.
     """
-    return max(int(now * 1000), newest + 1)
+    return max(int(now * 1000), newest + 2)
 
 
 def token_claims(

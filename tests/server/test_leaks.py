@@ -396,7 +396,11 @@ def test_no_public_object_prints_a_secret(client: Client) -> None:
 
     # What is public and printed nowhere here has nothing to print.
     functions = {"current_api_url", "current_token", "seal_token"}
-    assert set(stateful_workflow.__all__) - printed.keys() == functions | {"Opener", "Signer", "TokenState"}
+    assert set(stateful_workflow.__all__) - printed.keys() == functions | {
+        "Opener",
+        "Signer",
+        "TokenState",
+    }
     for name, text in printed.items():
         assert found(SECRET, text) == [], name
         for key in keys:

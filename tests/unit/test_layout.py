@@ -57,7 +57,16 @@ def test_no_module_imports_itself_through_others() -> None:
 
 
 def test_the_pure_core_knows_nothing_of_temporal() -> None:
-    for module in ("messages", "origins", "ledger", "describe", "status", "keyring", "issuers", "tokens"):
+    for module in (
+        "messages",
+        "origins",
+        "ledger",
+        "describe",
+        "status",
+        "keyring",
+        "issuers",
+        "tokens",
+    ):
         assert "temporalio" not in third_party(module), module
 
 
