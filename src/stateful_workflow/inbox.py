@@ -8,7 +8,7 @@ keyring by the *trust* local activity (docs/design.md, decisions 3 and 4).
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import timedelta
@@ -24,8 +24,10 @@ from .ledger import Ledger, Verdict, read_trusted
 from .messages import Message
 from .wire import TRUST
 
-# A signature takes about 0.1 ms; the SDK takes 2 s in one activation for a deadlock.
-_JUDGED_AT_ONCE: Final = 300
+# A signature takes about 0.15 ms; the SDK takes 2 s in one activation for a deadlock. The next
+# ones wait for a timer, which the server fires up to 1 s late: a run that closes has 10 s for
+# the 10,000 signals it may have got.
+_JUDGED_AT_ONCE: Final = 1_000
 _TRUST_EVERY_MS: Final = 60_000
 _TRUST_FOR_UPDATE_MS: Final = 1_000
 _TRUST_AT_ONCE_BYTES: Final = 1_000_000
@@ -60,6 +62,33 @@ class Inbox:
     def unjudged(self) -> list[Message]:
         """The messages that wait, for their turn or for their issuer to be known."""
         return [*self._waiting.values(), *self._queue]
+
+    def within(self, size: int) -> tuple[list[Message], list[Message]]:
+        """Of the messages that wait, those to be carried into the next run, and those left out.
+
+        Of each issuer one after the other, known ones first, and the shorter first: nobody
+        keeps another's message out by sending many or long ones under one key id.
+
+        Args:
+            size: characters the carried ones may have together.
+        """
+        places: Counter[str] = Counter()
+        ranked: list[tuple[bool, int, int, Message]] = []
+        for message in sorted(self.unjudged, key=lambda message: len(message.text)):
+            unknown = message.issuer not in self._ledger.trusted
+            ranked.append((unknown, places[message.issuer], len(message.text), message))
+            places[message.issuer] += 1
+        carried: set[str] = set()
+        for *_, length, message in sorted(ranked, key=lambda entry: entry[:3]):
+            size -= length
+            if size < 0:
+                break
+            carried.add(message.hash)
+        waiting = self.unjudged
+        return (
+            [message for message in waiting if message.hash in carried],
+            [message for message in waiting if message.hash not in carried],
+        )
 
     @property
     def is_busy(self) -> bool:

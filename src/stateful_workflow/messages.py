@@ -56,7 +56,7 @@ class Claims:
         root: workflow id of the tree's root.
         tree: random id of this tree; an earlier tree of the same root has another.
         authority: workflow id at which the message is set; its subtree is the reach.
-        version: orders messages; Unix milliseconds at issue, or above the last where clocks disagree.
+        version: orders messages; Unix milliseconds at issue, or above the last one.
         expires_at: Unix seconds (RFC 7519 NumericDate) from which the token is refused, or None.
         origins: canonical origins the token may be sent to; none means nowhere.
         types: workflow types whose activities may open it; None means any.

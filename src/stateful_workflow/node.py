@@ -19,7 +19,7 @@ from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import FailureError
 
 from .describe import describe_ledger, status_of
-from .errors import TokenMalformed
+from .errors import TokenForged, TokenMalformed
 from .fanout import Fanout
 from .forwarding import RecoverResult
 from .headers import Start, Use
@@ -409,7 +409,11 @@ class Node:
         self._fanout.again()
 
     def carry(self) -> Payload:
-        """The header of the next run."""
+        """The header of the next run; what finds no room in it is counted as refused."""
+        _, left_out = self._inbox.within(_CARRIED_WAITING_BYTES)
+        for message in left_out:
+            error = TokenForged(f"issuer {message.issuer} is not known, and too many waited")
+            self.ledger.reject(error, now_ms(), message)
         return self._carried(workflow.info().run_id).to_payload()
 
     def describe_state(self) -> dict[str, Any]:
@@ -417,19 +421,13 @@ class Node:
         return self._carried(None).to_json()
 
     def _carried(self, run: str | None) -> Start:
-        waiting: list[str] = []
-        room = _CARRIED_WAITING_BYTES
-        for message in self._inbox.unjudged:
-            room -= len(message.text)
-            if room < 0:
-                break
-            waiting.append(message.text)
+        waiting, _ = self._inbox.within(_CARRIED_WAITING_BYTES)
         return Start(
             self.ledger.dump(),
             run,
             self.api_url,
             None,
-            tuple(waiting),
+            tuple(message.text for message in waiting),
             self.recovering or self._needs_set(),
         )
 
