@@ -81,14 +81,6 @@ class ActivityTokens:
         self._asked_at: dict[str, float] = {}
         self._standing = {} if use is None else _standing(use)
 
-    @property
-    def opens_elsewhere(self) -> bool:
-        """Whether opening calls a KMS or HSM, and so may take its time."""
-        try:
-            return self.keyring().has_openers
-        except KeyringError:
-            return False
-
     def names(self) -> set[str]:
         """The credential names worth asking for."""
         return {DEFAULT_NAME} | (set() if self.use is None else set(self.use.tokens))
@@ -118,6 +110,15 @@ class ActivityTokens:
         )
         self.secrets.add(name, secret)
         return ApiToken(standing.message, secret)
+
+    async def open_async(self, name: str) -> ApiToken:
+        """As `open`, in a thread where a KMS or HSM is called."""
+        # No thread otherwise: a user's threads may be waiting for this loop.
+        try:
+            elsewhere = self.keyring().has_openers
+        except KeyringError:
+            elsewhere = False  # `open` says it
+        return await asyncio.to_thread(self.open, name) if elsewhere else self.open(name)
 
     def is_stale(self, name: str) -> bool:
         """Whether the workflow should be asked before the next use."""
@@ -348,12 +349,17 @@ class InProcess:
     """
 
     def __init__(
-        self, function: Callable[..., Any], tokens: ActivityTokens, keyring_path: Path | None
+        self,
+        function: Callable[..., Any],
+        tokens: ActivityTokens,
+        keyring_path: Path | None,
+        allow_group_read: bool | None = None,
     ) -> None:
         self._function = function
         self._use = tokens.carried()
         self._unknown = {name: str(error) for name, error in tokens.unknown.items()}
         self._keyring_path = keyring_path
+        self._allow_group_read = allow_group_read
 
     def __call__(self, *args: Any) -> Any:
         """Run the activity in the pool's process."""
@@ -368,4 +374,4 @@ class InProcess:
                 "an activity in a process pool loads its keyring from a file: start the worker "
                 "with $STATEFUL_KEYRING or Keyring.load(path)"
             )
-        return Keyring.load(self._keyring_path)
+        return Keyring.load(self._keyring_path, allow_group_read=self._allow_group_read)

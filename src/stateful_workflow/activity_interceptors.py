@@ -64,7 +64,7 @@ class ActivityInbound(ActivityInboundInterceptor):
         gate = _Gate(tokens, self._client.data_converter)
         if self._outbound is not None:
             self._outbound.gate = gate
-            self._outbound.raises = not _is_in_process(input)
+            self._outbound.is_heard = not _is_in_process(input)
         await tokens.refresh_all()
         try:
             result = await self._run(input, tokens)
@@ -99,11 +99,16 @@ class ActivityInbound(ActivityInboundInterceptor):
         # What it opens over there has to be known here.
         for name in tokens.names():
             with suppress(StatefulError):
-                tokens.open(name)
-        path = None
+                await tokens.open_async(name)
+        keyring = None
         with suppress(StatefulError):
-            path = self._keyring().path
-        input.fn = InProcess(input.fn, tokens, path)
+            keyring = self._keyring()
+        input.fn = InProcess(
+            input.fn,
+            tokens,
+            None if keyring is None else keyring.path,
+            None if keyring is None else keyring.allow_group_read,
+        )
         return await super().execute_activity(input)
 
 
@@ -113,8 +118,8 @@ class ActivityOutbound(ActivityOutboundInterceptor):
     def __init__(self, next: ActivityOutboundInterceptor) -> None:
         super().__init__(next)
         self.gate: _Gate | None = None
-        self.raises = True
-        """Whether the activity hears what is raised here; that of a process hears it at its end."""
+        self.is_heard = True
+        """Whether the activity hears what is raised here; one in a process does at its end."""
 
     def heartbeat(self, *details: Any) -> None:
         """See the base class.
@@ -127,7 +132,7 @@ class ActivityOutbound(ActivityOutboundInterceptor):
                 self.gate.check("heartbeat", details)
         except TokenExposed:
             # It would end the thread that takes the heartbeats of every process.
-            if not self.raises:
+            if not self.is_heard:
                 return
             raise
         super().heartbeat(*details)

@@ -1,4 +1,4 @@
-"""Keep an opened token out of what an activity gives back: results, heartbeats, failures.
+"""Find an opened secret in data, in every spelling it is likely to have, and take it out.
 
 A secret is looked for as it is, as JSON, ``repr`` and URLs spell it, in hexadecimal, and
 inside base64. One of fewer than 8 characters is not looked for: it would be found in

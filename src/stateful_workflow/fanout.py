@@ -145,7 +145,8 @@ class Fanout:
             if child_id not in untold and self._is_same(child_id):
                 self._ledger.delivered(child_id, messages)
                 self.by_update.discard(child_id)
-        self.by_update.update(result.by_update)
+        self.by_update |= {child_id for child_id in result.by_update if self._is_same(child_id)}
+        self.by_update &= self._ledger.children.keys()
         for child_id, orphans in result.closed.items():
             if not self._is_same(child_id):
                 self._again = True

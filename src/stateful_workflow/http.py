@@ -172,14 +172,14 @@ class _Source:
 
     async def current_async(self) -> ApiToken:
         await self._tokens.refresh(self._name)
-        return await self._open()
+        return await self._tokens.open_async(self._name)
 
     async def newer_than_async(self, refused: ApiToken) -> ApiToken | None:
         """The newest token where it is not the refused one; else the refusal is reported once."""
         if self._tokens.client is None:
             return None
         await self._tokens.ask(self._name)
-        newest = await self._open()
+        newest = await self._tokens.open_async(self._name)
         if newest != refused:
             return newest
         await self._tokens.report(refused)
@@ -187,16 +187,10 @@ class _Source:
         while time.monotonic() < give_up:
             await asyncio.sleep(_WAIT_FOR_NEWER_SECONDS / 4)
             await self._tokens.ask(self._name)
-            newest = await self._open()
+            newest = await self._tokens.open_async(self._name)
             if newest != refused:
                 return newest
         return None
-
-    async def _open(self) -> ApiToken:
-        # A thread only where a KMS is called: a user's threads may be waiting for this loop.
-        if self._tokens.opens_elsewhere:
-            return await asyncio.to_thread(self._tokens.open, self._name)
-        return self._tokens.open(self._name)
 
     def current(self) -> ApiToken:
         loop = self._loop()

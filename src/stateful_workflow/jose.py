@@ -40,7 +40,8 @@ _SIGNATURE_BYTES: Final = 64
 class Signer(Protocol):
     """The private half of an issuer that is held elsewhere, such as in a KMS or an HSM.
 
-    `Keyring.with_signer` takes it. Its calls may block: the client makes them in a thread.
+    `Keyring.with_signer` takes it. Its calls may block: `TokenClient`
+    makes them in a thread, `seal_token` where it is called.
     """
 
     @property

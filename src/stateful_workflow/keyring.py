@@ -54,7 +54,8 @@ class Keyring:
         """The file it was loaded from, or None."""
         self.stamp = stamp
         """What that file was like then, see `keyring_file.stamp`."""
-        self._allow_group_read = allow_group_read
+        self.allow_group_read = allow_group_read
+        """How `load` was asked to read that file."""
         kids = [entry.info.kid for entry in self._keys]
         if len(set(kids)) != len(kids):
             raise KeyringError("the keyring names a key id twice")
@@ -106,9 +107,11 @@ class Keyring:
         """The keyring its file holds now, with the signers and openers of this one.
 
         Raises:
-            KeyringError: as `load`.
+            KeyringError: as `load`, or where it was loaded from no file.
         """
-        keyring = self.load(self.path, allow_group_read=self._allow_group_read)
+        if self.path is None:
+            raise KeyringError("the keyring was loaded from no file")
+        keyring = self.load(self.path, allow_group_read=self.allow_group_read)
         return keyring._with_holders_of(self)
 
     @classmethod
@@ -303,7 +306,7 @@ class Keyring:
     def _holding(self, keys: Iterable[Entry]) -> Keyring:
         """The keyring of the same file with these keys."""
         return Keyring(
-            keys, path=self.path, stamp=self.stamp, allow_group_read=self._allow_group_read
+            keys, path=self.path, stamp=self.stamp, allow_group_read=self.allow_group_read
         )
 
     def _with(

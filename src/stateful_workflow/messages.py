@@ -3,9 +3,9 @@
 A message is a JWS in compact form (RFC 7515). Its payload is, for a *token*, a
 General JWE (RFC 7516 section 7.2.1) whose ``aad`` is the claims, and for a
 *revocation* the claims alone. Nothing here verifies or opens anything: that is
-`stateful_workflow.keyring`. Parsing takes exactly one form of everything, so
-that no two readers can disagree about what a message says:
-docs/wire-format.md has the rules and test vectors.
+`stateful_workflow.issuers` and `stateful_workflow.keyring`. Parsing takes exactly
+one form of everything, so that no two readers can disagree about what a message
+says: docs/wire-format.md has the rules and test vectors.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Claims:
 
 @dataclass(frozen=True)
 class Message:
-    """A parsed message. Parsed is not verified: see `stateful_workflow.keyring.verify`.
+    """A parsed message. Parsed is not verified: see `stateful_workflow.issuers.verify`.
 
     Attributes:
         text: the message as it travels.

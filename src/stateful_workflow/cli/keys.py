@@ -72,7 +72,7 @@ def list_keys(path: KeyringPath = None, as_json: Json = False) -> None:
 
 @app.command()
 def public(path: KeyringPath = None) -> None:
-    """Print the keyring without private halves: all that a worker of workflows only needs."""
+    """Print the keyring without private halves: enough for a worker that runs only workflows."""
     with reported():
         keyring = Keyring.load(path)
     typer.echo(keyring.public().to_json(), nl=False)
@@ -80,7 +80,9 @@ def public(path: KeyringPath = None) -> None:
 
 @app.command()
 def export(
-    target: Annotated[Path, typer.Argument(metavar="FILE", help="File to make, mode 0600.")],
+    target: Annotated[
+        Path, typer.Argument(metavar="FILE", help="File to write, mode 0600.")
+    ],
     issuers: Annotated[
         bool, typer.Option("--issuers", help="With the private keys of issuers: it may seal.")
     ] = False,
