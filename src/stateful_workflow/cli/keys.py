@@ -80,9 +80,7 @@ def public(path: KeyringPath = None) -> None:
 
 @app.command()
 def export(
-    target: Annotated[
-        Path, typer.Argument(metavar="FILE", help="File to write, mode 0600.")
-    ],
+    target: Annotated[Path, typer.Argument(metavar="FILE", help="File to write, mode 0600.")],
     issuers: Annotated[
         bool, typer.Option("--issuers", help="With the private keys of issuers: it may seal.")
     ] = False,
