@@ -126,7 +126,7 @@ async def test_a_workflow_only_worker_leaves_activities_to_the_activity_worker_b
 async def test_an_activity_only_worker_gets_no_activity_of_ours(client: Client, queue: str) -> None:
     worker = Worker(client, task_queue=queue, activities=ACTIVITIES)
 
-    assert set(registered(worker)) == {"fetch_and_seal", "reveal", "reveal_address"}
+    assert set(registered(worker)) == {"fetch_and_seal", "reveal", "reveal_address", "reveal_again"}
     assert not worker.config(active_config=True).get("no_remote_activities")
 
 
@@ -142,7 +142,12 @@ async def test_a_workflow_only_worker_runs_ours_locally_and_nothing_else(
 async def test_a_mixed_worker_runs_ours_beside_the_users(client: Client, queue: str) -> None:
     worker = Worker(client, task_queue=queue, workflows=WORKFLOWS, activities=ACTIVITIES)
 
-    assert set(registered(worker)) == OURS | {"fetch_and_seal", "reveal", "reveal_address"}
+    assert set(registered(worker)) == OURS | {
+        "fetch_and_seal",
+        "reveal",
+        "reveal_address",
+        "reveal_again",
+    }
     assert not worker.config(active_config=True).get("no_remote_activities")
 
 
