@@ -1,8 +1,9 @@
 """Record the histories that the replay tests keep: ``python -m tests.replay.record [--new]``.
 
 Runs every scenario on the embedded engine, and writes each run's history to
-``histories/<scenario>.<workflow>.<run>.json``. A scenario that has files is left alone,
-unless ``--new`` is given: what was recorded once has to replay from then on.
+``histories/<scenario>.<workflow>.<run>.json``, which `PARTS` names. A scenario that has
+files is left alone, unless ``--new`` is given: what was recorded once has to replay from then
+on. Where only some of its files are missing they were lost, and are taken from Git.
 """
 
 from __future__ import annotations
@@ -11,26 +12,64 @@ import argparse
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, cast
 
-from temporalio.client import Client
+from temporalio.client import (
+    Client,
+    Interceptor,
+    OutboundInterceptor,
+    SignalWorkflowInput,
+    WorkflowExecutionStatus,
+)
+from temporalio.common import RetryPolicy
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import start_engine
 from stateful_workflow.messages import parse
 
-from ..server.support import eventually, nodes_run, sealed_at, status_of
-from .workflows import ACTIVITIES, WORKFLOWS, Branch, Trunk
+from ..server.support import events_of, eventually, nodes_run, sealed_at, status_of
+from .workflows import (
+    ACTIVITIES,
+    ISSUED,
+    WORKFLOWS,
+    Branch,
+    Choosing,
+    Issuing,
+    PlainAbove,
+    Retried,
+    Trunk,
+)
 
 HERE: Final = Path(__file__).parent
 HISTORIES: Final = HERE / "histories"
 KEYRING: Final = HERE / "keyring.json"
 URL: Final = "https://api.example.com"
-SECRETS: Final = tuple(f"replay-canary-{n}" for n in range(1, 4))
+SECRETS: Final = (*(f"replay-canary-{n}" for n in range(1, 4)), ISSUED)
+QUEUE: Final = "replay"
+
+
+class Unreachable(Interceptor):
+    """Lets signals to some workflows fail, as a server that is down for them would."""
+
+    def __init__(self) -> None:
+        self.ids: set[str] = set()
+
+    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
+        ids = self.ids
+
+        class _Outbound(OutboundInterceptor):
+            async def signal_workflow(self, input: SignalWorkflowInput) -> None:
+                if input.id in ids:
+                    raise RPCError("made so", RPCStatusCode.UNAVAILABLE, b"")
+                await super().signal_workflow(input)
+
+        return _Outbound(next)
 
 
 class Scene:
@@ -42,13 +81,42 @@ class Scene:
         self.keyring = first
         self.second = second
         self.root = name
+        self.unreachable = Unreachable()
+        self._worker: tuple[Worker, asyncio.Task[None]] | None = None
 
-    async def start(self, branch: Branch, **options: Any) -> None:
+    async def work(self, keyring: Keyring | None = None, **options: Any) -> None:
+        """Start a worker, with all keys where no others are given, in place of the last one."""
+        await self.rest()
+        client = await Client.connect(
+            self.client.service_client.config.target_host,
+            identity="recorder",
+            plugins=[StatefulPlugin(keyring or recorded_keyring())],
+            interceptors=[self.unreachable],
+        )
+        worker = Worker(
+            client,
+            task_queue=QUEUE,
+            workflows=WORKFLOWS,
+            activities=ACTIVITIES,
+            identity="recorder",
+            **options,
+        )
+        self._worker = worker, asyncio.create_task(worker.run())
+
+    async def rest(self) -> None:
+        """Stop the worker."""
+        if self._worker is not None:
+            worker, running = self._worker
+            self._worker = None
+            await worker.shutdown()
+            await running
+
+    async def start(self, branch: Branch, run: Any = Trunk.run, **options: Any) -> None:
         await self.tokens.start_workflow(
-            Trunk.run,
+            run,
             branch,
             id=self.root,
-            task_queue="replay",
+            task_queue=QUEUE,
             api_token=SECRETS[0],
             api_url=URL,
             **options,
@@ -68,6 +136,45 @@ class Scene:
             return status is not None and status.state == state
 
         await eventually(is_so)
+
+    async def same_below(self, *at: str) -> None:
+        """Wait until the root's token is in force there too."""
+
+        async def is_so() -> bool:
+            newest = await sealed_at(self.client, self.root)
+            return all([await sealed_at(self.client, self.root + a) == newest for a in at])
+
+        await eventually(is_so)
+
+    async def next_run(self, act: Callable[[], Awaitable[None]], at: str = "") -> None:
+        """Do something that gives a workflow another run, and wait for it."""
+        handle = self.client.get_workflow_handle(self.root + at)
+        before = (await handle.describe()).run_id
+        await act()
+
+        async def has_begun() -> bool:
+            now = await handle.describe()
+            return now.run_id != before and now.status is WorkflowExecutionStatus.RUNNING
+
+        await eventually(has_begun)
+
+    async def seals(self, keyring: Keyring, *secrets: str) -> list[str]:
+        """Messages for the root, each newer than the one before."""
+        claims = parse(await sealed_at(self.client, self.root)).claims
+        now = int(time.time() * 1000)
+        return [
+            keyring.seal(replace(claims, version=now + n), secret)
+            for n, secret in enumerate(secrets)
+        ]
+
+    async def asked_for_keys(self, times: int) -> None:
+        """Wait until the root's run has so many answers to an unknown issuer."""
+
+        async def are_there() -> bool:
+            markers = await events_of(self.client.get_workflow_handle(self.root), "MARKER_RECORDED")
+            return sum(b"statefulTrust" in m.SerializeToString() for m in markers) >= times
+
+        await eventually(are_there)
 
 
 async def rotations(scene: Scene) -> None:
@@ -148,6 +255,162 @@ async def keys(scene: Scene) -> None:
     await scene.rotate(SECRETS[2])
 
 
+async def retried_root(scene: Scene) -> None:
+    policy = RetryPolicy(initial_interval=timedelta(milliseconds=50), maximum_attempts=2)
+    await scene.start(Branch({"a": "Watcher"}), Retried.run, retry_policy=policy)
+    await scene.rotate(SECRETS[1])
+    await scene.next_run(lambda: scene.tell("", "break_down"))
+    await scene.holds("", "held")
+    await scene.rotate(SECRETS[2])
+
+
+async def uncached(scene: Scene) -> None:
+    """Each task replays the whole history, and a node's activities are ordinary ones."""
+    await scene.work(max_cached_workflows=0, max_concurrent_workflow_tasks=1)
+    await retried_root(scene)
+
+
+async def restarted(scene: Scene) -> None:
+    """A child's id is used again; what the first one left alive is adopted before."""
+    await scene.start(Branch({"a": "Leaf"}))
+    await scene.tell("-a", "grow", "b")
+    await nodes_run(scene.tokens, scene.root, 3)
+    await scene.tell("-a", "stop")
+    await scene.client.get_workflow_handle(f"{scene.root}-a").result()
+    await scene.next_run(lambda: scene.tell("", "grow", "a"), "-a")
+    await nodes_run(scene.tokens, scene.root, 3)
+    await scene.rotate(SECRETS[1])
+
+
+async def unreachable(scene: Scene) -> None:
+    """A child that cannot be told is told again after a timer."""
+    await scene.start(Branch({"a": "Watcher", "b": "Leaf"}))
+    scene.unreachable.ids.add(f"{scene.root}-a")
+    await scene.tokens.set(scene.root, SECRETS[1], origins=[URL])
+    await scene.same_below("-b")
+
+    async def has_failed() -> bool:
+        undelivered = (await status_of(scene.client, scene.root))["undelivered"]
+        return [entry["reason"] for entry in undelivered] == ["UNAVAILABLE: made so"]
+
+    await eventually(has_failed)
+    scene.unreachable.ids.clear()
+    await scene.same_below("-a", "-b")
+
+
+async def grouped(scene: Scene) -> None:
+    """Two tokens and the run's end in one workflow task."""
+    await scene.start(Branch({"a": "Watcher"}))
+    messages = await scene.seals(scene.keyring, SECRETS[1], SECRETS[2])
+    await scene.rest()
+
+    async def all_at_once() -> None:
+        for text in messages:
+            await scene.tell("", "apiToken", text)
+        await scene.tell("", "go_on")
+        await scene.work()
+
+    await scene.next_run(all_at_once)
+    await scene.same_below("-a")
+
+
+async def issued(scene: Scene) -> None:
+    await scene.start(Branch({"a": "Watcher"}), Issuing.run)
+    await scene.client.get_workflow_handle(scene.root).execute_update("issue_and_set")
+    await scene.same_below("-a")
+    await scene.client.get_workflow_handle(f"{scene.root}-a").signal("apiUrl", f"{URL}/v2")
+
+
+async def revoked_key(scene: Scene) -> None:
+    """The issuer of what is held is revoked; nodes learn it from its successor's message."""
+    await scene.start(Branch({"a": "Watcher"}))
+    first, *others = json.loads(KEYRING.read_text())["keys"]
+    first["stateful"] = {"revoked": True}
+    await scene.work(Keyring.from_json(json.dumps({"keys": [first, *others]})))
+    scene.tokens = TokenClient(scene.client, scene.second)
+    await scene.rotate(SECRETS[1])
+    (late,) = await scene.seals(scene.keyring, SECRETS[2])
+    for at in ("", "-a"):
+        await scene.tell(at, "apiToken", late)
+    await scene.rotate(SECRETS[2])
+
+
+async def waiting(scene: Scene) -> None:
+    """A message whose issuer no keyring knows waits, also into the next run."""
+    await scene.work(scene.keyring)
+    await scene.start(Branch({"a": "Watcher"}))
+    (unknown,) = await scene.seals(scene.second, SECRETS[1])
+    await scene.tell("", "apiToken", unknown)
+    await scene.asked_for_keys(1)
+    await scene.next_run(lambda: scene.tell("", "go_on"))
+    await scene.asked_for_keys(1)
+    await scene.work()
+    scene.tokens = TokenClient(scene.client, scene.second)
+    await scene.rotate(SECRETS[2])
+
+
+async def names(scene: Scene) -> None:
+    """A second credential, with children that are kept from it hard and softly."""
+    await scene.tokens.start_workflow(
+        Choosing.run,
+        Branch({"a": "Leaf"}),
+        id=scene.root,
+        task_queue=QUEUE,
+        api_token=SECRETS[0],
+        api_url=URL,
+    )
+    await nodes_run(scene.tokens, scene.root, 3)
+    await scene.tell("", "keep_name_from", "a", "billing")
+    for secret in SECRETS[1:3]:
+        await scene.tokens.rotate(scene.root, secret, timeout=30, name="billing", origins=[URL])
+        await scene.tell("", "give_name_to", "a", "billing")
+    await scene.rotate(SECRETS[1])
+
+
+async def below_plain(scene: Scene) -> None:
+    """A root under a plain workflow, started without any token."""
+    await scene.client.start_workflow(
+        PlainAbove.run, Branch({"a": "Watcher"}), id=scene.root, task_queue=QUEUE
+    )
+    at = f"{scene.root}-node"
+
+    async def has_started() -> bool:
+        handle = scene.client.get_workflow_handle(scene.root)
+        return len(await events_of(handle, "CHILD_WORKFLOW_EXECUTION_STARTED")) == 1
+
+    await eventually(has_started)
+    await nodes_run(scene.tokens, at, 2)
+    await scene.rotate(SECRETS[0], "-node")
+    await scene.tokens.revoke(at)
+    await scene.holds("-node-a", "revoked")
+    await scene.rotate(SECRETS[1], "-node")
+    await scene.tell("-node-a", "stop")
+    await scene.tell("-node", "stop")
+    await scene.client.get_workflow_handle(scene.root).result()
+
+
+async def hostile_child(scene: Scene) -> None:
+    """As `hostile`, at a child whose commands follow from every change of its token."""
+    await scene.start(Branch({"a": "Watcher"}))
+    genuine = parse(await sealed_at(scene.client, scene.root))
+    now = int(time.time() * 1000)
+    forged = Keyring.generate().seal(replace(genuine.claims, version=now), "x")
+    head = genuine.text.split(".")[0]
+    for text in (
+        "garbage",
+        7,
+        forged,
+        ".".join([head, *forged.split(".")[1:]]),
+        scene.keyring.seal(replace(genuine.claims, version=now, tree="other"), "x"),
+        scene.keyring.seal(replace(genuine.claims, version=1), "x"),
+    ):
+        await scene.tell("-a", "apiToken", text)
+    await scene.tell("-a", "apiToken")
+    await scene.tell("-a", "apiUrl", "https://evil.example.net")
+    await scene.tell("-a", "apiTokenReport", {"name": 1})
+    await scene.rotate(SECRETS[1])
+
+
 SCENARIOS: Final[dict[str, Callable[[Scene], Awaitable[None]]]] = {
     "rotations": rotations,
     "sharing": sharing,
@@ -156,7 +419,45 @@ SCENARIOS: Final[dict[str, Callable[[Scene], Awaitable[None]]]] = {
     "adoption": adoption,
     "hostile": hostile,
     "keys": keys,
+    "retried_root": retried_root,
+    "uncached": uncached,
+    "restarted": restarted,
+    "unreachable": unreachable,
+    "grouped": grouped,
+    "issued": issued,
+    "revoked_key": revoked_key,
+    "waiting": waiting,
+    "names": names,
+    "below_plain": below_plain,
+    "hostile_child": hostile_child,
 }
+
+PARTS: Final[dict[str, Sequence[str]]] = {
+    "rotations": ("-root.0", "-a.1", "-p.2", "-w.3", "-x.4"),
+    "sharing": ("-root.0", "-hard.1", "-soft.2"),
+    "uses": ("-root.0", "-a.1"),
+    "next_runs": ("-root.0", "-root.1", "-a.2", "-a.3"),
+    "adoption": ("-root.0", "-a.1", "-a-b.2"),
+    "hostile": ("-root.0", "-a.1"),
+    "keys": ("-root.0", "-a.1"),
+    "retried_root": ("-root.0", "-root.1", "-a.2"),
+    "uncached": ("-root.0", "-root.1", "-a.2"),
+    "restarted": ("-root.0", "-a.1", "-a.2", "-a-b.3"),
+    "unreachable": ("-root.0", "-a.1", "-b.2"),
+    "grouped": ("-root.0", "-root.1", "-a.2"),
+    "issued": ("-root.0", "-a.1"),
+    "revoked_key": ("-root.0", "-a.1"),
+    "waiting": ("-root.0", "-root.1", "-a.2"),
+    "names": ("-root.0", "-a.1", "-kept.2"),
+    "below_plain": ("-root.0", "-node.1", "-node-a.2"),
+    "hostile_child": ("-root.0", "-a.1"),
+}
+"""The files of each scenario: workflows by id, their runs by start."""
+
+
+def files_of(scenario: str) -> list[Path]:
+    """Where the histories of a scenario are."""
+    return [HISTORIES / f"{scenario}.{part}.json" for part in PARTS[scenario]]
 
 
 async def record(only: list[str]) -> None:
@@ -165,16 +466,14 @@ async def record(only: list[str]) -> None:
         client = await Client.connect(
             engine.address, identity="recorder", plugins=[StatefulPlugin(recorded_keyring())]
         )
-        async with Worker(
-            client,
-            task_queue="replay",
-            workflows=WORKFLOWS,
-            activities=ACTIVITIES,
-            identity="recorder",
-        ):
-            for name in only:
-                await SCENARIOS[name](Scene(client, first, second, name))
-                await _write(client, name)
+        for name in only:
+            scene = Scene(client, first, second, name)
+            await scene.work()
+            try:
+                await asyncio.wait_for(SCENARIOS[name](scene), 120)
+            finally:
+                await scene.rest()
+            await _write(client, name)
 
 
 def recorded_keyring() -> Keyring:
@@ -194,20 +493,24 @@ def issuers() -> tuple[Keyring, Keyring]:
 
 
 async def _write(client: Client, scenario: str) -> None:
-    # Visibility is written a moment later than the runs.
     found: dict[tuple[str, str], Any] = {}
 
-    async def are_all_seen() -> bool:
+    # Visibility is written a moment later than the runs.
+    async def are_all_seen() -> None:
         async for run in client.list_workflows(f"WorkflowId STARTS_WITH '{scenario}'"):
-            found[(run.id, run.run_id)] = run
-        return len({run_id for _, run_id in found}) >= 2
+            if run.id == scenario or run.id.startswith(f"{scenario}-"):
+                found[(run.id, run.run_id)] = run
+        assert len(found) >= len(PARTS[scenario]), sorted(found)
 
     await eventually(are_all_seen)
     runs = sorted(found.values(), key=lambda run: (run.id, run.start_time))
-    for number, run in enumerate(runs):
+    parts = [
+        f"{run.id.removeprefix(scenario) or '-root'}.{number}" for number, run in enumerate(runs)
+    ]
+    assert parts == list(PARTS[scenario]), parts
+    for path, run in zip(files_of(scenario), runs, strict=True):
         handle = client.get_workflow_handle(run.id, run_id=run.run_id)
         history = await handle.fetch_history()
-        path = HISTORIES / f"{scenario}.{run.id.removeprefix(scenario) or '-root'}.{number}.json"
         events = _without_traces(json.loads(history.to_json()))
         path.write_text(json.dumps(events, indent=1) + "\n")
 
@@ -229,7 +532,13 @@ def main() -> None:
     HISTORIES.mkdir(exist_ok=True)
     if not KEYRING.exists():
         KEYRING.write_text(Keyring.generate().add_issuer().to_json())
-    missing = [name for name in SCENARIOS if not list(HISTORIES.glob(f"{name}.*.json"))]
+    missing: list[str] = []
+    for name in SCENARIOS:
+        there = [path.exists() for path in files_of(name)]
+        if not any(there):
+            missing.append(name)
+        elif not all(there) and not arguments.new:
+            raise SystemExit(f"{name}: some of its histories were lost; take them from Git")
     if arguments.new:
         missing = list(SCENARIOS)
         for path in HISTORIES.glob("*.json"):

@@ -162,5 +162,76 @@ class Plain:
         return "plain"
 
 
-WORKFLOWS: list[type] = [Leaf, Plain, Trunk, Watcher, Withheld]
-ACTIVITIES = [seal, use]
+ISSUED = "replay-canary-issued"
+"""What `issue` seals; it is in no argument, so no history may hold it."""
+
+
+@activity.defn
+async def issue() -> SealedToken:
+    """An issuer's activity that has its secret from elsewhere."""
+    return seal_token(ISSUED)
+
+
+@workflow.defn
+class Retried(_Steered):
+    """A root that its policy starts again when it fails; its children are there by then."""
+
+    @workflow.run
+    async def run(self, branch: Branch) -> str:
+        return await self.live(branch if workflow.info().attempt == 1 else Branch())
+
+
+@workflow.defn
+class Choosing(_Steered):
+    """Keeps a child from one credential only."""
+
+    @workflow.run
+    async def run(self, branch: Branch) -> str:
+        with self.withholding(name="billing"):
+            await self.begin("kept", "Leaf", Branch())
+        return await self.live(branch)
+
+    @workflow.signal
+    def keep_name_from(self, suffix: str, name: str) -> None:
+        self.withhold(f"{workflow.info().workflow_id}-{suffix}", name=name)
+
+    @workflow.signal
+    def give_name_to(self, suffix: str, name: str) -> None:
+        self.share(f"{workflow.info().workflow_id}-{suffix}", name=name)
+
+
+@workflow.defn
+class Issuing(_Steered):
+    @workflow.run
+    async def run(self, branch: Branch) -> str:
+        return await self.live(branch)
+
+    @workflow.update
+    async def issue_and_set(self) -> str:
+        sealed = await workflow.execute_activity(issue, start_to_close_timeout=SOON)
+        return (await self.set_api_token(sealed)).state
+
+
+@workflow.defn
+class PlainAbove:
+    """A plain workflow above a tree."""
+
+    @workflow.run
+    async def run(self, branch: Branch) -> str:
+        return await workflow.execute_child_workflow(
+            "Trunk", branch, id=f"{workflow.info().workflow_id}-node"
+        )
+
+
+WORKFLOWS: list[type] = [
+    Choosing,
+    Issuing,
+    Leaf,
+    Plain,
+    PlainAbove,
+    Retried,
+    Trunk,
+    Watcher,
+    Withheld,
+]
+ACTIVITIES = [issue, seal, use]
