@@ -7,6 +7,9 @@ have it, sealed on the way, the newest always winning. See docs/design.md.
 from .activity import current_api_url, current_token, seal_token
 from .client import TokenClient
 from .errors import (
+    AuditBroken,
+    AuditError,
+    AuditFailed,
     EngineError,
     EngineNotFound,
     IssuerLimited,
@@ -54,6 +57,9 @@ from .workflow import StatefulWorkflow
 __all__ = [
     "ApiToken",
     "AsyncOriginTransport",
+    "AuditBroken",
+    "AuditError",
+    "AuditFailed",
     "EngineError",
     "EngineNotFound",
     "IssuerLimited",

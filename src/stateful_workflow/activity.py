@@ -10,16 +10,19 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, TypeVar, cast
 
 from temporalio import activity
 from temporalio.client import Client, WorkflowQueryFailedError
 from temporalio.service import RPCError
 
+from .audit.events import Action, AuditEvent, Outcome, of_message
+from .audit.recorder import Recorder, SinkWriter
 from .errors import (
     KeyringError,
     NewestUnknown,
     PluginMissing,
+    StatefulError,
     TokenNotSet,
     TokenRevoked,
 )
@@ -27,9 +30,15 @@ from .exposure import OpenedSecrets
 from .headers import Use
 from .keyring import Keyring
 from .messages import DEFAULT_NAME, Message, SealedToken, parse
+from .metrics import Metrics
 from .status import cure
 from .tokens import ApiToken, token_claims
 from .wire import MESSAGE, REPORT
+
+T = TypeVar("T")
+
+EVENTS: Final = "_stateful_events"
+"""Attribute of an error that left a pool's process: what is to be put on record."""
 
 FRESH_SECONDS: Final = 5.0
 """A token carried or asked for longer ago than this is asked for again before use."""
@@ -54,6 +63,7 @@ class ActivityTokens:
         use: what came with the activity; None where it could not be read, so that the
             workflow is asked.
         keyring: gives this process's keyring, or raises KeyringError.
+        recorder: puts on record what is opened, used and refused.
         client: asks the workflow; None in a process pool and for local activities.
         fresh_since: `time.monotonic` seconds at which `use` was true.
         must_ask: on an attempt after the first, what came along may be dead: nothing is
@@ -64,6 +74,7 @@ class ActivityTokens:
         self,
         use: Use | None,
         keyring: Callable[[], Keyring],
+        recorder: Recorder,
         client: Client | None,
         fresh_since: float,
         *,
@@ -72,6 +83,7 @@ class ActivityTokens:
         self.use = use
         self._must_ask = must_ask
         self.keyring = keyring
+        self.recorder = recorder
         self.client = client
         self.loop = None if client is None else asyncio.get_running_loop()
         self.unknown: dict[str, NewestUnknown] = {}
@@ -86,16 +98,104 @@ class ActivityTokens:
         return {DEFAULT_NAME} | (set() if self.use is None else set(self.use.tokens))
 
     def open(self, name: str) -> ApiToken:
-        """Check the token whole, as it is known now, and open it.
+        """Check the token whole, as it is known now, open it, and put that on record.
 
         Raises:
             TokenUnavailable, UseRefused, KeyringError, MessageRefused: the subclass says why.
+            AuditFailed: it could not be put on record, and is not given out.
         """
+        standing = self._standing.get(name, Standing("none"))
+        try:
+            token = self._open(name, standing)
+        except StatefulError as error:
+            self.refused(name, standing.message, error)
+            raise
+        self._opened(token)
+        return token
+
+    def open_ahead(self) -> None:
+        """Open, on record, all that a process which cannot reach the sink may open over there.
+
+        What is refused is left for the process to meet.
+
+        Raises:
+            AuditFailed: an opened token could not be put on record.
+        """
+        for name in sorted(self.names()):
+            try:
+                token = self._open(name, self._standing.get(name, Standing("none")))
+            except StatefulError:
+                continue
+            self._opened(token)
+
+    def _opened(self, token: ApiToken) -> None:
+        message, name = token.message, token.name
+        reader = self.keyring().reader_of(message)
+        self.recorder.require(self.event("read", "success", name, message, reader=reader))
+        now, expiry = time.time(), token.expires_at
+        self.recorder.metrics.opened(
+            name,
+            age=now - token.version / 1000,
+            remaining=None if expiry is None else expiry - now,
+        )
+
+    def refused(
+        self,
+        name: str,
+        message: Message | None,
+        error: StatefulError,
+        *,
+        origin: str | None = None,
+        method: str | None = None,
+    ) -> None:
+        """Put on record that a token was not opened, or not sent to an origin."""
+        why = type(error).__name__
+        event = self.event(
+            "refuse", "failure", name, message, reason=why, origin=origin, method=method
+        )
+        self.recorder.record(event)
+
+    def event(
+        self,
+        action: Action,
+        outcome: Outcome,
+        name: str,
+        message: Message | None,
+        *,
+        reason: str | None = None,
+        reader: str | None = None,
+        origin: str | None = None,
+        method: str | None = None,
+        status: int | None = None,
+    ) -> AuditEvent:
+        """An event of the running activity; see `AuditEvent`."""
+        info = activity.info()
+        of = of_message(message)
+        of["name"] = name
+        return AuditEvent(
+            time=time.time(),
+            action=action,
+            outcome=outcome,
+            reason=reason,
+            namespace=info.namespace,
+            workflow_id=info.workflow_id,
+            run_id=info.workflow_run_id,
+            workflow_type=info.workflow_type,
+            reader=reader,
+            activity_type=info.activity_type,
+            activity_id=info.activity_id,
+            attempt=info.attempt,
+            origin=origin,
+            method=method,
+            status=status,
+            **of,
+        )
+
+    def _open(self, name: str, standing: Standing) -> ApiToken:
         if name in self.unknown:
             raise self.unknown[name]
         info = activity.info()
         where = f"workflow {info.workflow_id}"
-        standing = self._standing.get(name, Standing("none"))
         if standing.state == "revoked":
             raise TokenRevoked(f"{name} is revoked at {where}; an issuer must set it again")
         if standing.message is None:
@@ -112,13 +212,26 @@ class ActivityTokens:
         return ApiToken(standing.message, secret)
 
     async def open_async(self, name: str) -> ApiToken:
-        """As `open`, in a thread where a KMS or HSM is called."""
+        """As `open`, in a thread where a KMS, an HSM or a sink is waited for."""
+        return await self._where_it_may_wait(lambda: self.open(name))
+
+    async def open_ahead_async(self) -> None:
+        """As `open_ahead`, likewise."""
+        await self._where_it_may_wait(self.open_ahead)
+
+    async def _where_it_may_wait(self, opening: Callable[[], T]) -> T:
         # No thread otherwise: a user's threads may be waiting for this loop.
         try:
             elsewhere = self.keyring().has_openers
         except KeyringError:
-            elsewhere = False  # `open` says it
-        return await asyncio.to_thread(self.open, name) if elsewhere else self.open(name)
+            elsewhere = False  # opening says it
+        elsewhere = elsewhere or self.recorder.may_wait
+        return await asyncio.to_thread(opening) if elsewhere else opening()
+
+    def has_other_than(self, token: ApiToken) -> bool:
+        """Whether what is known of a name now is another message than a token's, or none."""
+        message = self._standing.get(token.name, Standing("none")).message
+        return message is None or message.hash != token.message.hash
 
     def is_stale(self, name: str) -> bool:
         """Whether the workflow should be asked before the next use."""
@@ -263,6 +376,7 @@ def current_token(name: str = DEFAULT_NAME) -> ApiToken:
         TokenNotSet, TokenRevoked, TokenExpired: there is none to use.
         NewestUnknown: a retried activity could not ask its workflow.
         NoReaderKey, KeyringError: this worker cannot open it.
+        AuditFailed: it cannot be put on record (see `StatefulPlugin`).
         TokenForged, WrongNamespace, WrongWorkflowType: its issuer did not sign it for this.
     """
     return activity_tokens().open(name)
@@ -307,6 +421,7 @@ def seal_token(
         OriginsMissing: no origin is given or known.
         ValueError: an origin is refused, or the expiry is not ahead.
         TokenMalformed: the token is empty, no text, or too large.
+        AuditFailed: it cannot be put on record (see `StatefulPlugin`).
     """
     tokens = activity_tokens()
     use = tokens.use
@@ -329,7 +444,14 @@ def seal_token(
         readers=readers,
         held_readers=use.readers.get(name),
     )
-    return tokens.keyring().seal(claims, token)
+    try:
+        sealed = tokens.keyring().seal(claims, token)
+    except StatefulError as error:
+        failed = tokens.event("set", "failure", name, None, reason=type(error).__name__)
+        tokens.recorder.record(failed)
+        raise
+    tokens.recorder.require(tokens.event("set", "unknown", name, parse(sealed)))
+    return sealed
 
 
 @contextmanager
@@ -340,6 +462,28 @@ def running(tokens: ActivityTokens) -> Generator[None, None, None]:
         yield
     finally:
         _current.reset(reset)
+
+
+class Collected:
+    """What happened in a pool's process, brought back: its reads were recorded before."""
+
+    is_local = True
+
+    def __init__(self) -> None:
+        self.events: list[AuditEvent] = []
+
+    def record(self, event: AuditEvent) -> None:
+        """See `AuditSink`."""
+        if event.action != "read":
+            self.events.append(event)
+
+
+@dataclass(frozen=True)
+class Returned:
+    """What an activity in a pool's process returned, and what is to be put on record."""
+
+    result: Any
+    events: list[AuditEvent]
 
 
 class InProcess:
@@ -363,10 +507,17 @@ class InProcess:
 
     def __call__(self, *args: Any) -> Any:
         """Run the activity in the pool's process."""
-        tokens = ActivityTokens(self._use, self._keyring, None, time.monotonic())
+        collected = Collected()
+        recorder = Recorder(SinkWriter(collected), Metrics.of(None))
+        tokens = ActivityTokens(self._use, self._keyring, recorder, None, time.monotonic())
         tokens.unknown = {name: NewestUnknown(text) for name, text in self._unknown.items()}
-        with running(tokens):
-            return self._function(*args)
+        try:
+            with running(tokens):
+                return Returned(self._function(*args), collected.events)
+        except BaseException as error:
+            # Pickled along with the error.
+            setattr(error, EVENTS, collected.events)
+            raise
 
     def _keyring(self) -> Keyring:
         if self._keyring_path is None:

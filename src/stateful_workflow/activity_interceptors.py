@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any
@@ -23,7 +23,9 @@ from temporalio.worker import (
     ExecuteActivityInput,
 )
 
-from .activity import ActivityTokens, InProcess, running
+from .activity import EVENTS, ActivityTokens, InProcess, Returned, running
+from .audit.events import AuditEvent
+from .audit.recorder import Recorder
 from .errors import StatefulError, TokenExposed
 from .headers import Use
 from .keyring import Keyring
@@ -37,6 +39,7 @@ class ActivityInbound(ActivityInboundInterceptor):
         next: what runs the activity.
         keyring: gives this process's keyring, or raises KeyringError.
         client: the worker's client, which asks the workflow.
+        recorder: gives what is put on record with.
     """
 
     def __init__(
@@ -44,10 +47,12 @@ class ActivityInbound(ActivityInboundInterceptor):
         next: ActivityInboundInterceptor,
         keyring: Callable[[], Keyring],
         client: Client,
+        recorder: Callable[[], Recorder],
     ) -> None:
         super().__init__(next)
         self._keyring = keyring
         self._client = client
+        self._recorder = recorder
         self._outbound: ActivityOutbound | None = None
 
     def init(self, outbound: ActivityOutboundInterceptor) -> None:
@@ -87,6 +92,7 @@ class ActivityInbound(ActivityInboundInterceptor):
         return ActivityTokens(
             await _use(headers, self._client),
             self._keyring,
+            self._recorder(),
             client,
             time.monotonic() - max(age, 0.0),
             must_ask=client is not None and info.attempt > 1,
@@ -96,10 +102,8 @@ class ActivityInbound(ActivityInboundInterceptor):
         if not _is_in_process(input):
             with running(tokens):
                 return await super().execute_activity(input)
-        # What it opens over there has to be known here.
-        for name in tokens.names():
-            with suppress(StatefulError):
-                await tokens.open_async(name)
+        # What it opens over there has to be known here, and on record before.
+        await tokens.open_ahead_async()
         keyring = None
         with suppress(StatefulError):
             keyring = self._keyring()
@@ -109,7 +113,18 @@ class ActivityInbound(ActivityInboundInterceptor):
             None if keyring is None else keyring.path,
             None if keyring is None else keyring.allow_group_read,
         )
-        return await super().execute_activity(input)
+        try:
+            returned: Returned = await super().execute_activity(input)
+        except BaseException as error:
+            self._record(vars(error).pop(EVENTS, []))
+            raise
+        self._record(returned.events)
+        return returned.result
+
+    def _record(self, events: Iterable[AuditEvent]) -> None:
+        recorder = self._recorder()
+        for event in events:
+            recorder.record(event)
 
 
 class ActivityOutbound(ActivityOutboundInterceptor):

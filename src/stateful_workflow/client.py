@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from datetime import timedelta
@@ -14,6 +15,7 @@ from typing import Any, Final, Literal, TypedDict, cast, overload
 import temporalio.common
 from temporalio.client import (
     Client,
+    ClientConfig,
     Interceptor,
     OutboundInterceptor,
     StartWorkflowInput,
@@ -34,12 +36,15 @@ from temporalio.types import (
 from typing_extensions import ParamSpec, Unpack
 
 from . import errors
+from .audit.events import Action, AuditEvent, AuditSink, Outcome, of_message
+from .audit.recorder import AuditFailure, Recorder, SinkWriter
 from .errors import (
     KeyringError,
     MessageRefused,
     NotConverged,
     OperationFailed,
     OutcomeUnknown,
+    StatefulError,
     TokenNotSet,
     TokenRevoked,
     TokenStale,
@@ -49,8 +54,10 @@ from .headers import Start
 from .keyring import Keyring
 from .keyring_source import KeyringSource
 from .ledger import Ledger
-from .messages import DEFAULT_NAME, Claims, parse
+from .messages import DEFAULT_NAME, Claims, Message, parse
+from .metrics import Metrics
 from .origins import origin_of
+from .plugin import StatefulPlugin
 from .status import TokenStatus, TokenTree, cure
 from .tokens import ApiToken, kept, next_version, token_claims
 from .tree import TreeWalk, ask, query_error
@@ -111,12 +118,24 @@ class TokenClient:
         client: a connected Temporal client.
         keyring: seals (an issuer's private key) and opens (a reader's); None is enough
             for `status` and `tree`. One that was loaded from a file follows that file.
+        audit: where what is set and read here goes on record; None takes that of the client's
+            `StatefulPlugin`, where it has one.
+        audit_failure: as `StatefulPlugin`'s, for `audit`. A token is revoked even so.
     """
 
-    def __init__(self, client: Client, keyring: Keyring | None = None) -> None:
+    def __init__(
+        self,
+        client: Client,
+        keyring: Keyring | None = None,
+        *,
+        audit: AuditSink | None = None,
+        audit_failure: AuditFailure = "block",
+    ) -> None:
         self._client = client
         self._keyring = None if keyring is None else KeyringSource(keyring)
         config = client.config(active_config=True)
+        writer = SinkWriter(audit, audit_failure) if audit is not None else _audit_of(config)
+        self._recorder = Recorder(writer, Metrics.of(client))
         config["interceptors"] = [*config["interceptors"], _StartHeader()]
         config["plugins"] = []  # they have configured this already
         self._starter = Client(**config)
@@ -203,28 +222,30 @@ class TokenClient:
                 "a workflow that is running already would not get this token: start it without "
                 "USE_EXISTING, or use set()"
             )
-        start = await asyncio.to_thread(self._start_state, id, cast("TokenOptions", token))
+        start, message = await asyncio.to_thread(self._start_state, id, cast("TokenOptions", token))
         reset = _start_state.set(start)
         try:
-            return await self._starter.start_workflow(
-                workflow,
-                arg,
-                args=args,
-                id=id,
-                task_queue=task_queue,
-                result_type=result_type,
-                **cast("Any", options),
-            )
+            async with self._on_record("set", id, message):
+                return await self._starter.start_workflow(
+                    workflow,
+                    arg,
+                    args=args,
+                    id=id,
+                    task_queue=task_queue,
+                    result_type=result_type,
+                    **cast("Any", options),
+                )
         finally:
             _start_state.reset(reset)
 
-    def _start_state(self, workflow_id: str, options: TokenOptions) -> Start:
+    def _start_state(self, workflow_id: str, options: TokenOptions) -> tuple[Start, Message | None]:
         api_url = options.get("api_url")
         if api_url is not None:
             origin_of(api_url)
         trusted = {} if self._keyring is None else self._keyring.current().trusted()
         ledger = Ledger((workflow_id,), uuid.uuid4().hex, trusted)
         secret = options.get("api_token")
+        message: Message | None = None
         if secret is not None:
             claims = token_claims(
                 name=options.get("name", DEFAULT_NAME),
@@ -245,7 +266,7 @@ class TokenClient:
             )
             message = parse(self._require_keyring().seal(claims, secret))
             ledger.accept(message, message.claims.version)
-        return Start(ledger.dump(), api_url=api_url)
+        return Start(ledger.dump(), api_url=api_url), message
 
     # --- set -----------------------------------------------------------------
 
@@ -287,6 +308,7 @@ class TokenClient:
             WorkflowNotFound, NotStateful, OperationFailed: there is no such node.
             KeyringError, NoIssuerKey, IssuerLimited, NoReaderKey: it cannot be sealed here.
             OriginsMissing, ValueError, TokenMalformed: it cannot be sealed as it was asked for.
+            AuditFailed: it could not be put on record, and was not sent.
         """
         keyring = self._require_keyring()
 
@@ -312,7 +334,7 @@ class TokenClient:
             )
             return keyring.seal(claims, token)
 
-        return await self._send(workflow_id, seal)
+        return await self._send("set", workflow_id, name, seal)
 
     async def rotate(
         self,
@@ -339,7 +361,8 @@ class TokenClient:
             As `set`.
         """
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-        deadline = time.monotonic() + seconds
+        started = time.monotonic()
+        deadline = started + seconds
         await self.set(
             workflow_id,
             token,
@@ -358,6 +381,7 @@ class TokenClient:
                 f"`stateful tree {workflow_id}`",
                 tree,
             )
+        self._recorder.metrics.converged(name, time.monotonic() - started)
         return tree
 
     async def revoke(self, workflow_id: str, name: str = DEFAULT_NAME) -> TokenStatus:
@@ -390,7 +414,7 @@ class TokenClient:
             )
             return keyring.revocation(claims)
 
-        return await self._send(workflow_id, sign)
+        return await self._send("inherit" if inherit else "revoke", workflow_id, name, sign)
 
     async def reseal(
         self,
@@ -421,29 +445,96 @@ class TokenClient:
             )
             message = await asyncio.to_thread(keyring.seal, claims, held.reveal())
             try:
-                return await self._update(claims.authority, message)
+                return await self._update("reseal", claims.authority, message)
             except TokenStale:
                 if attempt == _ATTEMPTS:
                     raise
         raise AssertionError("unreachable")
 
     async def _send(
-        self, workflow_id: str, make: Callable[[Mapping[str, Any]], str]
+        self, action: Action, workflow_id: str, name: str, make: Callable[[Mapping[str, Any]], str]
     ) -> TokenStatus:
         for attempt in range(1, _ATTEMPTS + 1):
-            answer = await ask(self._client, workflow_id)
-            if answer.closed:
-                raise WorkflowNotFound(f"there is no open workflow {workflow_id}: it is closed")
             try:
+                answer = await ask(self._client, workflow_id)
+                if answer.closed:
+                    raise WorkflowNotFound(f"there is no open workflow {workflow_id}: it is closed")
                 message = await asyncio.to_thread(make, answer.status)
-                return await self._update(workflow_id, message)
+            except StatefulError as error:
+                self._record(action, workflow_id, name, None, error)
+                raise
+            try:
+                return await self._update(action, workflow_id, message)
             except TokenStale:
                 # Another call with this issuer's key came between; this one is later.
                 if attempt == _ATTEMPTS:
                     raise
         raise AssertionError("unreachable")
 
-    async def _update(self, workflow_id: str, message: str) -> TokenStatus:
+    async def _update(self, action: Action, workflow_id: str, message: str) -> TokenStatus:
+        async with self._on_record(action, workflow_id, parse(message)):
+            return await self._execute_update(workflow_id, message)
+
+    @asynccontextmanager
+    async def _on_record(
+        self, action: Action, workflow_id: str, message: Message | None
+    ) -> AsyncGenerator[None, None]:
+        """What is sent in the block stands on record before, and what came of it after."""
+        if message is None:
+            yield
+            return
+        about = self._event(action, "unknown", workflow_id, message.claims.name, message)
+        if action == "revoke":  # not done, it would leave a leaked token in force
+            self._recorder.record(about)
+        else:
+            await self._require(about)
+        try:
+            yield
+        except BaseException as error:
+            self._record(action, workflow_id, message.claims.name, message, error)
+            raise
+        self._recorder.record(
+            self._event(action, "success", workflow_id, message.claims.name, message)
+        )
+
+    async def _require(self, event: AuditEvent) -> None:
+        if self._recorder.may_wait:
+            await asyncio.to_thread(self._recorder.require, event)
+        else:
+            self._recorder.require(event)
+
+    def _record(
+        self,
+        action: Action,
+        workflow_id: str,
+        name: str,
+        message: Message | None,
+        error: BaseException,
+    ) -> None:
+        outcome = "unknown" if isinstance(error, _UNKNOWN) else "failure"
+        event = self._event(action, outcome, workflow_id, name, message)
+        self._recorder.record(replace(event, reason=type(error).__name__))
+
+    def _event(
+        self,
+        action: Action,
+        outcome: Outcome,
+        workflow_id: str,
+        name: str,
+        message: Message | None,
+    ) -> AuditEvent:
+        of = of_message(message)
+        of["name"] = name
+        return AuditEvent(
+            time=time.time(),
+            action=action,
+            outcome=outcome,
+            namespace=self._client.namespace,
+            workflow_id=workflow_id,
+            **of,
+        )
+
+    async def _execute_update(self, workflow_id: str, message: str) -> TokenStatus:
         handle = self._client.get_workflow_handle(workflow_id)
         try:
             answer = await asyncio.wait_for(
@@ -479,10 +570,24 @@ class TokenClient:
             KeyringError, NoReaderKey: it cannot be opened here.
             TokenForged, TokenMalformed, WrongNamespace: it is not to be trusted.
             WorkflowNotFound, NotStateful, NoWorkerAnswers, OperationFailed: as `status`.
+            AuditFailed: it could not be put on record, and is not given out.
         """
         return await self._open(workflow_id, name)
 
     async def _open(self, workflow_id: str, name: str) -> ApiToken:
+        """Open a token, on record."""
+        try:
+            token = await self._opened(workflow_id, name)
+        except StatefulError as error:
+            action = "read" if isinstance(error, OperationFailed) else "refuse"
+            self._record(action, workflow_id, name, None, error)
+            raise
+        event = self._event("read", "success", workflow_id, name, token.message)
+        reader = self._require_keyring().reader_of(token.message)
+        await self._require(replace(event, reader=reader))
+        return token
+
+    async def _opened(self, workflow_id: str, name: str) -> ApiToken:
         keyring = self._require_keyring()
         answer = await self._query(workflow_id, name)
         if answer is None or answer["sealed"] is None:
@@ -531,6 +636,9 @@ class TokenClient:
         return self._keyring.current()
 
 
+_UNKNOWN: Final = (OutcomeUnknown, asyncio.CancelledError)
+"""Errors after which a message may be applied all the same."""
+
 _start_state: ContextVar[Start | None] = ContextVar("stateful-start", default=None)
 
 
@@ -547,6 +655,13 @@ class _StartHeaderOutbound(OutboundInterceptor):
         if start is not None:
             input.headers = {**input.headers, NODE_HEADER: start.to_payload()}
         return await super().start_workflow(input)
+
+
+def _audit_of(config: ClientConfig) -> SinkWriter:
+    for plugin in config["plugins"]:
+        if isinstance(plugin, StatefulPlugin):
+            return plugin.audit
+    return SinkWriter(None)
 
 
 def _held_at(status: Mapping[str, Any], name: str, authority: str) -> Mapping[str, Any] | None:

@@ -29,6 +29,9 @@
     │   ├── OriginsMissing          the first token needs its origins named
     │   ├── OutcomeUnknown          it may be applied later
     │   └── NotConverged            carries the tree as it was last seen
+    ├── AuditError                  the record of what happened to tokens
+    │   ├── AuditFailed             it could not be written, so nothing was opened or set
+    │   └── AuditBroken             a file of it is not what was written
     ├── PluginMissing               a worker or an activity without the plugin
     └── EngineError
         └── EngineNotFound          the `temporal` program is not installed
@@ -172,6 +175,18 @@ class NotConverged(OperationFailed):
     def __init__(self, message: str, tree: TokenTree) -> None:
         super().__init__(message)
         self.tree = tree
+
+
+class AuditError(StatefulError):
+    """The record of what happens to tokens cannot be written or read."""
+
+
+class AuditFailed(AuditError):
+    """An event could not be recorded, so what it was to tell of was not done."""
+
+
+class AuditBroken(AuditError):
+    """A file of events was changed, cut or reordered after it was written."""
 
 
 class PluginMissing(StatefulError):

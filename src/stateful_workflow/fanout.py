@@ -18,6 +18,7 @@ from .forwarding import ForwardRequest, ForwardResult
 from .inbox import now_ms
 from .ledger import Child, Ledger
 from .messages import Message
+from .node_record import NodeRecord
 from .wire import FORWARD
 
 _LOCAL_SECONDS: Final = 1.0
@@ -39,10 +40,12 @@ class Fanout:
 
     Args:
         ledger: knows what each child lacks.
+        record: of the node.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, record: NodeRecord) -> None:
         self._ledger = ledger
+        self._record = record
         self._told_epoch = ledger.epoch
         self._again = next(ledger.to_tell(), None) is not None
         self._retry_at: int | None = None
@@ -127,6 +130,7 @@ class Fanout:
             indexes = [messages.setdefault(message.text, len(messages)) for message in lacking]
             targets.append((child.id, child.type, indexes))
             told[child.id] = lacking
+        self._record.owes(self, len(targets))
         ended = [child.id for child in self._ledger.children.values() if child.ended]
         self._starts = {child.id: child.start for child in self._ledger.children.values()}
         return ForwardRequest(list(messages), targets, ended, seconds), told
@@ -145,6 +149,7 @@ class Fanout:
             if child_id not in untold and self._is_same(child_id):
                 self._ledger.delivered(child_id, messages)
                 self.by_update.discard(child_id)
+        self._record.owes(self, len(told.keys() & {*result.left, *result.failed}))
         self.by_update |= {child_id for child_id in result.by_update if self._is_same(child_id)}
         self.by_update &= self._ledger.children.keys()
         for child_id, orphans in result.closed.items():

@@ -24,8 +24,11 @@ from temporalio.client import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
+from .audit.events import AuditEvent, of_message
+from .audit.recorder import Recorder
 from .errors import KeyringError
 from .keyring import Keyring
+from .messages import parse
 from .wire import FORWARD, MESSAGE, RECOVER, STATE_QUERY, STATUS_QUERY, TRUST
 
 MAX_CONCURRENT_SIGNALS: Final = 100
@@ -103,6 +106,7 @@ class NodeActivities:
     Args:
         client: the worker's client; deliveries go through it.
         keyring: gives the worker's keyring as it is now, or None where it has none.
+        recorder: gives what deliveries are put on record with.
         plain_types: workflow types this worker runs that take no part in a tree.
         ordinary: whether this worker runs ordinary activities beside local ones.
         cached: whether it keeps workflows between tasks. Where it keeps none, a workflow that
@@ -114,6 +118,7 @@ class NodeActivities:
         self,
         client: Client,
         keyring: Callable[[], Keyring | None],
+        recorder: Callable[[], Recorder],
         plain_types: Collection[str],
         *,
         ordinary: bool,
@@ -121,6 +126,7 @@ class NodeActivities:
     ) -> None:
         self._client = client
         self._keyring = keyring
+        self._recorder = recorder
         self._plain_types = frozenset(plain_types)
         self._ordinary = ordinary
         self._cached = cached
@@ -138,14 +144,15 @@ class NodeActivities:
             result.left.extend([target[0] for target in request.targets] + request.ended)
             return result
         deadline = time.monotonic() + request.seconds
-        jobs = [self._tell(request, target, deadline, result) for target in request.targets]
+        delivery = _Delivery(request, self._recorder())
+        jobs = [self._tell(delivery, target, deadline, result) for target in request.targets]
         await asyncio.gather(*jobs)
         await asyncio.gather(*[self._ask(closed, deadline, result) for closed in request.ended])
         return result
 
     async def _tell(
         self,
-        request: ForwardRequest,
+        delivery: _Delivery,
         target: tuple[str, str, list[int]],
         deadline: float,
         result: ForwardResult,
@@ -161,17 +168,21 @@ class NodeActivities:
                     return
                 handle = self._client.get_workflow_handle(child_id)
                 for index in indexes:
-                    if not await _deliver(handle, request.messages[index]):
+                    if not await _deliver(handle, delivery.messages[index].text):
                         result.by_update.append(child_id)
-        except WorkflowUpdateRPCTimeoutOrCancelledError:
+                    delivery.record(target, index)
+        except WorkflowUpdateRPCTimeoutOrCancelledError as error:
             result.failed[child_id] = "its run takes no more signals, and no update was answered"
+            delivery.record(target, indexes[-1], type(error).__name__)
         except RPCError as error:
+            delivery.record(target, indexes[-1], error.status.name)
             if error.status != RPCStatusCode.NOT_FOUND:
                 result.failed[child_id] = f"{error.status.name}: {error.message}"
                 return
             await self._ask(child_id, deadline, result)
         except Exception as error:  # noqa: BLE001 - what a codec raises; the others are to be told
             result.failed[child_id] = type(error).__name__
+            delivery.record(target, indexes[-1], type(error).__name__)
 
     async def _ask(self, child_id: str, deadline: float, result: ForwardResult) -> None:
         """Ask a closed child for the children it last knew (a closed workflow answers queries)."""
@@ -241,6 +252,36 @@ class NodeActivities:
 
     def _leaves_to_ordinary(self) -> bool:
         return self._ordinary and not self._cached and activity.info().is_local
+
+
+class _Delivery:
+    """One run of `NodeActivities.forward`, with what it puts on record."""
+
+    def __init__(self, request: ForwardRequest, recorder: Recorder) -> None:
+        self.messages = [parse(text) for text in request.messages]
+        self._recorder = recorder
+
+    def record(
+        self, target: tuple[str, str, list[int]], index: int, why: str | None = None
+    ) -> None:
+        """A child was told a message, or could not be: the name of what went wrong says why."""
+        info = activity.info()
+        child_id, child_type, _ = target
+        self._recorder.record(
+            AuditEvent(
+                time=time.time(),
+                action="forward",
+                outcome="success" if why is None else "failure",
+                reason=why,
+                namespace=info.namespace,
+                workflow_id=info.workflow_id,
+                run_id=info.workflow_run_id,
+                workflow_type=info.workflow_type,
+                child_id=child_id,
+                child_type=child_type,
+                **of_message(self.messages[index]),
+            )
+        )
 
 
 async def _deliver(handle: WorkflowHandle[Any, Any], message: str) -> bool:

@@ -18,12 +18,13 @@ import concurrent.futures
 import re
 import time
 from collections.abc import AsyncGenerator, Coroutine, Generator
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 import httpx
 
 from .activity import ActivityTokens, activity_tokens
-from .errors import NewestUnknown, OriginNotAllowed, TokenMalformed
+from .errors import NewestUnknown, OriginNotAllowed, StatefulError, TokenMalformed
 from .messages import DEFAULT_NAME
 from .origins import is_allowed, origin_of
 from .tokens import ApiToken
@@ -60,14 +61,21 @@ class TokenAuth(httpx.Auth):
         """See `httpx.Auth`."""
         source = _Source(self._name)
         token = source.current()
-        _authorize(request, token)
-        response = yield request
-        if _may_resend(request, response):
-            newer = source.newer_than(token)
-            if newer is not None:
-                response.read()
-                _authorize(request, newer)
-                yield request
+        source.authorize(request, token)
+        try:
+            response = yield request
+            source.answered(request, token, response)
+            if _may_resend(request, response):
+                newer = source.newer_than(token)
+                if newer is not None:
+                    response.read()
+                    token = newer
+                    source.authorize(request, token)
+                    response = yield request
+                    source.answered(request, token, response)
+        except GeneratorExit:
+            source.unanswered(request, token)
+            raise
 
     async def async_auth_flow(
         self, request: httpx.Request
@@ -75,14 +83,21 @@ class TokenAuth(httpx.Auth):
         """See `httpx.Auth`."""
         source = _Source(self._name)
         token = await source.current_async()
-        _authorize(request, token)
-        response = yield request
-        if _may_resend(request, response):
-            newer = await source.newer_than_async(token)
-            if newer is not None:
-                await response.aread()
-                _authorize(request, newer)
-                yield request
+        source.authorize(request, token)
+        try:
+            response = yield request
+            source.answered(request, token, response)
+            if _may_resend(request, response):
+                newer = await source.newer_than_async(token)
+                if newer is not None:
+                    await response.aread()
+                    token = newer
+                    source.authorize(request, token)
+                    response = yield request
+                    source.answered(request, token, response)
+        except GeneratorExit:
+            source.unanswered(request, token)
+            raise
 
 
 class OriginTransport(httpx.BaseTransport):
@@ -107,8 +122,7 @@ class OriginTransport(httpx.BaseTransport):
         """See `httpx.BaseTransport`."""
         source = _Source(self._name)
         token = source.current()
-        sent = _with(request, self._header, _for(request, token))
-        response = self._inner.handle_request(sent)
+        response = self._send(source, request, token)
         if response.status_code == 401 and _is_replayable(request):
             try:
                 newer = source.newer_than(token)
@@ -117,8 +131,17 @@ class OriginTransport(httpx.BaseTransport):
                 raise
             if newer is not None:
                 response.close()
-                sent = _with(request, self._header, _for(request, newer))
-                return self._inner.handle_request(sent)
+                return self._send(source, request, newer)
+        return response
+
+    def _send(self, source: _Source, request: httpx.Request, token: ApiToken) -> httpx.Response:
+        sent = _with(request, self._header, source.secret_for(request, token))
+        try:
+            response = self._inner.handle_request(sent)
+        except BaseException:
+            source.unanswered(request, token)
+            raise
+        source.used(request, token, response.status_code)
         return response
 
     def close(self) -> None:
@@ -144,8 +167,7 @@ class AsyncOriginTransport(httpx.AsyncBaseTransport):
         """See `httpx.AsyncBaseTransport`."""
         source = _Source(self._name)
         token = await source.current_async()
-        sent = _with(request, self._header, _for(request, token))
-        response = await self._inner.handle_async_request(sent)
+        response = await self._send(source, request, token)
         if response.status_code == 401 and _is_replayable(request):
             try:
                 newer = await source.newer_than_async(token)
@@ -154,8 +176,19 @@ class AsyncOriginTransport(httpx.AsyncBaseTransport):
                 raise
             if newer is not None:
                 await response.aclose()
-                sent = _with(request, self._header, _for(request, newer))
-                return await self._inner.handle_async_request(sent)
+                return await self._send(source, request, newer)
+        return response
+
+    async def _send(
+        self, source: _Source, request: httpx.Request, token: ApiToken
+    ) -> httpx.Response:
+        sent = _with(request, self._header, source.secret_for(request, token))
+        try:
+            response = await self._inner.handle_async_request(sent)
+        except BaseException:
+            source.unanswered(request, token)
+            raise
+        source.used(request, token, response.status_code)
         return response
 
     async def aclose(self) -> None:
@@ -164,11 +197,67 @@ class AsyncOriginTransport(httpx.AsyncBaseTransport):
 
 
 class _Source:
-    """Where a request's token comes from: the activity, asked again where need be."""
+    """Where a request's token comes from, and where it stands on record that it was sent.
+
+    It comes from the activity, asked again where need be.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._tokens: ActivityTokens = activity_tokens()
+        self._answers: list[httpx.Response] = []
+
+    def authorize(self, request: httpx.Request, token: ApiToken) -> None:
+        """Put the token into ``Authorization``, or put on record why it may not go there."""
+        with self._refusing(request, token):
+            _authorize(request, token)
+
+    def secret_for(self, request: httpx.Request, token: ApiToken) -> str:
+        """The secret for a request, or on record why it may not go there."""
+        with self._refusing(request, token):
+            return _for(request, token)
+
+    @contextmanager
+    def _refusing(self, request: httpx.Request, token: ApiToken) -> Generator[None, None, None]:
+        try:
+            yield
+        except StatefulError as error:
+            self._tokens.refused(
+                self._name,
+                token.message,
+                error,
+                origin=_origin(request.url),
+                method=request.method,
+            )
+            raise
+
+    def answered(self, request: httpx.Request, token: ApiToken, response: httpx.Response) -> None:
+        """Put on record each request of a redirect chain that carried the token."""
+        carried = request.headers.get("Authorization")
+        for answer in (*response.history, response):
+            if any(answer is known for known in self._answers):
+                continue
+            self._answers.append(answer)
+            if answer.request.headers.get("Authorization") == carried:
+                self.used(answer.request, token, answer.status_code)
+
+    def unanswered(self, request: httpx.Request, token: ApiToken) -> None:
+        """A request left, or may have, and no answer came."""
+        self.used(request, token, None)
+
+    def used(self, request: httpx.Request, token: ApiToken, status: int | None) -> None:
+        """Put a request that carried the token on record, with the status of its answer."""
+        self._tokens.recorder.record(
+            self._tokens.event(
+                "use",
+                "unknown" if status is None else "success" if status < 400 else "failure",
+                self._name,
+                token.message,
+                origin=_origin(request.url),
+                method=request.method,
+                status=status,
+            )
+        )
 
     async def current_async(self) -> ApiToken:
         await self._tokens.refresh(self._name)
@@ -179,17 +268,15 @@ class _Source:
         if self._tokens.client is None:
             return None
         await self._tokens.ask(self._name)
-        newest = await self._tokens.open_async(self._name)
-        if newest != refused:
-            return newest
+        if self._tokens.has_other_than(refused):
+            return await self._tokens.open_async(self._name)
         await self._tokens.report(refused)
         give_up = time.monotonic() + _WAIT_FOR_NEWER_SECONDS
         while time.monotonic() < give_up:
             await asyncio.sleep(_WAIT_FOR_NEWER_SECONDS / 4)
             await self._tokens.ask(self._name)
-            newest = await self._tokens.open_async(self._name)
-            if newest != refused:
-                return newest
+            if self._tokens.has_other_than(refused):
+                return await self._tokens.open_async(self._name)
         return None
 
     def current(self) -> ApiToken:

@@ -22,6 +22,7 @@ from .errors import MessageRefused, TokenForged
 from .forwarding import TrustResult
 from .ledger import Ledger, Verdict, read_trusted
 from .messages import Message
+from .node_record import NodeRecord
 from .wire import TRUST
 
 # A signature takes about 0.15 ms; the SDK takes 2 s in one activation for a deadlock. The next
@@ -45,10 +46,12 @@ class Inbox:
 
     Args:
         ledger: holds what is accepted and counts what is not.
+        record: of the node.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, record: NodeRecord) -> None:
         self._ledger = ledger
+        self._record = record
         self._queue: deque[Message] = deque()
         self._waiting: dict[str, Message] = {}
         self._answers: dict[str, int] = {}
@@ -121,10 +124,18 @@ class Inbox:
             MessageRefused: the subclass says why.
         """
         try:
-            return self._ledger.accept(message, now_ms())
+            verdict = self._ledger.accept(message, now_ms())
         except MessageRefused as error:
-            self._ledger.reject(error, now_ms(), message)
+            self.reject(error, message)
             raise
+        if verdict is Verdict.ACCEPTED:
+            self._record.accepted(message)
+        return verdict
+
+    def reject(self, error: MessageRefused, message: Message | None = None) -> None:
+        """Count a refusal, and put it on record."""
+        self._ledger.reject(error, now_ms(), message)
+        self._record.rejected(error, message)
 
     def look_up(self, message: Message) -> None:
         """Have the unknown issuer of a message looked up soon."""
@@ -222,7 +233,7 @@ class Inbox:
             answers = self._answers.pop(message.hash) + 1
             if message.issuer not in self._ledger.trusted and answers >= _TRUST_ANSWERS:
                 error = TokenForged(f"issuer {message.issuer} is unknown to {answers} keyrings")
-                self._ledger.reject(error, now_ms(), message)
+                self.reject(error, message)
                 continue
             self._judge(message)
             if message.hash in self._waiting:

@@ -440,15 +440,14 @@ class Keyring:
         return self._decrypt(message)
 
     def _decrypt(self, message: Message) -> str:
-        mine = {e.info.kid: e.key for e in self._keys if e.info.kind == "reader" and e.info.private}
-        reader = next((mine[kid] for kid in message.readers if kid in mine), None)
-        if reader is None:
+        kid = self.reader_of(message)
+        if kid is None:
             raise NoReaderKey(
                 f"{message.claims.name} is sealed for readers {', '.join(message.readers)}; "
                 "this process has the private key of none of them"
             )
         try:
-            plaintext = reader.decrypt(message)
+            plaintext = self._private_readers()[kid].decrypt(message)
         except ValueError:
             raise TokenMalformed(
                 f"{message.claims.name} (fingerprint {message.fingerprint}) does not decrypt "
@@ -458,6 +457,14 @@ class Keyring:
         if not token:
             raise TokenMalformed("the sealed token is empty or no text")
         return token
+
+    def reader_of(self, message: Message) -> str | None:
+        """The id of the key that opens a message here, or None."""
+        mine = self._private_readers()
+        return next((kid for kid in message.readers if kid in mine), None)
+
+    def _private_readers(self) -> dict[str, Key]:
+        return {e.info.kid: e.key for e in self._keys if e.info.kind == "reader" and e.info.private}
 
     def _issuer(self, claims: Claims) -> Entry:
         """The last issuer of the set that may sign these claims."""

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 from temporalio import workflow
 from temporalio.api.common.v1 import Payload
@@ -19,13 +19,14 @@ from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import FailureError
 
 from .describe import describe_ledger, status_of
-from .errors import TokenForged, TokenMalformed
+from .errors import MessageRefused, TokenForged, TokenMalformed
 from .fanout import Fanout
 from .forwarding import RecoverResult
 from .headers import Start, Use
 from .inbox import Inbox, now_ms
 from .ledger import ALL, Child, Ledger, Place, StateUnreadable, Verdict
 from .messages import Message, parse
+from .node_record import NodeRecord
 from .origins import is_allowed, origin_of
 from .status import TokenState, TokenStatus
 from .wire import NODE_HEADER, RECOVER
@@ -87,8 +88,9 @@ class Node:
             self._first_held, self.ledger.held = self.ledger.held, {}
         self._lost = start is not None and start.lost
         self._reports: dict[str, dict[str, int]] = {}
-        self._inbox = Inbox(self.ledger)
-        self._fanout = Fanout(self.ledger)
+        self._record = NodeRecord()
+        self._inbox = Inbox(self.ledger, self._record)
+        self._fanout = Fanout(self.ledger, self._record)
         if start is not None:
             self._inbox.queue(parse(text) for text in start.waiting)
         self._updates = 0
@@ -97,6 +99,14 @@ class Node:
         self._woken = False
         self._resting = False
         self._task: asyncio.Task[None] | None = None
+        self._record_start()
+
+    def _record_start(self) -> None:
+        reason = "start" if workflow.info().continued_run_id is None else "continued"
+        for name in self.ledger.names():
+            message = self.ledger.in_force(name)
+            if message is not None:
+                self._record.accepted(message, reason)
 
     # --- messages in ---------------------------------------------------------
 
@@ -105,7 +115,7 @@ class Node:
         try:
             message = parse(argument(args))
         except TokenMalformed as error:
-            self.ledger.reject(error, now_ms())
+            self._inbox.reject(error)
             return
         if self.recovering:
             self._inbox.queue([message])
@@ -119,9 +129,14 @@ class Node:
         Raises:
             MessageRefused: the subclass is the named error of the contract.
         """
-        message = parse(argument(args))
-        if not self.recovering:
-            self.ledger.check(message, now_ms())
+        message: Message | None = None
+        try:
+            message = parse(argument(args))
+            if not self.recovering:
+                self.ledger.check(message, now_ms())
+        except MessageRefused as error:
+            self._record.rejected(error, message)
+            raise
 
     async def on_update(self, args: Sequence[Any]) -> dict[str, Any]:
         """Take a message from the `apiToken` update and answer with the status.
@@ -169,7 +184,7 @@ class Node:
         try:
             self.api_url = self._signalled_url(argument(args))
         except TokenMalformed as error:
-            self.ledger.reject(error, now_ms())
+            self._inbox.reject(error)
 
     def _signalled_url(self, url: object) -> str:
         if not isinstance(url, str):
@@ -276,6 +291,8 @@ class Node:
         fits = self._header_bytes <= _HEADER_BYTES_A_TASK
         child = Child(child_id, child_type, dies_with_run=dies_with_run, withheld=withheld)
         state = self.ledger.start_child(child, with_messages=fits)
+        for name in sorted(withheld):
+            self._record.kept_from("withhold", child_id, child_type, name, "start")
         return Start(state, parent_api_url=self.api_url).to_payload()
 
     def child_started(self, child_id: str) -> None:
@@ -326,12 +343,21 @@ class Node:
     def withhold(self, child_id: str, name: str | None) -> None:
         """Pass a name (None: all) to this child no more."""
         self.ledger.withhold(child_id, name)
+        self._record_kept("withhold", child_id, name)
 
     def share(self, child_id: str, name: str | None) -> None:
         """Pass it again, the newest at once."""
         self.ledger.share(child_id, name)
+        self._record_kept("share", child_id, name)
         self._fanout.again()
         self.wake()
+
+    def _record_kept(
+        self, action: Literal["withhold", "share"], child_id: str, name: str | None
+    ) -> None:
+        child = self.ledger.children.get(child_id)
+        child_type = None if child is None else child.type
+        self._record.kept_from(action, child_id, child_type, ALL if name is None else name)
 
     # --- the loop behind the handlers ----------------------------------------
 
@@ -395,6 +421,7 @@ class Node:
             )
         self._first_held = {}
         self.recovering = False
+        self._record_start()
         self.wake()
 
     def _resume(self, start: Start) -> None:
@@ -413,7 +440,7 @@ class Node:
         _, left_out = self._inbox.within(_CARRIED_WAITING_BYTES)
         for message in left_out:
             error = TokenForged(f"issuer {message.issuer} is not known, and too many waited")
-            self.ledger.reject(error, now_ms(), message)
+            self._inbox.reject(error, message)
         return self._carried(workflow.info().run_id).to_payload()
 
     def describe_state(self) -> dict[str, Any]:

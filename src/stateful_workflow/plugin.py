@@ -21,13 +21,17 @@ from temporalio.worker import (
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from .activity_interceptors import ActivityInbound
+from .audit.events import AuditSink
+from .audit.recorder import AuditFailure, Recorder, SinkWriter
 from .errors import KeyringError, StatefulError
 from .forwarding import NodeActivities
 from .interceptors import NodeInbound
 from .keyring import Keyring, self_check
 from .keyring_file import KEYRING_VARIABLE
 from .keyring_source import KeyringSource
-from .workflow import PLUGIN_MARK, StatefulWorkflow
+from .metrics import Metrics
+from .node_record import RECORDER
+from .workflow import StatefulWorkflow
 
 _PASSED_THROUGH = ("stateful_workflow", "joserfc", "cryptography", "httpx", "idna")
 
@@ -42,15 +46,29 @@ class StatefulPlugin(SimplePlugin):
             file that ``$STATEFUL_KEYRING`` names, where it is set; else there are no keys,
             which is enough for workers that neither open tokens nor meet new issuers. One that
             was loaded from a file follows that file (see `KeyringSource`).
+        audit: where every event goes that happens to a token in this process (see
+            `stateful_workflow.audit`); None keeps no record.
+        audit_failure: what happens when that fails. "block": no activity opens a token, and no
+            client sets one, without its record. "continue": they do, and the next record says
+            how many are missing. Nodes never wait for a record.
 
     Raises:
         KeyringError: where ``$STATEFUL_KEYRING`` names a file that cannot be used.
+        ValueError: where `audit_failure` is none of its values.
     """
 
-    def __init__(self, keyring: Keyring | None = None) -> None:
+    def __init__(
+        self,
+        keyring: Keyring | None = None,
+        *,
+        audit: AuditSink | None = None,
+        audit_failure: AuditFailure = "block",
+    ) -> None:
         if keyring is None and KEYRING_VARIABLE in os.environ:
             keyring = Keyring.load()
         self._keyring = None if keyring is None else KeyringSource(keyring)
+        self.audit = SinkWriter(audit, audit_failure)
+        """Writes this process's events."""
         self._interceptor = _WorkerInterceptor(self)
         super().__init__(
             "stateful-workflow",
@@ -82,9 +100,11 @@ class StatefulPlugin(SimplePlugin):
         return keyring
 
     def complete(self, other: StatefulPlugin) -> None:
-        """Take the keyring of a second plugin on the same worker, where this one has none."""
+        """Take what a second plugin on the same worker has and this one has not."""
         if self._keyring is None:
             self._keyring = other._keyring
+        if not self.audit.is_on:
+            self.audit = other.audit
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
         """Add what a worker with workflows needs; an activity-only one gets the interceptor alone.
@@ -116,6 +136,7 @@ class StatefulPlugin(SimplePlugin):
             ours = NodeActivities(
                 client,
                 self.look_at_keyring,
+                bound.recorder,
                 _plain_types(workflows),
                 ordinary=ordinary and not config.get("no_remote_activities", False),
                 cached=config.get("max_cached_workflows", 1) > 0,
@@ -128,21 +149,22 @@ class _WorkerInterceptor(Interceptor):
     def __init__(self, plugin: StatefulPlugin, client: Client | None = None) -> None:
         self.plugin = plugin
         self._client = client
+        self._metrics = Metrics.of(client)
+
+    def recorder(self) -> Recorder:
+        """Puts on record what happens in this worker."""
+        return Recorder(self.plugin.audit, self._metrics)
 
     def workflow_interceptor_class(
         self, input: WorkflowInterceptorClassInput
     ) -> type[WorkflowInboundInterceptor] | None:
-        input.unsafe_extern_functions[PLUGIN_MARK] = _mark
+        input.unsafe_extern_functions[RECORDER] = self.recorder
         return NodeInbound
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
         if self._client is None:
             return next
-        return ActivityInbound(next, self.plugin.require_keyring, self._client)
-
-
-def _mark() -> None:
-    """Its presence among the extern functions tells a workflow that the plugin is there."""
+        return ActivityInbound(next, self.plugin.require_keyring, self._client, self.recorder)
 
 
 def _pass_through(runner: WorkflowRunner | None) -> WorkflowRunner:

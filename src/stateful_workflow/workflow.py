@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 from temporalio import workflow
 from temporalio.common import RawValue
@@ -16,11 +16,10 @@ from .errors import PluginMissing
 from .ledger import ALL
 from .messages import DEFAULT_NAME, SealedToken, parse
 from .node import Node, Settings
+from .node_record import RECORDER
 from .origins import origin_of
 from .status import TokenStatus
 from .wire import MESSAGE, REPORT, STATE_QUERY, STATUS_QUERY, URL
-
-PLUGIN_MARK: Final = "__stateful_workflow_plugin"
 
 _withheld_here: ContextVar[frozenset[str]] = ContextVar(
     "stateful-withholding", default=frozenset[str]()
@@ -81,7 +80,7 @@ class StatefulWorkflow:
         """
         instance = super().__new__(cls)
         if workflow.in_workflow():
-            if PLUGIN_MARK not in workflow.extern_functions():
+            if RECORDER not in workflow.extern_functions():
                 raise PluginMissing(
                     f"{cls.__name__} is a StatefulWorkflow, but this worker has no StatefulPlugin; "
                     "give it to Client.connect(plugins=[StatefulPlugin()])"

@@ -1,0 +1,526 @@
+"""Everything that happens to a token is on record, whoever does it, and never the token."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import multiprocessing
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio.client import Client, WorkflowUpdateFailedError, WorkflowUpdateStage
+from temporalio.worker import SharedStateManager, Worker
+
+from stateful_workflow import (
+    AuditFailed,
+    Keyring,
+    OriginNotAllowed,
+    StatefulPlugin,
+    TokenClient,
+    TokenConflict,
+    TokenNotSet,
+)
+from stateful_workflow.audit import AuditEvent, AuditSink
+from stateful_workflow.engine import EmbeddedEngine
+from stateful_workflow.messages import parse
+
+from .api import Api, start_api
+from .conftest import start_worker
+from .support import eventually, nodes_run, sealed_at
+from .use_workflows import ASYNC_ACTIVITIES, SYNC_ACTIVITIES, USE_WORKFLOWS, Caller, Job
+from .workflows import Node, Plan
+
+FIRST, SECOND = "audit-canary-first", "audit-canary-second"
+URL = "https://api.example.com"
+
+
+class Recorded:
+    """A sink of a user's own: what it was given, in order."""
+
+    is_local = True
+
+    def __init__(self) -> None:
+        self.events: list[AuditEvent] = []
+
+    def record(self, event: AuditEvent) -> None:
+        self.events.append(event)
+
+    def of(self, *actions: str, **wanted: Any) -> list[AuditEvent]:
+        return [
+            event
+            for event in list(self.events)
+            if (not actions or event.action in actions)
+            and all(getattr(event, field) == value for field, value in wanted.items())
+        ]
+
+    def outcomes(self, *actions: str, **wanted: Any) -> list[tuple[str, str, str | None]]:
+        return [(e.action, e.outcome, e.reason) for e in self.of(*actions, **wanted)]
+
+    async def has(self, count: int, *actions: str, **wanted: Any) -> None:
+        """Wait until there are so many such events."""
+
+        async def are_there() -> bool:
+            return len(self.of(*actions, **wanted)) >= count
+
+        await eventually(are_there)
+
+
+class Broken:
+    """A sink that fails for as long as it is told to."""
+
+    is_local = True
+
+    def __init__(self) -> None:
+        self.fails = True
+        self.kept = Recorded()
+
+    def record(self, event: AuditEvent) -> None:
+        if self.fails:
+            raise OSError("no space left")
+        self.kept.record(event)
+
+
+class Stuck:
+    """A sink that waits for somebody else, who does not answer before he is let to."""
+
+    def __init__(self) -> None:
+        self.may_go_on = threading.Event()
+        self.kept = Recorded()
+
+    def record(self, event: AuditEvent) -> None:
+        self.may_go_on.wait(60)
+        self.kept.record(event)
+
+
+@pytest.fixture
+def record() -> Recorded:
+    return Recorded()
+
+
+@pytest.fixture
+async def audited(engine: EmbeddedEngine, keyring: Keyring, record: Recorded) -> Client:
+    """A client, and so workers, that put everything on one record."""
+    return await connect(engine, keyring, record)
+
+
+async def connect(
+    engine: EmbeddedEngine, keyring: Keyring, sink: AuditSink, **options: Any
+) -> Client:
+    plugin = StatefulPlugin(keyring, audit=sink, **options)
+    return await Client.connect(engine.address, namespace=engine.namespace, plugins=[plugin])
+
+
+@pytest.fixture
+async def tree(
+    audited: Client, keyring: Keyring, queue: str, cached_workflows: int
+) -> AsyncIterator[TokenClient]:
+    """A root with a child `a`, that has a child `b`, and a `Cleanup` that is kept without."""
+    at_once = 1 if cached_workflows == 0 else None
+    async with start_worker(
+        audited,
+        queue,
+        max_cached_workflows=cached_workflows,
+        max_concurrent_workflow_tasks=at_once,
+    ):
+        tokens = TokenClient(audited, keyring)
+        plan = Plan({"a": Plan({"b": Plan()}), "c": Plan(type="Cleanup")})
+        await tokens.start_workflow(
+            Node.run, plan, id=queue, task_queue=queue, api_token=FIRST, api_url=URL
+        )
+        await nodes_run(tokens, queue, 4)
+        yield tokens
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    with start_api() as api:
+        api.valid = {FIRST, SECOND}
+        yield api
+
+
+# --- the life of a token -------------------------------------------------------------------------
+
+
+async def test_a_start_and_a_rotation_stand_on_record_at_every_hop(
+    tree: TokenClient, queue: str, record: Recorded
+) -> None:
+    await tree.rotate(queue, SECOND, timeout=20)
+    version = (await tree.get(queue)).version
+    a, b, c = f"{queue}-a", f"{queue}-a-b", f"{queue}-c"
+
+    assert record.outcomes("set") == [("set", "unknown", None), ("set", "success", None)] * 2
+    started = record.of("accept", reason="start")
+    assert {e.workflow_id for e in started} == {queue, a, b}
+    rotated = record.of("accept", version=version)
+    assert Counter(e.workflow_id for e in rotated) == {queue: 1, a: 1, b: 1}
+    forwarded = record.of("forward", version=version, outcome="success")
+    assert {(e.workflow_id, e.child_id) for e in forwarded} == {(queue, a), (a, b)}
+    (withheld,) = record.of("withhold")
+    assert (withheld.workflow_id, withheld.child_id, withheld.name) == (queue, c, "*")
+    assert not record.of("accept", workflow_id=c)
+
+
+async def test_an_event_says_where_what_and_by_whom(
+    tree: TokenClient, queue: str, record: Recorded, keyring: Keyring
+) -> None:
+    sealed = parse(await sealed_at(tree._client, queue))  # pyright: ignore[reportPrivateUsage]
+    (event,) = record.of("accept", workflow_id=f"{queue}-a")
+
+    assert event.namespace == "default"
+    assert event.workflow_type == "Node"
+    assert event.run_id
+    assert (event.name, event.kind) == ("apiToken", "token")
+    assert (event.version, event.fingerprint) == (sealed.claims.version, sealed.fingerprint)
+    assert (event.authority, event.issuer) == (queue, sealed.issuer)
+    assert sealed.issuer in keyring.trusted()
+
+
+async def test_a_replay_puts_nothing_on_record(
+    tree: TokenClient, queue: str, record: Recorded
+) -> None:
+    """Without a cache every task replays the whole history; still each thing happened once."""
+    for n in range(3):
+        await tree.rotate(queue, f"{SECOND}-{n}", timeout=20)
+    events = record.of("accept", "withhold", "reject")
+    counted = Counter((e.action, e.run_id, e.fingerprint, e.child_id) for e in events)
+
+    assert set(counted.values()) == {1}
+
+
+async def test_sharing_and_withholding_stand_on_record(
+    tree: TokenClient, queue: str, record: Recorded
+) -> None:
+    handle = tree._client.get_workflow_handle(queue)  # pyright: ignore[reportPrivateUsage]
+    await handle.signal("keep_from", args=["a", "apiToken"])
+    await handle.signal("give_to", args=["a", None])
+    await record.has(1, "share")
+
+    (withheld,) = record.of("withhold", child_id=f"{queue}-a")
+    assert (withheld.name, withheld.child_type, withheld.reason) == ("apiToken", "Node", None)
+    (shared,) = record.of("share")
+    assert (shared.name, shared.child_id) == ("*", f"{queue}-a")
+
+
+async def test_revocations_and_inheritance_stand_on_record(
+    tree: TokenClient, queue: str, record: Recorded
+) -> None:
+    a = f"{queue}-a"
+    await tree.revoke(a)
+    await record.has(1, "accept", workflow_id=f"{a}-b", kind="revocation")
+    await tree.inherit(a)
+    await record.has(1, "accept", workflow_id=f"{a}-b", kind="inherit")
+
+    for action in ("revoke", "inherit"):
+        assert [e.outcome for e in record.of(action, workflow_id=a)] == ["unknown", "success"]
+
+
+async def test_a_token_sealed_anew_stands_on_record_with_who_read_it(
+    tree: TokenClient, queue: str, record: Recorded, keyring: Keyring
+) -> None:
+    await tree.reseal(queue)
+
+    assert [e.outcome for e in record.of("reseal")] == ["unknown", "success"]
+    (read,) = record.of("read")
+    assert read.reader in {info.kid for info in keyring.keys() if info.kind == "reader"}
+    assert read.workflow_id == queue
+
+
+async def test_what_is_refused_stands_on_record_with_its_reason(
+    tree: TokenClient, audited: Client, queue: str, record: Recorded, keyring: Keyring
+) -> None:
+    genuine = parse(await sealed_at(audited, queue))
+    newer = replace(genuine.claims, version=genuine.claims.version + 9)
+    forged = Keyring.generate().seal(newer, "x")
+    as_trusted = ".".join([genuine.text.split(".")[0], *forged.split(".")[1:]])
+    old = keyring.seal(replace(genuine.claims, version=1), "x")
+    handle = audited.get_workflow_handle(queue)
+    for text in ("garbage", as_trusted, old):
+        await handle.signal("apiToken", text)
+    await record.has(3, "reject")
+    with pytest.raises(WorkflowUpdateFailedError):
+        await handle.execute_update("apiToken", old)
+    await record.has(4, "reject")
+
+    rejected = record.of("reject", workflow_id=queue)
+    # An update to a workflow that is in no cache gives its last task again, as new.
+    reasons = dict.fromkeys((e.reason, e.fingerprint) for e in rejected)
+    assert list(reasons) == [
+        ("TokenMalformed", None),
+        ("TokenForged", parse(as_trusted).fingerprint),
+        ("TokenStale", parse(old).fingerprint),
+    ]
+    assert rejected[0].version is None
+
+
+async def test_a_set_that_is_turned_down_and_one_that_cannot_be_sealed_stand_on_record(
+    tree: TokenClient, audited: Client, queue: str, record: Recorded
+) -> None:
+    limited = Keyring.generate().only(issuers=False)
+    with pytest.raises(Exception, match="issuer"):
+        await TokenClient(audited, limited).set(queue, SECOND)
+
+    assert record.outcomes("set")[-1] == ("set", "failure", "NoIssuerKey")
+
+    with pytest.raises(TokenNotSet):
+        await tree.get(queue, "billing")
+    assert record.outcomes("refuse") == [("refuse", "failure", "TokenNotSet")]
+    with pytest.raises(Exception, match="no open workflow"):
+        await tree.get(f"{queue}-nobody")
+    assert record.outcomes("read") == [("read", "failure", "WorkflowNotFound")]
+
+
+# --- use -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def use(audited: Client, queue: str) -> AsyncIterator[str]:
+    async with Worker(
+        audited, task_queue=queue, workflows=USE_WORKFLOWS, activities=ASYNC_ACTIVITIES
+    ):
+        yield queue
+
+
+async def start(tokens: TokenClient, queue: str, api: Api) -> Any:
+    return await tokens.start_workflow(
+        Caller.run, id=queue, task_queue=queue, api_token=FIRST, api_url=api.origin
+    )
+
+
+async def test_every_request_that_carries_a_token_stands_on_record(
+    use: str, audited: Client, keyring: Keyring, api: Api, record: Recorded
+) -> None:
+    root = await start(TokenClient(audited, keyring), use, api)
+    url = api.url("items")
+    await root.execute_update("do", Job([url], body="json"))
+
+    (read,) = record.of("read")
+    assert (read.activity_type, read.attempt, read.workflow_id) == ("call", 1, use)
+    (used,) = record.of("use")
+    assert (used.method, used.origin, used.status) == ("POST", api.origin, 200)
+    assert (used.activity_id, used.version) == (read.activity_id, read.version)
+
+
+async def test_a_retry_in_place_and_each_hop_of_a_redirect_are_uses(
+    use: str, audited: Client, keyring: Keyring, api: Api, record: Recorded
+) -> None:
+    tokens = TokenClient(audited, keyring)
+    root = await start(tokens, use, api)
+    redirected = api.url(f"to?url={api.url('items')}")
+    job = Job([api.gate("wait"), redirected, api.url("more")], follow=True)
+    update = await root.start_update("do", job, wait_for_stage=WorkflowUpdateStage.ACCEPTED)
+    await api.reached("wait")
+    await tokens.set(use, SECOND)
+    api.valid = {SECOND}
+    api.open("wait")
+    await update.result()
+
+    assert [e.status for e in record.of("use")] == [c.status for c in api.calls]
+    assert len(record.of("use", status=401)) == 1
+    assert {e.version for e in record.of("use", status=200)} == {(await tokens.get(use)).version}
+
+
+async def test_a_request_that_nobody_answers_is_a_use_whose_outcome_is_unknown(
+    use: str, audited: Client, keyring: Keyring, record: Recorded
+) -> None:
+    with start_api() as gone:
+        pass
+    root = await start(TokenClient(audited, keyring), use, gone)
+    for key in (False, True):
+        await root.execute_update("do", Job([gone.url("items")], key=key))
+
+    assert [(e.outcome, e.status) for e in record.of("use")] == [("unknown", None)] * 2
+
+
+async def test_a_request_to_another_origin_is_refused_on_record(
+    use: str, audited: Client, keyring: Keyring, api: Api, record: Recorded
+) -> None:
+    root = await start(TokenClient(audited, keyring), use, api)
+    for key in (False, True):
+        await root.execute_update("do", Job(["https://evil.example.net/x"], key=key))
+
+    assert not record.of("use")
+    assert [(e.reason, e.origin) for e in record.of("refuse")] == [
+        (OriginNotAllowed.__name__, "https://evil.example.net")
+    ] * 2
+
+
+async def test_in_a_process_reads_and_uses_stand_on_record_too(
+    audited: Client,
+    queue: str,
+    engine: EmbeddedEngine,
+    keyring: Keyring,
+    api: Api,
+    record: Recorded,
+    tmp_path: Path,
+) -> None:
+    keyring.save(tmp_path / "keyring.json")
+    user = await connect(engine, Keyring.load(tmp_path / "keyring.json"), record)
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        spawn.Manager() as manager,
+        concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool,
+    ):
+        async with (
+            Worker(audited, task_queue=queue, workflows=USE_WORKFLOWS, activities=ASYNC_ACTIVITIES),
+            Worker(
+                user,
+                task_queue=f"{queue}-use",
+                activities=SYNC_ACTIVITIES,
+                activity_executor=pool,
+                shared_state_manager=SharedStateManager.create_from_multiprocessing(manager),
+                max_concurrent_activities=1,
+            ),
+        ):
+            root = await start(TokenClient(audited, keyring), queue, api)
+            job = Job([api.url("items")], activity="call_sync", queue=f"{queue}-use")
+            await root.execute_update("do", job)
+            evil = replace(job, urls=["https://evil.example.net/x"])
+            await root.execute_update("do", evil)
+            api.valid = set()
+            failing = replace(job, insist=True)
+            with pytest.raises(WorkflowUpdateFailedError):
+                await root.execute_update("do", failing)
+
+    assert [e.status for e in record.of("use")] == [200, 401]
+    assert [e.reason for e in record.of("refuse")] == ["OriginNotAllowed"]
+    assert len(record.of("read", activity_type="call_sync")) == 3
+
+
+# --- a sink that fails ---------------------------------------------------------------------------
+
+
+async def test_blocking_no_activity_opens_and_no_client_sets_without_its_record(
+    engine: EmbeddedEngine, client: Client, keyring: Keyring, queue: str, api: Api
+) -> None:
+    sink = Broken()
+    broken = await connect(engine, keyring, sink)
+    async with Worker(
+        broken, task_queue=queue, workflows=USE_WORKFLOWS, activities=ASYNC_ACTIVITIES
+    ):
+        root = await start(TokenClient(client, keyring), queue, api)
+        for key in (False, True):
+            answers = await root.execute_update("do", Job([api.url("items")], key=key))
+            assert answers[0].startswith("AuditFailed")
+        tokens = TokenClient(broken, keyring)
+        before = await tokens.status(queue)
+        for change in (tokens.set(queue, SECOND), tokens.inherit(queue), tokens.reseal(queue)):
+            with pytest.raises(AuditFailed, match=queue):
+                await change
+        with pytest.raises(AuditFailed):
+            await tokens.get(queue)
+        with pytest.raises(AuditFailed):
+            await start(tokens, f"{queue}-2", api)
+        assert await tokens.status(queue) == before
+        assert api.calls == []
+
+        status = await tokens.revoke(queue)
+        assert status.state == "revoked"
+
+        sink.fails = False
+        await tokens.set(queue, SECOND)
+        assert await root.execute_update("do", Job([api.url("items")])) == ["200"]
+        lost, *rest = sink.kept.events
+        assert lost.action == "lost"
+        assert (lost.count or 0) >= 8
+        assert rest[0].action == "set"
+
+
+async def test_continuing_tokens_are_set_and_opened_and_what_was_lost_is_counted(
+    engine: EmbeddedEngine, keyring: Keyring, queue: str, api: Api
+) -> None:
+    sink = Broken()
+    broken = await connect(engine, keyring, sink, audit_failure="continue")
+    async with Worker(
+        broken, task_queue=queue, workflows=USE_WORKFLOWS, activities=ASYNC_ACTIVITIES
+    ):
+        tokens = TokenClient(broken, keyring)
+        root = await start(tokens, queue, api)
+        assert await root.execute_update("do", Job([api.url("items")])) == ["200"]
+        sink.fails = False
+        await tokens.set(queue, SECOND)
+
+    assert [e.action for e in sink.kept.events[:2]] == ["lost", "set"]
+    # set twice, accept, read, use
+    assert sink.kept.events[0].count == 5
+
+
+async def test_no_node_waits_for_a_sink(
+    engine: EmbeddedEngine, client: Client, keyring: Keyring, queue: str
+) -> None:
+    sink = Stuck()
+    stuck = await connect(engine, keyring, sink)
+    try:
+        async with start_worker(stuck, queue):
+            tokens = TokenClient(client, keyring)
+            plan = Plan({"a": Plan(), "b": Plan()})
+            await tokens.start_workflow(
+                Node.run, plan, id=queue, task_queue=queue, api_token=FIRST, api_url=URL
+            )
+            await nodes_run(tokens, queue, 3)
+            tree = await tokens.rotate(queue, SECOND, timeout=20)
+            assert tree.converged
+            assert sink.kept.events == []
+            sink.may_go_on.set()
+            await sink.kept.has(3, "accept", reason=None)
+    finally:
+        sink.may_go_on.set()
+
+
+async def test_an_unknown_rule_for_failures_is_refused(keyring: Keyring) -> None:
+    with pytest.raises(ValueError, match="audit_failure"):
+        StatefulPlugin(keyring, audit=Recorded(), audit_failure="ignore")  # pyright: ignore[reportArgumentType]
+
+
+# --- never the token -----------------------------------------------------------------------------
+
+
+async def test_no_event_holds_a_token_or_a_sealed_one(
+    tree: TokenClient, audited: Client, queue: str, record: Recorded
+) -> None:
+    await tree.rotate(queue, SECOND, timeout=20)
+    await tree.get(queue)
+    await audited.get_workflow_handle(queue).signal("apiToken", SECOND)
+    await audited.get_workflow_handle(queue).signal("apiToken", 7)
+    await record.has(2, "reject")
+    sealed = await sealed_at(audited, queue)
+    everything = "\n".join(json.dumps(event.attributes()) + repr(event) for event in record.events)
+
+    assert len(record.events) > 10
+    for secret in (FIRST, SECOND, sealed, sealed.split(".")[1]):
+        assert secret not in everything
+    assert queue in everything  # the control
+
+
+async def test_two_issuers_in_conflict_stand_on_record(
+    audited: Client, keyring: Keyring, queue: str, record: Recorded
+) -> None:
+    both = keyring.add_issuer()
+    other = await connect_with(audited, both, record)
+    async with start_worker(other, queue):
+        first, second = TokenClient(other, keyring), TokenClient(other, both)
+        await second.start_workflow(
+            Node.run, Plan(), id=queue, task_queue=queue, api_token=FIRST, api_url=URL
+        )
+        held = parse(await sealed_at(other, queue))
+        older = keyring.seal(replace(held.claims, version=held.claims.version - 1), "x")
+        with pytest.raises(TokenConflict):
+            await first._update("set", queue, older)  # pyright: ignore[reportPrivateUsage]
+
+    assert record.outcomes("set")[-2:] == [
+        ("set", "unknown", None),
+        ("set", "failure", "TokenConflict"),
+    ]
+    assert record.outcomes("reject") == [("reject", "failure", "TokenConflict")]
+
+
+async def connect_with(client: Client, keyring: Keyring, sink: AuditSink) -> Client:
+    return await Client.connect(
+        client.service_client.config.target_host,
+        namespace=client.namespace,
+        plugins=[StatefulPlugin(keyring, audit=sink)],
+    )
