@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from stateful_workflow.audit.recorder import Recorder, SinkWriter
 from stateful_workflow.issuers import Issuer
 from stateful_workflow.keyring import Keyring
 from stateful_workflow.messages import (
@@ -23,6 +24,7 @@ from stateful_workflow.messages import (
     encode_base64url,
     parse,
 )
+from stateful_workflow.metrics import Metrics
 
 Json = dict[str, Any]
 
@@ -149,3 +151,8 @@ def with_claims(claims: object, by: str = "ours") -> str:
         {**jwe_of(token(by=by)), "aad": encode_base64url(compact(claims))},
         by,
     )
+
+
+def unrecorded() -> Recorder:
+    """A recorder that keeps nothing."""
+    return Recorder(SinkWriter(None), Metrics.of(None))

@@ -80,6 +80,7 @@ class ActivityTokens:
         *,
         must_ask: bool = False,
     ) -> None:
+        self._info = activity.info()
         self.use = use
         self._must_ask = must_ask
         self.keyring = keyring
@@ -169,7 +170,7 @@ class ActivityTokens:
         status: int | None = None,
     ) -> AuditEvent:
         """An event of the running activity; see `AuditEvent`."""
-        info = activity.info()
+        info = self._info
         of = of_message(message)
         of["name"] = name
         return AuditEvent(
@@ -194,7 +195,7 @@ class ActivityTokens:
     def _open(self, name: str, standing: Standing) -> ApiToken:
         if name in self.unknown:
             raise self.unknown[name]
-        info = activity.info()
+        info = self._info
         where = f"workflow {info.workflow_id}"
         if standing.state == "revoked":
             raise TokenRevoked(f"{name} is revoked at {where}; an issuer must set it again")
@@ -255,7 +256,7 @@ class ActivityTokens:
         Raises:
             NewestUnknown: where it does not answer.
         """
-        info = activity.info()
+        info = self._info
         if self.client is None or info.workflow_id is None:
             raise NewestUnknown("this activity cannot ask its workflow")
         handle = self.client.get_workflow_handle(info.workflow_id, run_id=info.workflow_run_id)

@@ -23,7 +23,7 @@ from stateful_workflow.headers import Use
 from stateful_workflow.messages import DEFAULT_NAME
 from stateful_workflow.origins import allowed_origin, is_allowed, origin_of
 
-from ..builders import CLAIMS, ROOT, TOKEN, TREE, keyring
+from ..builders import CLAIMS, ROOT, TOKEN, TREE, keyring, unrecorded
 
 CANONICAL = {
     "https://api.example.com": "https://api.example.com",
@@ -570,7 +570,7 @@ def send(
     request.extensions.setdefault("trace", stop(request.url.scheme))
 
     def ask() -> httpx.Response:
-        with running(ActivityTokens(use, keyring, None, time.monotonic())):
+        with running(ActivityTokens(use, keyring, unrecorded(), None, time.monotonic())):
             if by == "key":
                 return OriginTransport(through).handle_request(request)
             return through.handle_request(next(TokenAuth().sync_auth_flow(request)))
