@@ -8,6 +8,7 @@ the activities in `stateful_workflow.forwarding`.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -99,6 +100,7 @@ class Node:
         self._woken = False
         self._resting = False
         self._task: asyncio.Task[None] | None = None
+        self._context = contextvars.copy_context()
         self._record_start()
 
     def _record_start(self) -> None:
@@ -117,10 +119,12 @@ class Node:
         except TokenMalformed as error:
             self._inbox.reject(error)
             return
+        before = self.ledger.epoch
         if self.recovering:
             self._inbox.queue([message])
         else:
             self._inbox.put(message)
+        self._follow(before)
         self.wake()
 
     def validate_update(self, args: Sequence[Any]) -> None:
@@ -153,12 +157,14 @@ class Node:
             MessageRefused: the state is unchanged but for the record of the refusal.
         """
         self._updates += 1
+        before = self.ledger.epoch
         try:
             await self.ready()
             if self._inbox.judge(message) is Verdict.WAITING:
                 self._inbox.look_up(message)
                 self.wake()
                 await self._inbox.until_known(message)
+            self._follow(before)
             self.wake()
         finally:
             self._updates -= 1
@@ -361,6 +367,14 @@ class Node:
 
     # --- the loop behind the handlers ----------------------------------------
 
+    def _follow(self, epoch: int) -> None:
+        """Where a message was accepted since, forward on behalf of whoever sent it.
+
+        What a tracing interceptor keeps in context variables so goes along to the children.
+        """
+        if self.ledger.epoch != epoch:
+            self._context = contextvars.copy_context()
+
     def wake(self) -> None:
         """Let the loop look again; it runs only while there is something to do."""
         self._woken = True
@@ -376,6 +390,7 @@ class Node:
             if _is_past(self._inbox.due):
                 await self._inbox.step()
             elif _is_past(self._fanout.due):
+                _enter(self._context)
                 await self._fanout.step()
             else:
                 await self._rest()
@@ -554,3 +569,9 @@ def _listed(entries: tuple[str, ...] | None) -> list[str] | None:
 
 def _is_past(at: int | None) -> bool:
     return at is not None and now_ms() >= at
+
+
+def _enter(context: contextvars.Context) -> None:
+    """Give the running task the variables of another context."""
+    for variable, value in context.items():
+        variable.set(value)

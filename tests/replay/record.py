@@ -20,20 +20,23 @@ from typing import Any, Final, cast
 
 from temporalio.client import (
     Client,
-    Interceptor,
-    OutboundInterceptor,
-    SignalWorkflowInput,
     WorkflowExecutionStatus,
 )
 from temporalio.common import RetryPolicy
-from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import start_engine
 from stateful_workflow.messages import parse
 
-from ..server.support import events_of, eventually, nodes_run, sealed_at, status_of
+from ..server.support import (
+    Unreachable,
+    events_of,
+    eventually,
+    nodes_run,
+    sealed_at,
+    status_of,
+)
 from .workflows import (
     ACTIVITIES,
     ISSUED,
@@ -52,24 +55,6 @@ KEYRING: Final = HERE / "keyring.json"
 URL: Final = "https://api.example.com"
 SECRETS: Final = (*(f"replay-canary-{n}" for n in range(1, 4)), ISSUED)
 QUEUE: Final = "replay"
-
-
-class Unreachable(Interceptor):
-    """Lets signals to some workflows fail, as a server that is down for them would."""
-
-    def __init__(self) -> None:
-        self.ids: set[str] = set()
-
-    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
-        ids = self.ids
-
-        class _Outbound(OutboundInterceptor):
-            async def signal_workflow(self, input: SignalWorkflowInput) -> None:
-                if input.id in ids:
-                    raise RPCError("made so", RPCStatusCode.UNAVAILABLE, b"")
-                await super().signal_workflow(input)
-
-        return _Outbound(next)
 
 
 class Scene:

@@ -8,7 +8,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from temporalio.api.enums.v1 import EventType
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import (
+    Client,
+    Interceptor,
+    OutboundInterceptor,
+    SignalWorkflowInput,
+    WorkflowHandle,
+)
+from temporalio.service import RPCError, RPCStatusCode
 
 from stateful_workflow import TokenClient
 
@@ -16,6 +23,24 @@ T = TypeVar("T")
 
 WITHIN = 20.0
 """Seconds in which anything awaited here happens on a busy machine, or the test fails."""
+
+
+class Unreachable(Interceptor):
+    """Lets signals to some workflows fail, as a server that is down for them would."""
+
+    def __init__(self) -> None:
+        self.ids: set[str] = set()
+
+    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
+        ids = self.ids
+
+        class _Outbound(OutboundInterceptor):
+            async def signal_workflow(self, input: SignalWorkflowInput) -> None:
+                if input.id in ids:
+                    raise RPCError("made so", RPCStatusCode.UNAVAILABLE, b"")
+                await super().signal_workflow(input)
+
+        return _Outbound(next)
 
 
 async def eventually(probe: Callable[[], Awaitable[T]], *, within: float = WITHIN) -> T:

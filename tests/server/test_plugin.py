@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import get_tracer
 from temporalio import activity
 from temporalio.api.common.v1 import Payload
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
@@ -49,7 +50,7 @@ from stateful_workflow import Keyring, StatefulPlugin, TokenClient, TokenTree
 from stateful_workflow.engine import EmbeddedEngine, start_engine
 from stateful_workflow.messages import Claims
 
-from .support import events_of, eventually, status_of
+from .support import Unreachable, events_of, eventually, nodes_run, status_of
 from .use_workflows import SYNC_ACTIVITIES, USE_WORKFLOWS, Caller, Job
 from .workflows import ACTIVITIES, WORKFLOWS, Node, Plan, shown
 
@@ -457,6 +458,59 @@ async def test_opentelemetry_traces_a_tree_and_sees_no_token(
     names = {span.name for span in finished}
     assert {"StartWorkflow:Node", "StartChildWorkflow:Node", "RunActivity:reveal"} <= names
     assert "canary-3f81" not in " ".join(span.to_json() for span in finished)
+
+
+@pytest.mark.parametrize(
+    "traced",
+    [_with_plugin(first=True), _with_plugin(first=False)],
+    ids=["plugin before ours", "plugin after ours"],
+)
+async def test_each_rotation_is_one_trace_across_all_hops(
+    engine: EmbeddedEngine,
+    keyring: Keyring,
+    queue: str,
+    spans: InMemorySpanExporter,
+    traced: Traced,
+) -> None:
+    client = await traced(engine, keyring, spans)
+    config = client.config(active_config=True)
+    unreachable = Unreachable()
+    config["interceptors"] = [*config["interceptors"], unreachable]
+    client = Client(**{**config, "plugins": config["plugins"]})
+    tokens = TokenClient(client, keyring)
+    tracer = get_tracer("tests")
+    async with Worker(client, task_queue=queue, workflows=WORKFLOWS, activities=ACTIVITIES):
+        await start(tokens, queue, Plan({"a": Plan({"x": Plan()}), "b": Plan()}))
+        await nodes_run(tokens, queue, 4)
+        # A child that cannot be told keeps its parent's forwarder at work from one to the next.
+        unreachable.ids.add(f"{queue}-b")
+        traces: list[int] = []
+        for secret in ("second", "third"):
+            with tracer.start_as_current_span("rotation") as span:
+                await tokens.set(queue, secret)
+                traces.append(span.get_span_context().trace_id)
+            leaf = f"{queue}-a-x"
+
+            async def is_there() -> bool:
+                return (await tokens.get(leaf)).reveal() == secret  # noqa: B023
+
+            await eventually(is_there)
+
+    for trace in traces:
+        hops = {
+            (span.name, dict(span.attributes or {}).get("temporalWorkflowID"))
+            for span in spans.get_finished_spans()
+            if span.context is not None and span.context.trace_id == trace
+        }
+        assert {
+            ("HandleUpdate:apiToken", queue),
+            ("RunActivity:statefulForward", queue),
+            ("SignalWorkflow:apiToken", f"{queue}-a"),
+            ("HandleSignal:apiToken", f"{queue}-a"),
+            ("RunActivity:statefulForward", f"{queue}-a"),
+            ("SignalWorkflow:apiToken", f"{queue}-a-x"),
+            ("HandleSignal:apiToken", f"{queue}-a-x"),
+        } <= hops
 
 
 # --- without the plugin --------------------------------------------------------------------------
