@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -226,3 +227,77 @@ async def test_dev_serves_until_it_is_stopped(number: signal.Signals, tmp_path: 
     assert (process.returncode, errors) == (0, "")
     assert gone(port_of(address))
     assert db.exists()
+
+
+async def test_a_watched_tree_says_what_changes_until_it_is_stopped(
+    client: Client, tokens: TokenClient, queue: str, environment: dict[str, str]
+) -> None:
+    async with start_worker(client, queue):
+        await start_tree(tokens, queue)
+        watching = await asyncio.create_subprocess_exec(
+            *COMMAND,
+            *("tree", queue, "--watch", "--json", "--every", "0.1"),
+            env=environment,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        stdout = watching.stdout
+        assert stdout is not None
+        first = json.loads(await asyncio.wait_for(stdout.readline(), 30))
+        await tokens.rotate(queue, "second", timeout=20)
+        newest = (await tokens.get(queue)).version
+
+        async def shows_it() -> bool:
+            seen = json.loads(await asyncio.wait_for(stdout.readline(), 30))
+            return {node["version"] for node in seen["nodes"]} == {newest}
+
+        await eventually(shows_it)
+        watching.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(watching.wait(), 30) == 0
+    assert first["converged"]
+    assert [node["id"] for node in first["nodes"]] == [queue, f"{queue}-a"]
+
+
+async def test_in_a_terminal_a_watched_tree_is_drawn_anew(
+    client: Client, tokens: TokenClient, queue: str, environment: dict[str, str]
+) -> None:
+    async with start_worker(client, queue):
+        await start_tree(tokens, queue)
+        terminal, slave = os.openpty()
+        watching = await asyncio.create_subprocess_exec(
+            *COMMAND,
+            *("tree", queue, "--watch", "--every", "0.1"),
+            env={**environment, "TERM": "xterm", "COLUMNS": "120", "LINES": "40"},
+            stdout=slave,
+        )
+        os.close(slave)
+        os.set_blocking(terminal, False)
+        drawn = b""
+
+        async def shows(text: str) -> None:
+            async def is_shown() -> bool:
+                nonlocal drawn
+                with suppress(BlockingIOError):
+                    drawn += os.read(terminal, 65536)
+                return text.encode() in drawn
+
+            await eventually(is_shown)
+
+        await shows("Ctrl-C ends it")
+        await tokens.rotate(queue, "second", timeout=20)
+        await shows((await tokens.get(queue)).fingerprint)
+        watching.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(watching.wait(), 30) == 0
+        os.close(terminal)
+    assert b"\x1b[" in drawn
+
+
+async def start_tree(tokens: TokenClient, queue: str) -> None:
+    await tokens.start_workflow(
+        Node.run,
+        Plan(children={"a": Plan()}),
+        id=queue,
+        task_queue=queue,
+        api_token="first",
+        origins=[ORIGIN],
+    )
+    await nodes_run(tokens, queue, 2)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import asdict
+from typing import Annotated
 
+import typer
+from rich.console import Group
+from rich.live import Live
 from rich.text import Text
 from rich.tree import Tree
+from temporalio.service import RPCError
 
 from ..client import TokenClient
+from ..errors import NoWorkerAnswers
 from ..messages import DEFAULT_NAME
 from ..status import TokenTree, TreeNode
 from .common import (
@@ -33,18 +40,64 @@ def tree(
     address: Address = None,
     namespace: Namespace = None,
     as_json: Json = False,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", "-w", help="Follow it until Ctrl-C; with --json a line a change."),
+    ] = False,
+    every: Annotated[
+        float, typer.Option(min=0.1, help="With --watch: seconds from one look to the next.")
+    ] = 1.0,
 ) -> None:
     """Show a workflow's tree: who holds which version, from whom it is withheld.
 
     Exit status 0 when every node that should have the newest version has accepted it, 3 when
-    one has not.
+    one has not; 0 after Ctrl-C of a watch.
     """
 
     async def command() -> int:
-        seen = await TokenClient(await connect(address, namespace)).tree(workflow_id, name)
-        return show_tree(seen, as_json=as_json)
+        tokens = TokenClient(await connect(address, namespace))
+        if watch:
+            await _watch(tokens, workflow_id, name, every, as_json=as_json)
+            return 0
+        return show_tree(await tokens.tree(workflow_id, name), as_json=as_json)
 
-    run(command())
+    run(command(), stopped=0 if watch else None)
+
+
+async def _watch(
+    tokens: TokenClient, workflow_id: str, name: str, every: float, *, as_json: bool
+) -> None:
+    tree = await tokens.tree(workflow_id, name)
+    console = out()
+    if as_json or not console.is_terminal:
+        shown: tuple[TreeNode, ...] | None = None
+        while True:
+            if tree.nodes != shown:
+                shown = tree.nodes
+                show_tree(tree, as_json=as_json)
+            tree = await _next_look(tokens, tree, every) or tree
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        while True:
+            live.update(Group(render(tree, time.time()), _looked_at()), refresh=True)
+            seen = await _next_look(tokens, tree, every)
+            while seen is None:
+                note = Text("the tree does not answer; it is asked again", "red")
+                live.update(Group(render(tree, time.time()), note), refresh=True)
+                seen = await _next_look(tokens, tree, every)
+            tree = seen
+
+
+async def _next_look(tokens: TokenClient, tree: TokenTree, every: float) -> TokenTree | None:
+    """The tree a little later, or None where it could not be asked just now."""
+    await asyncio.sleep(every)
+    try:
+        return await tokens.tree(tree.nodes[0].id, tree.name)
+    except (NoWorkerAnswers, RPCError):
+        return None
+
+
+def _looked_at() -> Text:
+    return Text(time.strftime("as of %H:%M:%S, Ctrl-C ends it"), "dim")
 
 
 def show_tree(tree: TokenTree, *, as_json: bool) -> int:
