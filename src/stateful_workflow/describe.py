@@ -1,11 +1,13 @@
-"""What a node answers to queries: JSON data about its ledger, never a secret. Pure."""
+"""What a node answers to queries, and the line it is known by: never a secret. Pure."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime, timezone
 from typing import Any
 
-from .ledger import Ledger
+from .ledger import ALL, Ledger
 from .messages import Message
 from .status import TokenStatus
 
@@ -104,3 +106,54 @@ def describe_ledger(
             ],
         },
     }
+
+
+def details_line(statuses: Iterable[TokenStatus], own: str, withheld: Collection[str] = ()) -> str:
+    """What a node holds, as one line of Markdown for Temporal's own workflow details.
+
+    For each credential its name and state, and of a message in force the first 4 bytes of the
+    fingerprint, the time of the version, its expiry, and where it was set if not here.
+
+    Args:
+        statuses: of each credential name that anything is known of.
+        own: the node's workflow id.
+        withheld: names the node was started without; may contain `ALL`.
+    """
+    return " · ".join(_details(status, own, withheld) for status in statuses)
+
+
+def utc(seconds: float, timespec: str = "seconds") -> str | None:
+    """A time in UTC as RFC 3339 writes it, or None where it is after the year 9999.
+
+    Args:
+        seconds: Unix seconds.
+        timespec: how exact, as `datetime.isoformat` takes it.
+    """
+    try:
+        time = datetime.fromtimestamp(seconds, timezone.utc)
+    except (ValueError, OverflowError, OSError):
+        return None
+    return time.isoformat(timespec=timespec).replace("+00:00", "Z")
+
+
+def _details(status: TokenStatus, own: str, withheld: Collection[str]) -> str:
+    line = f"{_code(status.name)} **{status.state.replace('_', ' ')}**"
+    if status.version is not None and status.fingerprint is not None:
+        time = utc(status.version / 1000) or f"version {status.version}"
+        line += f" {_code(status.fingerprint[:8])} of {time}"
+    if status.expires_at is not None:
+        line += f", expires {utc(status.expires_at) or 'never'}"
+    if status.authority is not None and status.authority != own:
+        line += f", set at {_code(status.authority)}"
+    if status.state != "withheld" and (status.name in withheld or ALL in withheld):
+        line += ", withheld by a workflow above"
+    return line
+
+
+def _code(text: str) -> str:
+    """A code span (CommonMark 6.1), in which nothing is Markdown, whatever the text holds."""
+    text = re.sub(r"\s", " ", text)
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * (longest + 1)
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{text}{pad}{fence}"

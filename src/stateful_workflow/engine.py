@@ -86,6 +86,7 @@ async def start_engine(
     port: int | None = None,
     ui_port: int | None = None,
     ui: bool = True,
+    ui_codec_endpoint: str | None = None,
     namespace: str = "default",
     search_attributes: Sequence[SearchAttributeKey[Any]] = (),
     extra_args: Sequence[str] = (),
@@ -102,6 +103,8 @@ async def start_engine(
         port: TCP port of the gRPC frontend on 127.0.0.1; None takes a free one.
         ui_port: TCP port of the Web UI; None takes a free one.
         ui: whether the Web UI runs.
+        ui_codec_endpoint: URL of the codec server that the Web UI asks, such as that of
+            ``stateful codec-server``.
         namespace: made at the start, besides ``default``.
         search_attributes: custom ones to register.
         extra_args: more of ``temporal server start-dev``, such as
@@ -117,6 +120,8 @@ async def start_engine(
     file = None if db is None else _database(Path(db))
     port = _free_port("--port", port)
     ui_port = _free_port("--ui-port", ui_port) if ui else None
+    if ui and ui_codec_endpoint is not None:
+        extra_args = ("--ui-codec-endpoint", ui_codec_endpoint, *extra_args)
     timeout = (
         startup_timeout
         if isinstance(startup_timeout, timedelta)

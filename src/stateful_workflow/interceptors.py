@@ -8,10 +8,11 @@ headers here. Workflows that are no `StatefulWorkflow` pass through untouched.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 from temporalio import workflow
 from temporalio.api.common.v1 import Payload
+from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.worker import (
     ContinueAsNewInput,
     ExecuteWorkflowInput,
@@ -39,6 +40,9 @@ from .wire import (
     USE_HEADER,
 )
 from .workflow import node_of, withheld_here
+
+_METADATA: Final = "__temporal_workflow_metadata"
+"""The query with which Temporal's UI asks a workflow for its details."""
 
 T = TypeVar("T")
 
@@ -131,7 +135,10 @@ class NodeInbound(WorkflowInboundInterceptor):
             return node.describe_state()
         if input.query == URL:
             return node.api_url
-        return await super().handle_query(input)
+        answer = await super().handle_query(input)
+        if input.query == _METADATA and isinstance(answer, WorkflowMetadata):
+            answer.current_details = node.details(answer.current_details)
+        return answer
 
 
 class NodeOutbound(WorkflowOutboundInterceptor):

@@ -19,14 +19,14 @@ from temporalio.api.common.v1 import Payload
 from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import FailureError
 
-from .describe import describe_ledger, status_of
+from .describe import describe_ledger, details_line, status_of
 from .errors import MessageRefused, TokenForged, TokenMalformed
 from .fanout import Fanout
 from .forwarding import RecoverResult
 from .headers import Start, Use
 from .inbox import Inbox, now_ms
 from .ledger import ALL, Child, Ledger, Place, StateUnreadable, Verdict
-from .messages import Message, parse
+from .messages import DEFAULT_NAME, Message, parse
 from .node_record import NodeRecord
 from .origins import is_allowed, origin_of
 from .status import TokenState, TokenStatus
@@ -250,6 +250,18 @@ class Node:
             "recovering": self.recovering,
             "reports": self._reports,
         }
+
+    def details(self, theirs: str) -> str:
+        """Temporal's own workflow details: what the user's code has there, and a line of ours."""
+        ledger = self.ledger
+        withheld = {name for name in ledger.boundary if ledger.is_withheld(name)}
+        waiting = {message.claims.name for message in self._inbox.unjudged}
+        names = {*ledger.names(), *waiting, *withheld - {ALL}}
+        if ALL in withheld or self._needs_set() or self.recovering:
+            names |= {DEFAULT_NAME}
+        statuses = [self.status(name) for name in sorted(names)]
+        line = details_line(statuses, ledger.path[-1], withheld)
+        return "\n\n".join(text for text in (theirs, line) if text)
 
     def use(self, *, local: bool) -> Use:
         """What an activity of this node may open, as it stands now.

@@ -15,6 +15,7 @@ import pytest
 from temporalio.client import Client
 
 from stateful_workflow import Keyring, TokenClient
+from stateful_workflow.audit.verify import read, verify
 from stateful_workflow.engine import EmbeddedEngine
 
 from .conftest import start_worker
@@ -301,3 +302,25 @@ async def start_tree(tokens: TokenClient, queue: str) -> None:
         origins=[ORIGIN],
     )
     await nodes_run(tokens, queue, 2)
+
+
+async def test_what_the_command_sets_and_reveals_stands_in_the_audit_file(
+    client: Client, tokens: TokenClient, queue: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    file = tmp_path / "audit.jsonl"
+    async with start_worker(client, queue):
+        await start_tree(tokens, queue)
+        with_record = {**environment, "STATEFUL_AUDIT": str(file)}
+        for arguments in (("set", queue), ("reveal", queue), ("revoke", queue)):
+            done = await stateful(with_record, "token", *arguments, stdin="second\n")
+            assert done.returncode == 0, done.stderr
+
+    assert [(e.action, e.outcome) for e in read(file)] == [
+        ("set", "unknown"),
+        ("set", "success"),
+        ("read", "success"),
+        ("revoke", "unknown"),
+        ("revoke", "success"),
+    ]
+    assert verify(file).signed_to is not None
+    assert "second" not in file.read_text()

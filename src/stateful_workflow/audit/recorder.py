@@ -96,6 +96,13 @@ class SinkWriter:
         except queue.Full:
             self._lose(None)
 
+    def close(self) -> None:
+        """Write what is queued, and close the sink where it can be closed."""
+        self.flush()
+        close = getattr(self._sink, "close", None)
+        if close is not None:
+            close()
+
     def flush(self, seconds: float = _FLUSH_SECONDS) -> None:
         """Wait until what is queued is written, for some seconds at most."""
         give_up = time.monotonic() + seconds

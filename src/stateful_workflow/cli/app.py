@@ -11,7 +11,7 @@ import typer
 
 from ..engine import start_engine
 from ..errors import StatefulError
-from . import keys, token, tree
+from . import audit, codec_server, keys, token, tree
 from .common import Json, Namespace, out, run
 
 app = typer.Typer(
@@ -22,7 +22,9 @@ app = typer.Typer(
 )
 app.add_typer(keys.app, name="keys")
 app.add_typer(token.app, name="token")
+app.add_typer(audit.app, name="audit")
 app.command("tree")(tree.tree)
+app.command("codec-server")(codec_server.codec_server)
 
 
 def _version(wanted: bool) -> None:
@@ -49,14 +51,25 @@ def dev(
     ui_port: Annotated[
         int | None, typer.Option(help="Port of the Web UI; else a free one.")
     ] = None,
+    ui_codec_endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="Codec server that the Web UI asks.")
+    ] = None,
     namespace: Namespace = None,
 ) -> None:
     """Run the embedded Temporal server with its Web UI until Ctrl-C."""
-    run(_dev(db, port, ui_port, namespace or "default"), stopped=0)
+    run(_dev(db, port, ui_port, ui_codec_endpoint, namespace or "default"), stopped=0)
 
 
-async def _dev(db: Path | None, port: int | None, ui_port: int | None, namespace: str) -> int:
-    async with start_engine(db, port=port, ui_port=ui_port, namespace=namespace) as engine:
+async def _dev(
+    db: Path | None,
+    port: int | None,
+    ui_port: int | None,
+    ui_codec_endpoint: str | None,
+    namespace: str,
+) -> int:
+    async with start_engine(
+        db, port=port, ui_port=ui_port, ui_codec_endpoint=ui_codec_endpoint, namespace=namespace
+    ) as engine:
         console = out()
         for label, value in (
             ("Temporal server", engine.address),

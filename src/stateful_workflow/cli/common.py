@@ -21,6 +21,7 @@ from temporalio.service import RPCError
 from ..errors import OperationFailed, StatefulError
 from ..keyring_file import KEYRING_VARIABLE
 
+AUDIT_VARIABLE: Final = "STATEFUL_AUDIT"
 CONNECT_SECONDS: Final = 15
 """How long the server may take to answer the first call."""
 
@@ -33,6 +34,15 @@ Namespace = Annotated[
 ]
 KeyringPath = Annotated[
     Path | None, typer.Option("--keyring", envvar=KEYRING_VARIABLE, help="Keyring file.")
+]
+AuditPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--audit",
+        envvar=AUDIT_VARIABLE,
+        metavar="FILE",
+        help="Put on record here what is done; where that fails, nothing but a revoke is.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[str, typer.Option(help="Credential name.")]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from ..audit import AuditFile
 from ..client import TokenClient
 from ..errors import NotConverged
 from ..keyring import Keyring
@@ -20,6 +22,7 @@ from ..origins import allowed_origin
 from ..status import TokenStatus
 from .common import (
     Address,
+    AuditPath,
     Json,
     KeyringPath,
     Name,
@@ -87,6 +90,7 @@ def set_token(
     address: Address = None,
     namespace: Namespace = None,
     keyring: KeyringPath = None,
+    audit: AuditPath = None,
     as_json: Json = False,
 ) -> None:
     """Set a token at a workflow and all below it, and print its status.
@@ -98,16 +102,16 @@ def set_token(
     token = _read_token(from_env, mistaken)
 
     async def command() -> None:
-        tokens = await _client_with_keys(address, namespace, keyring)
-        status = await tokens.set(
-            workflow_id,
-            token,
-            name=name,
-            origins=origins,
-            expires_in=expires_in,
-            types=workflow_type or None,
-            readers=reader or None,
-        )
+        async with _client_with_keys(address, namespace, keyring, audit) as tokens:
+            status = await tokens.set(
+                workflow_id,
+                token,
+                name=name,
+                origins=origins,
+                expires_in=expires_in,
+                types=workflow_type or None,
+                readers=reader or None,
+            )
         _show(workflow_id, name, status, as_json)
 
     run(command())
@@ -129,6 +133,7 @@ def rotate(
     address: Address = None,
     namespace: Namespace = None,
     keyring: KeyringPath = None,
+    audit: AuditPath = None,
     as_json: Json = False,
 ) -> None:
     """Set a token and wait until every workflow that should have it has accepted it.
@@ -140,21 +145,21 @@ def rotate(
     token = _read_token(from_env, mistaken)
 
     async def command() -> int:
-        tokens = await _client_with_keys(address, namespace, keyring)
-        try:
-            with progress("waiting until every workflow has accepted it …"):
-                tree = await tokens.rotate(
-                    workflow_id,
-                    token,
-                    timeout=timeout,
-                    name=name,
-                    origins=origins,
-                    expires_in=expires_in,
-                    types=workflow_type or None,
-                    readers=reader or None,
-                )
-        except NotConverged as behind:
-            tree = behind.tree
+        async with _client_with_keys(address, namespace, keyring, audit) as tokens:
+            try:
+                with progress("waiting until every workflow has accepted it …"):
+                    tree = await tokens.rotate(
+                        workflow_id,
+                        token,
+                        timeout=timeout,
+                        name=name,
+                        origins=origins,
+                        expires_in=expires_in,
+                        types=workflow_type or None,
+                        readers=reader or None,
+                    )
+            except NotConverged as behind:
+                tree = behind.tree
         return show_tree(tree, as_json=as_json)
 
     run(command())
@@ -184,13 +189,14 @@ def reveal(
     address: Address = None,
     namespace: Namespace = None,
     keyring: KeyringPath = None,
+    audit: AuditPath = None,
     as_json: Json = False,
 ) -> None:
     """Print the token itself. Needs a reader key."""
 
     async def command() -> None:
-        tokens = await _client_with_keys(address, namespace, keyring)
-        token = (await tokens.get(workflow_id, name)).reveal()
+        async with _client_with_keys(address, namespace, keyring, audit) as tokens:
+            token = (await tokens.get(workflow_id, name)).reveal()
         if as_json:
             print_json({"name": name, "token": token})
         else:
@@ -207,6 +213,7 @@ def reseal(
     address: Address = None,
     namespace: Namespace = None,
     keyring: KeyringPath = None,
+    audit: AuditPath = None,
     as_json: Json = False,
 ) -> None:
     """Seal the token a workflow holds anew, for the readers the keyring has now.
@@ -216,8 +223,8 @@ def reseal(
     """
 
     async def command() -> None:
-        tokens = await _client_with_keys(address, namespace, keyring)
-        status = await tokens.reseal(workflow_id, name, readers=reader or None)
+        async with _client_with_keys(address, namespace, keyring, audit) as tokens:
+            status = await tokens.reseal(workflow_id, name, readers=reader or None)
         _show(status.authority or workflow_id, name, status, as_json)
 
     run(command())
@@ -230,11 +237,12 @@ def revoke(
     address: Address = None,
     namespace: Namespace = None,
     keyring: KeyringPath = None,
+    audit: AuditPath = None,
     as_json: Json = False,
 ) -> None:
     """Take the token from a workflow and all below it; one set further down stands."""
 
-    run(_end(TokenClient.revoke, workflow_id, name, address, namespace, keyring, as_json))
+    run(_end(TokenClient.revoke, workflow_id, name, address, namespace, keyring, audit, as_json))
 
 
 @app.command()
@@ -244,11 +252,12 @@ def inherit(
     address: Address = None,
     namespace: Namespace = None,
     keyring: KeyringPath = None,
+    audit: AuditPath = None,
     as_json: Json = False,
 ) -> None:
     """Give a workflow its ancestors' token again, after a set or a revoke of its own."""
 
-    run(_end(TokenClient.inherit, workflow_id, name, address, namespace, keyring, as_json))
+    run(_end(TokenClient.inherit, workflow_id, name, address, namespace, keyring, audit, as_json))
 
 
 def _checked_origin(text: str) -> str:
@@ -265,17 +274,21 @@ async def _end(
     address: str | None,
     namespace: str | None,
     keyring: Path | None,
+    audit: Path | None,
     as_json: bool,
 ) -> None:
-    tokens = await _client_with_keys(address, namespace, keyring)
-    _show(workflow_id, name, await call(tokens, workflow_id, name), as_json)
+    async with _client_with_keys(address, namespace, keyring, audit) as tokens:
+        status = await call(tokens, workflow_id, name)
+    _show(workflow_id, name, status, as_json)
 
 
+@asynccontextmanager
 async def _client_with_keys(
-    address: str | None, namespace: str | None, path: Path | None
-) -> TokenClient:
+    address: str | None, namespace: str | None, path: Path | None, audit: Path | None
+) -> AsyncGenerator[TokenClient, None]:
     keyring = Keyring.load(path)  # first: the cheaper thing to be wrong
-    return TokenClient(await connect(address, namespace), keyring)
+    with nullcontext() if audit is None else AuditFile(audit) as record:
+        yield TokenClient(await connect(address, namespace), keyring, audit=record)
 
 
 def _checked_origins(origins: list[str] | None) -> list[str] | None:

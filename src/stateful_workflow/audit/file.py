@@ -1,0 +1,489 @@
+"""A sink that writes events to a file whose every change can be seen: see `AuditFile`.
+
+The format is described in `stateful_workflow.audit.chain`, the names of a file's segments in
+`stateful_workflow.audit.segments`; `stateful_workflow.audit.verify` checks what is written here.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import json
+import logging
+import os
+import stat
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, cast
+
+from ..errors import AuditError
+from ..jose import Key
+from ..keyring_file import GROUP_READ_VARIABLE
+from .chain import Checkpoint, Tip
+from .events import AuditEvent
+from .segments import end_of, next_name, open_segment, rotated
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing keeps a second process out there
+    fcntl = None
+
+CHECKPOINT_EVENTS: Final = 1_000
+"""Lines after which a checkpoint is written."""
+
+CHECKPOINT_SECONDS: float = 60.0
+"""Seconds after which it is, where there are fewer."""
+
+LOCK_SECONDS: float = 5.0
+"""How long to wait for another process that has the file."""
+
+HAND_SECONDS: float = 5.0
+"""How long `AuditFile.close` waits for `on_checkpoint`."""
+
+_MAX_WAITING: Final = 100
+_FLAGS: Final = (
+    os.O_WRONLY | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+)
+
+_log = logging.getLogger(__name__)
+
+
+class AuditFile:
+    """Writes events to a file: JSON lines, each with the hash of the one before.
+
+    A chain has one writer: give each process a file of its own. The file is locked
+    (``PATH.lock``) for as long as it is open, and what is in it is gone on with. Each event is
+    one write of one whole line, so that a process that is killed loses none. There is no fsync
+    for each, so that a machine that loses power may lose the last seconds.
+
+    After every 1,000 events, after 60 s and when it is closed, also at the end of the process,
+    a checkpoint is written, signed with the key of this file. Whoever keeps a checkpoint
+    elsewhere can show with it that nothing up to there was changed, cut or taken away.
+
+    A segment that is renamed, as logrotate does, is noticed at the next event; the new one
+    goes on with the chain. A program that compresses must leave the newest rotated one for a
+    while (``delaycompress``), and one that copies and truncates (``copytruncate``) loses lines.
+
+    Args:
+        path: the file. Its directory must exist; the file has mode 0600.
+        key: a file with the private Ed25519 key that signs checkpoints, as a JWK (RFC 8037),
+            used for nothing else; None takes ``PATH.key``. It is made with mode 0600 where it
+            is missing.
+        rotate_bytes: begin a new segment when this one has so many bytes; None never does. The
+            old one becomes ``PATH.000001``, ``PATH.000002`` and so on.
+        on_checkpoint: is given each checkpoint, a compact JWS, to be kept off this host. A
+            thread of its own calls it, when what it covers is on the disk; what it raises is
+            logged.
+
+    Raises:
+        AuditError: the file, its directory or the key cannot be used, another process has the
+            file, or it was begun with another key.
+        ValueError: `rotate_bytes` is not positive.
+    """
+
+    is_local = True
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        key: str | os.PathLike[str] | None = None,
+        rotate_bytes: int | None = None,
+        on_checkpoint: Callable[[str], object] | None = None,
+    ) -> None:
+        if rotate_bytes is not None and rotate_bytes < 1:
+            raise ValueError("rotate_bytes is a number of bytes above 0")
+        self.path = Path(path).resolve()
+        """The newest segment."""
+        self._rotate_bytes = rotate_bytes
+        self._on_checkpoint = on_checkpoint
+        self._process = os.getpid()
+        self._changed = threading.Condition(threading.Lock())
+        self._closed = False
+        self._descriptor: int | None = None
+        self._identity = (0, 0)
+        self._size = 0
+        self._unsigned: int = 0
+        self._due = 0.0
+        self._is_failing = False
+        self._outbox: deque[tuple[int, str | None]] = deque()
+        self._thread: threading.Thread | None = None
+        self._lock = _locked(self.path)
+        try:
+            self._tip = self._resume(Path(f"{self.path}.key") if key is None else Path(key))
+        except OSError as error:
+            self._release()
+            raise AuditError(
+                f"the audit file {self.path} cannot be opened: {error.strerror}"
+            ) from None
+        except BaseException:
+            self._release()
+            raise
+        _open_files.add(self)
+        atexit.register(self.close)
+        with self._changed:
+            self._start_thread()
+
+    @property
+    def public_key(self) -> dict[str, object]:
+        """The public JWK that the checkpoints are verified with: pin it, away from this host."""
+        return self._key.to_jwk(private=False)
+
+    def record(self, event: AuditEvent) -> None:
+        """Write an event.
+
+        Raises:
+            AuditError: the file is closed, or this process was forked from the one that opened it.
+            OSError, ValueError: it could not be written; the file is as it was before.
+        """
+        self._check_process()
+        with self._changed:
+            if self._closed:
+                raise AuditError(f"the audit file {self.path} is closed")
+            self._keep_segment()
+            self._append(self._tip.event(event))
+            if self._unsigned >= CHECKPOINT_EVENTS:
+                self._try_checkpoint()
+            self._start_thread()
+
+    def close(self) -> None:
+        """Write a last checkpoint and let go of the file; the second time nothing happens."""
+        if os.getpid() != self._process:
+            return
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            if self._unsigned:
+                self._try_checkpoint()
+            self._start_thread()
+            thread = self._thread
+            self._changed.notify_all()
+        if thread is None:
+            self._work()
+        elif thread is not threading.current_thread():
+            thread.join(HAND_SECONDS)
+            if thread.is_alive():
+                _log.error("The last checkpoint of %s was not taken in time", self.path)
+        _open_files.discard(self)
+        atexit.unregister(self.close)
+        self._release()
+
+    def __enter__(self) -> AuditFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- segments ------------------------------------------------------------
+
+    def _resume(self, key: Path) -> Tip:
+        """Go on with what is there, or begin."""
+        if self.path.exists() and not self.path.is_file():
+            raise AuditError(f"{self.path} is no file")
+        try:
+            newest = open_segment(self.path)
+        except FileNotFoundError:
+            newest = None
+        except ValueError as error:
+            raise AuditError(
+                f"{self.path} is no audit file ({error}); it was left as it is"
+            ) from None
+        is_own = newest is not None
+        if newest is None:
+            others = rotated(self.path)
+            others.sort(key=lambda one: (one.line.timestamp, one.line.sequence))
+            newest = others[-1] if others else None
+        self._key = _load_key(key, may_make=newest is None)
+        if newest is None:
+            self._tip = Tip.new()
+            self._begin()
+            return self._tip
+        if newest.header.key.kid != self._key.kid:
+            raise AuditError(
+                f"{newest.path} was begun with the checkpoint key {newest.header.key.kid}, and "
+                f"{key} holds {self._key.kid}: bring back the first, or move the audit file and "
+                "its segments away to begin a new one"
+            )
+        end = end_of(newest)
+        self._tip = end.tip
+        self._count(end.unsigned)
+        if is_own and not end.torn:
+            self._take(os.open(self.path, _FLAGS))
+        else:
+            self._begin()
+        return self._tip
+
+    def _keep_segment(self) -> None:
+        """Go on with the segment, or begin the next one where that is due."""
+        if self._descriptor is None or not self._is_ours():
+            self._begin()
+        elif self._rotate_bytes is not None and self._size >= self._rotate_bytes:
+            self._try_checkpoint()
+            try:
+                self._set_aside()
+            except OSError as error:
+                self._fails("cannot be rotated", error)
+            else:
+                self._begin()
+
+    def _is_ours(self) -> bool:
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            return False
+        return (status.st_dev, status.st_ino, status.st_size) == (*self._identity, self._size)
+
+    def _begin(self) -> None:
+        """Begin a segment; whatever has its name is kept under another."""
+        self._leave()
+        with suppress(FileNotFoundError):
+            if self.path.stat().st_size:
+                self._set_aside()
+        self._take(os.open(self.path, _FLAGS | os.O_CREAT, 0o600))
+        try:
+            self._append(self._tip.header(self._key, time.time()))
+        except BaseException:
+            _close(self._descriptor)
+            self._descriptor = None
+            raise
+
+    def _set_aside(self) -> None:
+        self.path.rename(next_name(self.path))
+
+    def _take(self, descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        self._descriptor = descriptor
+        self._identity, self._size = (status.st_dev, status.st_ino), status.st_size
+
+    def _leave(self) -> None:
+        """Let go of the segment; it is on the disk before a later checkpoint is handed out."""
+        if self._descriptor is not None and self._on_checkpoint is not None:
+            self._put_out(self._descriptor, None)
+        else:
+            _close(self._descriptor)
+        self._descriptor = None
+
+    # --- lines ---------------------------------------------------------------
+
+    def _append(self, raw: bytes, checkpoint: Checkpoint | None = None) -> None:
+        before = self._tip, self._size, self._unsigned
+        descriptor = cast("int", self._descriptor)
+        try:
+            written = os.write(descriptor, raw)
+            if written != len(raw):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._tip, self._size = self._tip.after(raw, checkpoint), self._size + len(raw)
+            self._count(self._unsigned + 1 if checkpoint is None else 0)
+        except BaseException:
+            self._tip, self._size, self._unsigned = before
+            try:
+                os.ftruncate(descriptor, self._size)
+            except OSError:
+                self._leave()  # the part of a line that is left ends the segment
+            raise
+
+    def _count(self, unsigned: int) -> None:
+        """So many lines are behind the last checkpoint now."""
+        if unsigned and not self._unsigned:
+            self._due = time.monotonic() + CHECKPOINT_SECONDS
+        self._unsigned = unsigned
+
+    def _try_checkpoint(self) -> None:
+        """Write a checkpoint; where that fails the next attempt is a while later."""
+        self._due = time.monotonic() + CHECKPOINT_SECONDS
+        try:
+            if self._descriptor is None or not self._is_ours():
+                self._begin()
+            checkpoint = self._tip.sign(self._key, time.time())
+            self._append(checkpoint.line(), checkpoint)
+        except OSError as error:
+            self._fails("takes no checkpoint", error)
+            return
+        self._is_failing = False
+        if self._on_checkpoint is not None:
+            with suppress(OSError):
+                self._put_out(os.dup(cast("int", self._descriptor)), checkpoint.text)
+
+    def _put_out(self, descriptor: int, text: str | None) -> None:
+        self._outbox.append((descriptor, text))
+        while len(self._outbox) > _MAX_WAITING:  # a later checkpoint covers what an earlier did
+            _close(self._outbox.popleft()[0])
+
+    def _fails(self, what: str, error: OSError) -> None:
+        if not self._is_failing:
+            self._is_failing = True
+            _log.error("The audit file %s %s: %s", self.path, what, error.strerror)
+
+    # --- the thread ----------------------------------------------------------
+
+    def _start_thread(self) -> None:
+        """Have a thread sign what is unsigned when it is due, and hand out checkpoints."""
+        if self._thread is None and (self._outbox or (self._unsigned and not self._closed)):
+            thread = threading.Thread(
+                target=self._work, name="stateful-audit-checkpoints", daemon=True
+            )
+            try:
+                thread.start()
+            except RuntimeError:  # no thread can be started any more: the process ends
+                return
+            self._thread = thread
+
+    def _work(self) -> None:
+        while (item := self._next()) is not None:
+            self._hand_out(*item)
+
+    def _next(self) -> tuple[int, str | None] | None:
+        """Wait for something to hand out; None ends the thread, where nothing is left to do."""
+        with self._changed:
+            while not self._outbox:
+                if self._closed or not self._unsigned:
+                    self._thread = None
+                    return None
+                left = self._due - time.monotonic()
+                if left <= 0:
+                    self._try_checkpoint()
+                else:
+                    self._changed.wait(left)
+            return self._outbox.popleft()
+
+    def _hand_out(self, descriptor: int, text: str | None) -> None:
+        try:
+            if self._on_checkpoint is not None:
+                with suppress(OSError):
+                    os.fsync(descriptor)
+                if text is not None:
+                    self._on_checkpoint(text)
+        except Exception:  # noqa: BLE001 - the callback is the user's
+            _log.exception("A checkpoint of %s was not taken", self.path)
+        finally:
+            _close(descriptor)
+
+    # --- processes -----------------------------------------------------------
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise AuditError(
+                f"the audit file {self.path} belongs to the process that opened it, and this one "
+                "was forked from that: make an AuditFile with a path of its own after the fork"
+            )
+
+    def _release(self) -> None:
+        if self._lock is not None and fcntl is not None:
+            # A forked process may still have it open, and would keep it locked.
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+        self.forget()
+
+    def forget(self) -> None:
+        """Close what is open, and no more: in a forked process the parent's file stays its own."""
+        for descriptor in (self._descriptor, self._lock):
+            _close(descriptor)
+        self._descriptor = self._lock = None
+
+
+_open_files: weakref.WeakSet[AuditFile] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for file in list(_open_files):
+        file.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
+
+
+def _close(descriptor: int | None) -> None:
+    if descriptor is not None:
+        with suppress(OSError):
+            os.close(descriptor)
+
+
+def _locked(path: Path) -> int | None:
+    """Lock a file for this process, waiting a little; None where there are no locks."""
+    if fcntl is None:
+        return None
+    name = f"{path}.lock"
+    try:
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise AuditError(
+            f"the audit file {path} cannot be locked ({name}: {error.strerror})"
+        ) from None
+    give_up = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < give_up:
+                time.sleep(0.02)
+                continue
+            why = "another process, or another AuditFile of this one, has it: give each its own"
+        except OSError as error:
+            why = str(error.strerror)
+        else:
+            return descriptor
+        _close(descriptor)
+        raise AuditError(f"the audit file {path} cannot be locked: {why}")
+
+
+def _load_key(path: Path, *, may_make: bool) -> Key:
+    """Read the key that signs checkpoints, or make it.
+
+    Raises:
+        AuditError: it is missing and must not be made, open to others, or no such key.
+    """
+    if may_make:
+        made = Key.generate("Ed25519")
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise AuditError(
+                f"the checkpoint key {path} cannot be made: {error.strerror}"
+            ) from None
+        else:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                stream.write(json.dumps(made.to_jwk(private=True)) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            return made
+    try:
+        with path.open("rb") as stream:
+            mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
+            content = stream.read()
+    except OSError as error:
+        raise AuditError(f"the checkpoint key {path} cannot be read: {error.strerror}") from None
+    group_may_read = os.environ.get(GROUP_READ_VARIABLE) == "1"
+    if os.name == "posix" and mode & (0o037 if group_may_read else 0o077):
+        raise AuditError(
+            f"the checkpoint key {path} has mode {mode:04o}, open to others: run "
+            f"`chmod 600 {path}`, or where its group must read it (a Kubernetes fsGroup mount) set "
+            f"mode 0640 and ${GROUP_READ_VARIABLE}=1"
+        )
+    key = _private_key(content)
+    if key is None:
+        raise AuditError(f"the checkpoint key {path} is no private Ed25519 key as a JWK (RFC 8037)")
+    return key
+
+
+def _private_key(content: bytes) -> Key | None:
+    # Raised inside the except clause, an error would carry the private key as its context.
+    try:
+        jwk: Any = json.loads(content)
+        key = Key.from_jwk(jwk)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return key if key.has_private and key.curve == "Ed25519" else None

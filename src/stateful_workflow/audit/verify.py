@@ -1,0 +1,414 @@
+"""What a file of events proves: `verify` checks it, `read` gives its events back.
+
+A chain that fits together shows that nothing within it was changed, taken out, put in or
+reordered, unless somebody wrote everything anew from there on. A checkpoint's signature rules
+that out up to the line it covers, for everybody who has not the file's key. A checkpoint that
+was kept elsewhere, an anchor, rules it out for everybody, and shows when the end was cut off.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ..errors import AuditBroken, AuditError
+from ..jose import Key
+from .chain import Checkpoint, Line, RecordedEvent, Tip, digest, public_key
+from .segments import Segment, lines, open_segment, siblings
+
+Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+_ATTEMPTS: Final = 3
+_EVIDENCE: Final = "keep the files as they are, and compare them with a copy from elsewhere"
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was found of one chain that fits together; as text, no more than that.
+
+    Attributes:
+        chain: its id.
+        events: how many there are.
+        first_sequence, last_sequence: of its lines.
+        intact_to: up to this line an anchor shows that it is what was written; None without one.
+        signed_to: up to this line a checkpoint in it is signed; None without one.
+        key: thumbprint (RFC 7638) of the key that signed them.
+        key_pinned: whether that is the key that was asked for; else the files name it themselves.
+        torn: files that end with a part of a line, which a killed process or a loss of power
+            leaves behind and is no part of the chain.
+    """
+
+    chain: str
+    events: int
+    first_sequence: int
+    last_sequence: int
+    intact_to: int | None
+    signed_to: int | None
+    key: str
+    key_pinned: bool
+    torn: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        last = self.last_sequence
+        said = [f"{self.events} events in lines {self.first_sequence} to {last}."]
+        if self.first_sequence > 1:
+            said.append(
+                f"Lines 1 to {self.first_sequence - 1} are not here; an anchor tells how they ended."
+            )
+        if self.intact_to is None:
+            said.append(
+                "They fit together. Without an anchor it cannot be seen whether lines were cut "
+                "off at the end, or "
+                + (
+                    "written anew behind what is signed."
+                    if self.key_pinned
+                    else "everything was written anew."
+                )
+            )
+        elif self.intact_to < last:
+            said.append(
+                f"Intact to {self.intact_to}, unanchored after: the {last - self.intact_to} lines "
+                "behind it fit together, and more may have been cut off."
+            )
+        else:
+            said.append(
+                f"Intact to {self.intact_to}, the end; what came after the anchor and was cut off "
+                "would not be seen."
+            )
+        whose = "the key that was asked for" if self.key_pinned else "the key that they name"
+        said.append(
+            "Nothing is signed."
+            if self.signed_to is None
+            else f"Signed to {self.signed_to} by {whose}, {self.key}."
+        )
+        said += [f"{file} ends with a part of a line, which is left out." for file in self.torn]
+        return " ".join(said)
+
+
+def verify(
+    paths: Paths, *, anchors: Iterable[str] = (), key: Mapping[str, object] | None = None
+) -> Verified:
+    """Check the files of one chain.
+
+    Memory is bounded, whatever their size.
+
+    Args:
+        paths: a file, or several in any order; rotated ones are found by their names.
+        anchors: checkpoints that were kept elsewhere (see `AuditFile`), of any age.
+        key: the public JWK that signed the checkpoints, from elsewhere; None takes the one that
+            the files name.
+
+    Raises:
+        AuditBroken: they are not what was written; the message says where.
+        AuditError: a file cannot be read, is no audit file, or they are of several chains.
+        ValueError: the key is malformed.
+    """
+    pinned = None if key is None else public_key(key)
+    kept = list(anchors)
+    moved: Exception | None = None
+    for _ in range(_ATTEMPTS):
+        try:
+            check = _Check(_one_chain(find(paths)), kept, pinned)
+            for _ in check.events():
+                pass
+            return check.verified()
+        except _Moved as error:
+            moved = error
+    raise AuditBroken(str(moved))
+
+
+def read(paths: Paths) -> Iterator[RecordedEvent]:
+    """The events of one chain in order, each checked to fit before it is given out.
+
+    Args:
+        paths: as `verify`. Where the first lines are missing, that is no error here.
+
+    Raises:
+        AuditBroken, AuditError: as `verify`, or an event is one that this version does not know.
+    """
+    try:
+        check = _Check(_one_chain(find(paths)), (), None, whole=False)
+        for line in check.events():
+            yield check.event(line)
+    except _Moved as error:
+        raise AuditBroken(str(error)) from None
+
+
+def chains(paths: Paths) -> list[list[Path]]:
+    """The files of several chains, those of each by themselves.
+
+    Raises:
+        AuditError: a file cannot be read, or is no audit file.
+    """
+    found: dict[str, list[Path]] = {}
+    for segment in find(paths):
+        found.setdefault(segment.header.chain, []).append(segment.path)
+    return list(found.values())
+
+
+def find(paths: Paths) -> list[Segment]:
+    """The segments of files and of the rotated ones beside them, in order.
+
+    Raises:
+        AuditBroken: a file does not begin as it was written.
+        AuditError: a file cannot be read, or there is none.
+    """
+    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    found: dict[Path, Segment] = {}
+    for path in (Path(one).resolve() for one in given):
+        own = _segment(path)
+        others = siblings(path) if path.parent.is_dir() else []
+        beside = [one for one in map(_segment, others) if one is not None]
+        if own is not None:
+            beside = [one for one in beside if one.header.chain == own.header.chain] + [own]
+        if not beside:
+            raise AuditError(
+                f"{path} holds no line yet" if path.exists() else f"there is no audit file {path}"
+            )
+        found.update((one.path, one) for one in beside)
+    return sorted(found.values(), key=lambda one: (one.header.chain, one.line.sequence))
+
+
+def _segment(path: Path) -> Segment | None:
+    try:
+        return open_segment(path)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise AuditBroken(
+            f"{path} line 1: {error}: it is no audit file, or its beginning was changed; "
+            + _EVIDENCE
+        ) from None
+
+
+class _Moved(Exception):
+    """A segment is not where it was: it was rotated meanwhile, or there is another."""
+
+
+def _one_chain(segments: list[Segment]) -> list[Segment]:
+    ids = {one.header.chain for one in segments}
+    if len(ids) > 1:
+        raise AuditError(f"these are the files of {len(ids)} chains: verify each by itself")
+    return segments
+
+
+class _Check:
+    """Goes through a chain once.
+
+    Args:
+        segments: in order.
+        anchors: checkpoints from elsewhere.
+        pinned: the key that was asked for.
+        whole: whether the first lines must be there.
+    """
+
+    def __init__(
+        self,
+        segments: list[Segment],
+        anchors: Iterable[str],
+        pinned: Key | None,
+        *,
+        whole: bool = True,
+    ) -> None:
+        self._segments = segments
+        self._whole = whole
+        first = segments[0]
+        self._file, self._number = first.path, 1
+        self._tip = Tip(first.header.chain)
+        self._pinned = pinned
+        self._key = first.header.key
+        if pinned is not None and pinned.kid != self._key.kid:
+            raise self._broken(
+                f"it names the checkpoint key {self._key.kid}, not {pinned.kid}: the file was "
+                "written anew, or this is the key of another"
+            )
+        self._covered = self._read_anchors(anchors)
+        self._events = 0
+        self._intact_to: int | None = None
+        self._signed_to: int | None = None
+        self._torn: list[str] = []
+
+    def events(self) -> Iterator[Line]:
+        """The line of each event, once it was checked.
+
+        Raises:
+            AuditBroken, AuditError, _Moved: see `verify`.
+        """
+        self._start()
+        for index, segment in enumerate(self._segments):
+            self._file, self._number = segment.path, 0
+            if index and segment.line.sequence <= self._segments[index - 1].line.sequence:
+                raise _Moved(
+                    f"{segment.path} and {self._segments[index - 1].path} both begin with line "
+                    f"{segment.line.sequence}; give one of them only"
+                )
+            with self._reading():
+                for raw in lines(segment.path):
+                    self._number += 1
+                    if self._number == 1 and raw != segment.raw:
+                        raise _Moved(f"{segment.path} was changed while it was read; try again")
+                    if not raw.endswith(b"\n"):
+                        self._torn.append(str(segment.path))
+                        continue
+                    line = self._take(raw)
+                    if line.kind == "event":
+                        self._events += 1
+                        yield line
+
+    def event(self, line: Line) -> RecordedEvent:
+        """The event in the line that was given out last.
+
+        Raises:
+            AuditError: it is one that this version does not know.
+        """
+        try:
+            return line.event(str(self._file))
+        except ValueError as error:
+            raise AuditError(
+                f"{self._file} line {self._number} holds an event that this version does not know "
+                f"({error}); read it with a newer one"
+            ) from None
+
+    def verified(self) -> Verified:
+        """What was found, after the last event.
+
+        Raises:
+            AuditBroken: an anchor is of a line behind the last one.
+        """
+        last, newest = self._tip.sequence, max(self._covered, default=0)
+        if newest > last:
+            raise self._broken(
+                f"the chain ends with line {last}, and an anchor is of line {newest}: lines "
+                f"{last + 1} to {newest} were cut off",
+            )
+        return Verified(
+            chain=self._tip.chain,
+            events=self._events,
+            first_sequence=self._segments[0].line.sequence,
+            last_sequence=last,
+            intact_to=self._intact_to,
+            signed_to=self._signed_to,
+            key=self._key.kid,
+            key_pinned=self._pinned is not None,
+            torn=tuple(self._torn),
+        )
+
+    def _read_anchors(self, anchors: Iterable[str]) -> dict[int, str]:
+        """The hash of each line that an anchor covers itself: the last it tells of, and its own."""
+        covered: dict[int, str] = {}
+        for text in anchors:
+            try:
+                anchor = Checkpoint.read(text.strip())
+            except ValueError:
+                raise AuditError(f"an anchor is no checkpoint: {text[:40]!r}") from None
+            what = f"the anchor of line {anchor.sequence}"
+            if anchor.chain != self._tip.chain:
+                raise self._broken(
+                    f"{what} is of another chain ({anchor.chain}, this is {self._tip.chain}): the "
+                    "file was replaced, or this is the anchor of another"
+                )
+            try:
+                anchor.verify(self._key)
+            except ValueError as error:
+                raise self._broken(f"{what} does not fit the key of the file: {error}") from None
+            own = digest(anchor.line())
+            for sequence, head in ((anchor.sequence, anchor.head), (anchor.sequence + 1, own)):
+                if covered.setdefault(sequence, head) != head:
+                    raise self._broken(f"{what} contradicts another one: the key was misused")
+        return covered
+
+    def _start(self) -> None:
+        """Take the beginning for granted where it is one, or where an anchor covers it."""
+        line, header = self._segments[0].line, self._segments[0].header
+        at = line.sequence - 1
+        tip = Tip(header.chain, at, line.previous, header.checkpoint)
+        if at == 0:
+            tip = Tip(header.chain)
+        elif self._whole and self._covered.get(at) != line.previous:
+            raise self._broken(
+                f"lines 1 to {at} are missing: name their files too, or where they were removed on "
+                f"purpose give the anchor that covers line {at}"
+            )
+        self._tip = tip
+
+    def _take(self, raw: bytes) -> Line:
+        """Check the next line of the chain."""
+        tip = self._tip
+        try:
+            line = Line.read(raw)
+        except ValueError as error:
+            raise self._broken(f"{error}: the line was changed") from None
+        if line.sequence > tip.sequence + 1:
+            raise self._broken(
+                f"lines {tip.sequence + 1} to {line.sequence - 1} of the chain are missing before "
+                f"line {line.sequence}"
+            )
+        if line.sequence <= tip.sequence:
+            raise self._broken(
+                f"line {line.sequence} of the chain comes a second time, or was moved"
+            )
+        if line.previous != tip.head:
+            raise self._broken(
+                f"it is not the line that followed line {tip.sequence}: one of the two was changed"
+            )
+        if (line.kind == "header") != (self._number == 1):
+            raise self._broken("a header stands where there is none, or lacks where there is one")
+        checkpoint: Checkpoint | None = None
+        if line.kind == "header":
+            self._check_header(line)
+        elif line.kind == "checkpoint":
+            checkpoint = self._checked(line, raw)
+            self._signed_to = checkpoint.sequence
+        self._tip = tip.after(raw, checkpoint)
+        head = self._covered.get(line.sequence)
+        if head is not None:
+            if head != line.head:
+                raise self._broken(
+                    f"an anchor says that line {line.sequence} was another one: it, or one before, "
+                    "was changed after the anchor was made"
+                )
+            self._intact_to = line.sequence
+        return line
+
+    def _check_header(self, line: Line) -> None:
+        # Where it begins a segment it was read before, with its chain.
+        header = next(one.header for one in self._segments if one.line.head == line.head)
+        if header.key.kid != self._key.kid:
+            raise self._broken(
+                f"it names the checkpoint key {header.key.kid}, and the segment before names "
+                f"{self._key.kid}"
+            )
+        if header.checkpoint != self._tip.checkpoint:
+            raise self._broken("it names another checkpoint as the last one before it")
+
+    def _checked(self, line: Line, raw: bytes) -> Checkpoint:
+        try:
+            checkpoint = Checkpoint.read(line.members.get("checkpoint") or "")
+            checkpoint.verify(self._key)
+        except (ValueError, AttributeError) as error:
+            raise self._broken(f"the checkpoint is not genuine: {error}") from None
+        if checkpoint.chain != self._tip.chain or checkpoint.line() != raw:
+            raise self._broken("the checkpoint is not of the lines before it")
+        if checkpoint.previous != self._tip.checkpoint:
+            raise self._broken("the checkpoint does not follow the one before: one is missing")
+        return checkpoint
+
+    @contextmanager
+    def _reading(self) -> Generator[None, None, None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise _Moved(f"{self._file} is gone") from None
+        except ValueError as error:
+            self._number += 1
+            raise self._broken(str(error)) from None
+
+    def _broken(self, what: str) -> AuditBroken:
+        return AuditBroken(
+            f"{self._file} line {self._number} (after line {self._tip.sequence} of the chain): "
+            f"{what}; {_EVIDENCE}"
+        )

@@ -1,0 +1,687 @@
+"""What the Web UI and the command line are shown of sealed messages, and what they never are."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from starlette.applications import Starlette
+from temporalio.api.common.v1 import Payload
+from temporalio.converter import PayloadConverter
+
+from stateful_workflow.cli.codec_server import BEARER_VARIABLE
+from stateful_workflow.codec_server import MAX_REQUEST_BYTES, codec_app, serve_codec
+from stateful_workflow.describe import details_line
+from stateful_workflow.errors import StatefulError
+from stateful_workflow.keyring import Keyring
+from stateful_workflow.messages import MAX_VERSION, Message, parse
+from stateful_workflow.payloads import describe_message, describe_payload
+from stateful_workflow.status import TokenStatus
+from tests.builders import (
+    CLAIMS,
+    NOW,
+    ROOT,
+    TOKEN,
+    TREE,
+    header_of,
+    issuer,
+    jwe_of,
+    jwks,
+    keyring,
+    keyring_of,
+    marked,
+    revocation,
+    signed,
+    token,
+)
+
+UI = "https://temporal.example.com"
+PUBLIC = keyring().public()
+SEALED = token().text
+FORGED = SEALED[:-8] + ("A" * 7 + "Q")
+MESSAGES = [token(), token(by="theirs"), revocation(), revocation(inherit=True)]
+
+
+def of_json(value: object) -> Payload:
+    return Payload(metadata={"encoding": b"json/plain"}, data=json.dumps(value).encode())
+
+
+def shown(value: object, keys: Keyring = PUBLIC) -> Any:
+    return json.loads(describe_payload(of_json(value), keys).data)
+
+
+# --- a payload -------------------------------------------------------------------------
+
+
+def test_a_token_is_shown_as_its_claims() -> None:
+    claims = replace(CLAIMS, expires_at=NOW // 1000 + 60, types=("Sync",), audiences=("default",))
+    message = parse(keyring().seal(claims, TOKEN))
+
+    assert shown(message.text) == {
+        "kind": "token",
+        "name": "apiToken",
+        "verified": True,
+        "fingerprint": message.fingerprint,
+        "version": NOW,
+        "time": "2027-01-15T08:00:00.000Z",
+        "authority": ROOT,
+        "root": ROOT,
+        "tree": TREE,
+        "namespace": "default",
+        "issuer": issuer(),
+        "origins": ["https://api.example.com"],
+        "types": ["Sync"],
+        "readers": ["default"],
+        "reader_keys": list(message.readers),
+        "expires": "2027-01-15T08:01:00Z",
+    }
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [(token(), "token"), (revocation(), "revocation"), (revocation(inherit=True), "inherit")],
+)
+def test_each_kind_is_named(message: Message, kind: str) -> None:
+    assert shown(message.text)["kind"] == kind
+    assert ("origins" in shown(message.text)) == (kind == "token")
+
+
+def test_what_does_not_end_or_is_past_the_calendar_has_no_time() -> None:
+    assert shown(SEALED)["expires"] is None
+    late = parse(keyring().seal(replace(CLAIMS, expires_at=MAX_VERSION), TOKEN))
+    assert shown(late.text)["expires"] is None
+    assert shown(token(MAX_VERSION).text)["time"] is None
+
+
+def limited() -> Keyring:
+    (key, *_) = jwks(PUBLIC)
+    return keyring_of(marked(key, origins=["https://elsewhere.example.com"]))
+
+
+def revoked() -> Keyring:
+    return keyring().revoke(issuer())
+
+
+@pytest.mark.parametrize(
+    ("text", "keys", "problem"),
+    [
+        (SEALED, lambda: Keyring(), "issuer unknown"),
+        (token(by="theirs").text, lambda: PUBLIC, "issuer unknown"),
+        (SEALED, revoked, "issuer revoked"),
+        (FORGED, lambda: PUBLIC, "forged"),
+        (SEALED, limited, "outside the issuer's limits"),
+        (
+            signed({**header_of(), "kid": issuer("theirs")}, jwe_of(token())),
+            revoked,
+            "issuer unknown",
+        ),
+    ],
+    ids=["no keys", "of a stranger", "revoked", "forged", "limited", "under another's id"],
+)
+def test_what_is_not_genuine_says_so(text: str, keys: Callable[[], Keyring], problem: str) -> None:
+    described = shown(text, keys())
+    assert (described["verified"], described["problem"]) == (False, problem)
+    assert described["authority"] == ROOT
+
+
+def test_messages_are_found_wherever_they_are_a_whole_string() -> None:
+    value = {
+        "ledger": {"held": [SEALED, revocation().text], "path": [ROOT]},
+        "waiting": [[], [{"": SEALED}]],
+        "said": f"it was {SEALED}",
+        SEALED: 1,
+    }
+    described = describe_message(token(), PUBLIC)
+    described = json.loads(json.dumps(described))
+
+    answer = shown(value)
+
+    assert answer["ledger"]["held"][0] == described
+    assert answer["ledger"]["held"][1]["kind"] == "revocation"
+    assert answer["waiting"] == [[], [{"": described}]]
+    assert (answer["said"], answer[SEALED]) == (f"it was {SEALED}", 1)
+
+
+def test_what_is_around_a_message_stays_as_it_was_written() -> None:
+    around = '{ "a":1e400,"a":1.10 ,"b\\"":"\\"\\\\" ,\n"c": %s, "d":%s%s}'
+    before = around % (f'"{SEALED}"', 10**30, "0" * 5000)
+    payload = Payload(
+        metadata={"encoding": b"json/plain", "more": b"\x00\xff"}, data=before.encode()
+    )
+
+    after = describe_payload(payload, PUBLIC)
+
+    described = json.dumps(describe_message(token(), PUBLIC))
+    assert after.data.decode() == around % (described, 10**30, "0" * 5000)
+    assert after.metadata == payload.metadata
+    assert payload.data.decode() == before
+
+
+def test_a_message_written_with_escapes_is_found() -> None:
+    escaped = "".join(f"\\u{ord(character):04x}" for character in SEALED)
+    payload = Payload(metadata={"encoding": b"json/plain"}, data=f'"{escaped}"'.encode())
+    assert json.loads(describe_payload(payload, PUBLIC).data)["kind"] == "token"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        Payload(),
+        Payload(data=f'"{SEALED}"'.encode()),
+        Payload(metadata={"encoding": b"binary/encrypted"}, data=f'"{SEALED}"'.encode()),
+        Payload(metadata={"encoding": b"json/plain"}, data=b"\xff"),
+        Payload(metadata={"encoding": b"json/plain"}, data=f'"{SEALED}'.encode()),
+        of_json({"token": "no.message.this", "list": [1, None, "ä"]}),
+        PayloadConverter.default.to_payload(None),
+    ],
+)
+def test_any_other_payload_is_the_same_object(payload: Payload) -> None:
+    assert describe_payload(payload, PUBLIC) is payload
+
+
+def replaced(value: Any) -> Any:
+    """What `describe_payload` should make of JSON data, by the plain way."""
+    if isinstance(value, dict):
+        members = cast("dict[str, Any]", value)
+        return {name: replaced(member) for name, member in members.items()}
+    if isinstance(value, list):
+        return [replaced(entry) for entry in cast("list[Any]", value)]
+    if isinstance(value, str) and value in {message.text for message in MESSAGES}:
+        return json.loads(json.dumps(describe_message(parse(value), PUBLIC)))
+    return value
+
+
+texts = st.text() | st.sampled_from([message.text for message in MESSAGES]) | st.just(f'"{SEALED}"')
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts,
+    lambda inner: st.lists(inner) | st.dictionaries(texts, inner),
+    max_leaves=20,
+)
+
+
+@given(value=values, ascii_only=st.booleans(), indent=st.none() | st.just(1))
+def test_any_json_is_the_same_but_for_its_messages(
+    value: Any, ascii_only: bool, indent: int | None
+) -> None:
+    text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
+    payload = Payload(
+        metadata={"encoding": b"json/plain"}, data=text.encode(errors="surrogatepass")
+    )
+    try:
+        payload.data.decode()
+    except UnicodeDecodeError:
+        assert describe_payload(payload, PUBLIC) is payload
+        return
+    assert json.loads(describe_payload(payload, PUBLIC).data) == replaced(value)
+
+
+@given(
+    data=st.binary() | st.lists(texts).map(lambda parts: '"'.join(parts).encode(errors="replace"))
+)
+@example(data=b'"' + b'\\"' * 100_000)
+@example(data=b"[" * 100_000)
+def test_no_data_raises(data: bytes) -> None:
+    describe_payload(Payload(metadata={"encoding": b"json/plain"}, data=data), PUBLIC)
+
+
+def test_private_halves_are_not_used() -> None:
+    assert describe_message(token(), keyring()) == describe_message(token(), PUBLIC)
+
+
+# --- the server ------------------------------------------------------------------------
+
+
+async def ask(
+    app: Starlette,
+    body: bytes | object,
+    *,
+    at: str = "/decode",
+    method: str = "POST",
+    **headers: str,
+) -> httpx.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://codec.test") as http:
+        return await http.request(method, at, content=content, headers=named)
+
+
+@pytest.fixture
+def app() -> Starlette:
+    return codec_app(PUBLIC, ui_origins=[UI])
+
+
+def as_json(*values: object) -> dict[str, Any]:
+    """The body that the Web UI sends for these values."""
+    encoding = base64.b64encode(b"json/plain").decode()
+    return {
+        "payloads": [
+            {
+                "metadata": {"encoding": encoding},
+                "data": base64.b64encode(json.dumps(value).encode()).decode(),
+            }
+            for value in values
+        ]
+    }
+
+
+def values_of(response: httpx.Response) -> list[Any]:
+    assert response.status_code == 200, response.text
+    return [json.loads(base64.b64decode(p["data"])) for p in response.json()["payloads"]]
+
+
+@pytest.mark.parametrize(
+    "at", ["/decode", "/default/decode", "/a/b/decode?preserveStorageRefs=true"]
+)
+async def test_decode_shows_claims_at_any_depth_of_path(app: Starlette, at: str) -> None:
+    answer = await ask(app, as_json({"a": 1}, [SEALED]), at=at)
+
+    plain, (described,) = values_of(answer)
+
+    assert plain == {"a": 1}
+    assert described == json.loads(json.dumps(describe_message(token(), PUBLIC)))
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["cache-control"] == "no-store"
+
+
+async def test_neither_secret_nor_sealed_text_is_in_the_answer(app: Starlette) -> None:
+    sealed = [message.text for message in MESSAGES]
+    answer = await ask(app, as_json(SEALED, {"held": [*sealed, FORGED]}))
+
+    data = b"".join(json.dumps(value).encode() for value in values_of(answer)) + answer.content
+    for secret in (TOKEN, *sealed, FORGED):
+        assert secret.encode() not in data
+        for start in range(3):  # as it would look in base64
+            inner = base64.b64encode(b"\0" * start + secret.encode())[4:-4]
+            assert inner not in data
+    for segment in (part for text in (*sealed, FORGED) for part in text.split(".")[1:]):
+        assert segment.encode() not in data
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"payloads" : [ {"metadata":{"encoding":"anNvbi9wbGFpbg"},"data":"MS4xMA"} ],"x":1.10}',
+        b'{"payloads":[{"metadata":{"encoding":"YmluYXJ5L251bGw="}, "later": {"\\ud800": 1}}]}',
+        b'{"payloads":[{"metadata":{"encoding":"YmluYXJ5L2VuY3J5cHRlZA=="},"data":"-_8"}]}',
+        b"{}",
+        b'{"payloads":null}',
+    ],
+)
+@pytest.mark.parametrize("at", ["/decode", "/encode"])
+async def test_payloads_without_a_message_come_back_byte_for_byte(
+    app: Starlette, body: bytes, at: str
+) -> None:
+    answer = await ask(app, body, at=at)
+    assert (answer.status_code, answer.content) == (200, body)
+
+
+async def test_payloads_beside_one_with_a_message_are_unchanged(app: Starlette) -> None:
+    body = as_json(SEALED, {"a": [1]})
+    body["payloads"][1] |= {"externalPayloads": [{"sizeBytes": "1"}], "odd": "\ud800"}
+    answer = await ask(app, body)
+    assert answer.json()["payloads"][1] == body["payloads"][1]
+
+
+async def test_encode_hands_a_sealed_message_back(app: Starlette) -> None:
+    assert values_of(await ask(app, as_json(SEALED), at="/encode")) == [SEALED]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "Expecting value"),
+        (b"\xff", "not UTF-8"),
+        (b"[]", "no object"),
+        (b'{"payloads":{}}', "no list"),
+        (b'{"payloads":[1]}', "payload 0 is no object"),
+        (b'{"payloads":[{},{"metadata":[1]}]}', "payload 1: its metadata"),
+        (b'{"payloads":[{"metadata":{"encoding":1}}]}', "its encoding is no string"),
+        (b'{"payloads":[{"data":1}]}', "its data is no string"),
+        (b'{"payloads":[{"data":"\xc3\xa4"}]}', "not base64"),
+        (b'{"payloads":[{"data":"a"}]}', "not base64"),
+        (b'{"payloads":[{"x":NaN}]}', "NaN"),
+        (b'{"payloads":[{"x":1e400}]}', "out of range"),
+        (b'{"payloads":' + b"[" * 200_000, "nested"),
+    ],
+)
+async def test_what_is_malformed_is_told_as_json(app: Starlette, body: bytes, reason: str) -> None:
+    answer = await ask(app, body)
+    assert answer.status_code == 400
+    assert reason in answer.json()["error"]
+
+
+@settings(deadline=None)
+@given(
+    body=st.binary()
+    | values.map(lambda value: json.dumps({"payloads": value}).encode())
+    | st.lists(st.dictionaries(st.sampled_from(["metadata", "data", "x"]), values)).map(
+        lambda payloads: json.dumps({"payloads": payloads}).encode()
+    ),
+    at=st.sampled_from(["/decode", "/encode", "/decode/", "/", "/x/encode"]),
+    method=st.sampled_from(["POST", "GET", "OPTIONS"]),
+)
+async def test_no_request_is_an_error_of_the_servers_own(body: bytes, at: str, method: str) -> None:
+    answer = await ask(codec_app(PUBLIC, ui_origins=[UI]), body, at=at, method=method)
+    assert answer.status_code < 500
+    if answer.status_code >= 400:
+        assert set(answer.json()) == {"error"}
+
+
+async def test_a_request_of_any_size_is_bounded(app: Starlette) -> None:
+    answer = await ask(app, b" " * (MAX_REQUEST_BYTES + 1))
+    assert answer.status_code == 413
+    assert "larger" in answer.json()["error"]
+
+
+async def test_deep_data_is_answered(app: Starlette) -> None:
+    body = as_json("here")
+    deep = "[" * 100_000 + f'"{SEALED}"' + "]" * 100_000
+    body["payloads"][0]["data"] = base64.b64encode(deep.encode()).decode()
+    answer = await ask(app, body)
+    data = base64.b64decode(answer.json()["payloads"][0]["data"])
+    assert data.startswith(b"[" * 100_000 + b'{"kind": "token"')
+
+
+# --- the Web UI's browser ----------------------------------------------------------------
+
+
+async def test_a_preflight_as_the_web_ui_sends_it(app: Starlette) -> None:
+    answer = await ask(
+        app,
+        b"",
+        at="/decode?preserveStorageRefs=true",
+        method="OPTIONS",
+        Origin=UI,
+        Access_Control_Request_Method="POST",
+        Access_Control_Request_Headers="authorization,authorization-extras,content-type,x-namespace",
+        Access_Control_Request_Private_Network="true",
+    )
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == UI
+    assert answer.headers["access-control-allow-private-network"] == "true"
+    assert answer.headers["access-control-allow-credentials"] == "true"
+    assert "POST" in answer.headers["access-control-allow-methods"]
+
+
+async def test_only_the_named_pages_may_read_the_answer(app: Starlette) -> None:
+    ours = await ask(app, as_json(1), Origin=UI, X_Namespace="default")
+    theirs = await ask(app, as_json(1), Origin="https://evil.example.com")
+    assert ours.headers["access-control-allow-origin"] == UI
+    assert "access-control-allow-origin" not in theirs.headers
+
+
+async def test_a_page_may_read_why_it_was_refused() -> None:
+    app = codec_app(PUBLIC, ui_origins=[UI], bearer="s3cret")
+    for body in (as_json(1), b"garbage"):
+        answer = await ask(app, body, Origin=UI)
+        assert answer.status_code == 401
+        assert answer.headers["access-control-allow-origin"] == UI
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ("http://LOCALHOST:8233/", "http://localhost:8233"),
+        ("https://temporal.example.com:443", "https://temporal.example.com"),
+        ("http://[::1]:8233", "http://[::1]:8233"),
+    ],
+)
+async def test_an_origin_is_compared_as_the_browser_writes_it(given: str, written: str) -> None:
+    answer = await ask(codec_app(PUBLIC, ui_origins=[given]), as_json(1), Origin=written)
+    assert answer.headers["access-control-allow-origin"] == written
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "*",
+        "https://*.example.com",
+        "temporal.example.com",
+        "https://a/b",
+        "https://a:x",
+        "https://u@a",
+    ],
+)
+def test_what_is_no_origin_is_refused(origin: str) -> None:
+    with pytest.raises(ValueError, match="origin"):
+        codec_app(PUBLIC, ui_origins=[origin])
+
+
+# --- the secret ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("authorization", "status"),
+    [
+        ("Bearer s3cret", 200),
+        ("bearer s3cret", 200),
+        ("Bearer s3cre", 401),
+        ("Bearer s3cret2", 401),
+        ("Bearer ", 401),
+        ("Basic s3cret", 401),
+        ("s3cret", 401),
+    ],
+)
+async def test_a_bearer_secret_is_asked_for(authorization: str, status: int) -> None:
+    app = codec_app(PUBLIC, ui_origins=[UI], bearer="s3cret")
+    answer = await ask(app, as_json(SEALED), Authorization=authorization)
+    assert answer.status_code == status
+    assert "s3cret" not in answer.text
+
+
+async def test_without_a_secret_a_401_says_what_is_needed() -> None:
+    answer = await ask(codec_app(PUBLIC, ui_origins=[UI], bearer="s3cret"), as_json(SEALED))
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.json() == {"error": "a bearer secret is needed"}
+
+
+@pytest.mark.parametrize("bearer", ["", " ", "ä", "a\nb"])
+def test_a_secret_that_no_header_holds_is_refused(bearer: str) -> None:
+    with pytest.raises(ValueError, match="visible"):
+        codec_app(PUBLIC, ui_origins=[UI], bearer=bearer)
+
+
+# --- while it runs -------------------------------------------------------------------------
+
+
+async def test_it_follows_its_keyring_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stateful_workflow.keyring_source._LOOK_EVERY_SECONDS", 0)
+    path = tmp_path / "public.json"
+    PUBLIC.save(path)
+    app = codec_app(Keyring.load(path), ui_origins=[UI])
+    assert values_of(await ask(app, as_json(SEALED)))[0]["verified"]
+
+    revoked().public().save(path, replace=True)
+
+    assert values_of(await ask(app, as_json(SEALED)))[0]["problem"] == "issuer revoked"
+
+
+async def test_it_is_served_and_its_end_leaves_the_port_free(app: Starlette) -> None:
+    async with serve_codec(app) as endpoint:
+        async with httpx.AsyncClient(trust_env=False) as http:
+            answer = await http.post(f"{endpoint}/decode", json=as_json(SEALED))
+        assert values_of(answer)[0]["verified"]
+        port = int(endpoint.rpartition(":")[2])
+        with pytest.raises(StatefulError, match=f"cannot listen on 127.0.0.1 port {port}"):
+            async with serve_codec(app, port=port):
+                pass
+    async with serve_codec(app, port=port) as again:
+        assert again == endpoint
+
+
+# --- the command ---------------------------------------------------------------------------
+
+
+@contextmanager
+def command(*arguments: str, **variables: str) -> Generator[subprocess.Popen[str], None, None]:
+    code = "from stateful_workflow.cli import main; main()"
+    environment = {name: text for name, text in os.environ.items() if name != BEARER_VARIABLE}
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "codec-server", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**environment, **variables},
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def keyring_file(tmp_path: Path) -> str:
+    path = tmp_path / "public.json"
+    PUBLIC.save(path)
+    return str(path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals to a process group")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("secret_in", [None, "file", "variable"])
+def test_the_command_serves_until_it_is_stopped(
+    number: signal.Signals, secret_in: str | None, keyring_file: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "bearer"
+    file.write_text("s3cret\n")
+    arguments = ["--bearer-file", str(file)] if secret_in == "file" else []
+    variables = {BEARER_VARIABLE: "s3cret"} if secret_in == "variable" else {}
+    headers = {"Origin": UI}
+    with command(
+        *("--port", "0", "--ui-origin", UI, "--keyring", keyring_file, *arguments), **variables
+    ) as process:
+        assert process.stdout is not None
+        said = ""
+        while "Ctrl-C" not in said:
+            line = process.stdout.readline()
+            assert line, process.communicate()
+            said += line
+        endpoint = re.search(r"http://127\.0\.0\.1:\d+", said)
+        assert endpoint is not None
+        with httpx.Client(trust_env=False, base_url=endpoint[0]) as http:
+            before = http.post("/decode", json=as_json(SEALED), headers=headers)
+            headers["Authorization"] = "Bearer s3cret"
+            answer = http.post("/decode", json=as_json(SEALED), headers=headers)
+        os.killpg(process.pid, number)
+        rest, errors = process.communicate(timeout=30)
+
+    assert before.status_code == (200 if secret_in is None else 401)
+    assert values_of(answer)[0]["verified"]
+    assert answer.headers["access-control-allow-origin"] == UI
+    assert f"--codec-endpoint {endpoint[0]}" in said
+    assert f"--ui-codec-endpoint {endpoint[0]}" in said
+    assert "s3cret" not in said
+    assert ("TEMPORAL_CODEC_AUTH" in said) == (secret_in is not None)
+    assert (process.returncode, rest, errors) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--ui-origin", "*"], "origin"),
+        (["--bearer-file", "/nowhere/file"], "/nowhere/file cannot be read"),
+        (["--bearer-file", os.devnull], "visible ASCII"),
+        (["--keyring", "/nowhere/keyring"], "/nowhere/keyring cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_one_line(arguments: list[str], reason: str, keyring_file: str) -> None:
+    with command("--port", "0", "--keyring", keyring_file, *arguments) as process:
+        output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output) == (1, "")
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    assert reason in errors
+
+
+def test_without_the_extra_it_says_what_to_install(keyring_file: str) -> None:
+    code = (
+        "import sys; sys.modules['starlette'] = None; sys.argv[1:] = ['codec-server'];"
+        "from stateful_workflow.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "STATEFUL_KEYRING": keyring_file},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert 'pip install "stateful-workflow[cli,codec]"' in done.stderr
+
+
+# --- a workflow's own details ----------------------------------------------------------------
+
+HELD = TokenStatus(
+    "apiToken", "held", version=NOW, fingerprint="0123456789abcdef", authority="acme"
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "own", "withheld", "line"),
+    [
+        (HELD, "acme", (), "`apiToken` **held** `01234567` of 2027-01-15T08:00:00Z"),
+        (
+            HELD,
+            "acme-1",
+            (),
+            "`apiToken` **held** `01234567` of 2027-01-15T08:00:00Z, set at `acme`",
+        ),
+        (
+            replace(HELD, state="revoked"),
+            "acme",
+            ["*"],
+            "`apiToken` **revoked** `01234567` of 2027-01-15T08:00:00Z, "
+            "withheld by a workflow above",
+        ),
+        (TokenStatus("apiToken", "withheld"), "acme", ["apiToken"], "`apiToken` **withheld**"),
+        (TokenStatus("apiToken", "needs_set"), "acme", [], "`apiToken` **needs set**"),
+        (
+            replace(HELD, version=MAX_VERSION),
+            "acme",
+            [],
+            f"`apiToken` **held** `01234567` of version {MAX_VERSION}",
+        ),
+    ],
+)
+def test_a_node_is_one_line(status: TokenStatus, own: str, withheld: list[str], line: str) -> None:
+    assert details_line([status], own, withheld) == line
+
+
+def test_credentials_are_beside_each_other() -> None:
+    statuses = [TokenStatus("apiToken", "none"), replace(HELD, name="other")]
+    assert details_line(statuses, "acme") == (
+        "`apiToken` **none** · `other` **held** `01234567` of 2027-01-15T08:00:00Z"
+    )
+
+
+@pytest.mark.parametrize(
+    ("authority", "code"),
+    [
+        ("a**b**<img>", "`a**b**<img>`"),
+        ("a`b", "``a`b``"),
+        ("`a```", "```` `a``` ````"),
+        ("a\r\n\n# b", "`a   # b`"),
+    ],
+)
+def test_a_workflow_id_is_no_markdown(authority: str, code: str) -> None:
+    line = details_line([replace(HELD, authority=authority)], "acme")
+    assert line.endswith(f", set at {code}")
+    assert "\n" not in line
