@@ -29,6 +29,9 @@ KEYS = [
     "failed_activities",
     "withheld_nodes_with_token",
     "token_occurrences_in_engine",
+    "audit_events",
+    "audit_verified",
+    "audit_api_uses",
     "web_ui",
 ]
 
@@ -112,6 +115,9 @@ def test_it_rotates_while_calls_flow_and_reports_what_was_counted(tmp_path: Path
     assert len(by_version) == 4
     assert min(by_version.values()) > 0
     assert sum(by_version.values()) == report["api_calls"]
+    assert report["audit_api_uses"] == report["api_calls"]
+    assert report["audit_verified"] is True
+    assert report["audit_events"] > 2 * report["api_calls"]
     assert 0 <= report["unauthorized_responses"] < report["api_calls"] / 4
     assert report["failed_activities"] == 0
     assert report["withheld_nodes_with_token"] == 0

@@ -125,6 +125,8 @@ async def test_the_api_issues_expires_and_revokes() -> None:
         {"withheld_nodes_with_token": 1},
         {"token_occurrences_in_engine": 1},
         {"api_calls_by_version": {"1": 1, "2": 1, "3": 1}},
+        {"audit_verified": False},
+        {"audit_api_uses": 3},
     ],
 )
 def test_a_report_is_good_only_with_every_zero_and_every_version(bad: dict[str, object]) -> None:
@@ -138,6 +140,9 @@ def test_a_report_is_good_only_with_every_zero_and_every_version(bad: dict[str, 
         "failed_activities": 0,
         "withheld_nodes_with_token": 0,
         "token_occurrences_in_engine": 0,
+        "audit_events": 9,
+        "audit_verified": True,
+        "audit_api_uses": 4,
         "web_ui": None,
     }
     assert Report(**good).is_good  # pyright: ignore[reportArgumentType]

@@ -14,6 +14,7 @@ from rich.console import Console
 from temporalio.client import Client
 from temporalio.worker import Worker
 
+from ..audit import AuditFile, AuditSink
 from ..client import TokenClient
 from ..engine import EmbeddedEngine, start_engine
 from ..errors import NotConverged, OperationFailed
@@ -22,7 +23,7 @@ from ..plugin import StatefulPlugin
 from ..status import TokenTree
 from .api import RunningApi, serve_api
 from .live import Progress
-from .report import VERSIONS, Report, Rotations, count
+from .report import VERSIONS, Report, Rotations, count, read_trail
 from .workflows import ACTIVITIES, WORKFLOWS, AccountPlan, Tenant
 
 ROOT: Final = "acme"
@@ -62,15 +63,21 @@ async def run_demo(*, as_json: bool, keep: bool) -> int:
             tempfile.TemporaryDirectory(prefix="stateful-demo-", ignore_cleanup_errors=True)
         )
         db = Path(directory, "engine.db")
+        checkpoints: list[str] = []
+        record = stack.enter_context(
+            AuditFile(Path(directory, "audit.jsonl"), on_checkpoint=checkpoints.append)
+        )
         with progress.shown():
             progress.say("starting the Temporal server and the API")
             engine = await stack.enter_async_context(start_engine(db))
             api = await stack.enter_async_context(serve_api())
-            client, tokens = await stack.enter_async_context(_workers(engine))
+            client, tokens = await stack.enter_async_context(_workers(engine, record))
             progress.say(f"Web UI: {engine.ui_url}")
             seen = await _rotate_while_calls_flow(tokens, api, progress)
             progress.say("all workflows have ended; reading the API's log, histories, database")
-            report = await count(client, api.state, seen, db=db, web_ui=engine.ui_url)
+            await asyncio.to_thread(record.close)
+            trail = await asyncio.to_thread(read_trail, record.path, checkpoints)
+            report = await count(client, api.state, seen, trail, db=db, web_ui=engine.ui_url)
             progress.say("done" if report.is_good else "done, and the report is not good")
         _print(report, as_json=as_json)
         if keep:
@@ -81,21 +88,25 @@ async def run_demo(*, as_json: bool, keep: bool) -> int:
 
 
 @asynccontextmanager
-async def _workers(engine: EmbeddedEngine) -> AsyncGenerator[tuple[Client, TokenClient], None]:
-    """Two workers: one runs the workflows and can open no token, one runs the activities."""
+async def _workers(
+    engine: EmbeddedEngine, record: AuditSink
+) -> AsyncGenerator[tuple[Client, TokenClient], None]:
+    """Two workers: one runs the workflows and can open no token, one runs the activities.
+
+    Both, and who rotates, put on record what they do.
+    """
     keyring = Keyring.generate()
-    operator = await _connect(engine, keyring)
+
+    async def connect(keys: Keyring) -> Client:
+        plugin = StatefulPlugin(keys, audit=record)
+        return await Client.connect(engine.address, namespace=engine.namespace, plugins=[plugin])
+
+    operator = await connect(keyring)
     async with (
-        Worker(await _connect(engine, keyring.public()), task_queue=_QUEUE, workflows=WORKFLOWS),
+        Worker(await connect(keyring.public()), task_queue=_QUEUE, workflows=WORKFLOWS),
         Worker(operator, task_queue=_QUEUE, activities=ACTIVITIES),
     ):
         yield operator, TokenClient(operator, keyring)
-
-
-async def _connect(engine: EmbeddedEngine, keyring: Keyring) -> Client:
-    return await Client.connect(
-        engine.address, namespace=engine.namespace, plugins=[StatefulPlugin(keyring)]
-    )
 
 
 async def _rotate_while_calls_flow(

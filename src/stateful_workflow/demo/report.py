@@ -11,6 +11,7 @@ import base64
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, cast
@@ -20,7 +21,8 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client
 
-from ..errors import OperationFailed
+from ..audit.verify import read, verify
+from ..errors import AuditBroken, OperationFailed
 from ..status import TokenTree
 from .api import Call, TokenApi
 from .search import occurrences
@@ -58,6 +60,21 @@ class Rotations:
 
 
 @dataclass(frozen=True)
+class Trail:
+    """What the demo's audit file comes to.
+
+    Attributes:
+        events: in the file.
+        uses: those of requests that carried a token.
+        verified: whether the file is what was written.
+    """
+
+    events: int
+    uses: int
+    verified: bool
+
+
+@dataclass(frozen=True)
 class Report:
     """The report of one run.
 
@@ -72,6 +89,9 @@ class Report:
         withheld_nodes_with_token: nodes that are to have no token and were found with one:
             in force, at hand in their activity, or sealed in their history.
         token_occurrences_in_engine: how often any token issued was found in the database.
+        audit_events: events in the demo's audit file.
+        audit_verified: whether the file is what was written, up to its last event.
+        audit_api_uses: requests with a token that stand in it; as many as `api_calls`.
         web_ui: address of the engine's Web UI.
     """
 
@@ -84,6 +104,9 @@ class Report:
     failed_activities: int
     withheld_nodes_with_token: int
     token_occurrences_in_engine: int
+    audit_events: int
+    audit_verified: bool
+    audit_api_uses: int
     web_ui: str | None
 
     @property
@@ -93,6 +116,8 @@ class Report:
             self.failed_activities == 0
             and self.withheld_nodes_with_token == 0
             and self.token_occurrences_in_engine == 0
+            and self.audit_verified
+            and self.audit_api_uses == self.api_calls
             and len(self.api_calls_by_version) == VERSIONS
         )
 
@@ -110,8 +135,33 @@ class Report:
         return table
 
 
+def read_trail(path: Path, checkpoints: Sequence[str]) -> Trail:
+    """Read the audit file, and check it against the checkpoints that were handed out.
+
+    Args:
+        path: the file, closed.
+        checkpoints: the last one covers the last event.
+    """
+    actions: Counter[str] = Counter()
+    with suppress(AuditBroken):
+        actions.update(event.action for event in read(path))
+    try:
+        verified = verify(path, anchors=checkpoints)
+    except AuditBroken:
+        intact = False
+    else:
+        intact = verified.intact_to is not None and verified.intact_to == verified.last_sequence
+    return Trail(actions.total(), actions["use"], intact)
+
+
 async def count(
-    client: Client, api: TokenApi, seen: Rotations, *, db: Path, web_ui: str | None
+    client: Client,
+    api: TokenApi,
+    seen: Rotations,
+    trail: Trail,
+    *,
+    db: Path,
+    web_ui: str | None,
 ) -> Report:
     """Make the report, once all workflows of the tree have ended.
 
@@ -119,6 +169,7 @@ async def count(
         client: of the engine.
         api: the API, with its log.
         seen: what was seen meanwhile.
+        trail: what the audit file came to.
         db: the engine's database file.
         web_ui: address of the engine's Web UI.
 
@@ -159,6 +210,9 @@ async def count(
         failed_activities=sum(_is_failure(e) for history in histories.values() for e in history),
         withheld_nodes_with_token=len(with_token),
         token_occurrences_in_engine=found,
+        audit_events=trail.events,
+        audit_verified=trail.verified,
+        audit_api_uses=trail.uses,
         web_ui=web_ui,
     )
 
