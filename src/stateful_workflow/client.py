@@ -374,6 +374,7 @@ class TokenClient:
         )
         tree = await TreeWalk(self._client, name, deadline).run(workflow_id)
         if not tree.converged:
+            self._recorder.metrics.not_converged(name)
             behind = ", ".join(node.id for node in tree.behind[:5])
             raise NotConverged(
                 f"{len(tree.behind)} of {len(tree.nodes)} nodes do not hold the newest {name} "

@@ -11,6 +11,7 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Callable
 from typing import Final, Literal, get_args
 
 from ..errors import AuditFailed
@@ -28,6 +29,14 @@ MAX_QUEUED: Final = 10_000
 _FLUSH_SECONDS: Final = 5.0
 
 _log = logging.getLogger(__name__)
+
+
+Lost = Callable[[int], None]
+"""Is told how many events were lost."""
+
+
+def _nobody(count: int) -> None:
+    """Whom it is told where nobody counts."""
 
 
 class SinkWriter:
@@ -49,7 +58,7 @@ class SinkWriter:
         self._is_local = getattr(sink, "is_local", False) is True
         self._lock = threading.Lock()
         self._lost = 0
-        self._queue: queue.Queue[AuditEvent] = queue.Queue(MAX_QUEUED)
+        self._queue: queue.Queue[tuple[AuditEvent, Lost]] = queue.Queue(MAX_QUEUED)
         self._thread: threading.Thread | None = None
 
     @property
@@ -62,8 +71,12 @@ class SinkWriter:
         """Whether `require` may wait for the sink."""
         return self.is_on and self._blocks and not self._is_local
 
-    def require(self, event: AuditEvent) -> None:
+    def require(self, event: AuditEvent, lost: Lost = _nobody) -> None:
         """Write what must be on record before what it tells of is done.
+
+        Args:
+            event: to write.
+            lost: is told where it could not be written.
 
         Raises:
             AuditFailed: where it could not be written, and the rule is to block.
@@ -71,30 +84,35 @@ class SinkWriter:
         if self._sink is None:
             return
         if not self._blocks:
-            self.write(event)
+            self.write(event, lost)
             return
         try:
             self._write(event)
         except Exception as error:  # noqa: BLE001 - the sink is the user's
-            self._lose(error)
+            self._lose(error, lost)
             raise AuditFailed(
                 f"{event.action} of {event.name} at workflow {event.workflow_id} is not done: it "
                 f"could not be recorded ({type(error).__name__}: {error}); mend the audit sink, "
                 'or start with audit_failure="continue"'
             ) from None
 
-    def write(self, event: AuditEvent) -> None:
-        """Write an event; nothing is raised, and nobody waits for a sink that is not local."""
+    def write(self, event: AuditEvent, lost: Lost = _nobody) -> None:
+        """Write an event; nothing is raised, and nobody waits for a sink that is not local.
+
+        Args:
+            event: to write.
+            lost: is told where it could not be written, perhaps later and in another thread.
+        """
         if self._sink is None:
             return
         if self._is_local:
-            self._try(event)
+            self._try(event, lost)
             return
         self._start_thread()
         try:
-            self._queue.put_nowait(event)
+            self._queue.put_nowait((event, lost))
         except queue.Full:
-            self._lose(None)
+            self._lose(None, lost)
 
     def close(self) -> None:
         """Write what is queued, and close the sink where it can be closed."""
@@ -109,27 +127,32 @@ class SinkWriter:
         while self._queue.unfinished_tasks and time.monotonic() < give_up:
             time.sleep(0.005)
 
-    def _try(self, event: AuditEvent) -> None:
+    def _try(self, event: AuditEvent, lost: Lost) -> None:
         try:
             self._write(event)
         except Exception as error:  # noqa: BLE001 - the sink is the user's
-            self._lose(error)
+            self._lose(error, lost)
 
     def _write(self, event: AuditEvent) -> None:
         sink = self._sink
         if sink is None:
             return
         if self._lost:
+            # Not under the lock: whoever loses an event takes it, and must not wait for a sink.
             with self._lock:
-                lost = self._lost
-                if lost:
-                    sink.record(
-                        AuditEvent(time=time.time(), action="lost", outcome="failure", count=lost)
-                    )
-                    self._lost = 0
+                lost, self._lost = self._lost, 0
+            if lost:
+                told = AuditEvent(time=time.time(), action="lost", outcome="failure", count=lost)
+                try:
+                    sink.record(told)
+                except BaseException:
+                    with self._lock:
+                        self._lost += lost
+                    raise
         sink.record(event)
 
-    def _lose(self, error: Exception | None) -> None:
+    def _lose(self, error: Exception | None, lost: Lost) -> None:
+        lost(1)
         with self._lock:
             self._lost += 1
             is_first = self._lost == 1
@@ -148,8 +171,7 @@ class SinkWriter:
 
     def _drain(self) -> None:
         while True:
-            event = self._queue.get()
-            self._try(event)
+            self._try(*self._queue.get())
             self._queue.task_done()
 
 
@@ -176,10 +198,10 @@ class Recorder:
         Raises:
             AuditFailed: it could not be, and the rule is to block.
         """
-        self._writer.require(event)
+        self._writer.require(event, self.metrics.lost)
         self.metrics.count(event)
 
     def record(self, event: AuditEvent) -> None:
         """Record what has happened; nothing is raised."""
-        self._writer.write(event)
+        self._writer.write(event, self.metrics.lost)
         self.metrics.count(event)
