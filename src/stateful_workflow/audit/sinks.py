@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
 from ..errors import AuditError
@@ -81,7 +80,7 @@ class OpenTelemetrySink:
         if "event_name" not in inspect.signature(Logger.emit).parameters:
             raise AuditError(_NEEDED)
         provider = get_logger_provider() if logger_provider is None else logger_provider
-        self._logger = provider.get_logger("stateful_workflow", version("stateful-workflow"))
+        self._logger = provider.get_logger("stateful_workflow")
         self._info, self._warn = SeverityNumber.INFO, SeverityNumber.WARN
 
     def record(self, event: AuditEvent) -> None:

@@ -22,7 +22,7 @@ from .segments import Segment, lines, open_segment, siblings
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
-_ATTEMPTS: Final = 3
+_ATTEMPTS: Final = 5
 _EVIDENCE: Final = "keep the files as they are, and compare them with a copy from elsewhere"
 
 
@@ -57,12 +57,12 @@ class Verified:
         said = [f"{self.events} events in lines {self.first_sequence} to {last}."]
         if self.first_sequence > 1:
             said.append(
-                f"Lines 1 to {self.first_sequence - 1} are not here; an anchor tells how they ended."
+                f"Lines 1 to {self.first_sequence - 1} are not here, only an anchor of their end."
             )
         if self.intact_to is None:
             said.append(
-                "They fit together. Without an anchor it cannot be seen whether lines were cut "
-                "off at the end, or "
+                "They fit together. Without an anchor for them it cannot be seen whether lines "
+                "were cut off at the end, or "
                 + (
                     "written anew behind what is signed."
                     if self.key_pinned
@@ -109,16 +109,16 @@ def verify(
     """
     pinned = None if key is None else public_key(key)
     kept = list(anchors)
-    moved: Exception | None = None
-    for _ in range(_ATTEMPTS):
+    for attempt in range(1, _ATTEMPTS + 1):
         try:
             check = _Check(_one_chain(find(paths)), kept, pinned)
             for _ in check.events():
                 pass
             return check.verified()
-        except _Moved as error:
-            moved = error
-    raise AuditBroken(str(moved))
+        except _Moved as moved:
+            if attempt == _ATTEMPTS:
+                raise moved.error from None
+    raise AssertionError("unreachable")
 
 
 def read(paths: Paths) -> Iterator[RecordedEvent]:
@@ -134,8 +134,8 @@ def read(paths: Paths) -> Iterator[RecordedEvent]:
         check = _Check(_one_chain(find(paths)), (), None, whole=False)
         for line in check.events():
             yield check.event(line)
-    except _Moved as error:
-        raise AuditBroken(str(error)) from None
+    except _Moved as moved:
+        raise moved.error from None
 
 
 def chains(paths: Paths) -> list[list[Path]]:
@@ -186,7 +186,15 @@ def _segment(path: Path) -> Segment | None:
 
 
 class _Moved(Exception):
-    """A segment is not where it was: it was rotated meanwhile, or there is another."""
+    """A segment is not where it was found, mostly since it was rotated meanwhile.
+
+    Attributes:
+        error: what that is where it stays so.
+    """
+
+    def __init__(self, error: AuditError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 def _one_chain(segments: list[Segment]) -> list[Segment]:
@@ -243,14 +251,18 @@ class _Check:
             self._file, self._number = segment.path, 0
             if index and segment.line.sequence <= self._segments[index - 1].line.sequence:
                 raise _Moved(
-                    f"{segment.path} and {self._segments[index - 1].path} both begin with line "
-                    f"{segment.line.sequence}; give one of them only"
+                    AuditBroken(
+                        f"{segment.path} and {self._segments[index - 1].path} both begin with line "
+                        f"{segment.line.sequence}: move the one away that is a copy"
+                    )
                 )
             with self._reading():
                 for raw in lines(segment.path):
                     self._number += 1
                     if self._number == 1 and raw != segment.raw:
-                        raise _Moved(f"{segment.path} was changed while it was read; try again")
+                        raise _Moved(
+                            AuditError(f"{segment.path} was rotated while it was read; try again")
+                        )
                     if not raw.endswith(b"\n"):
                         self._torn.append(str(segment.path))
                         continue
@@ -282,8 +294,8 @@ class _Check:
         last, newest = self._tip.sequence, max(self._covered, default=0)
         if newest > last:
             raise self._broken(
-                f"the chain ends with line {last}, and an anchor is of line {newest}: lines "
-                f"{last + 1} to {newest} were cut off",
+                f"the chain ends with line {last}, and an anchor is of line {newest}: "
+                f"{_lines(last + 1, newest)} missing"
             )
         return Verified(
             chain=self._tip.chain,
@@ -330,7 +342,7 @@ class _Check:
             tip = Tip(header.chain)
         elif self._whole and self._covered.get(at) != line.previous:
             raise self._broken(
-                f"lines 1 to {at} are missing: name their files too, or where they were removed on "
+                f"{_lines(1, at)} missing: name their files too, or where they were removed on "
                 f"purpose give the anchor that covers line {at}"
             )
         self._tip = tip
@@ -344,8 +356,7 @@ class _Check:
             raise self._broken(f"{error}: the line was changed") from None
         if line.sequence > tip.sequence + 1:
             raise self._broken(
-                f"lines {tip.sequence + 1} to {line.sequence - 1} of the chain are missing before "
-                f"line {line.sequence}"
+                f"{_lines(tip.sequence + 1, line.sequence - 1)} missing before line {line.sequence}"
             )
         if line.sequence <= tip.sequence:
             raise self._broken(
@@ -402,7 +413,9 @@ class _Check:
         try:
             yield
         except FileNotFoundError:
-            raise _Moved(f"{self._file} is gone") from None
+            raise _Moved(
+                AuditError(f"{self._file} was rotated while it was read; try again")
+            ) from None
         except ValueError as error:
             self._number += 1
             raise self._broken(str(error)) from None
@@ -412,3 +425,7 @@ class _Check:
             f"{self._file} line {self._number} (after line {self._tip.sequence} of the chain): "
             f"{what}; {_EVIDENCE}"
         )
+
+
+def _lines(first: int, last: int) -> str:
+    return f"line {first} is" if first == last else f"lines {first} to {last} are"

@@ -27,9 +27,6 @@ from ..errors import AuditBroken, AuditError
 from ..keyring import Keyring
 from .common import Json, KeyringPath, out, print_json, reported, run
 
-FOUND: Final = 3
-"""Exit status of `stateful audit review`: there is something to look at."""
-
 POLL_SECONDS: Final = 0.2
 
 app = typer.Typer(help="Check, review and follow the record.", no_args_is_help=True)
@@ -121,8 +118,8 @@ def review(
     """Look for what deserves a look: use after revocation, new origins, refusals and more.
 
     With a keyring, reads by a key that is not among its readers, or is revoked, are reported
-    too. Exit status 0 where nothing was found, 3 where something was, 1 where a file is broken
-    or cannot be read: then what was read until there is reviewed all the same.
+    too. Exit status 0 where nothing was found, 1 where something was, or a file is broken or
+    cannot be read: then what was read until there is reviewed all the same.
     """
     start = None if since is None else _time(since)
     broken: list[AuditError] = []
@@ -151,7 +148,7 @@ def review(
             out().print("nothing found")
     for error in broken:
         typer.echo(f"error: {error}", err=True)
-    raise typer.Exit(1 if broken else FOUND if findings else 0)
+    raise typer.Exit(1 if broken or findings else 0)
 
 
 @app.command()

@@ -1,0 +1,428 @@
+"""What a record proves: nothing up to an anchor can be changed without being seen."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stateful_workflow.audit import file
+from stateful_workflow.audit import verify as verify_module
+from stateful_workflow.audit.chain import Checkpoint, Tip, digest, format_time, public_key
+from stateful_workflow.audit.file import AuditFile
+from stateful_workflow.audit.verify import chains, read, verify
+from stateful_workflow.errors import AuditBroken, AuditError
+from stateful_workflow.jose import Key
+
+from .test_audit_file import USE, lines, numbered, write
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "audit.jsonl"
+
+
+# --- a record that is whole --------------------------------------------------
+
+
+def test_with_an_anchor_it_is_intact_up_to_there_and_no_more_is_said(path: Path) -> None:
+    anchors: list[str] = []
+    write(path, 1, 2, on_checkpoint=anchors.append)
+    write(path, 3)
+    found = verify(path, anchors=anchors)
+    assert (found.events, found.first_sequence, found.last_sequence) == (3, 1, 6)
+    assert (found.intact_to, found.signed_to) == (4, 5)
+    assert "Intact to 4, unanchored after: the 2 lines behind it fit together" in str(found)
+    assert "may have been cut off" in str(found)
+
+
+def test_an_anchor_of_the_end_says_nothing_of_what_came_later(path: Path) -> None:
+    anchors: list[str] = []
+    write(path, 1, on_checkpoint=anchors.append)
+    found = verify(path, anchors=anchors)
+    assert found.intact_to == found.last_sequence
+    assert "what came after the anchor and was cut off would not be seen" in str(found)
+
+
+def test_without_an_anchor_it_fits_together_and_no_more_is_said(path: Path) -> None:
+    write(path, 1)
+    found = verify(path)
+    assert found.intact_to is None
+    assert "Intact" not in str(found)
+    assert "cannot be seen whether lines were cut off at the end, or everything" in str(found)
+
+
+def test_a_key_from_elsewhere_is_said_to_be_one(path: Path) -> None:
+    with AuditFile(path) as record:
+        record.record(USE)
+        key = record.public_key
+    pinned, named = verify(path, key=key), verify(path)
+    assert pinned.key == named.key == public_key(key).kid
+    assert (pinned.key_pinned, named.key_pinned) == (True, False)
+    assert "by the key that was asked for" in str(pinned)
+    assert "by the key that they name" in str(named)
+    assert "everything was written anew" not in str(pinned)
+
+
+def test_a_record_that_is_being_written_is_read_as_far_as_it_goes(path: Path) -> None:
+    with AuditFile(path) as record:
+        record.record(USE)
+        found = verify(path)
+        assert (found.events, found.signed_to) == (1, None)
+        assert "Nothing is signed." in str(found)
+
+
+def test_segments_may_be_given_in_any_order_and_are_found_by_their_names(path: Path) -> None:
+    write(path, *range(10), rotate_bytes=1_000)
+    alone = verify(path)
+    segments = [one for one in path.parent.iterdir() if one.suffix not in (".key", ".lock")]
+    assert len(segments) > 4
+    assert verify(sorted(segments)) == verify(sorted(segments, reverse=True)) == alone
+    assert alone.events == 10
+
+
+def test_a_beginning_that_was_removed_needs_the_anchor_that_covers_it(path: Path) -> None:
+    anchors: list[str] = []
+    write(path, *range(10), rotate_bytes=1_000, on_checkpoint=anchors.append)
+    last = max(Checkpoint.read(text).sequence for text in anchors) + 1
+    for number in (1, 2):
+        path.with_name(f"audit.jsonl.{number:06d}").unlink()
+    with pytest.raises(AuditBroken, match=r"lines 1 to \d+ are missing.*give the anchor"):
+        verify(path)
+    with pytest.raises(AuditBroken, match="are missing"):
+        verify(path, anchors=anchors[2:])
+    found = verify(path, anchors=anchors[1:])
+    assert (found.first_sequence > 1, found.intact_to) == (True, last)
+    assert f"Lines 1 to {found.first_sequence - 1} are not here" in str(found)
+
+
+def test_memory_is_bounded(path: Path) -> None:
+    write(path, *range(20_000))
+    assert path.stat().st_size > 5_000_000
+    tracemalloc.start()
+    try:
+        verify(path)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_rotation_while_it_is_read_is_waited_out(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with AuditFile(path, rotate_bytes=1) as record:
+        record.record(numbered(1))
+        real = verify_module.find
+
+        def rotated_behind_its_back(paths: verify_module.Paths) -> object:
+            found = real(paths)
+            if len(list(path.parent.iterdir())) < 5:
+                record.record(numbered(2))
+            return found
+
+        monkeypatch.setattr(verify_module, "find", rotated_behind_its_back)
+        assert verify(path).events == 2
+
+
+# --- a record that is not ----------------------------------------------------
+
+
+@functools.cache
+def written() -> tuple[dict[str, bytes], list[str], dict[str, object]]:
+    """A record in three segments: its files, its last checkpoint and its key."""
+    anchors: list[str] = []
+    before = file.CHECKPOINT_EVENTS
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "audit.jsonl"
+        try:
+            file.CHECKPOINT_EVENTS = 4  # pyright: ignore[reportConstantRedefinition, reportAttributeAccessIssue]
+            with AuditFile(path, rotate_bytes=6_500, on_checkpoint=anchors.append) as record:
+                for number in range(22):
+                    record.record(numbered(number))
+                key = record.public_key
+        finally:
+            file.CHECKPOINT_EVENTS = before  # pyright: ignore[reportConstantRedefinition, reportAttributeAccessIssue]
+        files = {
+            one.name: one.read_bytes()
+            for one in sorted(path.parent.iterdir())
+            if one.suffix not in (".key", ".lock")
+        }
+    assert len(files) == 3
+    return files, anchors[-1:], key
+
+
+Place = tuple[str, int]
+"""A segment and the index of a line in it."""
+
+
+def places() -> list[Place]:
+    """Every line, in the order of the chain."""
+    files, _, _ = written()
+    order = sorted(files, key=lambda name: json.loads(files[name].split(b"\n")[0])["sequence"])
+    return [(name, index) for name in order for index in range(files[name].count(b"\n"))]
+
+
+def raised(changed: dict[str, bytes], anchors: list[str]) -> bool:
+    """Whether a change of the record is found, with a message that says where."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in changed.items():
+            (Path(folder) / name).write_bytes(content)
+        try:
+            verify(Path(folder) / "audit.jsonl", anchors=anchors)
+        except AuditError as error:
+            return "audit.jsonl" in str(error)
+    return False
+
+
+def split(content: bytes) -> list[bytes]:
+    return content.splitlines(keepends=True)
+
+
+def changed(place: Place, change: Callable[[list[bytes], int], object]) -> dict[str, bytes]:
+    files = dict(written()[0])
+    raw = split(files[place[0]])
+    change(raw, place[1])
+    files[place[0]] = b"".join(raw)
+    return files
+
+
+line = st.deferred(lambda: st.sampled_from(places()))
+
+
+def test_as_it_was_written_nothing_is_found() -> None:
+    files, anchors, _ = written()
+    assert not raised(files, anchors)
+    assert not raised(files, [])
+
+
+@settings(deadline=None)
+@given(line, st.data())
+def test_a_line_that_is_changed_is_found(place: Place, data: st.DataObject) -> None:
+    def change(raw: list[bytes], index: int) -> None:
+        at = data.draw(st.integers(0, len(raw[index]) - 1))
+        byte = data.draw(st.integers(0, 255).filter(lambda one: one != raw[index][at]))
+        raw[index] = raw[index][:at] + bytes([byte]) + raw[index][at + 1 :]
+
+    assert raised(changed(place, change), written()[1])
+
+
+@settings(deadline=None)
+@given(line)
+def test_a_line_that_is_taken_out_is_found(place: Place) -> None:
+    assert raised(changed(place, lambda raw, index: raw.pop(index)), written()[1])
+
+
+@settings(deadline=None)
+@given(line)
+def test_a_line_that_comes_twice_is_found(place: Place) -> None:
+    assert raised(changed(place, lambda raw, index: raw.insert(index, raw[index])), written()[1])
+
+
+@settings(deadline=None)
+@given(line, line)
+def test_lines_that_are_swapped_are_found(one: Place, other: Place) -> None:
+    files = {name: split(content) for name, content in written()[0].items()}
+    first, second = files[one[0]][one[1]], files[other[0]][other[1]]
+    files[one[0]][one[1]], files[other[0]][other[1]] = second, first
+    if one != other:
+        assert raised({name: b"".join(raw) for name, raw in files.items()}, written()[1])
+
+
+@settings(deadline=None)
+@given(line, st.integers(0, 600))
+def test_an_end_that_is_cut_off_before_the_anchor_is_found(place: Place, more: int) -> None:
+    """Cut anywhere, in or between lines: as a killed process leaves it, too."""
+    order = list(dict.fromkeys(name for name, _ in places()))
+    kept = order[: order.index(place[0])]
+    files = {name: content for name, content in written()[0].items() if name in kept}
+    raw = split(written()[0][place[0]])
+    files[place[0]] = b"".join(raw[: place[1]]) + raw[place[1]][: min(more, len(raw[place[1]]) - 1)]
+    assert raised(files, written()[1])
+
+
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("with_anchors", [True, False])
+def test_a_segment_that_is_taken_away_is_found(number: int, with_anchors: bool) -> None:
+    files, anchors, _ = written()
+    order = list(dict.fromkeys(name for name, _ in places()))
+    left = {name: content for name, content in files.items() if name != order[number]}
+    # Without an anchor nothing says that there was more than the last segment that is left.
+    assert raised(left, anchors if with_anchors else []) == (with_anchors or number < 2)
+
+
+@settings(deadline=None)
+@given(line)
+def test_a_part_of_a_line_in_the_place_of_lines_hides_none_of_them(place: Place) -> None:
+    def tear(raw: list[bytes], index: int) -> None:
+        raw[index:] = [raw[index][:-1]]
+
+    assert raised(changed(place, tear), written()[1])
+
+
+def rewritten(key: Key, count: int) -> list[bytes]:
+    """What somebody writes who has this key, and knows the format."""
+    tip = Tip.new()
+    raw = [tip.header(key, USE.time)]
+    for number in range(count):
+        tip = tip.after(raw[-1])
+        raw.append(tip.event(numbered(number)))
+    raw.append(tip.after(raw[-1]).sign(key, USE.time).line())
+    return raw
+
+
+def test_a_record_that_is_written_anew_is_found_by_an_anchor_or_the_key() -> None:
+    _, anchors, key = written()
+    forged = {"audit.jsonl": b"".join(rewritten(Key.generate("Ed25519"), 30))}
+    assert not raised(forged, [])
+    assert raised(forged, anchors)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "audit.jsonl"
+        path.write_bytes(forged["audit.jsonl"])
+        with pytest.raises(AuditBroken, match="written anew, or this is the key of another"):
+            verify(path, key=key)
+        with pytest.raises(AuditBroken, match="the file was replaced, or this is the anchor of"):
+            verify(path, anchors=anchors)
+
+
+def test_who_has_the_key_cannot_change_what_an_anchor_covers(path: Path) -> None:
+    anchors: list[str] = []
+    write(path, 1, 2, on_checkpoint=anchors.append)
+    key = Key.from_jwk(json.loads(path.with_name("audit.jsonl.key").read_text()))
+    raw = split(path.read_bytes())
+    tip = Tip(lines(path)[0]["chain"]).after(raw[0])
+    raw[1] = tip.event(replace(numbered(1), workflow_id="another"))
+    raw[2] = tip.after(raw[1]).event(numbered(2))
+    raw[3] = tip.after(raw[1]).after(raw[2]).sign(key, USE.time).line()
+    path.write_bytes(b"".join(raw))
+    verify(path)  # it fits together
+    with pytest.raises(AuditBroken, match="an anchor says that line 3 was another one"):
+        verify(path, anchors=anchors)
+
+
+def test_who_has_not_the_key_cannot_change_what_is_signed(path: Path) -> None:
+    write(path, 1)
+    key = Key.generate("Ed25519")
+    raw = split(path.read_bytes())
+    tip = Tip(lines(path)[0]["chain"]).after(raw[0])
+    raw[1] = tip.event(replace(numbered(1), workflow_id="another"))
+    raw[2] = tip.after(raw[1]).sign(key, USE.time).line()
+    path.write_bytes(b"".join(raw))
+    with pytest.raises(AuditBroken, match="the checkpoint is not genuine: it is signed by the key"):
+        verify(path)
+
+
+def test_an_anchor_is_not_taken_from_anybody(path: Path) -> None:
+    write(path, 1)
+    chain = lines(path)[0]["chain"]
+    forged = Tip(chain, 2, digest(split(path.read_bytes())[1])).sign(
+        Key.generate("Ed25519"), USE.time
+    )
+    with pytest.raises(AuditBroken, match="does not fit the key of the file"):
+        verify(path, anchors=[forged.text])
+    with pytest.raises(AuditError, match="an anchor is no checkpoint: 'what'"):
+        verify(path, anchors=["what"])
+
+
+def test_two_anchors_that_contradict_each_other_show_that_the_key_was_misused(path: Path) -> None:
+    anchors: list[str] = []
+    write(path, 1, on_checkpoint=anchors.append)
+    key = Key.from_jwk(json.loads(path.with_name("audit.jsonl.key").read_text()))
+    other = Tip(lines(path)[0]["chain"], 2, digest(b"else")).sign(key, USE.time)
+    with pytest.raises(AuditBroken, match="contradicts another one: the key was misused"):
+        verify(path, anchors=[*anchors, other.text])
+
+
+# --- what is said of it ------------------------------------------------------
+
+
+def test_the_message_says_where_what_and_what_to_do(path: Path) -> None:
+    write(path, 1, 2, 3)
+    raw = split(path.read_bytes())
+    raw[2] = raw[2].replace(b"orders/2", b"orders/9")
+    path.write_bytes(b"".join(raw))
+    with pytest.raises(AuditBroken) as caught:
+        verify(path)
+    assert str(caught.value) == (
+        f"{path} line 4 (after line 3 of the chain): it is not the line that followed line 3: one "
+        "of the two was changed; keep the files as they are, and compare them with a copy from "
+        "elsewhere"
+    )
+
+
+DAMAGE: list[tuple[Callable[[list[bytes]], object], str]] = [
+    (lambda raw: raw.pop(2), "line 3 is missing before line 4"),
+    (lambda raw: raw.insert(2, raw[1]), "line 2 of the chain comes a second time"),
+    (lambda raw: raw.insert(2, b"{}\n"), "it has no sequence: the line was changed"),
+    (lambda raw: raw.insert(2, b"x" * 2_000_000 + b"\n"), "it is longer than 1048576 bytes"),
+    (lambda raw: raw.pop(0), "its beginning was changed"),
+    (lambda raw: raw.insert(0, b'{"sequence":1,"sequence":1}\n'), "it is not JSON"),
+    (lambda raw: raw.insert(2, raw[0].replace(b":1,", b":3,")), "it is not the line that followed"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), DAMAGE)
+def test_each_kind_of_damage_has_its_message(
+    path: Path, change: Callable[[list[bytes]], object], message: str
+) -> None:
+    write(path, 1, 2, 3)
+    raw = split(path.read_bytes())
+    change(raw)
+    path.write_bytes(b"".join(raw))
+    with pytest.raises(AuditBroken, match=message):
+        verify(path)
+    with pytest.raises(AuditBroken, match=message):
+        list(read(path))
+
+
+def test_one_segment_twice_is_said_to_be_so(path: Path) -> None:
+    write(path, 1)
+    path.with_name("audit.jsonl.1").write_bytes(path.read_bytes())
+    with pytest.raises(AuditBroken, match="both begin with line 1: move the one away"):
+        verify(path)
+
+
+def test_a_file_that_is_not_there_or_holds_nothing_is_an_error(path: Path) -> None:
+    with pytest.raises(AuditError, match="there is no audit file"):
+        verify(path)
+    path.touch()
+    with pytest.raises(AuditError, match="holds no line yet"):
+        verify(path)
+
+
+def test_several_chains_are_verified_each_by_itself(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.jsonl", tmp_path / "other.jsonl"
+    write(one, 1, 2, rotate_bytes=500)
+    write(other, 3)
+    with pytest.raises(AuditError, match="files of 2 chains: verify each by itself"):
+        verify([one, other])
+    groups = chains([one, other])
+    assert sorted(len(group) for group in groups) == [1, 2]
+    assert sorted(verify(group).events for group in groups) == [1, 2]
+
+
+def test_an_event_that_this_version_does_not_know_is_no_damage_but_cannot_be_read(
+    path: Path,
+) -> None:
+    key = Key.generate("Ed25519")
+    tip = Tip.new()
+    raw = [tip.header(key, USE.time)]
+    unknown = replace(USE, action="dance")  # pyright: ignore[reportArgumentType]
+    raw.append(tip.after(raw[0]).event(unknown))
+    path.write_bytes(b"".join(raw))
+    assert verify(path).events == 1
+    with pytest.raises(AuditError, match="read it with a newer one") as caught:
+        list(read(path))
+    assert not isinstance(caught.value, AuditBroken)
+
+
+def test_times_are_written_and_read_to_the_microsecond() -> None:
+    assert format_time(0) == "1970-01-01T00:00:00.000000Z"
+    assert format_time(1_800_000_000.123456) == "2027-01-15T08:00:00.123456Z"

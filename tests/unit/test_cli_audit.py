@@ -1,0 +1,306 @@
+"""`stateful audit`: what it prints, and the exit statuses scripts rely on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from stateful_workflow.audit.chain import Checkpoint
+from stateful_workflow.audit.events import AuditEvent
+from stateful_workflow.audit.file import AuditFile
+from stateful_workflow.cli.app import app
+from stateful_workflow.keyring import Keyring
+
+from .test_audit_file import USE, lines, numbered, write
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STATEFUL_KEYRING", raising=False)
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "audit.jsonl"
+
+
+def audit(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["audit", *(str(argument) for argument in arguments)])
+
+
+def record(path: Path, *events: AuditEvent) -> None:
+    with AuditFile(path) as file:
+        for event in events:
+            file.record(event)
+
+
+# --- verify and checkpoint ---------------------------------------------------
+
+
+def test_verify_says_how_far_it_is_intact(path: Path) -> None:
+    write(path, 1)
+    anchor = audit("checkpoint", path)
+    assert anchor.exit_code == 0
+    assert Checkpoint.read(anchor.stdout.strip()).sequence == 2
+    write(path, 2)
+    found = audit("verify", path, "--anchor", anchor.stdout.strip())
+    assert (found.exit_code, found.stderr) == (0, "")
+    assert found.stdout.startswith(f"{path}: 2 events in lines 1 to 5. Intact to 3, unanchored")
+
+
+def test_verify_takes_anchors_from_a_file_too(path: Path) -> None:
+    anchors: list[str] = []
+    for number in range(3):
+        write(path, number, on_checkpoint=anchors.append)
+    kept = path.with_name("anchors")
+    kept.write_text("\n".join(anchors) + "\n")
+    found = audit("verify", path, "--anchor", kept, "--json")
+    (data,) = json.loads(found.stdout)
+    assert (data["intact_to"], data["events"], data["key_pinned"]) == (7, 3, False)
+    assert data["says"].startswith("3 events")
+
+
+def test_verify_takes_the_key_from_elsewhere(path: Path) -> None:
+    write(path, 1)
+    key = path.with_name("key.jwk")
+    printed = audit("key", path)
+    assert json.loads(printed.stdout).keys() == {"kty", "crv", "x"}
+    key.write_text(printed.stdout)
+    assert "by the key that was asked for" in audit("verify", path, "--key", key).stdout
+    other = path.with_name("other.jsonl")
+    write(other, 1)
+    wrong = audit("verify", other, "--key", key)
+    assert wrong.exit_code == 1
+    assert "this is the key of another" in wrong.stderr
+
+
+def test_a_broken_file_is_status_1_and_says_where(path: Path) -> None:
+    write(path, 1, 2)
+    path.write_bytes(path.read_bytes().replace(b"orders/1", b"orders/7"))
+    for options in ([], ["--json"]):
+        found = audit("verify", path, *options)
+        assert found.exit_code == 1
+        assert found.stderr.startswith(f"error: {path} line 3 (after line 2 of the chain): ")
+    assert "line 3" in json.loads(audit("verify", path, "--json").stdout)[0]["error"]
+
+
+def test_several_records_are_verified_each_with_its_own_anchors(path: Path) -> None:
+    other = path.with_name("other.jsonl")
+    write(path, 1)
+    write(other, 2)
+    anchors = [audit("checkpoint", one).stdout.strip() for one in (path, other)]
+    found = audit("verify", path, other, "--anchor", anchors[0], "--anchor", anchors[1])
+    assert found.exit_code == 0
+    assert found.stdout.count("Intact to 3") == 2
+    missing = audit("verify", path, "--anchor", anchors[1])
+    assert missing.exit_code == 1
+    assert "a file was taken away or replaced" in missing.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["verify", "{path}", "--anchor", "what"], "is neither a checkpoint nor a file of them"),
+        (["verify", "{path}", "--anchor", "{path}"], "holds something else than checkpoints"),
+        (["verify", "{path}", "--key", "{path}"], "is no public Ed25519 key"),
+        (["verify", "{path}", "--key", "missing"], "the key missing cannot be read"),
+        (["verify", "missing.jsonl"], "there is no audit file"),
+        (["checkpoint", "missing.jsonl"], "there is no audit file"),
+        (["key", "missing.jsonl"], "there is no audit file"),
+        (["tail", "missing.jsonl"], "cannot be read: No such file"),
+        (["review", "missing.jsonl"], "there is no audit file"),
+        (["review", "{path}", "--keyring", "missing"], "the keyring missing cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_status_1(
+    path: Path, arguments: list[str], message: str
+) -> None:
+    write(path, 1)
+    found = audit(*(one.format(path=path) for one in arguments))
+    assert found.exit_code == 1
+    assert found.stderr.startswith("error: ")
+    assert message in found.stderr
+    assert found.stderr.count("\n") == 1
+
+
+def test_the_last_checkpoint_may_be_in_an_older_segment(path: Path) -> None:
+    with AuditFile(path, rotate_bytes=1) as file:
+        file.record(numbered(1))
+        file.record(numbered(2))
+        found = audit("checkpoint", path)
+        assert Checkpoint.read(found.stdout.strip()).sequence == 4
+    path.unlink()
+    assert audit("checkpoint", path).exit_code == 0
+
+
+def test_no_checkpoint_is_an_error(path: Path) -> None:
+    with AuditFile(path):
+        found = audit("checkpoint", path)
+    assert (found.exit_code, found.stdout) == (1, "")
+    assert "has no checkpoint yet" in found.stderr
+
+
+# --- review ------------------------------------------------------------------
+
+READ = replace(USE, action="read", reader="nobody", origin=None, method=None, status=None)
+
+
+def test_review_of_a_clean_record_is_status_0(path: Path) -> None:
+    write(path, 1)
+    found = audit("review", path)
+    assert (found.exit_code, found.stdout) == (0, "nothing found\n")
+    assert json.loads(audit("review", path, "--json").stdout) == []
+
+
+def test_review_shows_what_it_found_and_is_status_3(path: Path) -> None:
+    refused = replace(USE, action="refuse", outcome="failure", reason="OriginNotAllowed")
+    record(path, USE, refused)
+    found = audit("review", path)
+    assert found.exit_code == 1
+    assert found.stdout.splitlines()[0].startswith("refused   apiToken was refused for https://")
+    assert "audit.jsonl 3 2027-01-15 08:00:00.250 refuse" in found.stdout.splitlines()[1]
+    (data,) = json.loads(audit("review", path, "--json").stdout)
+    assert (data["kind"], data["count"]) == ("refused", 1)
+    assert data["evidence"][0] == refused.attributes() | {
+        "file": str(path),
+        "sequence": 3,
+        "timestamp": "2027-01-15T08:00:00.250000Z",
+    }
+
+
+def test_review_with_a_keyring_looks_at_readers(path: Path) -> None:
+    keyring = path.with_name("keyring.json")
+    Keyring.generate().save(keyring)
+    readers = [key for key in Keyring.load(keyring).keys() if key.kind == "reader"]
+    record(path, replace(READ, reader=readers[0].kid), READ)
+    assert audit("review", path).exit_code == 0
+    found = audit("review", path, "--keyring", keyring)
+    assert found.exit_code == 1
+    assert "opened with the key nobody" in found.stdout
+    assert readers[0].kid not in found.stdout
+    Keyring.load(keyring).revoke(readers[0].kid).replace_file_of(Keyring.load(keyring))
+    assert readers[0].kid in audit("review", path, "--keyring", keyring).stdout
+
+
+def test_review_merges_the_records_of_several_processes(path: Path) -> None:
+    other = path.with_name("other.jsonl")
+    accept = replace(USE, action="accept", version=1)
+    revoked = replace(accept, kind="revocation", version=2, time=USE.time + 10)
+    record(path, accept, revoked)
+    record(other, replace(USE, version=1, time=USE.time + 60))
+    assert audit("review", other).exit_code == 0
+    assert audit("review", path, other).stdout.startswith("revoked ")
+
+
+def test_review_of_a_broken_file_is_status_1_and_shows_what_is_before(path: Path) -> None:
+    refused = replace(USE, action="refuse", outcome="failure", reason="TokenExpired")
+    record(path, refused, numbered(1), numbered(2))
+    path.write_bytes(path.read_bytes().replace(b"orders/2", b"orders/7"))
+    found = audit("review", path)
+    assert found.exit_code == 1
+    assert found.stdout.startswith("refused")
+    assert found.stderr.startswith(f"error: {path} line 5")
+
+
+@pytest.mark.parametrize(
+    ("since", "status"),
+    [
+        ("2027-01-15", 1),
+        ("2027-01-15T08:00:00Z", 1),
+        ("2027-01-15T09:00:00+01:00", 1),
+        ("2027-01-15T08:00:01", 0),
+        ("2027-01-16", 0),
+        ("yesterday", 2),
+    ],
+)
+def test_review_takes_a_time_to_begin_with(path: Path, since: str, status: int) -> None:
+    record(path, replace(USE, action="refuse", outcome="failure", reason="TokenExpired"))
+    assert audit("review", path, "--since", since).exit_code == status
+
+
+def test_review_takes_a_number_of_versions(path: Path) -> None:
+    accept = replace(USE, action="accept", version=1)
+    newer = replace(accept, workflow_id="orders", version=2, time=USE.time + 10)
+    record(path, accept, newer, replace(USE, version=1, time=USE.time + 60))
+    assert audit("review", path).exit_code == 0
+    assert audit("review", path, "--behind", "1").stdout.startswith("behind ")
+    assert audit("review", path, "--behind", "0").exit_code == 2
+
+
+# --- tail --------------------------------------------------------------------
+
+
+def test_tail_shows_the_last_events(path: Path) -> None:
+    write(path, *range(20))
+    found = audit("tail", path)
+    assert found.exit_code == 0
+    shown = found.stdout.splitlines()
+    assert len(shown) == 10
+    assert shown[-1] == (
+        "2027-01-15 08:00:19.250 use      apiToken 0123456789ab at orders/19 GET "
+        "https://api.example.com 200"
+    )
+    assert len(audit("tail", path, "-n", "3").stdout.splitlines()) == 3
+    assert audit("tail", path, "-n", "0").stdout == ""
+
+
+def test_tail_with_json_prints_the_lines_as_they_are(path: Path) -> None:
+    write(path, 1, 2)
+    found = audit("tail", path, "--json", "-n", "1")
+    assert json.loads(found.stdout) == lines(path)[2]
+
+
+def test_tail_shows_what_is_no_event_as_such(path: Path) -> None:
+    path.write_bytes(b"what \x1b[31m?\n")
+    shown = audit("tail", path).stdout
+    assert "no event (it is not JSON): what \\x1b[31m?" in shown
+
+
+def test_nothing_that_a_terminal_would_act_upon_is_printed(path: Path) -> None:
+    record(path, replace(USE, action="refuse", outcome="failure", workflow_id="\x1b]0;evil\x07"))
+    for command in ("tail", "review"):
+        assert "\x1b" not in audit(command, path).stdout
+        assert "\x07" not in audit(command, path).stdout
+
+
+@pytest.fixture
+def following(path: Path) -> Iterator[subprocess.Popen[str]]:
+    write(path, 1)
+    started = subprocess.Popen(
+        [sys.executable, "-m", "stateful_workflow", "audit", "tail", path, "-f"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"NO_COLOR": "1"},
+    )
+    yield started
+    started.kill()
+    started.communicate()
+
+
+def test_tail_follows_through_a_rotation_until_it_is_stopped(
+    path: Path, following: subprocess.Popen[str]
+) -> None:
+    assert following.stdout is not None
+
+    def shows(number: int) -> bool:
+        assert following.stdout is not None
+        return f"at orders/{number} " in following.stdout.readline()
+
+    assert shows(1)
+    write(path, 2)
+    assert shows(2)
+    path.rename(path.with_name("audit.jsonl.1"))
+    write(path, 3)
+    assert shows(3)
+    following.send_signal(signal.SIGINT)
+    assert following.wait(10) == 0
