@@ -48,7 +48,9 @@ KNOWN: Final = (
 """Commands that are known and not run here."""
 
 WALKED: Final = {
+    "docs/audit.md": "tests/docs/test_audit.py",
     "docs/kms.md": "tests/server/test_kms.py",
+    "docs/operations.md": "tests/docs/test_operations.py",
     "docs/security.md": "tests/docs/test_security.py",
 }
 """Documents whose blocks have a test of their own."""
@@ -360,6 +362,23 @@ async def the_console(reader: Reader, block: Block) -> None:
     assert _alike(printed) == _alike(promised), block.place
 
 
+async def the_record(reader: Reader, block: Block) -> None:
+    before = Path.cwd()
+    os.chdir(reader.home)
+    try:
+        await reader.python(block)
+    finally:
+        os.chdir(before)
+    plugin: StatefulPlugin = reader._names["plugin"]  # pyright: ignore[reportPrivateUsage]
+    client = await Client.connect(reader.engine.address, plugins=[plugin])
+    await TokenClient(client, reader.keyring).set("tenant-acme", SECOND)
+    plugin.audit.close()
+    shown = await reader.shell("stateful audit tail worker.jsonl", block.place)
+    assert SECOND not in shown
+    assert shown.count("set") >= 2
+    await reader.shell("stateful audit verify worker.jsonl", block.place)
+
+
 def _alike(text: str) -> list[str]:
     """Without what differs from run to run: fingerprints, ages, the order of siblings."""
     text = re.sub(r"\b[0-9a-f]{16}\b", "FINGERPRINT", text)
@@ -376,6 +395,7 @@ CLAIMS: Final[dict[tuple[str, str], Callable[[Reader, Block], Awaitable[None]]]]
     ("python", "Keep it from a child"): the_withholding,
     ("sh", "From the command line"): the_command_line,
     ("console", "From the command line"): the_console,
+    ("python", "Keep a record"): the_record,
 }
 """What is done with the README's blocks, by tag and heading."""
 

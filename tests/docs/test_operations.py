@@ -1,0 +1,579 @@
+"""The procedures of docs/operations.md are followed, each with its trouble made first.
+
+A section's shell blocks run in their order, as a reader would run them; between them stands what
+he would do by hand, such as starting a worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import shutil
+import socket
+import subprocess
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from temporalio.client import Client, WorkflowHandle, WorkflowUpdateStage
+from temporalio.common import RetryPolicy
+
+from stateful_workflow import Keyring, NotConverged, StatefulPlugin, TokenClient
+from stateful_workflow.audit import AuditEvent, AuditFile
+from stateful_workflow.engine import EmbeddedEngine, find_temporal, start_engine
+from stateful_workflow.errors import MessageRefused, TokenForged
+from stateful_workflow.messages import parse
+
+from ..server.api import Api, start_api
+from ..server.conftest import DELETE_SOON, start_worker
+from ..server.support import WITHIN, eventually, nodes_run, sealed_at, status_of
+from ..server.test_metrics import EVERYTHING, scrape
+from ..server.test_runs import delete_run, next_run, run_id
+from ..server.test_unreachable import FEW_SIGNALS, SIGNALS
+from ..server.use_workflows import Caller, Distant, Job
+from ..server.workflows import Flaky, Node, Plan, shown
+from ..tools import needs
+from .test_snippets import BLOCKS, Block, Reader
+
+DOCUMENT: Final = "docs/operations.md"
+ROOT, CHILD = "tenant-acme", "tenant-acme-sync-0"
+FIRST, SECOND, STOLEN = "operations-token-1", "operations-token-2", "operations-stolen"
+ELSEWHERE: Final = "https://api.example.com"
+BEHIND, FOUND = 3, 1
+"""Exit statuses of `stateful tree` and of `stateful audit review`."""
+
+
+def blocks(heading: str, kind: str = "sh") -> list[Block]:
+    """The blocks of a section, in order."""
+    found = [b for b in BLOCKS if (b.document, b.heading, b.kind) == (DOCUMENT, heading, kind)]
+    assert found, f"{DOCUMENT} has no {kind} block under {heading!r}"
+    return found
+
+
+class Volume:
+    """An audit file on a volume that may be full."""
+
+    is_local = True
+
+    def __init__(self, path: Path) -> None:
+        self.is_full = False
+        self._file = AuditFile(path)
+
+    def record(self, event: AuditEvent) -> None:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self._file.record(event)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Site(Reader):
+    """A server, an API, and a worker with its keyring and its record.
+
+    Attributes:
+        client, tokens: of the worker's process, with its part of the keyring.
+        issuer: as a program that sets tokens has it.
+        audit: the worker's record.
+    """
+
+    def __init__(self, home: Path, engine: EmbeddedEngine, api: Api) -> None:
+        super().__init__(home, engine, api)
+        (home / "bin" / "temporal").symlink_to(find_temporal())
+        (home / "record").mkdir()
+        whole = Keyring.generate()
+        whole.save(home / "keyring.json")
+        whole.only(readers=["default"]).save(home / "worker.json")
+        self.audit_path = home / "record" / "worker.jsonl"
+        self.environment.update(AUDIT=str(self.audit_path), NEW_TOKEN=SECOND)
+        self.audit = Volume(self.audit_path)
+        self.client: Client
+        self.issuer: TokenClient
+
+    async def connect(self) -> None:
+        worker_keyring = Keyring.load(self.home / "worker.json")
+        plugin = StatefulPlugin(worker_keyring, audit=self.audit)
+        self.client = await Client.connect(self.engine.address, plugins=[plugin])
+        program = await Client.connect(self.engine.address)
+        self.issuer = TokenClient(program, self.keyring)
+
+    async def run(self, block: Block, status: int = 0) -> str:
+        """Run a block that is to end with this status; what it printed, errors too."""
+        return await self.shell_ends(block.text, block.place, status)
+
+    async def shell_ends(self, script: str, place: str, status: int) -> str:
+        """Run a script that is to end with this status; what it printed, errors too."""
+        done = await asyncio.to_thread(
+            subprocess.run,
+            ["sh", "-eu", "-c", script],
+            cwd=self.home,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=50,
+        )
+        printed = done.stdout + done.stderr
+        assert done.returncode == status, f"{place}: status {done.returncode}\n{printed}"
+        assert FIRST not in printed
+        assert SECOND not in printed
+        return printed
+
+    async def client_of(self, block: Block) -> Client:
+        """The client that a Python block makes."""
+        await self.python(block)
+        return self._names["client"]
+
+    async def start_tree(self, **options: Any) -> None:
+        """A root with one child, both holding the first token."""
+        await self.issuer.start_workflow(
+            Node.run,
+            Plan({"sync-0": Plan()}),
+            id=ROOT,
+            task_queue="tenants",
+            api_token=FIRST,
+            origins=[self.api.origin],
+            **options,
+        )
+        await nodes_run(self.issuer, ROOT, 2)
+
+    async def start_caller(self, origin: str | None = None) -> WorkflowHandle[Any, Any]:
+        """A workflow whose activities call the API, with a token for that or another origin."""
+        return await self.issuer.start_workflow(
+            Caller.run,
+            id=ROOT,
+            task_queue="tenants",
+            api_token=FIRST,
+            origins=[origin or self.api.origin],
+        )
+
+    async def start_distant_child(self) -> None:
+        """A root with one child whose task queue nobody polls."""
+        await self.issuer.start_workflow(
+            Distant.run,
+            {"sync-0": "syncs"},
+            id=ROOT,
+            task_queue="tenants",
+            api_token=FIRST,
+            origins=[self.api.origin],
+        )
+
+        async def is_started() -> bool:
+            children = (await status_of(self.client, ROOT))["children"]
+            return [child["confirmed"] for child in children] == [True]
+
+        await eventually(is_started)
+
+    async def use_up_signals(self, workflow_id: str) -> None:
+        handle = self.client.get_workflow_handle(workflow_id)
+        await asyncio.gather(*[handle.signal("note", str(n)) for n in range(SIGNALS)])
+
+    async def opened(self, workflow_id: str) -> str:
+        """What an activity of a workflow opens, as `shown`."""
+        handle = self.client.get_workflow_handle(workflow_id)
+        return await handle.execute_update("use_token", "apiToken")
+
+    async def all_open(self, token: str) -> None:
+        for node in (ROOT, CHILD):
+            assert await self.opened(node) == shown(token)
+
+    def kid(self, kind: str) -> str:
+        return next(key.kid for key in self.keyring.keys() if key.kind == kind and key.is_active)
+
+
+@asynccontextmanager
+async def start_site(home: Path, extra_args: Sequence[str] = ()) -> AsyncGenerator[Site, None]:
+    async with start_engine(ui=False, extra_args=extra_args) as engine:
+        with start_api() as api:
+            api.valid = {FIRST, SECOND}
+            site = Site(home, engine, api)
+            await site.connect()
+            try:
+                async with start_worker(site.client, "tenants", **EVERYTHING):
+                    yield site
+            finally:
+                site.audit.close()
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    async with start_site(tmp_path) as site:
+        yield site
+
+
+# --- set up --------------------------------------------------------------------------------------
+
+
+async def test_a_runtime_made_as_it_is_written_can_be_scraped(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    monkeypatch.setenv("METRICS_ADDRESS", address)
+    for name in ("TEMPORAL_ADDRESS", "TEMPORAL_CONFIG_FILE", "STATEFUL_KEYRING"):
+        monkeypatch.setenv(name, site.environment[name])
+    (block,) = blocks("Export metrics", "python")
+    client = await site.client_of(block)
+    await site.start_tree()
+    async with start_worker(client, "measured"):
+        await TokenClient(client, site.keyring).rotate(ROOT, SECOND, timeout=WITHIN)
+
+    seen = await scrape(address)
+    assert seen.total("stateful_convergence_bucket", le="3600") == 1
+    assert seen.total("stateful_messages", action="set", outcome="success") == 1
+
+
+@needs("promtool", package="prometheus")
+def test_prometheus_takes_the_configuration(tmp_path: Path) -> None:
+    (block,) = blocks("Scrape them", "text")
+    (tmp_path / "prometheus.yml").write_text(block.text, "utf-8")
+    shutil.copy(Path(__file__).parents[2] / "monitoring" / "alerts.yml", tmp_path)
+    checked = subprocess.run(
+        ["promtool", "check", "config", "prometheus.yml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+# --- who is behind -------------------------------------------------------------------------------
+
+
+async def test_a_node_is_behind(site: Site) -> None:
+    await site.start_distant_child()
+    with pytest.raises(NotConverged):
+        await site.issuer.rotate(ROOT, SECOND, timeout=1)
+
+    look, over = blocks("A node is behind")
+    printed = await site.run(look, BEHIND)
+    assert "1 behind" in printed
+    async with start_worker(site.client, "syncs", **EVERYTHING):
+        await site.run(over)
+        assert (await TokenClient(site.client, site.keyring).get(CHILD)).reveal() == SECOND
+
+
+@pytest.mark.parametrize("ending", ["a worker comes", "the child is ended"])
+async def test_a_child_cannot_be_reached(tmp_path: Path, ending: str) -> None:
+    async with start_site(tmp_path, FEW_SIGNALS) as site:
+        await site.start_distant_child()
+        await site.use_up_signals(CHILD)
+        await site.issuer.set(ROOT, SECOND)
+
+        async def is_undelivered() -> None:
+            undelivered = (await status_of(site.client, ROOT))["undelivered"]
+            assert ["no more signals" in child["reason"] for child in undelivered] == [True]
+
+        await eventually(is_undelivered)
+        look, end, over = blocks("A child cannot be reached")
+        printed = await site.run(look, BEHIND)
+        assert f"undelivered: {CHILD}" in printed
+        assert "takes no more signals" in printed
+        if ending == "a worker comes":
+            async with start_worker(site.client, "syncs", **EVERYTHING):
+                await site.run(over)
+                assert (await site.issuer.get(CHILD)).reveal() == SECOND
+        else:
+            await site.run(end)
+            await site.run(over)
+
+
+async def test_a_run_takes_no_more_signals(tmp_path: Path) -> None:
+    async with start_site(tmp_path, FEW_SIGNALS) as site:
+        await site.start_tree()
+        await site.use_up_signals(CHILD)
+        await site.issuer.rotate(ROOT, SECOND, timeout=WITHIN)
+
+        look, end, over = blocks("A run takes no more signals")
+        printed = await site.run(look)
+        assert "told by update" in printed
+        assert f"{site.client.identity}" in printed
+        await site.run(end)
+        assert "told by update" not in await site.run(over)
+        await site.all_open(SECOND)
+
+
+# --- what is sent, held and used -----------------------------------------------------------------
+
+
+async def test_messages_are_rejected(site: Site) -> None:
+    await site.start_tree()
+    held = parse(await sealed_at(site.client, ROOT))
+    newer = replace(held.claims, version=held.claims.version + 1)
+    forged = Keyring.generate().seal(newer, STOLEN)
+    as_trusted = ".".join([held.text.split(".")[0], *forged.split(".")[1:]])
+    intruder = await Client.connect(site.engine.address, identity="intruder@elsewhere")
+    for text in ("garbage", as_trusted):
+        await intruder.get_workflow_handle(ROOT).signal("apiToken", text)
+    await rejected(site, {"TokenMalformed": 1, "TokenForged": 1})
+
+    look, rotate = blocks("Messages are rejected")
+    printed = await site.run(look, FOUND)
+    assert "intruder@elsewhere" in printed
+    for reason in ("TokenMalformed", "TokenForged"):
+        assert reason in printed
+    await site.run(rotate)
+    await site.all_open(SECOND)
+    await rejected(site, {"TokenMalformed": 1, "TokenForged": 1})
+
+
+async def rejected(site: Site, counts: dict[str, int]) -> None:
+    async def are_counted() -> None:
+        assert (await status_of(site.client, ROOT))["rejections"]["counts"] == counts
+
+    await eventually(are_counted)
+
+
+def test_every_reason_for_a_rejection_is_explained() -> None:
+    text = (Path(__file__).parents[2] / DOCUMENT).read_text("utf-8")
+    section = text.partition("\n## Messages are rejected\n")[2].partition("\n## ")[0]
+    for error in (*MessageRefused.__subclasses__(), *TokenForged.__subclasses__()):
+        assert f"`{error.__name__}`" in section
+
+
+async def test_a_token_is_about_to_expire(site: Site) -> None:
+    await site.start_tree(expires_in=1800)
+    soon = await expiry(site)
+
+    renew, over = blocks("A token is about to expire")
+    await site.run(renew)
+    assert "expires" in await site.run(over)
+    assert await expiry(site) > soon
+    await site.all_open(SECOND)
+
+
+async def expiry(site: Site) -> int:
+    """When the child's token expires."""
+    status = await site.issuer.status(CHILD)
+    assert status is not None
+    assert status.expires_at is not None
+    return status.expires_at
+
+
+async def test_calls_are_answered_401(site: Site) -> None:
+    site.api.valid = {SECOND}
+    root = await site.start_caller()
+    job = Job([site.api.url("items")], insist=True, attempts=0)
+    update = await root.start_update("do", job, wait_for_stage=WorkflowUpdateStage.ACCEPTED)
+
+    async def is_reported() -> bool:
+        return bool((await status_of(site.client, ROOT))["reports"])
+
+    await eventually(is_reported)
+    look, renew, over = blocks("Calls are answered 401")
+    printed = await site.run(look)
+    assert "401" in printed
+    assert '"reports":{"apiToken"' in printed
+    await site.run(renew)
+    assert await update.result() == ["200"]
+    *_, last = (await site.run(over)).splitlines()
+    assert last.endswith(" 200")
+
+
+async def test_a_request_to_another_origin_is_refused(site: Site) -> None:
+    root = await site.start_caller(ELSEWHERE)
+    (refused,) = await root.execute_update("do", Job([site.api.url("items")]))
+    assert refused.startswith("OriginNotAllowed")
+
+    look, allow, over = blocks("A request to another origin is refused")
+    printed = await site.run(look, FOUND)
+    assert site.api.origin in printed
+    assert ELSEWHERE in printed
+    site.environment.update(OLD_ORIGIN=ELSEWHERE, NEW_ORIGIN=site.api.origin)
+    await site.run(allow)
+    assert await root.execute_update("do", Job([site.api.url("items")])) == ["200"]
+    *_, last = (await site.run(over)).splitlines()
+    assert last.endswith(f"{site.api.origin} 200")
+
+
+async def test_a_workflow_needs_its_token_set_again(tmp_path: Path) -> None:
+    async with start_site(tmp_path, DELETE_SOON) as site:
+        handle = await site.issuer.start_workflow(
+            Flaky.run,
+            Plan(),
+            id=ROOT,
+            task_queue="tenants",
+            api_token=FIRST,
+            origins=[ELSEWHERE],
+            retry_policy=RetryPolicy(initial_interval=timedelta(seconds=6), backoff_coefficient=1),
+        )
+        await nodes_run(site.issuer, ROOT, 1)
+        before = await run_id(site.client, ROOT)
+        await handle.signal("break_down")
+
+        async def is_retried() -> bool:
+            return await run_id(site.client, ROOT) != before
+
+        await eventually(is_retried)
+        await delete_run(site.client, ROOT, str(before))
+        await next_run(site.client, ROOT, before)
+
+        async def is_lost() -> bool:
+            status = await site.issuer.status(ROOT)
+            return status is not None and status.state == "needs_set"
+
+        await eventually(is_lost)
+        look, again, over = blocks("A workflow needs its token set again")
+        assert "needs_set" in await site.run(look)
+        site.environment["ORIGIN"] = ELSEWHERE
+        await site.run(again)
+        assert "held" in await site.run(over)
+        assert await site.opened(ROOT) == shown(SECOND)
+
+
+# --- what leaked ---------------------------------------------------------------------------------
+
+
+async def test_a_token_leaked(site: Site) -> None:
+    await site.start_tree()
+    await site.all_open(FIRST)
+
+    rotate, cut, look, give_back, over = blocks("A token leaked")
+    await site.run(rotate)
+    await site.run(cut)
+    assert await site.opened(ROOT) == shown(SECOND)
+    assert await site.opened(CHILD) == "TokenRevoked"
+    printed = await site.run(look)
+    seen = Counter(line.split()[2] for line in printed.splitlines() if CHILD in line)
+    assert seen["read"] == 1
+    assert seen["refuse"] == 1
+    await site.run(give_back)
+    await site.run(over)
+    await site.all_open(SECOND)
+
+
+async def test_a_reader_key_leaked(site: Site) -> None:
+    await site.start_tree()
+    await site.all_open(FIRST)
+    leaked = site.kid("reader")
+    thief = Keyring.load(site.home / "worker.json")
+    thief_of = TokenClient(await Client.connect(site.engine.address), thief)
+    site.environment["LEAKED_READER"] = leaked
+
+    look, change, over = blocks("A reader key leaked")
+    assert leaked in await site.run(look)
+    await site.run(change)
+    await site.all_open(SECOND)
+    with pytest.raises(Exception, match="reader"):
+        await as_it_was(thief_of, thief).get(ROOT)
+    listed, _, tail = (await site.run(over)).partition(" read ")
+    assert "revoked" in listed
+    *_, last_read = [line for line in tail.splitlines() if " in reveal" in line]
+    assert leaked not in last_read
+    assert site.kid("reader") in last_read
+
+
+def as_it_was(tokens: TokenClient, keyring: Keyring) -> TokenClient:
+    """A client with a keyring that follows no file."""
+    copied = Keyring.from_json(keyring.to_json())
+    return TokenClient(tokens._client, copied)  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_an_issuer_key_leaked(site: Site) -> None:
+    await site.start_tree()
+    leaked = site.kid("issuer")
+    thief = Keyring.from_json(site.keyring.only(issuers=True).to_json())
+    held = parse(await sealed_at(site.client, ROOT))
+    theirs = replace(held.claims, version=held.claims.version + 60_000)
+    handle = site.client.get_workflow_handle(ROOT)
+    await handle.signal("apiToken", thief.seal(theirs, STOLEN))
+
+    async def is_taken() -> bool:
+        return await site.opened(ROOT) == shown(STOLEN)
+
+    await eventually(is_taken)
+    site.environment["LEAKED_ISSUER"] = leaked
+
+    look, change, over = blocks("An issuer key leaked")
+    assert leaked in await site.run(look)
+    await site.run(change)
+    await site.all_open(SECOND)
+    successor = site.kid("issuer")
+    assert successor != leaked
+    assert successor in await site.run(over)
+    later = replace(theirs, version=theirs.version + 60_000)
+    await handle.signal("apiToken", thief.seal(later, STOLEN))
+    await rejected(site, {"TokenForged": 1})
+    await site.all_open(SECOND)
+
+
+async def test_a_worker_has_an_old_keyring(site: Site) -> None:
+    await site.start_tree()
+    await site.shell("stateful keys add-issuer", "before")
+    refused = await site.shell_ends(
+        f"stateful token set {ROOT} --from-env NEW_TOKEN", "before", status=1
+    )
+    assert "not known yet" in refused
+    newest = [key.kid for key in site.keyring.keys() if key.kind == "issuer"][-1]
+
+    look, change, over = blocks("A worker has an old keyring")
+    assert (await site.run(look)).count(newest) == 1
+    await site.run(change)
+    assert newest in await site.run(over)
+    await site.all_open(SECOND)
+
+
+# --- the record ----------------------------------------------------------------------------------
+
+
+async def test_the_audit_sink_fails(site: Site) -> None:
+    root = await site.start_caller()
+    site.audit.is_full = True
+    job = Job([site.api.url("items")], insist=True, attempts=0)
+    update = await root.start_update("do", job, wait_for_stage=WorkflowUpdateStage.ACCEPTED)
+    assert site.api.calls == []
+
+    look, over = blocks("The audit sink fails")
+    assert "worker.jsonl" in await site.run(look)
+    site.audit.is_full = False
+    assert await update.result() == ["200"]
+    assert " lost " in await site.run(over)
+
+
+async def test_an_audit_file_does_not_verify(tmp_path: Path) -> None:
+    async with start_engine(ui=False) as engine:
+        with start_api() as api:
+            site = Site(tmp_path, engine, api)
+            await site.connect()
+            (keep,) = blocks("Keep what cannot be had afterwards")
+            look, away, read, begin, over = blocks("An audit file does not verify")
+            async with start_worker(site.client, "tenants", **EVERYTHING):
+                await site.start_tree()
+                await site.all_open(FIRST)
+            site.audit.close()
+            await site.run(keep)
+            lines = site.audit_path.read_bytes().splitlines(keepends=True)
+            opened = next(n for n, line in enumerate(lines) if b'"read"' in line)
+            site.audit_path.write_bytes(b"".join(lines[:opened] + lines[opened + 1 :]))
+
+            assert f"line {opened + 1}" in await site.run(look, 1)
+            await site.run(away)
+            assert not list(site.audit_path.parent.iterdir())
+            assert f"line {opened + 1}" in await site.run(read, 1)
+
+            site.audit = Volume(site.audit_path)
+            await site.connect()
+            async with start_worker(site.client, "tenants", **EVERYTHING):
+                await site.all_open(FIRST)
+            site.audit.close()
+            await site.run(begin)
+            await site.run(over)
+
+
+# --- the document itself -------------------------------------------------------------------------
+
+
+def test_every_section_is_followed_here() -> None:
+    """Each heading with commands is named by a test."""
+    source = Path(__file__).read_text("utf-8")
+    headings = {b.heading for b in BLOCKS if b.document == DOCUMENT and b.kind in {"sh", "python"}}
+    assert len(headings) > 14
+    for heading in headings:
+        assert f'blocks("{heading}"' in source, heading
