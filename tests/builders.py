@@ -11,7 +11,6 @@ from typing import Any, cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from stateful_workflow.audit.recorder import Recorder, SinkWriter
 from stateful_workflow.issuers import Issuer
 from stateful_workflow.keyring import Keyring
 from stateful_workflow.messages import (
@@ -25,6 +24,7 @@ from stateful_workflow.messages import (
     parse,
 )
 from stateful_workflow.metrics import Metrics
+from stateful_workflow.recorder import Recorder, SinkWriter
 
 Json = dict[str, Any]
 

@@ -17,7 +17,6 @@ from temporalio.client import Client, WorkflowQueryFailedError
 from temporalio.service import RPCError
 
 from .audit.events import Action, AuditEvent, Outcome, of_message
-from .audit.recorder import Recorder, SinkWriter
 from .errors import (
     KeyringError,
     NewestUnknown,
@@ -31,6 +30,7 @@ from .headers import Use
 from .keyring import Keyring
 from .messages import DEFAULT_NAME, Message, SealedToken, parse
 from .metrics import Metrics
+from .recorder import Recorder, SinkWriter
 from .status import cure
 from .tokens import ApiToken, token_claims
 from .wire import MESSAGE, REPORT
@@ -171,8 +171,6 @@ class ActivityTokens:
     ) -> AuditEvent:
         """An event of the running activity; see `AuditEvent`."""
         info = self._info
-        of = of_message(message)
-        of["name"] = name
         return AuditEvent(
             time=time.time(),
             action=action,
@@ -189,7 +187,7 @@ class ActivityTokens:
             origin=origin,
             method=method,
             status=status,
-            **of,
+            **of_message(message, name),
         )
 
     def _open(self, name: str, standing: Standing) -> ApiToken:

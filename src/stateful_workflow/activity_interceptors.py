@@ -25,10 +25,10 @@ from temporalio.worker import (
 
 from .activity import EVENTS, ActivityTokens, InProcess, Returned, running
 from .audit.events import AuditEvent
-from .audit.recorder import Recorder
 from .errors import StatefulError, TokenExposed
 from .headers import Use
 from .keyring import Keyring
+from .recorder import Recorder
 from .wire import ACTIVITIES, USE_HEADER
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from datetime import timedelta
@@ -15,7 +15,6 @@ from typing import Any, Final, Literal, TypedDict, cast, overload
 import temporalio.common
 from temporalio.client import (
     Client,
-    ClientConfig,
     Interceptor,
     OutboundInterceptor,
     StartWorkflowInput,
@@ -37,7 +36,6 @@ from typing_extensions import ParamSpec, Unpack
 
 from . import errors
 from .audit.events import Action, AuditEvent, AuditSink, Outcome, of_message
-from .audit.recorder import AuditFailure, Recorder, SinkWriter
 from .errors import (
     KeyringError,
     MessageRefused,
@@ -57,7 +55,7 @@ from .ledger import Ledger
 from .messages import DEFAULT_NAME, Claims, Message, parse
 from .metrics import Metrics
 from .origins import origin_of
-from .plugin import StatefulPlugin
+from .recorder import FailureRule, Recorder, SinkWriter, writer_of
 from .status import TokenStatus, TokenTree, cure
 from .tokens import ApiToken, kept, next_version, token_claims
 from .tree import TreeWalk, ask, query_error
@@ -120,7 +118,10 @@ class TokenClient:
             for `status` and `tree`. One that was loaded from a file follows that file.
         audit: where what is set and read here goes on record; None takes that of the client's
             `StatefulPlugin`, where it has one.
-        audit_failure: as `StatefulPlugin`'s, for `audit`. A token is revoked even so.
+        audit_failure: as `StatefulPlugin`'s, for `audit`; None means "block".
+
+    Raises:
+        ValueError: where `audit_failure` is none of its values, or given without `audit`.
     """
 
     def __init__(
@@ -129,12 +130,17 @@ class TokenClient:
         keyring: Keyring | None = None,
         *,
         audit: AuditSink | None = None,
-        audit_failure: AuditFailure = "block",
+        audit_failure: FailureRule | None = None,
     ) -> None:
+        if audit is None and audit_failure is not None:
+            raise ValueError("audit_failure= is for audit=; the client's plugin has its own")
         self._client = client
         self._keyring = None if keyring is None else KeyringSource(keyring)
         config = client.config(active_config=True)
-        writer = SinkWriter(audit, audit_failure) if audit is not None else _audit_of(config)
+        if audit is None:
+            writer = writer_of(config["plugins"])
+        else:
+            writer = SinkWriter(audit, audit_failure or "block")
         self._recorder = Recorder(writer, Metrics.of(client))
         config["interceptors"] = [*config["interceptors"], _StartHeader()]
         config["plugins"] = []  # they have configured this already
@@ -210,6 +216,7 @@ class TokenClient:
         Raises:
             KeyringError, NoIssuerKey, IssuerLimited, NoReaderKey, OriginsMissing, ValueError,
             TokenMalformed: the token cannot be sealed.
+            AuditFailed: it could not be put on record, and nothing was started.
             temporalio.exceptions.WorkflowAlreadyStartedError: as the SDK.
         """
         token = {key: options.pop(key) for key in TokenOptions.__annotations__ if key in options}
@@ -222,7 +229,10 @@ class TokenClient:
                 "a workflow that is running already would not get this token: start it without "
                 "USE_EXISTING, or use set()"
             )
-        start, message = await asyncio.to_thread(self._start_state, id, cast("TokenOptions", token))
+        with self._sealing("set", id, str(token.get("name", DEFAULT_NAME))):
+            start, message = await asyncio.to_thread(
+                self._start_state, id, cast("TokenOptions", token)
+            )
         reset = _start_state.set(start)
         try:
             async with self._on_record("set", id, message):
@@ -388,7 +398,9 @@ class TokenClient:
     async def revoke(self, workflow_id: str, name: str = DEFAULT_NAME) -> TokenStatus:
         """Take the token away from a workflow and all below it, except where one is set lower.
 
-        Raises: as `set`.
+        It is sent even where it cannot be put on record.
+
+        Raises: as `set`, but for AuditFailed.
         """
         return await self._revoke(workflow_id, name, inherit=False)
 
@@ -437,14 +449,15 @@ class TokenClient:
         """
         keyring = self._require_keyring()
         for attempt in range(1, _ATTEMPTS + 1):
-            held = await self._open(workflow_id, name)
+            held = await self.get(workflow_id, name)
             claims = replace(
                 held.message.claims,
                 # Not the time: whatever is set meanwhile is newer.
                 version=held.message.claims.version + 1,
                 audiences=kept("readers", readers, held.message.claims.audiences),
             )
-            message = await asyncio.to_thread(keyring.seal, claims, held.reveal())
+            with self._sealing("reseal", claims.authority, name):
+                message = await asyncio.to_thread(keyring.seal, claims, held.reveal())
             try:
                 return await self._update("reseal", claims.authority, message)
             except TokenStale:
@@ -456,14 +469,11 @@ class TokenClient:
         self, action: Action, workflow_id: str, name: str, make: Callable[[Mapping[str, Any]], str]
     ) -> TokenStatus:
         for attempt in range(1, _ATTEMPTS + 1):
-            try:
+            with self._sealing(action, workflow_id, name):
                 answer = await ask(self._client, workflow_id)
                 if answer.closed:
                     raise WorkflowNotFound(f"there is no open workflow {workflow_id}: it is closed")
                 message = await asyncio.to_thread(make, answer.status)
-            except StatefulError as error:
-                self._record(action, workflow_id, name, None, error)
-                raise
             try:
                 return await self._update(action, workflow_id, message)
             except TokenStale:
@@ -475,6 +485,15 @@ class TokenClient:
     async def _update(self, action: Action, workflow_id: str, message: str) -> TokenStatus:
         async with self._on_record(action, workflow_id, parse(message)):
             return await self._execute_update(workflow_id, message)
+
+    @contextmanager
+    def _sealing(self, action: Action, workflow_id: str, name: str) -> Generator[None, None, None]:
+        """What keeps a message from being made in the block stands on record."""
+        try:
+            yield
+        except StatefulError as error:
+            self._failed(action, workflow_id, name, None, error)
+            raise
 
     @asynccontextmanager
     async def _on_record(
@@ -492,7 +511,7 @@ class TokenClient:
         try:
             yield
         except BaseException as error:
-            self._record(action, workflow_id, message.claims.name, message, error)
+            self._failed(action, workflow_id, message.claims.name, message, error)
             raise
         self._recorder.record(
             self._event(action, "success", workflow_id, message.claims.name, message)
@@ -504,7 +523,7 @@ class TokenClient:
         else:
             self._recorder.require(event)
 
-    def _record(
+    def _failed(
         self,
         action: Action,
         workflow_id: str,
@@ -513,8 +532,9 @@ class TokenClient:
         error: BaseException,
     ) -> None:
         outcome = "unknown" if isinstance(error, _UNKNOWN) else "failure"
-        event = self._event(action, outcome, workflow_id, name, message)
-        self._recorder.record(replace(event, reason=type(error).__name__))
+        self._recorder.record(
+            self._event(action, outcome, workflow_id, name, message, reason=type(error).__name__)
+        )
 
     def _event(
         self,
@@ -523,16 +543,19 @@ class TokenClient:
         workflow_id: str,
         name: str,
         message: Message | None,
+        *,
+        reason: str | None = None,
+        reader: str | None = None,
     ) -> AuditEvent:
-        of = of_message(message)
-        of["name"] = name
         return AuditEvent(
             time=time.time(),
             action=action,
             outcome=outcome,
+            reason=reason,
             namespace=self._client.namespace,
             workflow_id=workflow_id,
-            **of,
+            reader=reader,
+            **of_message(message, name),
         )
 
     async def _execute_update(self, workflow_id: str, message: str) -> TokenStatus:
@@ -573,38 +596,35 @@ class TokenClient:
             WorkflowNotFound, NotStateful, NoWorkerAnswers, OperationFailed: as `status`.
             AuditFailed: it could not be put on record, and is not given out.
         """
-        return await self._open(workflow_id, name)
-
-    async def _open(self, workflow_id: str, name: str) -> ApiToken:
-        """Open a token, on record."""
+        keyring = self._require_keyring()
+        message: Message | None = None
         try:
-            token = await self._opened(workflow_id, name)
+            message = await self._sealed(workflow_id, name)
+            secret = await asyncio.to_thread(
+                keyring.open,
+                message,
+                now=time.time(),
+                namespace=self._client.namespace,
+                workflow_type=None,
+            )
         except StatefulError as error:
             action = "read" if isinstance(error, OperationFailed) else "refuse"
-            self._record(action, workflow_id, name, None, error)
+            self._failed(action, workflow_id, name, message, error)
             raise
-        event = self._event("read", "success", workflow_id, name, token.message)
-        reader = self._require_keyring().reader_of(token.message)
-        await self._require(replace(event, reader=reader))
-        return token
+        reader = keyring.reader_of(message)
+        await self._require(
+            self._event("read", "success", workflow_id, name, message, reader=reader)
+        )
+        return ApiToken(message, secret)
 
-    async def _opened(self, workflow_id: str, name: str) -> ApiToken:
-        keyring = self._require_keyring()
+    async def _sealed(self, workflow_id: str, name: str) -> Message:
         answer = await self._query(workflow_id, name)
         if answer is None or answer["sealed"] is None:
             state = "none" if answer is None else answer["state"]
             if state == "revoked":
                 raise TokenRevoked(f"{name} is revoked at workflow {workflow_id}")
             raise TokenNotSet(f"workflow {workflow_id} has no {name}: {cure(state)}")
-        message = parse(answer["sealed"])
-        secret = await asyncio.to_thread(
-            keyring.open,
-            message,
-            now=time.time(),
-            namespace=self._client.namespace,
-            workflow_type=None,
-        )
-        return ApiToken(message, secret)
+        return parse(answer["sealed"])
 
     async def status(self, workflow_id: str, name: str = DEFAULT_NAME) -> TokenStatus | None:
         """What is known of a credential at a workflow, without opening it; None where nothing is.
@@ -656,13 +676,6 @@ class _StartHeaderOutbound(OutboundInterceptor):
         if start is not None:
             input.headers = {**input.headers, NODE_HEADER: start.to_payload()}
         return await super().start_workflow(input)
-
-
-def _audit_of(config: ClientConfig) -> SinkWriter:
-    for plugin in config["plugins"]:
-        if isinstance(plugin, StatefulPlugin):
-            return plugin.audit
-    return SinkWriter(None)
 
 
 def _held_at(status: Mapping[str, Any], name: str, authority: str) -> Mapping[str, Any] | None:

@@ -130,7 +130,7 @@ class Fanout:
             indexes = [messages.setdefault(message.text, len(messages)) for message in lacking]
             targets.append((child.id, child.type, indexes))
             told[child.id] = lacking
-        self._record.owes(self, len(targets))
+        self._record.owes(len(targets))
         ended = [child.id for child in self._ledger.children.values() if child.ended]
         self._starts = {child.id: child.start for child in self._ledger.children.values()}
         return ForwardRequest(list(messages), targets, ended, seconds), told
@@ -149,7 +149,7 @@ class Fanout:
             if child_id not in untold and self._is_same(child_id):
                 self._ledger.delivered(child_id, messages)
                 self.by_update.discard(child_id)
-        self._record.owes(self, len(told.keys() & {*result.left, *result.failed}))
+        self._record.owes(len(told.keys() & {*result.left, *result.failed}))
         self.by_update |= {child_id for child_id in result.by_update if self._is_same(child_id)}
         self.by_update &= self._ledger.children.keys()
         for child_id, orphans in result.closed.items():

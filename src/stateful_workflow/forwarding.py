@@ -25,10 +25,10 @@ from temporalio.client import (
 from temporalio.service import RPCError, RPCStatusCode
 
 from .audit.events import AuditEvent, of_message
-from .audit.recorder import Recorder
 from .errors import KeyringError
 from .keyring import Keyring
 from .messages import parse
+from .recorder import Recorder
 from .wire import FORWARD, MESSAGE, RECOVER, STATE_QUERY, STATUS_QUERY, TRUST
 
 MAX_CONCURRENT_SIGNALS: Final = 100
@@ -158,6 +158,7 @@ class NodeActivities:
         result: ForwardResult,
     ) -> None:
         child_id, child_type, indexes = target
+        index = indexes[0]
         if child_type in self._plain_types:
             result.plain.append(child_id)
             return
@@ -173,16 +174,16 @@ class NodeActivities:
                     delivery.record(target, index)
         except WorkflowUpdateRPCTimeoutOrCancelledError as error:
             result.failed[child_id] = "its run takes no more signals, and no update was answered"
-            delivery.record(target, indexes[-1], type(error).__name__)
+            delivery.record(target, index, type(error).__name__)
         except RPCError as error:
-            delivery.record(target, indexes[-1], error.status.name)
+            delivery.record(target, index, error.status.name)
             if error.status != RPCStatusCode.NOT_FOUND:
                 result.failed[child_id] = f"{error.status.name}: {error.message}"
                 return
             await self._ask(child_id, deadline, result)
         except Exception as error:  # noqa: BLE001 - what a codec raises; the others are to be told
             result.failed[child_id] = type(error).__name__
-            delivery.record(target, indexes[-1], type(error).__name__)
+            delivery.record(target, index, type(error).__name__)
 
     async def _ask(self, child_id: str, deadline: float, result: ForwardResult) -> None:
         """Ask a closed child for the children it last knew (a closed workflow answers queries)."""

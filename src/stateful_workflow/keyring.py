@@ -440,14 +440,14 @@ class Keyring:
         return self._decrypt(message)
 
     def _decrypt(self, message: Message) -> str:
-        kid = self.reader_of(message)
-        if kid is None:
+        reader = self._reader(message)
+        if reader is None:
             raise NoReaderKey(
                 f"{message.claims.name} is sealed for readers {', '.join(message.readers)}; "
                 "this process has the private key of none of them"
             )
         try:
-            plaintext = self._private_readers()[kid].decrypt(message)
+            plaintext = reader.decrypt(message)
         except ValueError:
             raise TokenMalformed(
                 f"{message.claims.name} (fingerprint {message.fingerprint}) does not decrypt "
@@ -460,11 +460,12 @@ class Keyring:
 
     def reader_of(self, message: Message) -> str | None:
         """The id of the key that opens a message here, or None."""
-        mine = self._private_readers()
-        return next((kid for kid in message.readers if kid in mine), None)
+        reader = self._reader(message)
+        return None if reader is None else reader.kid
 
-    def _private_readers(self) -> dict[str, Key]:
-        return {e.info.kid: e.key for e in self._keys if e.info.kind == "reader" and e.info.private}
+    def _reader(self, message: Message) -> Key | None:
+        mine = {e.info.kid: e.key for e in self._keys if e.info.kind == "reader" and e.info.private}
+        return next((mine[kid] for kid in message.readers if kid in mine), None)
 
     def _issuer(self, claims: Claims) -> Entry:
         """The last issuer of the set that may sign these claims."""

@@ -31,7 +31,6 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from temporalio import workflow
 from temporalio.client import Client
 from temporalio.common import MetricMeter
 from temporalio.runtime import Runtime
@@ -106,7 +105,7 @@ class Metrics:
         self._behind = meter.create_gauge(
             "stateful_nodes_behind", "Children that this process has yet to tell"
         )
-        self._owed: dict[str | int, tuple[int, float]] = {}
+        self._owed: dict[str, tuple[int, float]] = {}
         self._owed_together = 0
         self._timer: threading.Timer | None = None
         self._lock = threading.Lock()
@@ -148,9 +147,9 @@ class Metrics:
             if event.action == "set":
                 self._not_converged.add(0, {"name": name})
 
-    def lost(self, count: int) -> None:
-        """So many events could not be put on record."""
-        self._lost.add(count)
+    def lost(self) -> None:
+        """An event could not be put on record."""
+        self._lost.add(1)
 
     def opened(self, name: str, *, age: float, remaining: float | None) -> None:
         """A token was opened.
@@ -176,21 +175,20 @@ class Metrics:
         """A rotation did not reach every node in the time it was given."""
         self._not_converged.add(1, {"name": name})
 
-    def owes(self, node: object, children: int) -> None:
+    def owes(self, run_id: str, children: int) -> None:
         """A node has so many children to tell; each time it tries, it says so again.
 
         One that is not heard of for `FORGET_SECONDS` is not counted any more: nobody tells a
         worker that a workflow was terminated, or that another worker has it now.
 
         Args:
-            node: in workflow code what is remembered is the run, so that a replay counts once.
+            run_id: of the node, so that a replay counts once.
             children: how many.
         """
-        key = workflow.info().run_id if workflow.in_workflow() else id(node)
         with self._lock:
-            before, _ = self._owed.pop(key, (0, 0.0))
+            before, _ = self._owed.pop(run_id, (0, 0.0))
             if children:
-                self._owed[key] = (children, time.monotonic())
+                self._owed[run_id] = (children, time.monotonic())
             self._show_owed(children - before)
             self._watch()
 
@@ -217,6 +215,7 @@ class Metrics:
             self._watch()
 
 
+# A runtime has one gauge of a name, whoever sets it.
 _of_runtimes: Final[weakref.WeakKeyDictionary[Runtime, Metrics]] = weakref.WeakKeyDictionary()
 _of_runtimes_lock: Final = threading.Lock()
 

@@ -8,14 +8,22 @@ from __future__ import annotations
 from typing import Final, Literal, cast
 
 from temporalio import workflow
+from typing_extensions import Unpack
 
-from .audit.events import Action, AuditEvent, Outcome, of_message
-from .audit.recorder import Recorder
+from .audit.events import Action, AuditEvent, OfMessage, Outcome, of_message
 from .errors import MessageRefused
 from .messages import Message
+from .recorder import Recorder
 
 RECORDER: Final = "__stateful_workflow_recorder"
 """Name of the function, which a worker with the plugin gives to workflows, for its recorder."""
+
+
+class About(OfMessage, total=False):
+    """The fields of an event that a node fills in."""
+
+    child_id: str
+    child_type: str | None
 
 
 class NodeRecord:
@@ -25,18 +33,15 @@ class NodeRecord:
         self._recorder = cast("Recorder", workflow.extern_functions()[RECORDER]())
 
     def accepted(self, message: Message, reason: str | None = None) -> None:
-        """The node has taken a message; with a reason where it was started with it."""
-        if workflow.unsafe.is_replaying():
-            return
-        self._message("accept", message, "success", reason)
-        if reason is None:
-            claims = message.claims
-            self._recorder.metrics.accepted(claims.name, workflow.time() - claims.version / 1000)
+        """The node has taken a message; with a reason where its run began with it."""
+        claims = message.claims
+        if self._record("accept", "success", reason, **of_message(message)) and reason is None:
+            seconds = workflow.time() - claims.version / 1000
+            self._recorder.metrics.accepted(claims.name, seconds)
 
     def rejected(self, error: MessageRefused, message: Message | None) -> None:
         """The node has not taken a message, or what was sent is none."""
-        if not workflow.unsafe.is_replaying():
-            self._message("reject", message, "failure", type(error).__name__)
+        self._record("reject", "failure", type(error).__name__, **of_message(message))
 
     def kept_from(
         self,
@@ -47,43 +52,29 @@ class NodeRecord:
         reason: str | None = None,
     ) -> None:
         """A name ("*" for every one) is withheld from a child from now on, or shared again."""
-        if workflow.unsafe.is_replaying():
-            return
-        info = workflow.info()
-        self._recorder.record(
-            AuditEvent(
-                time=workflow.time(),
-                action=action,
-                outcome="success",
-                reason=reason,
-                namespace=info.namespace,
-                workflow_id=info.workflow_id,
-                run_id=info.run_id,
-                workflow_type=info.workflow_type,
-                name=name,
-                child_id=child_id,
-                child_type=child_type,
-            )
-        )
+        self._record(action, "success", reason, name=name, child_id=child_id, child_type=child_type)
 
-    def owes(self, node: object, children: int) -> None:
+    def owes(self, children: int) -> None:
         """So many children are to be told; a replay leads to the same number."""
-        self._recorder.metrics.owes(node, children)
+        self._recorder.metrics.owes(workflow.info().run_id, children)
 
-    def _message(
-        self, action: Action, message: Message | None, outcome: Outcome, reason: str | None
-    ) -> None:
+    def _record(
+        self, action: Action, outcome: Outcome, reason: str | None, **about: Unpack[About]
+    ) -> bool:
+        """Record an event, and whether that was done: not in a replay."""
+        if workflow.unsafe.is_replaying():
+            return False
         info = workflow.info()
-        self._recorder.record(
-            AuditEvent(
-                time=workflow.time(),
-                action=action,
-                outcome=outcome,
-                reason=reason,
-                namespace=info.namespace,
-                workflow_id=info.workflow_id,
-                run_id=info.run_id,
-                workflow_type=info.workflow_type,
-                **of_message(message),
-            )
+        event = AuditEvent(
+            time=workflow.time(),
+            action=action,
+            outcome=outcome,
+            reason=reason,
+            namespace=info.namespace,
+            workflow_id=info.workflow_id,
+            run_id=info.run_id,
+            workflow_type=info.workflow_type,
+            **about,
         )
+        self._recorder.record(event)
+        return True

@@ -22,7 +22,6 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from .activity_interceptors import ActivityInbound
 from .audit.events import AuditSink
-from .audit.recorder import AuditFailure, Recorder, SinkWriter
 from .errors import KeyringError, StatefulError
 from .forwarding import NodeActivities
 from .interceptors import NodeInbound
@@ -31,6 +30,7 @@ from .keyring_file import KEYRING_VARIABLE
 from .keyring_source import KeyringSource
 from .metrics import Metrics
 from .node_record import RECORDER
+from .recorder import FailureRule, Recorder, SinkWriter
 from .workflow import StatefulWorkflow
 
 _PASSED_THROUGH = ("stateful_workflow", "joserfc", "cryptography", "httpx", "idna")
@@ -49,8 +49,9 @@ class StatefulPlugin(SimplePlugin):
         audit: where every event goes that happens to a token in this process (see
             `stateful_workflow.audit`); None keeps no record.
         audit_failure: what happens when that fails. "block": no activity opens a token, and no
-            client sets one, without its record. "continue": they do, and the next record says
-            how many are missing. Nodes never wait for a record.
+            client sets or reads one, without its record; a revocation is sent even so.
+            "continue": all goes on. Either way the next record says how many are missing, and
+            nodes never wait for one.
 
     Raises:
         KeyringError: where ``$STATEFUL_KEYRING`` names a file that cannot be used.
@@ -62,12 +63,12 @@ class StatefulPlugin(SimplePlugin):
         keyring: Keyring | None = None,
         *,
         audit: AuditSink | None = None,
-        audit_failure: AuditFailure = "block",
+        audit_failure: FailureRule = "block",
     ) -> None:
         if keyring is None and KEYRING_VARIABLE in os.environ:
             keyring = Keyring.load()
         self._keyring = None if keyring is None else KeyringSource(keyring)
-        self.audit = SinkWriter(audit, audit_failure)
+        self.sink_writer = SinkWriter(audit, audit_failure)
         """Writes this process's events."""
         self._interceptor = _WorkerInterceptor(self)
         super().__init__(
@@ -103,8 +104,8 @@ class StatefulPlugin(SimplePlugin):
         """Take what a second plugin on the same worker has and this one has not."""
         if self._keyring is None:
             self._keyring = other._keyring
-        if not self.audit.is_on:
-            self.audit = other.audit
+        if not self.sink_writer.is_on:
+            self.sink_writer = other.sink_writer
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
         """Add what a worker with workflows needs; an activity-only one gets the interceptor alone.
@@ -153,7 +154,7 @@ class _WorkerInterceptor(Interceptor):
 
     def recorder(self) -> Recorder:
         """Puts on record what happens in this worker."""
-        return Recorder(self.plugin.audit, self._metrics)
+        return Recorder(self.plugin.sink_writer, self._metrics)
 
     def workflow_interceptor_class(
         self, input: WorkflowInterceptorClassInput

@@ -10,9 +10,8 @@ import pytest
 
 import stateful_workflow.audit
 from stateful_workflow import Keyring, metrics
-from stateful_workflow.audit import AuditEvent, AuditFile, AuditSink
+from stateful_workflow.audit import AuditEvent, AuditFile, AuditSink, verify
 from stateful_workflow.audit.events import ACTIONS, ATTRIBUTES
-from stateful_workflow.audit.verify import verify
 
 from .test_snippets import PROJECT, read_blocks
 
@@ -35,8 +34,7 @@ def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     names["Table"]().record(EVENT)
     assert isinstance(names["Table"](), AuditSink)
 
-    names["plugin"].audit.write(EVENT)
-    names["plugin"].audit.close()
+    names["plugin"].sink_writer.write(EVENT, lambda: pytest.fail("it was lost"))
     assert verify(tmp_path / "worker.jsonl").events == 1
 
 

@@ -372,7 +372,6 @@ async def the_record(reader: Reader, block: Block) -> None:
     plugin: StatefulPlugin = reader._names["plugin"]  # pyright: ignore[reportPrivateUsage]
     client = await Client.connect(reader.engine.address, plugins=[plugin])
     await TokenClient(client, reader.keyring).set("tenant-acme", SECOND)
-    plugin.audit.close()
     shown = await reader.shell("stateful audit tail worker.jsonl", block.place)
     assert SECOND not in shown
     assert shown.count("set") >= 2

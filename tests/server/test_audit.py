@@ -23,6 +23,7 @@ from stateful_workflow import (
     StatefulPlugin,
     TokenClient,
     TokenConflict,
+    TokenForged,
     TokenNotSet,
 )
 from stateful_workflow.audit import AuditEvent, AuditSink
@@ -471,9 +472,38 @@ async def test_no_node_waits_for_a_sink(
         sink.may_go_on.set()
 
 
-async def test_an_unknown_rule_for_failures_is_refused(keyring: Keyring) -> None:
+async def test_an_unknown_rule_for_failures_is_refused(client: Client, keyring: Keyring) -> None:
     with pytest.raises(ValueError, match="audit_failure"):
         StatefulPlugin(keyring, audit=Recorded(), audit_failure="ignore")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="is for audit="):
+        TokenClient(client, keyring, audit_failure="continue")
+
+
+async def test_a_client_may_have_a_record_of_its_own(
+    worker: Worker, client: Client, keyring: Keyring, queue: str, record: Recorded
+) -> None:
+    tokens = TokenClient(client, keyring, audit=record)
+    await tokens.start_workflow(
+        Node.run, Plan(), id=queue, task_queue=queue, api_token=FIRST, api_url=URL
+    )
+    await tokens.get(queue)
+
+    assert record.outcomes() == [
+        ("set", "unknown", None),
+        ("set", "success", None),
+        ("read", "success", None),
+    ]
+
+
+async def test_a_token_that_is_held_and_may_not_be_opened_is_refused_with_its_version(
+    tree: TokenClient, audited: Client, queue: str, record: Recorded
+) -> None:
+    with pytest.raises(TokenForged):
+        await TokenClient(audited, Keyring.generate()).get(queue)
+
+    (refused,) = record.of("refuse")
+    assert refused.reason == "TokenForged"
+    assert refused.version == (await tree.get(queue)).version
 
 
 # --- never the token -----------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import pytest
 from temporalio.client import Client
 
 from stateful_workflow import Keyring, TokenClient
-from stateful_workflow.audit.verify import read, verify
+from stateful_workflow.audit import read, verify
 from stateful_workflow.engine import EmbeddedEngine
 
 from .conftest import start_worker
@@ -324,3 +324,22 @@ async def test_what_the_command_sets_and_reveals_stands_in_the_audit_file(
     ]
     assert verify(file).signed_to is not None
     assert "second" not in file.read_text()
+
+
+async def test_a_revocation_is_sent_even_where_it_cannot_be_recorded(
+    client: Client, tokens: TokenClient, queue: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    nowhere = {**environment, "STATEFUL_AUDIT": str(tmp_path / "missing" / "audit.jsonl")}
+    async with start_worker(client, queue):
+        await start_tree(tokens, queue)
+        refused = await stateful(nowhere, "token", "set", queue, stdin="second\n")
+        assert refused.returncode == 1
+        assert (await tokens.get(queue)).reveal() == "first"
+
+        revoked = await stateful(nowhere, "token", "revoke", queue)
+
+        assert revoked.returncode == 0
+        assert "not recorded" in revoked.stderr
+        status = await tokens.status(queue)
+        assert status is not None
+        assert status.state == "revoked"

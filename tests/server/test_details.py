@@ -50,11 +50,13 @@ async def test_the_details_of_each_node_say_what_it_holds(
         assert status is not None
         assert status.fingerprint is not None
 
+        state, fingerprint = status.state, status.fingerprint[:8]
+
         async def says_so() -> None:
             for node in (queue, f"{queue}-a"):
                 details = await details_of(client, node)
-                assert status.state in details  # noqa: B023
-                assert status.fingerprint[:8] in details  # noqa: B023
+                assert state in details  # noqa: B023
+                assert fingerprint in details  # noqa: B023
                 assert "canary" not in details
             assert "withheld" in await details_of(client, f"{queue}-c")
 

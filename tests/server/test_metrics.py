@@ -375,15 +375,14 @@ async def are_behind(exporter: Exporter, children: int) -> bool:
 async def test_the_clients_and_workers_of_a_process_are_counted_together(own: Exporter) -> None:
     lazy = partial(Client.connect, "127.0.0.1:1", runtime=own.runtime, lazy=True)
     first, second = Metrics.of(await lazy()), Metrics.of(await lazy())
-    one, other = object(), object()
 
-    for node, metrics_of, children, together in (
-        (one, first, 2, 2),
-        (other, second, 3, 5),
-        (one, second, 1, 4),
-        (other, first, 0, 1),
+    for run_id, metrics_of, children, together in (
+        ("one", first, 2, 2),
+        ("other", second, 3, 5),
+        ("one", second, 1, 4),
+        ("other", first, 0, 1),
     ):
-        metrics_of.owes(node, children)
+        metrics_of.owes(run_id, children)
         assert await are_behind(own, together)
 
 

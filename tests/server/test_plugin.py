@@ -476,7 +476,7 @@ async def test_each_rotation_is_one_trace_across_all_hops(
     config = client.config(active_config=True)
     unreachable = Unreachable()
     config["interceptors"] = [*config["interceptors"], unreachable]
-    client = Client(**{**config, "plugins": config["plugins"]})
+    client = Client(**config)
     tokens = TokenClient(client, keyring)
     tracer = get_tracer("tests")
     async with Worker(client, task_queue=queue, workflows=WORKFLOWS, activities=ACTIVITIES):

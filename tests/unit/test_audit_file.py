@@ -23,10 +23,10 @@ from stateful_workflow.audit import AuditSink, file
 from stateful_workflow.audit.chain import NOTHING, Checkpoint, digest, public_key
 from stateful_workflow.audit.events import ATTRIBUTES, AuditEvent
 from stateful_workflow.audit.file import AuditFile
-from stateful_workflow.audit.recorder import SinkWriter
-from stateful_workflow.audit.verify import read, verify
+from stateful_workflow.audit.verification import read, verify
 from stateful_workflow.errors import AuditError, AuditFailed
 from stateful_workflow.jose import Key
+from stateful_workflow.recorder import SinkWriter
 
 posix = pytest.mark.skipif(os.name != "posix", reason="forks, signals and limits")
 
@@ -241,6 +241,27 @@ def test_a_key_that_will_not_do_is_an_error_that_does_not_show_it(
     assert caught.value.__context__ is None
     assert content == "{}" or content not in str(caught.value)
     assert not path.exists()
+
+
+def test_the_group_may_read_the_key_where_it_may_read_the_keyring(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = _key_file(path.with_name("mine.jwk"))
+    key.chmod(0o640)
+    monkeypatch.setenv("STATEFUL_KEYRING_GROUP_READ", "1")
+    write(path, 1, key=key)
+    assert workflows(path) == ["orders/1"]
+
+
+def test_where_there_are_no_locks_the_error_says_what_is_needed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    with pytest.raises(AuditError, match="needs a POSIX system"):
+        AuditFile(path)
+    assert list(path.parent.iterdir()) == []
+    program = "import sys; sys.modules['fcntl'] = None; import stateful_workflow.audit.file"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
 
 
 def test_its_directory_must_exist(path: Path) -> None:
@@ -582,12 +603,18 @@ def test_what_is_lost_is_counted_by_the_recorder_and_blocks_until_there_is_room(
 ) -> None:
     with AuditFile(path) as record:
         writer = SinkWriter(record)
+        told: list[str] = []
+
+        def lost() -> None:
+            told.append("lost")
+
         with monkeypatch.context() as full:
             _half(full)
             with pytest.raises(AuditFailed, match="No space left"):
-                writer.require(numbered(1))
-            writer.write(numbered(2))
-        writer.require(numbered(3))
+                writer.require(numbered(1), lost)
+            writer.write(numbered(2), lost)
+        writer.require(numbered(3), lost)
+    assert len(told) == 2
     verify(path)
     assert [(e.action, e.count) for e in read(path)] == [("lost", 2), ("use", None)]
 
@@ -726,6 +753,62 @@ def test_a_checkpoint_is_handed_out_when_what_it_covers_is_on_the_disk(
     monkeypatch.setattr(file.os, "fsync", fsync)
     write(path, 1, key=key, on_checkpoint=hand_out)
     assert happened == ["fsync", "handed out"]
+
+
+def _fsync_fails(monkeypatch: pytest.MonkeyPatch, number: int, times: int) -> list[int]:
+    """Let the next calls fail; what is returned grows with each call."""
+    calls: list[int] = []
+
+    def fsync(descriptor: int) -> None:
+        calls.append(os.fstat(descriptor).st_ino)
+        if len(calls) <= times:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(file.os, "fsync", fsync)
+    return calls
+
+
+def test_a_checkpoint_is_not_handed_out_when_what_it_covers_is_not_on_the_disk(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = Kept()
+    key = _key_file(path.with_name("mine.jwk"))
+    calls = _fsync_fails(monkeypatch, errno.EIO, 1)
+    opened = len(list(Path("/dev/fd").iterdir()))
+    write(path, 1, key=key, on_checkpoint=kept)
+    assert (len(calls), kept.texts) == (1, [])
+    assert "no checkpoint of it is handed out; the next one covers it: Input/output" in caplog.text
+    write(path, 2, key=key, on_checkpoint=kept)
+    assert [Checkpoint.read(text).sequence for text in kept.texts] == [4]
+    assert len(list(Path("/dev/fd").iterdir())) == opened
+
+
+def test_a_segment_that_was_left_is_on_the_disk_before_a_later_checkpoint_is_handed_out(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Kept()
+    key = _key_file(path.with_name("mine.jwk"))
+    calls = _fsync_fails(monkeypatch, errno.EIO, 2)
+    with AuditFile(path, key=key, on_checkpoint=kept, rotate_bytes=1) as record:
+        record.record(numbered(1))  # a checkpoint, and the segment that ends with it
+        give_up = time.monotonic() + 10
+        while len(calls) < 2 and time.monotonic() < give_up:
+            time.sleep(0.005)
+    left = path.with_name("audit.jsonl.000001").stat().st_ino
+    assert calls[:2] == [left, left]
+    assert calls[2:] == [left, left, path.stat().st_ino]
+    assert [Checkpoint.read(text).sequence for text in kept.texts] == [4]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_on_a_file_system_that_cannot_sync_checkpoints_are_handed_out(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    kept = Kept()
+    key = _key_file(path.with_name("mine.jwk"))
+    _fsync_fails(monkeypatch, number, 1)
+    write(path, 1, key=key, on_checkpoint=kept)
+    assert len(kept.texts) == 1
 
 
 def test_a_callback_that_raises_breaks_nothing(

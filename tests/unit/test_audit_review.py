@@ -10,7 +10,7 @@ import pytest
 
 from stateful_workflow.audit.chain import RecordedEvent
 from stateful_workflow.audit.events import Action, AuditEvent, Outcome
-from stateful_workflow.audit.review import (
+from stateful_workflow.audit.reviewing import (
     FINDING_KINDS,
     GRACE_SECONDS,
     LEARNING_SECONDS,

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import tempfile
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stateful_workflow.audit import file
-from stateful_workflow.audit import verify as verify_module
+from stateful_workflow.audit import file, verification
 from stateful_workflow.audit.chain import Checkpoint, Tip, digest, format_time, public_key
 from stateful_workflow.audit.file import AuditFile
-from stateful_workflow.audit.verify import chains, read, verify
+from stateful_workflow.audit.verification import chains, read, verify
 from stateful_workflow.errors import AuditBroken, AuditError
 from stateful_workflow.jose import Key
 
@@ -120,15 +121,15 @@ def test_a_rotation_while_it_is_read_is_waited_out(
 ) -> None:
     with AuditFile(path, rotate_bytes=1) as record:
         record.record(numbered(1))
-        real = verify_module.find
+        real = verification.find
 
-        def rotated_behind_its_back(paths: verify_module.Paths) -> object:
+        def rotated_behind_its_back(paths: verification.Paths) -> object:
             found = real(paths)
             if len(list(path.parent.iterdir())) < 5:
                 record.record(numbered(2))
             return found
 
-        monkeypatch.setattr(verify_module, "find", rotated_behind_its_back)
+        monkeypatch.setattr(verification, "find", rotated_behind_its_back)
         assert verify(path).events == 2
 
 
@@ -363,7 +364,9 @@ DAMAGE: list[tuple[Callable[[list[bytes]], object], str]] = [
     (lambda raw: raw.insert(2, b"{}\n"), "it has no sequence: the line was changed"),
     (lambda raw: raw.insert(2, b"x" * 2_000_000 + b"\n"), "it is longer than 1048576 bytes"),
     (lambda raw: raw.pop(0), "its beginning was changed"),
-    (lambda raw: raw.insert(0, b'{"sequence":1,"sequence":1}\n'), "it is not JSON"),
+    (lambda raw: raw.insert(0, b'{"sequence":1,"sequence":1}\n'), "it names a member twice"),
+    (lambda raw: raw.insert(2, b"{\n"), "it is not JSON: the line was changed"),
+    (lambda raw: raw.insert(2, b"[]\n"), "it is no JSON object: the line was changed"),
     (lambda raw: raw.insert(2, raw[0].replace(b":1,", b":3,")), "it is not the line that followed"),
 ]
 
@@ -403,9 +406,57 @@ def test_several_chains_are_verified_each_by_itself(tmp_path: Path) -> None:
     write(other, 3)
     with pytest.raises(AuditError, match="files of 2 chains: verify each by itself"):
         verify([one, other])
-    groups = chains([one, other])
-    assert sorted(len(group) for group in groups) == [1, 2]
-    assert sorted(verify(group).events for group in groups) == [1, 2]
+    groups, problems = chains([one, other])
+    assert groups.keys() == {lines(one)[0]["chain"], lines(other)[0]["chain"]}
+    assert sorted(len(group) for group in groups.values()) == [1, 2]
+    assert sorted(verify(group).events for group in groups.values()) == [1, 2]
+    assert problems == {}
+
+
+def test_what_is_in_no_chain_hides_none(tmp_path: Path) -> None:
+    one, other, missing = (tmp_path / f"{name}.jsonl" for name in ("one", "other", "missing"))
+    write(one, 1, 2, rotate_bytes=500)
+    write(other, 3)
+    other.write_bytes(b"#" + other.read_bytes())
+    groups, problems = chains([one, other, missing])
+    assert [len(group) for group in groups.values()] == [2]
+    assert problems.keys() == {other, missing}
+    assert isinstance(problems[other], AuditBroken)
+    assert "there is no audit file" in str(problems[missing])
+    with pytest.raises(AuditBroken, match="its beginning was changed"):
+        verify([one, other, missing])
+
+
+def test_what_stands_before_a_segment_that_is_broken_is_read(path: Path) -> None:
+    write(path, 1, 2, 3, rotate_bytes=1)
+    path.write_bytes(b"#" + path.read_bytes())
+    reading = read(path)
+    assert [next(reading).workflow_id for _ in range(2)] == ["orders/1", "orders/2"]
+    with pytest.raises(AuditBroken, match="its beginning was changed"):
+        next(reading)
+    path.write_bytes(path.read_bytes()[1:])
+    rotated = path.with_name("audit.jsonl.000001")
+    rotated.write_bytes(b"#" + rotated.read_bytes())
+    with pytest.raises(AuditBroken, match="its beginning was changed"):
+        verify(path)
+
+
+def test_no_file_at_all_is_an_error() -> None:
+    for use in (verify, chains, read):
+        with pytest.raises(ValueError, match="paths names no file"):
+            list(cast("Iterable[object]", use([])))
+
+
+def test_a_directory_that_cannot_be_read_is_an_error(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: Path) -> Iterator[Path]:
+        raise PermissionError(errno.EACCES, "not here")
+
+    write(path, 1)
+    monkeypatch.setattr(Path, "iterdir", fails)
+    with pytest.raises(AuditError, match=r"the directory of .* cannot be read: not here"):
+        verify(path)
 
 
 def test_an_event_that_this_version_does_not_know_is_no_damage_but_cannot_be_read(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -133,6 +135,53 @@ def test_what_is_wrong_is_one_line_and_status_1(
     assert found.stderr.count("\n") == 1
 
 
+def damage_header(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b'"format"', b'"for"', 1))
+
+
+def test_a_file_whose_first_line_was_changed_hides_no_other(path: Path) -> None:
+    other = path.with_name("other.jsonl")
+    write(path, 1)
+    write(other, 2)
+    anchor = audit("checkpoint", path).stdout.strip()
+    damage_header(other)
+    for files in ((path, other), (other, path)):
+        found = audit("verify", *files, "--anchor", anchor)
+        assert found.exit_code == 1
+        assert "Intact to 3" in found.stdout
+        assert found.stderr.startswith(f"error: {other} line 1: it is of the unknown format")
+        data = json.loads(audit("verify", *files, "--json").stdout)
+        assert [one["files"] for one in data] == [[str(path)], [str(other)]]
+        assert ["error" in one for one in data] == [False, True]
+
+
+def test_a_file_that_cannot_be_read_hides_no_other(path: Path) -> None:
+    other = path.with_name("other.jsonl")
+    write(path, 1)
+    write(other, 2, 3, rotate_bytes=1)
+    rotated = other.with_name("other.jsonl.1.gz")
+    rotated.write_bytes(gzip.compress(other.with_name("other.jsonl.000001").read_bytes())[:-9])
+    other.with_name("other.jsonl.000001").unlink()
+    missing = path.with_name("missing.jsonl")
+    found = audit("verify", other, missing, path)
+    assert found.exit_code == 1
+    assert found.stdout.startswith(f"{path}: 1 events")
+    first, second = sorted(found.stderr.splitlines())
+    assert f"the audit file {rotated} cannot be read" in first
+    assert f"there is no audit file {missing}" in second
+
+
+def test_a_rotated_file_whose_first_line_was_changed_is_named_once(path: Path) -> None:
+    write(path, 1, 2, rotate_bytes=1)
+    rotated = path.with_name("audit.jsonl.000001")
+    damage_header(rotated)
+    for command in ("verify", "review"):
+        found = audit(command, path)
+        assert (found.exit_code, found.stdout) == (1, "")
+        assert found.stderr.startswith(f"error: {rotated} line 1")
+        assert found.stderr.count("\n") == 1
+
+
 def test_the_last_checkpoint_may_be_in_an_older_segment(path: Path) -> None:
     with AuditFile(path, rotate_bytes=1) as file:
         file.record(numbered(1))
@@ -202,6 +251,32 @@ def test_review_merges_the_records_of_several_processes(path: Path) -> None:
     assert audit("review", path, other).stdout.startswith("revoked ")
 
 
+def test_review_looks_at_all_that_can_be_read(path: Path) -> None:
+    refused = replace(USE, action="refuse", outcome="failure", reason="TokenExpired")
+    other = path.with_name("other.jsonl")
+    record(path, refused)
+    record(other, refused)
+    damage_header(other)
+    for files in ((path, other), (other, path)):
+        found = audit("review", *files)
+        assert found.exit_code == 1
+        assert found.stdout.startswith("refused ")
+        assert found.stderr.startswith(f"error: {other} line 1")
+        assert len(json.loads(audit("review", *files, "--json").stdout)) == 1
+
+
+def test_review_looks_at_the_segments_beside_one_that_cannot_be_read(path: Path) -> None:
+    refused = replace(USE, action="refuse", outcome="failure", reason="TokenExpired")
+    with AuditFile(path, rotate_bytes=1) as file:
+        for _ in range(2):
+            file.record(refused)
+    damage_header(path)
+    found = audit("review", path)
+    assert found.exit_code == 1
+    assert "× 1" in found.stdout
+    assert found.stderr.startswith(f"error: {path} line 1")
+
+
 def test_review_of_a_broken_file_is_status_1_and_shows_what_is_before(path: Path) -> None:
     refused = replace(USE, action="refuse", outcome="failure", reason="TokenExpired")
     record(path, refused, numbered(1), numbered(2))
@@ -251,7 +326,27 @@ def test_tail_shows_the_last_events(path: Path) -> None:
         "https://api.example.com 200"
     )
     assert len(audit("tail", path, "-n", "3").stdout.splitlines()) == 3
+    assert len(audit("tail", path, "--number", "3").stdout.splitlines()) == 3
     assert audit("tail", path, "-n", "0").stdout == ""
+
+
+def test_tail_says_who_sent_it_and_from_whom_it_is_kept(path: Path) -> None:
+    def shown(**changes: Any) -> str:
+        path.unlink(missing_ok=True)
+        record(path, replace(USE, issuer="key-1", **changes))
+        return audit("tail", path).stdout
+
+    assert " at orders/1 from orders/2 " in shown(action="withhold", child_id="orders/2")
+    for action in ("share", "forward"):
+        assert " at orders/1 to orders/2 " in shown(action=action, child_id="orders/2")
+    for action in ("set", "reseal", "revoke", "inherit", "reject"):
+        assert " by key-1 at orders/1 " in shown(action=action)
+    assert "key-1" not in shown(action="accept")
+
+
+def test_usage_names_files_once() -> None:
+    for command in ("verify", "review"):
+        assert "FILE...}" not in audit(command, "--help").stdout
 
 
 def test_tail_with_json_prints_the_lines_as_they_are(path: Path) -> None:

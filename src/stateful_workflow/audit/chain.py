@@ -29,6 +29,7 @@ from typing import Any, Final, Literal, cast
 from ..errors import TokenMalformed
 from ..jose import Key, verify_signature
 from ..messages import SIGNATURE_ALGORITHM, decode_base64url
+from ..strict_json import json_object
 from .events import AuditEvent
 
 FORMAT: Final = 1
@@ -84,7 +85,7 @@ class Line:
         Raises:
             ValueError: it is none of an audit file.
         """
-        members = _object(raw)
+        members = json_object(raw)
         sequence, previous = members.pop("sequence", None), members.pop("previous", None)
         timestamp, kind = members.pop("timestamp", None), members.pop("line", "event")
         if type(sequence) is not int or sequence < 1:
@@ -172,9 +173,10 @@ class Checkpoint:
             ValueError: it is malformed.
         """
         try:
-            protected, payload, _ = text.split(".")
-            header = _object(decode_base64url(protected, "header"))
-            claims = _object(decode_base64url(payload, "payload"))
+            protected, payload, signature = text.split(".")
+            header = json_object(decode_base64url(protected, "header"))
+            claims = json_object(decode_base64url(payload, "payload"))
+            decode_base64url(signature, "signature")
         except (ValueError, TokenMalformed):
             raise ValueError("it is no checkpoint") from None
         if header != {"alg": SIGNATURE_ALGORITHM, "kid": header.get("kid"), "typ": CHECKPOINT_TYP}:
@@ -192,6 +194,18 @@ class Checkpoint:
             _text(claims["time"]),
             _hash(claims["previous"]),
         )
+
+    @classmethod
+    def of(cls, line: Line) -> Checkpoint:
+        """Read the checkpoint in a line; whether it covers the line before is not looked at.
+
+        Raises:
+            ValueError: the line holds none.
+        """
+        text = line.members.get("checkpoint")
+        if line.kind != "checkpoint" or not isinstance(text, str):
+            raise ValueError("it is no checkpoint")
+        return cls.read(text)
 
     def verify(self, key: Key) -> None:
         """Check who signed it.
@@ -326,23 +340,6 @@ def parse_time(text: str) -> float:
 def _line(sequence: int, previous: str, timestamp: str, members: Mapping[str, Any]) -> bytes:
     first = {"sequence": sequence, "previous": previous, "timestamp": timestamp}
     return json.dumps({**first, **members}, separators=(",", ":")).encode("ascii") + b"\n"
-
-
-def _object(raw: bytes) -> dict[str, Any]:
-    try:
-        value: object = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError):
-        raise ValueError("it is not JSON") from None
-    if not isinstance(value, dict):
-        raise ValueError("it is no JSON object")
-    return cast("dict[str, Any]", value)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("it names a member twice")
-    return members
 
 
 def _hash(value: object) -> str:

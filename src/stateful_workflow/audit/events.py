@@ -1,15 +1,15 @@
 """What stands on record: one event for each thing that happens to a token, never a token.
 
 Events are written with the attribute names of OpenTelemetry's semantic conventions where
-one fits (``http.request.method``, ``error.type`` …), with ECS's
-``event.action`` and ``event.outcome``, and with ``temporal.`` and ``stateful.`` names for
+one fits (``http.request.method`` …), with ECS's ``event.action``, ``event.outcome`` and
+``event.reason``, and with ``temporal.`` and ``stateful.`` names for
 the rest; docs/audit.md maps them to ECS and OCSF.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol, TypedDict, get_args, runtime_checkable
 
 from ..messages import Message
@@ -33,7 +33,7 @@ Action = Literal[
 
 By a client, or an activity that seals: set, reseal, revoke, inherit; first with the outcome
 unknown, before anything is sent, then with what came of it. By a node: accept (reason
-"start" where it was started with the message), reject, withhold, share. By the worker
+"start" or "continued" where its run began with the message), reject, withhold, share. By the worker
 of a node: forward. By whoever opens a token: read; with a request that carries it: use (one
 each request that left, with the answer's status); refuse: it was not opened or not sent.
 lost: events before this one could not be recorded, `count` of them.
@@ -126,7 +126,7 @@ class AuditEvent:
 ATTRIBUTES: Final[Mapping[str, str]] = {
     "action": "event.action",
     "outcome": "event.outcome",
-    "reason": "error.type",
+    "reason": "event.reason",
     "namespace": "temporal.namespace",
     "workflow_id": "temporal.workflow.id",
     "run_id": "temporal.workflow.run_id",
@@ -152,9 +152,6 @@ ATTRIBUTES: Final[Mapping[str, str]] = {
 
 _NUMBERS: Final = frozenset({"version", "attempt", "status", "count"})
 
-if ATTRIBUTES.keys() != {field.name for field in fields(AuditEvent)} - {"time"}:
-    raise AssertionError("every field of AuditEvent has an attribute name")
-
 
 class OfMessage(TypedDict, total=False):
     """The fields of an event that tell of a message."""
@@ -167,10 +164,15 @@ class OfMessage(TypedDict, total=False):
     issuer: str
 
 
-def of_message(message: Message | None) -> OfMessage:
-    """What an event says of a message; nothing where what was sent is none."""
+def of_message(message: Message | None, name: str | None = None) -> OfMessage:
+    """What an event says of a message.
+
+    Args:
+        message: None where there is none, or what was sent is none.
+        name: credential name that is known all the same.
+    """
     if message is None:
-        return {}
+        return {} if name is None else {"name": name}
     claims = message.claims
     return {
         "name": claims.name,
@@ -188,7 +190,9 @@ class AuditSink(Protocol):
 
     A sink that answers within microseconds and waits for nobody, such as a local file, says so
     with a class attribute ``is_local = True``: its events are written in place, so that not
-    even a killed process loses one. To any other one events are handed by a thread.
+    even a killed process loses one. To any other one a thread hands them, but for those that
+    must be on record first (set, reseal, inherit and read, where a failure blocks): these come
+    from the thread that would go on, and may overtake others.
     """
 
     def record(self, event: AuditEvent) -> None:

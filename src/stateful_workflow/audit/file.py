@@ -1,7 +1,7 @@
 """A sink that writes events to a file whose every change can be seen: see `AuditFile`.
 
 The format is described in `stateful_workflow.audit.chain`, the names of a file's segments in
-`stateful_workflow.audit.segments`; `stateful_workflow.audit.verify` checks what is written here.
+`stateful_workflow.audit.segments`; `stateful_workflow.audit.verification` checks what is written.
 """
 
 from __future__ import annotations
@@ -14,25 +14,20 @@ import os
 import stat
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from ..errors import AuditError
 from ..jose import Key
 from ..keyring_file import GROUP_READ_VARIABLE
+from ..strict_json import json_object
 from .chain import Checkpoint, Tip
 from .events import AuditEvent
 from .segments import end_of, next_name, open_segment, rotated
-
-try:
-    import fcntl
-except ImportError:  # Windows: nothing keeps a second process out there
-    fcntl = None
 
 CHECKPOINT_EVENTS: Final = 1_000
 """Lines after which a checkpoint is written."""
@@ -47,11 +42,12 @@ HAND_SECONDS: float = 5.0
 """How long `AuditFile.close` waits for `on_checkpoint`."""
 
 _MAX_WAITING: Final = 100
-_FLAGS: Final = (
-    os.O_WRONLY | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
-)
+_FLAGS: Final = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)  # Windows lacks the last
 
 _log = logging.getLogger(__name__)
+
+_Item = tuple[int, Callable[[], object] | None]
+"""A descriptor of what is to be on the disk, and what hands a checkpoint out then, if one is."""
 
 
 class AuditFile:
@@ -62,7 +58,7 @@ class AuditFile:
     one write of one whole line, so that a process that is killed loses none. There is no fsync
     for each, so that a machine that loses power may lose the last seconds.
 
-    After every 1,000 events, after 60 s and when it is closed, also at the end of the process,
+    After every 1,000 lines, after 60 s and when it is closed, also at the end of the process,
     a checkpoint is written, signed with the key of this file. Whoever keeps a checkpoint
     elsewhere can show with it that nothing up to there was changed, cut or taken away.
 
@@ -70,20 +66,25 @@ class AuditFile:
     goes on with the chain. A program that compresses must leave the newest rotated one for a
     while (``delaycompress``), and one that copies and truncates (``copytruncate``) loses lines.
 
+    It needs a POSIX system, whose locks and renaming of open files Windows has not.
+
     Args:
         path: the file. Its directory must exist; the file has mode 0600.
         key: a file with the private Ed25519 key that signs checkpoints, as a JWK (RFC 8037),
-            used for nothing else; None takes ``PATH.key``. It is made with mode 0600 where it
-            is missing.
+            used for nothing else; None takes ``PATH.key``. Where it is missing it is made, with
+            mode 0600, but only for a new chain. Nobody but its owner may have access to it; with
+            ``$STATEFUL_KEYRING_GROUP_READ=1`` its group may read it, as it may a keyring.
         rotate_bytes: begin a new segment when this one has so many bytes; None never does. The
             old one becomes ``PATH.000001``, ``PATH.000002`` and so on.
         on_checkpoint: is given each checkpoint, a compact JWS, to be kept off this host. A
-            thread of its own calls it, when what it covers is on the disk; what it raises is
-            logged.
+            thread of its own calls it, when what the checkpoint covers is on the disk. Where that
+            cannot be brought there, this is logged, and the next checkpoint covers the same lines;
+            what the callable raises is logged too.
 
     Raises:
-        AuditError: the file, its directory or the key cannot be used, another process has the
-            file, or it was begun with another key.
+        AuditError: the file, its directory or the key cannot be used, the key of a chain that
+            was begun is missing or another one, another process has the file, or this is no POSIX
+            system.
         ValueError: `rotate_bytes` is not positive.
     """
 
@@ -112,11 +113,12 @@ class AuditFile:
         self._unsigned: int = 0
         self._due = 0.0
         self._is_failing = False
-        self._outbox: deque[tuple[int, str | None]] = deque()
+        self._outbox: deque[_Item] = deque()
+        self._unsynced: deque[int] = deque()
         self._thread: threading.Thread | None = None
         self._lock = _locked(self.path)
         try:
-            self._tip = self._resume(Path(f"{self.path}.key") if key is None else Path(key))
+            self._resume(Path(f"{self.path}.key") if key is None else Path(key))
         except OSError as error:
             self._release()
             raise AuditError(
@@ -125,7 +127,7 @@ class AuditFile:
         except BaseException:
             self._release()
             raise
-        _open_files.add(self)
+        _open_files.add(self._forget)
         atexit.register(self.close)
         with self._changed:
             self._start_thread()
@@ -171,24 +173,19 @@ class AuditFile:
             thread.join(HAND_SECONDS)
             if thread.is_alive():
                 _log.error("The last checkpoint of %s was not taken in time", self.path)
-        _open_files.discard(self)
+        _open_files.discard(self._forget)
         atexit.unregister(self.close)
         self._release()
 
     def __enter__(self) -> AuditFile:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # --- segments ------------------------------------------------------------
 
-    def _resume(self, key: Path) -> Tip:
+    def _resume(self, key: Path) -> None:
         """Go on with what is there, or begin."""
         if self.path.exists() and not self.path.is_file():
             raise AuditError(f"{self.path} is no file")
@@ -209,7 +206,7 @@ class AuditFile:
         if newest is None:
             self._tip = Tip.new()
             self._begin()
-            return self._tip
+            return
         if newest.header.key.kid != self._key.kid:
             raise AuditError(
                 f"{newest.path} was begun with the checkpoint key {newest.header.key.kid}, and "
@@ -223,13 +220,11 @@ class AuditFile:
             self._take(os.open(self.path, _FLAGS))
         else:
             self._begin()
-        return self._tip
 
     def _keep_segment(self) -> None:
         """Go on with the segment, or begin the next one where that is due."""
-        if self._descriptor is None or not self._is_ours():
-            self._begin()
-        elif self._rotate_bytes is not None and self._size >= self._rotate_bytes:
+        self._begin_if_gone()
+        if self._rotate_bytes is not None and self._size >= self._rotate_bytes:
             self._try_checkpoint()
             try:
                 self._set_aside()
@@ -237,6 +232,11 @@ class AuditFile:
                 self._fails("cannot be rotated", error)
             else:
                 self._begin()
+
+    def _begin_if_gone(self) -> None:
+        """Begin the next segment where this one was renamed, changed by others, or given up."""
+        if self._descriptor is None or not self._is_ours():
+            self._begin()
 
     def _is_ours(self) -> bool:
         try:
@@ -304,8 +304,7 @@ class AuditFile:
         """Write a checkpoint; where that fails the next attempt is a while later."""
         self._due = time.monotonic() + CHECKPOINT_SECONDS
         try:
-            if self._descriptor is None or not self._is_ours():
-                self._begin()
+            self._begin_if_gone()
             checkpoint = self._tip.sign(self._key, time.time())
             self._append(checkpoint.line(), checkpoint)
         except OSError as error:
@@ -313,11 +312,15 @@ class AuditFile:
             return
         self._is_failing = False
         if self._on_checkpoint is not None:
-            with suppress(OSError):
-                self._put_out(os.dup(cast("int", self._descriptor)), checkpoint.text)
+            try:
+                descriptor = os.dup(cast("int", self._descriptor))
+            except OSError as error:
+                self._stays(error)
+            else:
+                self._put_out(descriptor, partial(self._on_checkpoint, checkpoint.text))
 
-    def _put_out(self, descriptor: int, text: str | None) -> None:
-        self._outbox.append((descriptor, text))
+    def _put_out(self, descriptor: int, hand: Callable[[], object] | None) -> None:
+        self._outbox.append((descriptor, hand))
         while len(self._outbox) > _MAX_WAITING:  # a later checkpoint covers what an earlier did
             _close(self._outbox.popleft()[0])
 
@@ -344,10 +347,12 @@ class AuditFile:
         while (item := self._next()) is not None:
             self._hand_out(*item)
 
-    def _next(self) -> tuple[int, str | None] | None:
+    def _next(self) -> _Item | None:
         """Wait for something to hand out; None ends the thread, where nothing is left to do."""
         with self._changed:
             while not self._outbox:
+                if self._closed:
+                    _close_all(self._unsynced)
                 if self._closed or not self._unsigned:
                     self._thread = None
                     return None
@@ -358,17 +363,30 @@ class AuditFile:
                     self._changed.wait(left)
             return self._outbox.popleft()
 
-    def _hand_out(self, descriptor: int, text: str | None) -> None:
+    def _hand_out(self, descriptor: int, hand: Callable[[], object] | None) -> None:
+        """Hand out a checkpoint, if there is one, once all that was written is on the disk."""
+        self._unsynced.append(descriptor)
         try:
-            if self._on_checkpoint is not None:
-                with suppress(OSError):
-                    os.fsync(descriptor)
-                if text is not None:
-                    self._on_checkpoint(text)
+            while self._unsynced:
+                _sync(self._unsynced[0])
+                _close(self._unsynced.popleft())
+        except OSError as error:
+            self._stays(error)
+            _close_all(self._unsynced, but=_MAX_WAITING)
+            return
+        try:
+            if hand is not None:
+                hand()
         except Exception:  # noqa: BLE001 - the callback is the user's
             _log.exception("A checkpoint of %s was not taken", self.path)
-        finally:
-            _close(descriptor)
+
+    def _stays(self, error: OSError) -> None:
+        _log.error(
+            "What was written to %s may not be on the disk, so no checkpoint of it is handed out; "
+            "the next one covers it: %s",
+            self.path,
+            error.strerror,
+        )
 
     # --- processes -----------------------------------------------------------
 
@@ -380,24 +398,28 @@ class AuditFile:
             )
 
     def _release(self) -> None:
-        if self._lock is not None and fcntl is not None:
-            # A forked process may still have it open, and would keep it locked.
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
-        self.forget()
+        import fcntl
 
-    def forget(self) -> None:
+        # A forked process may still have it open, and would keep it locked.
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
+        self._forget()
+
+    def _forget(self) -> None:
         """Close what is open, and no more: in a forked process the parent's file stays its own."""
         for descriptor in (self._descriptor, self._lock):
             _close(descriptor)
-        self._descriptor = self._lock = None
+        self._descriptor = None
 
 
-_open_files: weakref.WeakSet[AuditFile] = weakref.WeakSet()
+# A flock belongs to the open file description, which survives a fork: the file would stay locked
+# for as long as the forked process lives, also when its parent is gone. So it closes it at once.
+_open_files: set[Callable[[], None]] = set()
 
 
 def _forget_all() -> None:
-    for file in list(_open_files):
-        file.forget()
+    for forget in _open_files:
+        forget()
+    _open_files.clear()  # in one that is forked from this, the numbers may be of other files
 
 
 if hasattr(os, "register_at_fork"):
@@ -410,13 +432,38 @@ def _close(descriptor: int | None) -> None:
             os.close(descriptor)
 
 
-def _locked(path: Path) -> int | None:
-    """Lock a file for this process, waiting a little; None where there are no locks."""
-    if fcntl is None:
-        return None
+def _close_all(descriptors: deque[int], *, but: int = 0) -> None:
+    """Close them from the left, until so many are left."""
+    while len(descriptors) > but:
+        _close(descriptors.popleft())
+
+
+def _sync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # So a file system says that it cannot sync. What is written there is as safe as it will
+        # ever be, and no later attempt would succeed: no checkpoint would ever be handed out.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+
+
+def _locked(path: Path) -> int:
+    """Lock a file for this process, waiting a little.
+
+    Raises:
+        AuditError: another one has it, or there are no locks.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        raise AuditError(
+            f"the audit file {path} needs a POSIX system, on which a file can be locked, and "
+            "renamed while it is open: use another sink here, such as LoggingSink"
+        ) from None
     name = f"{path}.lock"
     try:
-        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise AuditError(
             f"the audit file {path} cannot be locked ({name}: {error.strerror})"
@@ -447,7 +494,7 @@ def _load_key(path: Path, *, may_make: bool) -> Key:
     if may_make:
         made = Key.generate("Ed25519")
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
             pass
         except OSError as error:
@@ -467,7 +514,7 @@ def _load_key(path: Path, *, may_make: bool) -> Key:
     except OSError as error:
         raise AuditError(f"the checkpoint key {path} cannot be read: {error.strerror}") from None
     group_may_read = os.environ.get(GROUP_READ_VARIABLE) == "1"
-    if os.name == "posix" and mode & (0o037 if group_may_read else 0o077):
+    if mode & (0o037 if group_may_read else 0o077):
         raise AuditError(
             f"the checkpoint key {path} has mode {mode:04o}, open to others: run "
             f"`chmod 600 {path}`, or where its group must read it (a Kubernetes fsGroup mount) set "
@@ -482,8 +529,7 @@ def _load_key(path: Path, *, may_make: bool) -> Key:
 def _private_key(content: bytes) -> Key | None:
     # Raised inside the except clause, an error would carry the private key as its context.
     try:
-        jwk: Any = json.loads(content)
-        key = Key.from_jwk(jwk)
-    except (ValueError, TypeError, RecursionError):
+        key = Key.from_jwk(json_object(content))
+    except ValueError:
         return None
     return key if key.has_private and key.curve == "Ed25519" else None

@@ -68,7 +68,7 @@ def open_segment(path: Path) -> Segment | None:
         AuditError: it cannot be read.
         ValueError: its first line is no header.
     """
-    with opened(path) as stream:
+    with _opened(path) as stream:
         raw = stream.readline(MAX_LINE_BYTES)
     if not raw.endswith(b"\n") and (
         _HEADER.startswith(raw[: len(_HEADER)]) or not raw.strip(b"\0")
@@ -122,7 +122,7 @@ def lines(path: Path) -> Iterator[bytes]:
         AuditError: it cannot be read.
         ValueError: a line is longer than any in an audit file.
     """
-    with opened(path) as stream:
+    with _opened(path) as stream:
         while raw := stream.readline(MAX_LINE_BYTES):
             if not raw.endswith(b"\n"):
                 while more := stream.readline(_BLOCK_BYTES):
@@ -164,7 +164,7 @@ def lines_backwards(path: Path) -> Iterator[bytes]:
     if path.suffix == ".gz":
         yield from _backwards_compressed(path)
         return
-    with opened(path) as stream:
+    with _opened(path) as stream:
         yield from backwards(stream, stream.seek(0, 2))
 
 
@@ -194,11 +194,11 @@ def end_of(segment: Segment) -> End:
                 checkpoint = (
                     Header.of(line).checkpoint
                     if line.kind == "header"
-                    else Checkpoint.read(line.members["checkpoint"]).digest
+                    else Checkpoint.of(line).digest
                 )
                 tip = Tip(segment.header.chain, last.sequence, last.head, checkpoint)
                 return End(tip, unsigned, torn)
-    except (ValueError, KeyError, AttributeError):
+    except ValueError:
         pass
     raise AuditError(
         f"{path} does not end as an audit file does: look at it with `stateful audit verify`, "
@@ -221,7 +221,7 @@ def _backwards_compressed(path: Path) -> Iterator[bytes]:
 
 
 @contextmanager
-def opened(path: Path) -> Generator[BinaryIO, None, None]:
+def _opened(path: Path) -> Generator[BinaryIO, None, None]:
     """Open a file to read, one that is called ``.gz`` as what was compressed in it.
 
     Raises:

@@ -29,8 +29,6 @@ class LoggingSink:
         level: of every event.
     """
 
-    is_local = False
-
     def __init__(self, logger: logging.Logger | None = None, level: int = logging.INFO) -> None:
         self._logger = logging.getLogger(LOGGER) if logger is None else logger
         self._level = level
@@ -68,8 +66,6 @@ class OpenTelemetrySink:
     Raises:
         AuditError: opentelemetry-api is missing, or older than 1.38.
     """
-
-    is_local = False
 
     def __init__(self, logger_provider: LoggerProvider | None = None) -> None:
         # Imported here, not for each event: that may be in a workflow's thread.

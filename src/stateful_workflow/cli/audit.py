@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Final, cast
+from typing import Annotated, Any, BinaryIO, Final
 
 import typer
 from rich.text import Text
@@ -19,12 +18,13 @@ from rich.text import Text
 from ..audit import segments
 from ..audit.chain import Checkpoint, Line, RecordedEvent, format_time, public_key
 from ..audit.events import AuditEvent
-from ..audit.review import BEHIND, Finding
-from ..audit.review import review as review_events
-from ..audit.verify import chains, find, read
-from ..audit.verify import verify as verify_chain
+from ..audit.reviewing import BEHIND, Finding
+from ..audit.reviewing import review as review_events
+from ..audit.verification import chains, find, read
+from ..audit.verification import verify as verify_chain
 from ..errors import AuditBroken, AuditError
 from ..keyring import Keyring
+from ..strict_json import json_object
 from .common import Json, KeyringPath, out, print_json, reported, run
 
 POLL_SECONDS: Final = 0.2
@@ -35,9 +35,12 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="File of the record."
 Files = Annotated[
     list[Path],
     typer.Argument(
-        metavar="FILE...", help="Files of the record; rotated ones are found by their names."
+        metavar="FILE", help="Files of the record; rotated ones are found by their names."
     ),
 ]
+
+_CLAIMED: Final = ("reject", "set", "reseal", "revoke", "inherit")
+"""The actions with a message that somebody sends, so that its issuer is shown."""
 
 _COLOURS: Final = {"success": "green", "failure": "red", "unknown": "yellow"}
 
@@ -71,18 +74,23 @@ def verify(
     with reported():
         anchors = [one for text in anchor or () for one in _anchors(text)]
         jwk = None if key is None else _jwk(key)
-        groups = chains(files)
+        groups, problems = chains(files)
         results: list[dict[str, Any]] = []
-        for group in groups:
-            chain = find(group)[0].header.chain
+        for chain, group in groups.items():
             own = [one.text for one in anchors if one.chain == chain]
             anchors = [one for one in anchors if one.chain != chain]
             results.append(_verified(group, own, jwk))
+        said = [result.get("error") for result in results]
+        results += [
+            {"files": [str(path)], "error": str(error)}
+            for path, error in problems.items()
+            if str(error) not in said  # else it is a rotated one, which a chain lacks
+        ]
         if anchors:
             results.append(
                 {
-                    "error": f"no file given is of the chain {anchors[0].chain}, and an anchor is: "
-                    "a file was taken away or replaced, or this is the anchor of another"
+                    "error": f"no file that was read is of the chain {anchors[0].chain}, and an "
+                    "anchor is: a file was taken away or replaced, or this is the anchor of another"
                 }
             )
     if as_json:
@@ -119,20 +127,23 @@ def review(
 
     With a keyring, reads by a key that is not among its readers, or is revoked, are reported
     too. Exit status 0 where nothing was found, 1 where something was, or a file is broken or
-    cannot be read: then what was read until there is reviewed all the same.
+    cannot be read: then the others, and what was read of it until there, are reviewed all the
+    same.
     """
     start = None if since is None else _time(since)
-    broken: list[AuditError] = []
+    broken: list[str] = []
 
     def events(group: list[Path]) -> Iterator[RecordedEvent]:
         try:
             yield from read(group)
         except AuditError as error:
-            broken.append(error)
+            broken.append(str(error))
 
     with reported():
         readers = None if keyring is None else _readers(Keyring.load(keyring))
-        streams = [events(group) for group in chains(files)]
+        groups, problems = chains(files)
+        broken += map(str, problems.values())
+        streams = [events(group) for group in groups.values()]
         findings = review_events(
             heapq.merge(*streams, key=lambda event: event.time),
             known_readers=readers,
@@ -146,7 +157,7 @@ def review(
             out().print(_drawn(finding), soft_wrap=True)
         if not findings and not broken:
             out().print("nothing found")
-    for error in broken:
+    for error in dict.fromkeys(broken):  # a rotated file may be found twice
         typer.echo(f"error: {error}", err=True)
     raise typer.Exit(1 if broken or findings else 0)
 
@@ -158,7 +169,7 @@ def tail(
         bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")
     ] = False,
     number: Annotated[
-        int, typer.Option("-n", min=0, metavar="N", help="How many of the last events.")
+        int, typer.Option("--number", "-n", min=0, metavar="N", help="How many of the last events.")
     ] = 10,
     as_json: Json = False,
 ) -> None:
@@ -193,7 +204,7 @@ def _verified(
     files = [str(path) for path in group]
     try:
         found = verify_chain(group, anchors=anchors, key=jwk)
-    except AuditBroken as error:
+    except AuditError as error:
         return {"files": files, "error": str(error)}
     return {"files": files, **asdict(found), "says": str(found)}
 
@@ -216,16 +227,15 @@ def _anchors(text: str) -> list[Checkpoint]:
 
 def _jwk(path: Path) -> dict[str, object]:
     try:
-        jwk: Any = json.loads(path.read_text())
+        content = path.read_bytes()
     except OSError as error:
         raise AuditError(f"the key {path} cannot be read: {error.strerror}") from None
-    except ValueError:
-        jwk = None
     try:
+        jwk = json_object(content)
         public_key(jwk)
-    except (ValueError, TypeError, AttributeError):
+    except ValueError:
         raise AuditError(f"{path} is no public Ed25519 key as a JWK (RFC 8037)") from None
-    return cast("dict[str, object]", jwk)
+    return jwk
 
 
 def _last_checkpoint(file: Path) -> str:
@@ -234,9 +244,9 @@ def _last_checkpoint(file: Path) -> str:
             if raw.endswith(b"\n") and segments.is_mark(raw):
                 try:
                     line = Line.read(raw)
-                    if line.kind == "checkpoint":
-                        return Checkpoint.read(line.members["checkpoint"]).text
-                except (ValueError, KeyError, AttributeError):
+                    if line.kind != "header":
+                        return Checkpoint.of(line).text
+                except ValueError:
                     raise AuditBroken(
                         f"the last checkpoint in {segment.path} was changed; see "
                         "`stateful audit verify`"
@@ -364,10 +374,10 @@ def _shown(event: AuditEvent) -> Text:
         ("", None if event.count is None else f"{event.count} events", ""),
         ("", event.name, "bold"),
         ("", event.fingerprint, "cyan"),
-        ("by ", event.issuer if event.action in ("reject", "set") else None, "dim"),
+        ("by ", event.issuer if event.action in _CLAIMED else None, "dim"),
         ("at ", event.workflow_id, ""),
         ("", event.workflow_type, "dim"),
-        ("to ", event.child_id, ""),
+        ("from " if event.action == "withhold" else "to ", event.child_id, ""),
         ("in ", event.activity_type, "dim"),
         ("", event.method, ""),
         ("", event.origin, ""),

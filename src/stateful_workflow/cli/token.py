@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ..audit import AuditFile
 from ..client import TokenClient
-from ..errors import NotConverged
+from ..errors import AuditError, NotConverged
 from ..keyring import Keyring
 from ..messages import DEFAULT_NAME
 from ..origins import allowed_origin
@@ -277,18 +277,40 @@ async def _end(
     audit: Path | None,
     as_json: bool,
 ) -> None:
-    async with _client_with_keys(address, namespace, keyring, audit) as tokens:
+    must_record = call is not TokenClient.revoke
+    async with _client_with_keys(
+        address, namespace, keyring, audit, must_record=must_record
+    ) as tokens:
         status = await call(tokens, workflow_id, name)
     _show(workflow_id, name, status, as_json)
 
 
 @asynccontextmanager
 async def _client_with_keys(
-    address: str | None, namespace: str | None, path: Path | None, audit: Path | None
+    address: str | None,
+    namespace: str | None,
+    path: Path | None,
+    audit: Path | None,
+    *,
+    must_record: bool = True,
 ) -> AsyncGenerator[TokenClient, None]:
     keyring = Keyring.load(path)  # first: the cheaper thing to be wrong
-    with nullcontext() if audit is None else AuditFile(audit) as record:
-        yield TokenClient(await connect(address, namespace), keyring, audit=record)
+    client = await connect(address, namespace)
+    # Last, since nobody else can write to the file meanwhile.
+    with _record(audit, must_record=must_record) as record:
+        yield TokenClient(client, keyring, audit=record)
+
+
+def _record(path: Path | None, *, must_record: bool) -> AbstractContextManager[AuditFile | None]:
+    if path is None:
+        return nullcontext()
+    try:
+        return AuditFile(path)
+    except AuditError as error:
+        if must_record:
+            raise
+        typer.echo(f"warning: this is not recorded: {error}", err=True)
+        return nullcontext()
 
 
 def _checked_origins(origins: list[str] | None) -> list[str] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Group
@@ -58,7 +58,6 @@ def tree(
         tokens = TokenClient(await connect(address, namespace))
         if watch:
             await _watch(tokens, workflow_id, name, every, as_json=as_json)
-            return 0
         return show_tree(await tokens.tree(workflow_id, name), as_json=as_json)
 
     run(command(), stopped=0 if watch else None)
@@ -66,7 +65,7 @@ def tree(
 
 async def _watch(
     tokens: TokenClient, workflow_id: str, name: str, every: float, *, as_json: bool
-) -> None:
+) -> NoReturn:
     tree = await tokens.tree(workflow_id, name)
     console = out()
     if as_json or not console.is_terminal:
@@ -75,7 +74,10 @@ async def _watch(
             if tree.nodes != shown:
                 shown = tree.nodes
                 show_tree(tree, as_json=as_json)
-            tree = await _next_look(tokens, tree, every) or tree
+            seen = await _next_look(tokens, tree, every)
+            if seen is None:
+                typer.echo("the tree does not answer; it is asked again", err=True)
+            tree = seen or tree
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
             live.update(Group(render(tree, time.time()), _looked_at()), refresh=True)

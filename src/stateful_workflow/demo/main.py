@@ -23,7 +23,7 @@ from ..plugin import StatefulPlugin
 from ..status import TokenTree
 from .api import RunningApi, serve_api
 from .live import Progress
-from .report import VERSIONS, Report, Rotations, count, read_trail
+from .report import VERSIONS, Report, Rotations, count, read_record
 from .workflows import ACTIVITIES, WORKFLOWS, AccountPlan, Tenant
 
 ROOT: Final = "acme"
@@ -76,8 +76,8 @@ async def run_demo(*, as_json: bool, keep: bool) -> int:
             seen = await _rotate_while_calls_flow(tokens, api, progress)
             progress.say("all workflows have ended; reading the API's log, histories, database")
             await asyncio.to_thread(record.close)
-            trail = await asyncio.to_thread(read_trail, record.path, checkpoints)
-            report = await count(client, api.state, seen, trail, db=db, web_ui=engine.ui_url)
+            recorded = await asyncio.to_thread(read_record, record.path, checkpoints)
+            report = await count(client, api.state, seen, recorded, db=db, web_ui=engine.ui_url)
             progress.say("done" if report.is_good else "done, and the report is not good")
         _print(report, as_json=as_json)
         if keep:

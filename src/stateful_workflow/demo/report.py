@@ -21,7 +21,7 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client
 
-from ..audit.verify import read, verify
+from ..audit import read, verify
 from ..errors import AuditBroken, OperationFailed
 from ..status import TokenTree
 from .api import Call, TokenApi
@@ -60,7 +60,7 @@ class Rotations:
 
 
 @dataclass(frozen=True)
-class Trail:
+class AuditRecord:
     """What the demo's audit file comes to.
 
     Attributes:
@@ -135,7 +135,7 @@ class Report:
         return table
 
 
-def read_trail(path: Path, checkpoints: Sequence[str]) -> Trail:
+def read_record(path: Path, checkpoints: Sequence[str]) -> AuditRecord:
     """Read the audit file, and check it against the checkpoints that were handed out.
 
     Args:
@@ -151,14 +151,14 @@ def read_trail(path: Path, checkpoints: Sequence[str]) -> Trail:
         intact = False
     else:
         intact = verified.intact_to is not None and verified.intact_to == verified.last_sequence
-    return Trail(actions.total(), actions["use"], intact)
+    return AuditRecord(actions.total(), actions["use"], intact)
 
 
 async def count(
     client: Client,
     api: TokenApi,
     seen: Rotations,
-    trail: Trail,
+    recorded: AuditRecord,
     *,
     db: Path,
     web_ui: str | None,
@@ -169,7 +169,7 @@ async def count(
         client: of the engine.
         api: the API, with its log.
         seen: what was seen meanwhile.
-        trail: what the audit file came to.
+        recorded: what the audit file came to.
         db: the engine's database file.
         web_ui: address of the engine's Web UI.
 
@@ -210,9 +210,9 @@ async def count(
         failed_activities=sum(_is_failure(e) for history in histories.values() for e in history),
         withheld_nodes_with_token=len(with_token),
         token_occurrences_in_engine=found,
-        audit_events=trail.events,
-        audit_verified=trail.verified,
-        audit_api_uses=trail.uses,
+        audit_events=recorded.events,
+        audit_verified=recorded.verified,
+        audit_api_uses=recorded.uses,
         web_ui=web_ui,
     )
 

@@ -11,16 +11,16 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, Literal, get_args
 
-from ..errors import AuditFailed
-from ..metrics import Metrics
-from .events import AuditEvent, AuditSink
+from .audit.events import AuditEvent, AuditSink
+from .errors import AuditFailed
+from .metrics import Metrics
 
-AuditFailure = Literal["block", "continue"]
-"""What happens when the sink fails. block: no activity opens a token and no client sets one
-without its record. continue: they do, and what was lost is counted in the next record.
+FailureRule = Literal["block", "continue"]
+"""What happens when the sink fails. block: no activity opens a token, and no client sets or
+reads one, without its record. continue: they do. What was lost is counted in the next record.
 """
 
 MAX_QUEUED: Final = 10_000
@@ -30,17 +30,12 @@ _FLUSH_SECONDS: Final = 5.0
 
 _log = logging.getLogger(__name__)
 
-
-Lost = Callable[[int], None]
-"""Is told how many events were lost."""
-
-
-def _nobody(count: int) -> None:
-    """Whom it is told where nobody counts."""
+Lost = Callable[[], None]
+"""Is told that an event was lost."""
 
 
 class SinkWriter:
-    """Writes to one sink; one for each process and sink.
+    """Writes the events of a plugin, or of a client with a sink of its own.
 
     Args:
         sink: None records nothing.
@@ -50,8 +45,8 @@ class SinkWriter:
         ValueError: where `failure` is none of its values.
     """
 
-    def __init__(self, sink: AuditSink | None, failure: AuditFailure = "block") -> None:
-        if failure not in get_args(AuditFailure):
+    def __init__(self, sink: AuditSink | None, failure: FailureRule = "block") -> None:
+        if failure not in get_args(FailureRule):
             raise ValueError(f'audit_failure is "block" or "continue", not {failure!r}')
         self._sink = sink
         self._blocks = failure == "block"
@@ -71,7 +66,7 @@ class SinkWriter:
         """Whether `require` may wait for the sink."""
         return self.is_on and self._blocks and not self._is_local
 
-    def require(self, event: AuditEvent, lost: Lost = _nobody) -> None:
+    def require(self, event: AuditEvent, lost: Lost) -> None:
         """Write what must be on record before what it tells of is done.
 
         Args:
@@ -96,7 +91,7 @@ class SinkWriter:
                 'or start with audit_failure="continue"'
             ) from None
 
-    def write(self, event: AuditEvent, lost: Lost = _nobody) -> None:
+    def write(self, event: AuditEvent, lost: Lost) -> None:
         """Write an event; nothing is raised, and nobody waits for a sink that is not local.
 
         Args:
@@ -113,13 +108,6 @@ class SinkWriter:
             self._queue.put_nowait((event, lost))
         except queue.Full:
             self._lose(None, lost)
-
-    def close(self) -> None:
-        """Write what is queued, and close the sink where it can be closed."""
-        self.flush()
-        close = getattr(self._sink, "close", None)
-        if close is not None:
-            close()
 
     def flush(self, seconds: float = _FLUSH_SECONDS) -> None:
         """Wait until what is queued is written, for some seconds at most."""
@@ -152,7 +140,7 @@ class SinkWriter:
         sink.record(event)
 
     def _lose(self, error: Exception | None, lost: Lost) -> None:
-        lost(1)
+        lost()
         with self._lock:
             self._lost += 1
             is_first = self._lost == 1
@@ -205,3 +193,12 @@ class Recorder:
         """Record what has happened; nothing is raised."""
         self._writer.write(event, self.metrics.lost)
         self.metrics.count(event)
+
+
+def writer_of(plugins: Iterable[object]) -> SinkWriter:
+    """What the first of these that keeps a record writes with; where none does, nothing is kept."""
+    for plugin in plugins:
+        writer = getattr(plugin, "sink_writer", None)
+        if isinstance(writer, SinkWriter) and writer.is_on:
+            return writer
+    return SinkWriter(None)

@@ -110,13 +110,13 @@ def review(
     return reviewing.findings()
 
 
-Credential = tuple[str | None, str]
+_Credential = tuple[str | None, str]
 """Namespace and name."""
 
-Place = tuple[str | None, str, str]
+_Place = tuple[str | None, str, str]
 """Namespace, credential name and the authority at which it is set."""
 
-NodeId = tuple[str | None, str]
+_NodeId = tuple[str | None, str]
 """Namespace and workflow id."""
 
 
@@ -157,9 +157,9 @@ class _Review:
         self._since = since
         self._grace = grace
         self._usual_until = since
-        self._nodes: dict[NodeId, _Node] = {}
-        self._versions: dict[Place, dict[int, float]] = {}
-        self._usual: dict[tuple[FindingKind, Credential], set[str]] = {}
+        self._nodes: dict[_NodeId, _Node] = {}
+        self._versions: dict[_Place, dict[int, float]] = {}
+        self._usual: dict[tuple[FindingKind, _Credential], set[str]] = {}
         self._groups: dict[FindingKind, dict[Hashable, _Group]] = {
             kind: {} for kind in FINDING_KINDS
         }
@@ -319,7 +319,7 @@ class _Review:
     def _unusual(
         self,
         kind: FindingKind,
-        credential: Credential,
+        credential: _Credential,
         value: str | None,
         what: str,
         event: AuditEvent,

@@ -105,13 +105,13 @@ def verify(
     Raises:
         AuditBroken: they are not what was written; the message says where.
         AuditError: a file cannot be read, is no audit file, or they are of several chains.
-        ValueError: the key is malformed.
+        ValueError: the key is malformed, or `paths` names no file.
     """
     pinned = None if key is None else public_key(key)
-    kept = list(anchors)
+    kept, named = list(anchors), _named(paths)
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            check = _Check(_one_chain(find(paths)), kept, pinned)
+            check = _Check(_one_chain(find(named)), kept, pinned)
             for _ in check.events():
                 pass
             return check.verified()
@@ -129,25 +129,37 @@ def read(paths: Paths) -> Iterator[RecordedEvent]:
 
     Raises:
         AuditBroken, AuditError: as `verify`, or an event is one that this version does not know.
+            What can be read up to there was given out before, also where a segment next to it
+            cannot.
+        ValueError: `paths` names no file.
     """
-    try:
-        check = _Check(_one_chain(find(paths)), (), None, whole=False)
-        for line in check.events():
-            yield check.event(line)
-    except _Moved as moved:
-        raise moved.error from None
+    segments, problems = _look(paths)
+    if segments:
+        try:
+            check = _Check(_one_chain(segments), (), None, whole=False)
+            for line in check.events():
+                yield check.event(line)
+        except _Moved as moved:
+            raise moved.error from None
+    for error in problems.values():
+        raise error
 
 
-def chains(paths: Paths) -> list[list[Path]]:
-    """The files of several chains, those of each by themselves.
+def chains(paths: Paths) -> tuple[dict[str, list[Path]], dict[Path, AuditError]]:
+    """The files of several chains, those of each by themselves, rotated ones included.
+
+    Returns:
+        by the id of a chain its files, in order; and by file why it is in none of them: it does
+        not begin as it was written, cannot be read, or is not there.
 
     Raises:
-        AuditError: a file cannot be read, or is no audit file.
+        ValueError: `paths` names no file.
     """
+    segments, problems = _look(paths)
     found: dict[str, list[Path]] = {}
-    for segment in find(paths):
+    for segment in segments:
         found.setdefault(segment.header.chain, []).append(segment.path)
-    return list(found.values())
+    return found, problems
 
 
 def find(paths: Paths) -> list[Segment]:
@@ -156,21 +168,59 @@ def find(paths: Paths) -> list[Segment]:
     Raises:
         AuditBroken: a file does not begin as it was written.
         AuditError: a file cannot be read, or there is none.
+        ValueError: `paths` names no file.
     """
-    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    segments, problems = _look(paths)
+    for error in problems.values():
+        raise error
+    return segments
+
+
+def _look(paths: Paths) -> tuple[list[Segment], dict[Path, AuditError]]:
+    """The segments as `find` gives them, and by file why it is none of them."""
     found: dict[Path, Segment] = {}
-    for path in (Path(one).resolve() for one in given):
-        own = _segment(path)
-        others = siblings(path) if path.parent.is_dir() else []
-        beside = [one for one in map(_segment, others) if one is not None]
+    problems: dict[Path, AuditError] = {}
+    for path in _named(paths):
+        segments, wrong = _look_beside(path)
+        own = next((one for one in segments if one.path == path), None)
         if own is not None:
-            beside = [one for one in beside if one.header.chain == own.header.chain] + [own]
-        if not beside:
-            raise AuditError(
+            segments = [one for one in segments if one.header.chain == own.header.chain]
+        elif not segments and not wrong:
+            wrong[path] = AuditError(
                 f"{path} holds no line yet" if path.exists() else f"there is no audit file {path}"
             )
-        found.update((one.path, one) for one in beside)
-    return sorted(found.values(), key=lambda one: (one.header.chain, one.line.sequence))
+        found.update((one.path, one) for one in segments)
+        problems.update(wrong)
+    in_order = sorted(found.values(), key=lambda one: (one.header.chain, one.line.sequence))
+    return in_order, problems
+
+
+def _named(paths: Paths) -> list[Path]:
+    named = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    if not named:
+        raise ValueError("paths names no file")
+    return [Path(one).resolve() for one in named]
+
+
+def _look_beside(path: Path) -> tuple[list[Segment], dict[Path, AuditError]]:
+    """What a file and those with the names of its rotated ones begin with, of whatever chain."""
+    segments: list[Segment] = []
+    problems: dict[Path, AuditError] = {}
+    try:
+        others = siblings(path) if path.parent.is_dir() else []
+    except OSError as error:
+        others = []
+        problems[path] = AuditError(
+            f"the directory of the audit file {path} cannot be read: {error.strerror}"
+        )
+    for one in (*others, path):
+        try:
+            segment = _segment(one)
+        except AuditError as error:
+            problems[one] = error
+        else:
+            segments += [] if segment is None else [segment]
+    return segments, problems
 
 
 def _segment(path: Path) -> Segment | None:
@@ -225,7 +275,7 @@ class _Check:
         self._segments = segments
         self._whole = whole
         first = segments[0]
-        self._file, self._number = first.path, 1
+        self._segment, self._number = first, 1
         self._tip = Tip(first.header.chain)
         self._pinned = pinned
         self._key = first.header.key
@@ -248,7 +298,7 @@ class _Check:
         """
         self._start()
         for index, segment in enumerate(self._segments):
-            self._file, self._number = segment.path, 0
+            self._segment, self._number = segment, 0
             if index and segment.line.sequence <= self._segments[index - 1].line.sequence:
                 raise _Moved(
                     AuditBroken(
@@ -277,11 +327,12 @@ class _Check:
         Raises:
             AuditError: it is one that this version does not know.
         """
+        file = str(self._segment.path)
         try:
-            return line.event(str(self._file))
+            return line.event(file)
         except ValueError as error:
             raise AuditError(
-                f"{self._file} line {self._number} holds an event that this version does not know "
+                f"{file} line {self._number} holds an event that this version does not know "
                 f"({error}); read it with a newer one"
             ) from None
 
@@ -370,7 +421,7 @@ class _Check:
             raise self._broken("a header stands where there is none, or lacks where there is one")
         checkpoint: Checkpoint | None = None
         if line.kind == "header":
-            self._check_header(line)
+            self._check_header()
         elif line.kind == "checkpoint":
             checkpoint = self._checked(line, raw)
             self._signed_to = checkpoint.sequence
@@ -385,9 +436,8 @@ class _Check:
             self._intact_to = line.sequence
         return line
 
-    def _check_header(self, line: Line) -> None:
-        # Where it begins a segment it was read before, with its chain.
-        header = next(one.header for one in self._segments if one.line.head == line.head)
+    def _check_header(self) -> None:
+        header = self._segment.header
         if header.key.kid != self._key.kid:
             raise self._broken(
                 f"it names the checkpoint key {header.key.kid}, and the segment before names "
@@ -398,9 +448,9 @@ class _Check:
 
     def _checked(self, line: Line, raw: bytes) -> Checkpoint:
         try:
-            checkpoint = Checkpoint.read(line.members.get("checkpoint") or "")
+            checkpoint = Checkpoint.of(line)
             checkpoint.verify(self._key)
-        except (ValueError, AttributeError) as error:
+        except ValueError as error:
             raise self._broken(f"the checkpoint is not genuine: {error}") from None
         if checkpoint.chain != self._tip.chain or checkpoint.line() != raw:
             raise self._broken("the checkpoint is not of the lines before it")
@@ -414,7 +464,7 @@ class _Check:
             yield
         except FileNotFoundError:
             raise _Moved(
-                AuditError(f"{self._file} was rotated while it was read; try again")
+                AuditError(f"{self._segment.path} was rotated while it was read; try again")
             ) from None
         except ValueError as error:
             self._number += 1
@@ -422,8 +472,8 @@ class _Check:
 
     def _broken(self, what: str) -> AuditBroken:
         return AuditBroken(
-            f"{self._file} line {self._number} (after line {self._tip.sequence} of the chain): "
-            f"{what}; {_EVIDENCE}"
+            f"{self._segment.path} line {self._number} "
+            f"(after line {self._tip.sequence} of the chain): {what}; {_EVIDENCE}"
         )
 
 
