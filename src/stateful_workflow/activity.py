@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, cast
 
@@ -105,37 +106,57 @@ class ActivityTokens:
             TokenUnavailable, UseRefused, KeyringError, MessageRefused: the subclass says why.
             AuditFailed: it could not be put on record, and is not given out.
         """
-        standing = self._standing.get(name, Standing("none"))
-        try:
-            token = self._open(name, standing)
-        except StatefulError as error:
-            self.refused(name, standing.message, error)
-            raise
-        self._opened(token)
+        token = self._checked(name)
+        self.recorder.require(self._read(token))
+        self._measure(token)
         return token
 
-    def open_ahead(self) -> None:
+    async def open_async(self, name: str) -> ApiToken:
+        """As `open`, in a thread where a KMS or an HSM is asked; the loop waits for no sink."""
+        token = await self._where_it_may_wait(lambda: self._checked(name))
+        await self.recorder.require_async(self._read(token))
+        self._measure(token)
+        return token
+
+    async def open_ahead(self) -> frozenset[str]:
         """Open, on record, all that a process which cannot reach the sink may open over there.
 
         What is refused is left for the process to meet.
 
+        Returns:
+            The fingerprints of what is on record now.
+
         Raises:
             AuditFailed: an opened token could not be put on record.
         """
+        recorded: set[str] = set()
         for name in sorted(self.names()):
+            standing = self._standing.get(name, Standing("none"))
             try:
-                token = self._open(name, self._standing.get(name, Standing("none")))
+                token = await self._where_it_may_wait(partial(self._open, name, standing))
             except StatefulError:
                 continue
-            self._opened(token)
+            await self.recorder.require_async(self._read(token))
+            self._measure(token)
+            recorded.add(token.fingerprint)
+        return frozenset(recorded)
 
-    def _opened(self, token: ApiToken) -> None:
-        message, name = token.message, token.name
-        reader = self.keyring().reader_of(message)
-        self.recorder.require(self.event("read", "success", name, message, reader=reader))
+    def _checked(self, name: str) -> ApiToken:
+        standing = self._standing.get(name, Standing("none"))
+        try:
+            return self._open(name, standing)
+        except StatefulError as error:
+            self.refused(name, standing.message, error)
+            raise
+
+    def _read(self, token: ApiToken) -> AuditEvent:
+        reader = self.keyring().reader_of(token.message)
+        return self.event("read", "success", token.name, token.message, reader=reader)
+
+    def _measure(self, token: ApiToken) -> None:
         now, expiry = time.time(), token.expires_at
         self.recorder.metrics.opened(
-            name,
+            token.name,
             age=now - token.version / 1000,
             remaining=None if expiry is None else expiry - now,
         )
@@ -210,21 +231,12 @@ class ActivityTokens:
         self.secrets.add(name, secret)
         return ApiToken(standing.message, secret)
 
-    async def open_async(self, name: str) -> ApiToken:
-        """As `open`, in a thread where a KMS, an HSM or a sink is waited for."""
-        return await self._where_it_may_wait(lambda: self.open(name))
-
-    async def open_ahead_async(self) -> None:
-        """As `open_ahead`, likewise."""
-        await self._where_it_may_wait(self.open_ahead)
-
     async def _where_it_may_wait(self, opening: Callable[[], T]) -> T:
         # No thread otherwise: a user's threads may be waiting for this loop.
         try:
             elsewhere = self.keyring().has_openers
         except KeyringError:
             elsewhere = False  # opening says it
-        elsewhere = elsewhere or self.recorder.may_wait
         return await asyncio.to_thread(opening) if elsewhere else opening()
 
     def has_other_than(self, token: ApiToken) -> bool:
@@ -464,17 +476,32 @@ def running(tokens: ActivityTokens) -> Generator[None, None, None]:
 
 
 class Collected:
-    """What happened in a pool's process, brought back: its reads were recorded before."""
+    """What happened in a pool's process, to be put on record when it comes back.
+
+    Args:
+        recorded: fingerprints of the tokens whose opening is on record already.
+        blocks: whether no other one may be opened.
+    """
 
     is_local = True
 
-    def __init__(self) -> None:
+    def __init__(self, recorded: frozenset[str], *, blocks: bool) -> None:
         self.events: list[AuditEvent] = []
+        self._recorded = recorded
+        self._blocks = blocks
 
     def record(self, event: AuditEvent) -> None:
-        """See `AuditSink`."""
-        if event.action != "read":
-            self.events.append(event)
+        """See `AuditSink`.
+
+        Raises:
+            LookupError: what is opened here would be on record only afterwards.
+        """
+        if event.action == "read":
+            if event.fingerprint in self._recorded:
+                return
+            if self._blocks:
+                raise LookupError("it was not on record when the activity went to its process")
+        self.events.append(event)
 
 
 @dataclass(frozen=True)
@@ -495,10 +522,13 @@ class InProcess:
         self,
         function: Callable[..., Any],
         tokens: ActivityTokens,
+        recorded: frozenset[str],
         keyring_path: Path | None,
         allow_group_read: bool | None = None,
     ) -> None:
         self._function = function
+        self._recorded = recorded
+        self._blocks = tokens.recorder.blocks
         self._use = tokens.carried()
         self._unknown = {name: str(error) for name, error in tokens.unknown.items()}
         self._keyring_path = keyring_path
@@ -506,7 +536,7 @@ class InProcess:
 
     def __call__(self, *args: Any) -> Any:
         """Run the activity in the pool's process."""
-        collected = Collected()
+        collected = Collected(self._recorded, blocks=self._blocks)
         recorder = Recorder(SinkWriter(collected), Metrics.of(None))
         tokens = ActivityTokens(self._use, self._keyring, recorder, None, time.monotonic())
         tokens.unknown = {name: NewestUnknown(text) for name, text in self._unknown.items()}

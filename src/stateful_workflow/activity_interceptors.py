@@ -103,26 +103,31 @@ class ActivityInbound(ActivityInboundInterceptor):
             with running(tokens):
                 return await super().execute_activity(input)
         # What it opens over there has to be known here, and on record before.
-        await tokens.open_ahead_async()
+        recorded = await tokens.open_ahead()
         keyring = None
         with suppress(StatefulError):
             keyring = self._keyring()
         input.fn = InProcess(
             input.fn,
             tokens,
+            recorded,
             None if keyring is None else keyring.path,
             None if keyring is None else keyring.allow_group_read,
         )
         try:
             returned: Returned = await super().execute_activity(input)
         except BaseException as error:
-            self._record(vars(error).pop(EVENTS, []))
+            self._record(vars(error).pop(EVENTS, None))
             raise
         self._record(returned.events)
         return returned.result
 
-    def _record(self, events: Iterable[AuditEvent]) -> None:
+    def _record(self, events: Iterable[AuditEvent] | None) -> None:
+        """Record what came back from a process, or that it did not: nobody knows how much."""
         recorder = self._recorder()
+        if events is None:
+            recorder.lose()
+            return
         for event in events:
             recorder.record(event)
 

@@ -23,7 +23,7 @@ from temporalio.client import (
     WorkflowUpdateFailedError,
     WorkflowUpdateRPCTimeoutOrCancelledError,
 )
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 from temporalio.types import (
     MethodAsyncNoParam,
@@ -40,6 +40,7 @@ from .errors import (
     KeyringError,
     MessageRefused,
     NotConverged,
+    NotStateful,
     OperationFailed,
     OutcomeUnknown,
     StatefulError,
@@ -137,14 +138,17 @@ class TokenClient:
         self._client = client
         self._keyring = None if keyring is None else KeyringSource(keyring)
         config = client.config(active_config=True)
-        if audit is None:
-            writer = writer_of(config["plugins"])
-        else:
-            writer = SinkWriter(audit, audit_failure or "block")
-        self._recorder = Recorder(writer, Metrics.of(client))
+        self._own_writer = None if audit is None else SinkWriter(audit, audit_failure or "block")
+        self._plugins = config["plugins"]
+        self._metrics = Metrics.of(client)
         config["interceptors"] = [*config["interceptors"], _StartHeader()]
         config["plugins"] = []  # they have configured this already
         self._starter = Client(**config)
+
+    @property
+    def _recorder(self) -> Recorder:
+        # Looked up each time: a worker of this client may bring the sink.
+        return Recorder(self._own_writer or writer_of(self._plugins), self._metrics)
 
     # --- start ---------------------------------------------------------------
 
@@ -507,21 +511,17 @@ class TokenClient:
         if action == "revoke":  # not done, it would leave a leaked token in force
             self._recorder.record(about)
         else:
-            await self._require(about)
+            await self._recorder.require_async(about)
         try:
             yield
         except BaseException as error:
-            self._failed(action, workflow_id, message.claims.name, message, error)
+            # Of anything else nobody knows whether it was applied, or will be.
+            outcome = "failure" if isinstance(error, _REFUSALS) else "unknown"
+            self._failed(action, workflow_id, message.claims.name, message, error, outcome)
             raise
         self._recorder.record(
             self._event(action, "success", workflow_id, message.claims.name, message)
         )
-
-    async def _require(self, event: AuditEvent) -> None:
-        if self._recorder.may_wait:
-            await asyncio.to_thread(self._recorder.require, event)
-        else:
-            self._recorder.require(event)
 
     def _failed(
         self,
@@ -530,8 +530,8 @@ class TokenClient:
         name: str,
         message: Message | None,
         error: BaseException,
+        outcome: Outcome = "failure",
     ) -> None:
-        outcome = "unknown" if isinstance(error, _UNKNOWN) else "failure"
         self._recorder.record(
             self._event(action, outcome, workflow_id, name, message, reason=type(error).__name__)
         )
@@ -612,7 +612,7 @@ class TokenClient:
             self._failed(action, workflow_id, name, message, error)
             raise
         reader = keyring.reader_of(message)
-        await self._require(
+        await self._recorder.require_async(
             self._event("read", "success", workflow_id, name, message, reader=reader)
         )
         return ApiToken(message, secret)
@@ -657,8 +657,8 @@ class TokenClient:
         return self._keyring.current()
 
 
-_UNKNOWN: Final = (OutcomeUnknown, asyncio.CancelledError)
-"""Errors after which a message may be applied all the same."""
+_REFUSALS: Final = (MessageRefused, NotStateful, WorkflowNotFound, WorkflowAlreadyStartedError)
+"""Errors that say that a message was not applied and never will be."""
 
 _start_state: ContextVar[Start | None] = ContextVar("stateful-start", default=None)
 

@@ -158,7 +158,7 @@ class NodeActivities:
         result: ForwardResult,
     ) -> None:
         child_id, child_type, indexes = target
-        index = indexes[0]
+        untold = list(indexes)
         if child_type in self._plain_types:
             result.plain.append(child_id)
             return
@@ -171,19 +171,19 @@ class NodeActivities:
                 for index in indexes:
                     if not await _deliver(handle, delivery.messages[index].text):
                         result.by_update.append(child_id)
-                    delivery.record(target, index)
+                    delivery.record(target, [untold.pop(0)])
         except WorkflowUpdateRPCTimeoutOrCancelledError as error:
             result.failed[child_id] = "its run takes no more signals, and no update was answered"
-            delivery.record(target, index, type(error).__name__)
+            delivery.record(target, untold, type(error).__name__)
         except RPCError as error:
-            delivery.record(target, index, error.status.name)
+            delivery.record(target, untold, error.status.name)
             if error.status != RPCStatusCode.NOT_FOUND:
                 result.failed[child_id] = f"{error.status.name}: {error.message}"
                 return
             await self._ask(child_id, deadline, result)
         except Exception as error:  # noqa: BLE001 - what a codec raises; the others are to be told
             result.failed[child_id] = type(error).__name__
-            delivery.record(target, index, type(error).__name__)
+            delivery.record(target, untold, type(error).__name__)
 
     async def _ask(self, child_id: str, deadline: float, result: ForwardResult) -> None:
         """Ask a closed child for the children it last knew (a closed workflow answers queries)."""
@@ -263,26 +263,27 @@ class _Delivery:
         self._recorder = recorder
 
     def record(
-        self, target: tuple[str, str, list[int]], index: int, why: str | None = None
+        self, target: tuple[str, str, list[int]], indexes: list[int], why: str | None = None
     ) -> None:
-        """A child was told a message, or could not be: the name of what went wrong says why."""
+        """A child was told messages, or could not be: the name of what went wrong says why."""
         info = activity.info()
         child_id, child_type, _ = target
-        self._recorder.record(
-            AuditEvent(
-                time=time.time(),
-                action="forward",
-                outcome="success" if why is None else "failure",
-                reason=why,
-                namespace=info.namespace,
-                workflow_id=info.workflow_id,
-                run_id=info.workflow_run_id,
-                workflow_type=info.workflow_type,
-                child_id=child_id,
-                child_type=child_type,
-                **of_message(self.messages[index]),
+        for index in indexes:
+            self._recorder.record(
+                AuditEvent(
+                    time=time.time(),
+                    action="forward",
+                    outcome="success" if why is None else "failure",
+                    reason=why,
+                    namespace=info.namespace,
+                    workflow_id=info.workflow_id,
+                    run_id=info.workflow_run_id,
+                    workflow_type=info.workflow_type,
+                    child_id=child_id,
+                    child_type=child_type,
+                    **of_message(self.messages[index]),
+                )
             )
-        )
 
 
 async def _deliver(handle: WorkflowHandle[Any, Any], message: str) -> bool:

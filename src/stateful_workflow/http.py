@@ -17,7 +17,7 @@ import asyncio
 import concurrent.futures
 import re
 import time
-from collections.abc import AsyncGenerator, Coroutine, Generator
+from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
@@ -61,21 +61,21 @@ class TokenAuth(httpx.Auth):
         """See `httpx.Auth`."""
         source = _Source(self._name)
         token = source.current()
-        source.authorize(request, token)
+        sent = _Sent(source, request)
+        request.extensions["trace"] = sent.trace
+        sent.authorize(token)
         try:
             response = yield request
-            source.answered(request, token, response)
+            sent.answered(response)
             if _may_resend(request, response):
                 newer = source.newer_than(token)
                 if newer is not None:
                     response.read()
-                    token = newer
-                    source.authorize(request, token)
+                    sent.authorize(newer)
                     response = yield request
-                    source.answered(request, token, response)
-        except GeneratorExit:
-            source.unanswered(request, token)
-            raise
+                    sent.answered(response)
+        finally:
+            sent.ended()
 
     async def async_auth_flow(
         self, request: httpx.Request
@@ -83,21 +83,21 @@ class TokenAuth(httpx.Auth):
         """See `httpx.Auth`."""
         source = _Source(self._name)
         token = await source.current_async()
-        source.authorize(request, token)
+        sent = _Sent(source, request)
+        request.extensions["trace"] = sent.trace_async
+        sent.authorize(token)
         try:
             response = yield request
-            source.answered(request, token, response)
+            sent.answered(response)
             if _may_resend(request, response):
                 newer = await source.newer_than_async(token)
                 if newer is not None:
                     await response.aread()
-                    token = newer
-                    source.authorize(request, token)
+                    sent.authorize(newer)
                     response = yield request
-                    source.answered(request, token, response)
-        except GeneratorExit:
-            source.unanswered(request, token)
-            raise
+                    sent.answered(response)
+        finally:
+            sent.ended()
 
 
 class OriginTransport(httpx.BaseTransport):
@@ -139,9 +139,9 @@ class OriginTransport(httpx.BaseTransport):
         try:
             response = self._inner.handle_request(sent)
         except BaseException:
-            source.unanswered(request, token)
+            source.used(token, _origin(request.url), request.method, None)
             raise
-        source.used(request, token, response.status_code)
+        source.used(token, _origin(request.url), request.method, response.status_code)
         return response
 
     def close(self) -> None:
@@ -186,9 +186,9 @@ class AsyncOriginTransport(httpx.AsyncBaseTransport):
         try:
             response = await self._inner.handle_async_request(sent)
         except BaseException:
-            source.unanswered(request, token)
+            source.used(token, _origin(request.url), request.method, None)
             raise
-        source.used(request, token, response.status_code)
+        source.used(token, _origin(request.url), request.method, response.status_code)
         return response
 
     async def aclose(self) -> None:
@@ -205,7 +205,6 @@ class _Source:
     def __init__(self, name: str) -> None:
         self._name = name
         self._tokens: ActivityTokens = activity_tokens()
-        self._answers: list[httpx.Response] = []
 
     def authorize(self, request: httpx.Request, token: ApiToken) -> None:
         """Put the token into ``Authorization``, or put on record why it may not go there."""
@@ -231,30 +230,22 @@ class _Source:
             )
             raise
 
-    def answered(self, request: httpx.Request, token: ApiToken, response: httpx.Response) -> None:
-        """Put on record each request of a redirect chain that carried the token."""
-        carried = request.headers.get("Authorization")
-        for answer in (*response.history, response):
-            if any(answer is known for known in self._answers):
-                continue
-            self._answers.append(answer)
-            if answer.request.headers.get("Authorization") == carried:
-                self.used(answer.request, token, answer.status_code)
+    def used(self, token: ApiToken, origin: str | None, method: str, status: int | None) -> None:
+        """Put a request that carried the token on record, with the status of its answer.
 
-    def unanswered(self, request: httpx.Request, token: ApiToken) -> None:
-        """A request left, or may have, and no answer came."""
-        self.used(request, token, None)
-
-    def used(self, request: httpx.Request, token: ApiToken, status: int | None) -> None:
-        """Put a request that carried the token on record, with the status of its answer."""
+        Args:
+            token: that it carried.
+            origin, method: of the request.
+            status: None where no answer came.
+        """
         self._tokens.recorder.record(
             self._tokens.event(
                 "use",
                 "unknown" if status is None else "success" if status < 400 else "failure",
                 self._name,
                 token.message,
-                origin=_origin(request.url),
-                method=request.method,
+                origin=origin,
+                method=method,
                 status=status,
             )
         )
@@ -312,6 +303,96 @@ class _Source:
         except RuntimeError:
             running = None
         return None if running is loop else loop
+
+
+class _Sent:
+    """Puts on record each request of `TokenAuth` that carried the token, as it leaves.
+
+    That is seen by httpcore's extension ``trace``, which httpx hands on to each hop of a
+    redirect, or where a transport has none by the responses that come back.
+    """
+
+    def __init__(self, source: _Source, request: httpx.Request) -> None:
+        self._source = source
+        self._request = request
+        self._theirs = request.extensions.get("trace")
+        self._token: ApiToken | None = None
+        self._carried = b""
+        self._waiting: tuple[str | None, str] | None = None
+        self._is_traced = False
+        self._is_recorded = False
+        self._answers: list[httpx.Response] = []
+
+    def authorize(self, token: ApiToken) -> None:
+        """Put the token into the request, or put on record why it may not go there."""
+        self._source.authorize(self._request, token)
+        self._token = token
+        self._carried = _authorization(self._request.headers.raw)
+
+    def trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """See httpcore's documentation of its extensions."""
+        self._saw(event, info)
+        if self._theirs is not None:
+            self._theirs(event, info)
+
+    async def trace_async(self, event: str, info: Mapping[str, Any]) -> None:
+        """See httpcore's documentation of its extensions."""
+        self._saw(event, info)
+        if self._theirs is not None:
+            await self._theirs(event, info)
+
+    def _saw(self, event: str, info: Mapping[str, Any]) -> None:
+        self._is_traced = True
+        if event.endswith(".send_request_headers.started"):
+            self._settle(None)
+            request = info["request"]
+            if self._carried and _authorization(request.headers) == self._carried:
+                self._waiting = _wire_origin(request.url), request.method.decode("ascii")
+        elif event.endswith(".receive_response_headers.complete"):
+            status = next((part for part in info["return_value"] if isinstance(part, int)), None)
+            self._settle(status)
+
+    def _settle(self, status: int | None) -> None:
+        if self._waiting is not None:
+            origin, method = self._waiting
+            self._waiting = None
+            self._used(origin, method, status)
+
+    def _used(self, origin: str | None, method: str, status: int | None) -> None:
+        if self._token is not None:
+            self._is_recorded = True
+            self._source.used(self._token, origin, method, status)
+
+    def answered(self, response: httpx.Response) -> None:
+        """A response came back, at the end of its redirects."""
+        for answer in (*response.history, response):
+            if any(answer is known for known in self._answers):
+                continue
+            self._answers.append(answer)
+            request = answer.request
+            if not self._is_traced and _authorization(request.headers.raw) == self._carried:
+                self._used(_origin(request.url), request.method, answer.status_code)
+
+    def ended(self) -> None:
+        """Nothing more comes back."""
+        self._settle(None)
+        if not self._is_recorded:  # it may have left all the same
+            self._used(_origin(self._request.url), self._request.method, None)
+
+
+def _authorization(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    return next((value for name, value in headers if name.lower() == b"authorization"), b"")
+
+
+def _wire_origin(url: Any) -> str | None:
+    """The origin of one of httpcore's URLs; through a proxy its target is the URL itself."""
+    target = url.target.decode("ascii")
+    if target.startswith(("http://", "https://")):
+        return _origin(httpx.URL(target))
+    host = url.host.decode("ascii")
+    host = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    port = "" if url.port is None else f":{url.port}"
+    return _origin(httpx.URL(f"{url.scheme.decode('ascii')}://{host}{port}"))
 
 
 def _authorize(request: httpx.Request, token: ApiToken) -> None:

@@ -29,6 +29,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 from temporalio.client import Client
@@ -202,9 +203,11 @@ class Metrics:
             # The one heard of longest ago stands first.
             _, heard_at = next(iter(self._owed.values()))
             seconds = heard_at + FORGET_SECONDS - time.monotonic()
-            self._timer = threading.Timer(max(seconds, 0.0), self._forget)
-            self._timer.daemon = True
-            self._timer.start()
+            timer = threading.Timer(max(seconds, 0.0), self._forget)
+            timer.daemon = True
+            with suppress(RuntimeError):  # no thread can be started: the next one who owes tries
+                timer.start()
+                self._timer = timer
 
     def _forget(self) -> None:
         with self._lock:

@@ -11,7 +11,7 @@ from temporalio import workflow
 from typing_extensions import Unpack
 
 from .audit.events import Action, AuditEvent, OfMessage, Outcome, of_message
-from .errors import MessageRefused
+from .errors import MessageRefused, WrongAuthority, WrongTree
 from .messages import Message
 from .recorder import Recorder
 
@@ -41,7 +41,11 @@ class NodeRecord:
 
     def rejected(self, error: MessageRefused, message: Message | None) -> None:
         """The node has not taken a message, or what was sent is none."""
-        self._record("reject", "failure", type(error).__name__, **of_message(message))
+        said = of_message(message)
+        if isinstance(error, WrongTree | WrongAuthority):
+            # It is none of this node's path: whatever the sender wrote there.
+            said.pop("authority", None)
+        self._record("reject", "failure", type(error).__name__, **said)
 
     def kept_from(
         self,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from temporalio.api.common.v1 import Payload
@@ -22,8 +23,9 @@ from .describe import utc
 from .errors import IssuerLimited, TokenForged, TokenMalformed
 from .issuers import verify
 from .keyring import Keyring
-from .messages import Message, parse
+from .messages import Claims, Message, parse
 
+_LONGEST: Final = 255
 _QUOTE_OR_ESCAPE: Final = re.compile(r'"|\\.', re.DOTALL)
 _COLON: Final = re.compile(r"\s*:")
 
@@ -70,8 +72,8 @@ def describe_message(message: Message, keyring: Keyring) -> dict[str, Any]:
         message: a parsed message.
         keyring: says who is an issuer.
     """
-    claims = message.claims
     problem = _problem(message, keyring)
+    claims = message.claims if problem is None else _shortened(message.claims)
     description: dict[str, Any] = {
         "kind": "inherit" if claims.inherit else message.kind,
         "name": claims.name,
@@ -96,6 +98,16 @@ def describe_message(message: Message, keyring: Keyring) -> dict[str, Any]:
             "expires": None if claims.expires_at is None else utc(claims.expires_at),
         }
     return description
+
+
+def _shortened(claims: Claims) -> Claims:
+    """Claims that nobody vouches for: in a long id somebody may have put anything."""
+    short = {
+        claim: f"{value[:_LONGEST]}…"
+        for claim in ("namespace", "root", "tree", "authority")
+        if len(value := getattr(claims, claim)) > _LONGEST
+    }
+    return replace(claims, **short)
 
 
 def _problem(message: Message, keyring: Keyring) -> str | None:

@@ -101,11 +101,17 @@ class StatefulPlugin(SimplePlugin):
         return keyring
 
     def complete(self, other: StatefulPlugin) -> None:
-        """Take what a second plugin on the same worker has and this one has not."""
+        """Take what a second plugin on the same worker has and this one has not.
+
+        Raises:
+            ValueError: both have a sink, and not the same.
+        """
         if self._keyring is None:
             self._keyring = other._keyring
         if not self.sink_writer.is_on:
             self.sink_writer = other.sink_writer
+        elif other.sink_writer.is_on and other.sink_writer.sink is not self.sink_writer.sink:
+            raise ValueError("the StatefulPlugins of client and worker have different audit= sinks")
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
         """Add what a worker with workflows needs; an activity-only one gets the interceptor alone.
@@ -153,8 +159,9 @@ class _WorkerInterceptor(Interceptor):
         self._metrics = Metrics.of(client)
 
     def recorder(self) -> Recorder:
-        """Puts on record what happens in this worker."""
-        return Recorder(self.plugin.sink_writer, self._metrics)
+        """Puts on record what happens in this worker; a replayer's is no record."""
+        writer = SinkWriter(None) if self._client is None else self.plugin.sink_writer
+        return Recorder(writer, self._metrics)
 
     def workflow_interceptor_class(
         self, input: WorkflowInterceptorClassInput

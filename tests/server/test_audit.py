@@ -6,19 +6,34 @@ import concurrent.futures
 import json
 import multiprocessing
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
-from temporalio.client import Client, WorkflowUpdateFailedError, WorkflowUpdateStage
-from temporalio.worker import SharedStateManager, Worker
+from temporalio.client import (
+    Client,
+    Interceptor,
+    OutboundInterceptor,
+    StartWorkflowInput,
+    StartWorkflowUpdateInput,
+    WorkflowHandle,
+    WorkflowHistory,
+    WorkflowUpdateFailedError,
+    WorkflowUpdateHandle,
+    WorkflowUpdateStage,
+)
+from temporalio.service import RPCError, RPCStatusCode
+from temporalio.worker import Replayer, SharedStateManager, Worker
 
 from stateful_workflow import (
     AuditFailed,
     Keyring,
+    OperationFailed,
     OriginNotAllowed,
     StatefulPlugin,
     TokenClient,
@@ -32,9 +47,9 @@ from stateful_workflow.messages import parse
 
 from .api import Api, start_api
 from .conftest import start_worker
-from .support import eventually, nodes_run, sealed_at
+from .support import Unreachable, eventually, nodes_run, sealed_at
 from .use_workflows import ASYNC_ACTIVITIES, SYNC_ACTIVITIES, USE_WORKFLOWS, Caller, Job
-from .workflows import Node, Plan
+from .workflows import WORKFLOWS, Node, Plan
 
 FIRST, SECOND = "audit-canary-first", "audit-canary-second"
 URL = "https://api.example.com"
@@ -392,6 +407,118 @@ async def test_in_a_process_reads_and_uses_stand_on_record_too(
     assert len(record.of("read", activity_type="call_sync")) == 3
 
 
+async def test_each_request_of_a_redirect_chain_that_fails_at_last_is_a_use(
+    use: str, audited: Client, keyring: Keyring, api: Api, record: Recorded
+) -> None:
+    root = await start(TokenClient(audited, keyring), use, api)
+    with start_api() as gone:
+        pass
+    chain = gone.url("x")
+    for _ in range(3):
+        chain = api.url(f"to?url={quote(chain, safe='')}")
+    answers = await root.execute_update("do", Job([chain], follow=True))
+
+    assert answers == ["ConnectError"]
+    assert len(api.calls) == 3
+    assert [(e.origin, e.status) for e in record.of("use")] == [(api.origin, 307)] * 3
+
+
+async def test_a_key_that_came_after_a_process_was_given_its_activity_opens_nothing_there(
+    audited: Client,
+    queue: str,
+    engine: EmbeddedEngine,
+    keyring: Keyring,
+    api: Api,
+    record: Recorded,
+    tmp_path: Path,
+) -> None:
+    """The process reads the keyring's file itself, later than the worker did."""
+    path = tmp_path / "keyring.json"
+    keyring.public().save(path)
+    user = await connect(engine, Keyring.load(path), record)
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        spawn.Manager() as manager,
+        concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool,
+    ):
+        busy = pool.submit(wait_for_file, str(tmp_path / "go"))
+        async with (
+            Worker(audited, task_queue=queue, workflows=USE_WORKFLOWS, activities=ASYNC_ACTIVITIES),
+            Worker(
+                user,
+                task_queue=f"{queue}-use",
+                activities=SYNC_ACTIVITIES,
+                activity_executor=pool,
+                shared_state_manager=SharedStateManager.create_from_multiprocessing(manager),
+                max_concurrent_activities=1,
+            ),
+        ):
+            root = await start(TokenClient(audited, keyring), queue, api)
+            job = Job([api.url("items")], activity="call_sync", queue=f"{queue}-use")
+            update = await root.start_update("do", job, wait_for_stage=WorkflowUpdateStage.ACCEPTED)
+
+            async def is_in_the_pool() -> bool:
+                return len(pool._pending_work_items) > 0  # pyright: ignore[reportPrivateUsage]
+
+            await eventually(is_in_the_pool)
+            keyring.save(path, replace=True)
+            (tmp_path / "go").touch()
+            answers = await update.result()
+        busy.result(20)
+
+    assert answers[0].startswith("AuditFailed")
+    assert api.calls == []
+    assert record.of("read") == []
+
+
+def wait_for_file(path: str) -> None:
+    give_up = time.monotonic() + 30
+    while not Path(path).exists() and time.monotonic() < give_up:
+        time.sleep(0.02)
+
+
+async def test_a_failed_delivery_is_on_record_for_each_message_that_did_not_arrive(
+    engine: EmbeddedEngine, keyring: Keyring, queue: str, record: Recorded
+) -> None:
+    unreachable = Unreachable()
+    client = await Client.connect(
+        engine.address,
+        plugins=[StatefulPlugin(keyring, audit=record)],
+        interceptors=[unreachable],
+    )
+    tokens = TokenClient(client, keyring)
+    async with start_worker(client, queue):
+        await tokens.start_workflow(
+            Node.run, Plan({"a": Plan()}), id=queue, task_queue=queue, api_token=FIRST, api_url=URL
+        )
+        await nodes_run(tokens, queue, 2)
+        unreachable.ids.add(f"{queue}-a")
+        for name in ("apiToken", "billing"):
+            await tokens.set(queue, SECOND, name=name, origins=[URL])
+            await record.has(1, "forward", name=name, outcome="failure", reason="UNAVAILABLE")
+
+
+async def test_what_a_replayer_replays_is_not_put_on_record(
+    tree: TokenClient, audited: Client, queue: str, keyring: Keyring, record: Recorded
+) -> None:
+    await tree.rotate(queue, SECOND, timeout=20)
+    handle = audited.get_workflow_handle(queue)
+    await handle.signal("apiToken", "garbage")
+    await record.has(1, "reject")
+    history = await handle.fetch_history()
+    # As it is while a task is open: its signals come as new ones to whoever replays it.
+    events = list(history.events)
+    while not events[-1].HasField("workflow_task_started_event_attributes"):
+        events.pop()
+    replayed = Recorded()
+    replayer = Replayer(
+        workflows=WORKFLOWS, plugins=[StatefulPlugin(keyring, audit=replayed)], namespace="default"
+    )
+    await replayer.replay_workflow(WorkflowHistory(queue, events), raise_on_replay_failure=False)
+
+    assert replayed.events == []
+
+
 # --- a sink that fails ---------------------------------------------------------------------------
 
 
@@ -524,6 +651,51 @@ async def test_no_event_holds_a_token_or_a_sealed_one(
     for secret in (FIRST, SECOND, sealed, sealed.split(".")[1]):
         assert secret not in everything
     assert queue in everything  # the control
+
+
+async def test_a_set_whose_answer_is_lost_has_an_unknown_outcome(
+    engine: EmbeddedEngine, keyring: Keyring, queue: str, record: Recorded
+) -> None:
+    """It was applied, and who set it does not know."""
+    client = await Client.connect(
+        engine.address,
+        plugins=[StatefulPlugin(keyring, audit=record)],
+        interceptors=[LosesAnswers()],
+    )
+    tokens = TokenClient(client, keyring)
+    async with start_worker(client, queue):
+        with pytest.raises(RPCError):
+            await tokens.start_workflow(
+                Node.run, Plan(), id=queue, task_queue=queue, api_token=FIRST, api_url=URL
+            )
+        await record.has(1, "accept", workflow_id=queue)
+        with pytest.raises(OperationFailed):
+            await tokens.set(queue, SECOND)
+
+    assert [(e.outcome, e.reason) for e in record.of("set")] == [
+        ("unknown", None),
+        ("unknown", "RPCError"),
+        ("unknown", None),
+        ("unknown", "OperationFailed"),
+    ]
+
+
+class LosesAnswers(Interceptor):
+    """Lets starts and updates through, and then fails as a connection that breaks."""
+
+    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
+        class _Outbound(OutboundInterceptor):
+            async def start_workflow(self, input: StartWorkflowInput) -> WorkflowHandle[Any, Any]:
+                await super().start_workflow(input)
+                raise RPCError("made so", RPCStatusCode.UNAVAILABLE, b"")
+
+            async def start_workflow_update(
+                self, input: StartWorkflowUpdateInput
+            ) -> WorkflowUpdateHandle[Any]:
+                await super().start_workflow_update(input)
+                raise RPCError("made so", RPCStatusCode.UNAVAILABLE, b"")
+
+        return _Outbound(next)
 
 
 async def test_two_issuers_in_conflict_stand_on_record(
