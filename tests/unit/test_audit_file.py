@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import json
+import logging
 import os
 import signal
 import stat
@@ -23,6 +24,7 @@ from stateful_workflow.audit import AuditSink, file
 from stateful_workflow.audit.chain import NOTHING, Checkpoint, digest, public_key
 from stateful_workflow.audit.events import ATTRIBUTES, AuditEvent
 from stateful_workflow.audit.file import AuditFile
+from stateful_workflow.audit.sinks import LOGGER
 from stateful_workflow.audit.verification import read, verify
 from stateful_workflow.errors import AuditError, AuditFailed
 from stateful_workflow.jose import Key
@@ -495,6 +497,42 @@ def test_a_rotation_while_nobody_writes_is_noticed_by_the_next_process(
     assert workflows(path) == ["orders/1", "orders/2"]
 
 
+def _at(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Set the clock."""
+    monkeypatch.setattr(file.time, "time", lambda: seconds)
+
+
+def test_a_clock_that_is_set_back_and_a_rotation_do_not_lead_back_to_an_older_segment(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _at(monkeypatch, 2_000)
+    write(path, 1)
+    _renamed_and_made(path)
+    _at(monkeypatch, 1_000)
+    write(path, 2)
+    path.rename(path.with_name("audit.jsonl.2"))
+    write(path, 3)
+    assert workflows(path) == ["orders/1", "orders/2", "orders/3"]
+
+
+def test_the_chain_that_was_begun_last_is_gone_on_with(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = _key_file(path.with_name("mine.jwk"))
+    _at(monkeypatch, 1_000)
+    write(path, 1, 2, 3, 4, rotate_bytes=1, key=key)
+    for one in path.parent.glob("audit.jsonl.*"):
+        one.unlink()
+    older = path.rename(path.with_name("kept"))
+    assert lines(older)[0]["sequence"] > 5
+    _at(monkeypatch, 2_000)
+    write(path, 5, key=key)
+    path.rename(path.with_name("audit.jsonl.1"))
+    older.rename(path.with_name("audit.jsonl.2"))
+    write(path, 6, key=key)
+    assert workflows(path) == ["orders/5", "orders/6"]
+
+
 def test_what_others_write_into_the_file_is_set_aside(path: Path) -> None:
     with AuditFile(path) as record:
         record.record(numbered(1))
@@ -788,16 +826,113 @@ def test_a_segment_that_was_left_is_on_the_disk_before_a_later_checkpoint_is_han
 ) -> None:
     kept = Kept()
     key = _key_file(path.with_name("mine.jwk"))
-    calls = _fsync_fails(monkeypatch, errno.EIO, 2)
+    calls = _fsync_fails(monkeypatch, errno.EIO, 1)
     with AuditFile(path, key=key, on_checkpoint=kept, rotate_bytes=1) as record:
         record.record(numbered(1))  # a checkpoint, and the segment that ends with it
         give_up = time.monotonic() + 10
-        while len(calls) < 2 and time.monotonic() < give_up:
+        while not calls and time.monotonic() < give_up:
             time.sleep(0.005)
     left = path.with_name("audit.jsonl.000001").stat().st_ino
-    assert calls[:2] == [left, left]
-    assert calls[2:] == [left, left, path.stat().st_ino]
+    assert calls == [left, left, path.stat().st_ino]
     assert [Checkpoint.read(text).sequence for text in kept.texts] == [4]
+
+
+class Hanging:
+    """Takes the first checkpoint for as long as it is not released, then the others."""
+
+    def __init__(self) -> None:
+        self.taken = threading.Event()
+        self.released = threading.Event()
+        self.sequences: list[int] = []
+
+    def __call__(self, text: str) -> None:
+        self.sequences.append(Checkpoint.read(text).sequence)
+        self.taken.set()
+        self.released.wait(10)
+
+
+def test_a_segment_that_was_left_is_on_the_disk_before_a_later_one_whatever_was_dropped(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file, "CHECKPOINT_EVENTS", 2)
+    hanging = Hanging()
+    key = _key_file(path.with_name("mine.jwk"))
+    calls = _fsync_fails(monkeypatch, errno.EIO, 0)
+    left = path.with_name("audit.jsonl.1")
+    with AuditFile(path, key=key, on_checkpoint=hanging) as record:
+        record.record(numbered(1))
+        assert hanging.taken.wait(10)
+        record.record(numbered(2))
+        before = len(calls)
+        path.rename(left)
+        for number in range(300):
+            record.record(numbered(number))
+        assert len(calls) == before
+        hanging.released.set()
+    assert calls[before : before + 2] == [left.stat().st_ino, path.stat().st_ino]
+    first, *later = hanging.sequences
+    assert len(later) == 100
+    assert (first, later[-1]) == (2, verify(path).signed_to)
+
+
+def test_however_many_segments_are_left_meanwhile_each_is_on_the_disk_and_few_are_open(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging = Hanging()
+    key = _key_file(path.with_name("mine.jwk"))
+    calls = _fsync_fails(monkeypatch, errno.EIO, 0)
+    with AuditFile(path, key=key, on_checkpoint=hanging, rotate_bytes=1) as record:
+        record.record(numbered(0))
+        assert hanging.taken.wait(10)
+        opened = len(list(Path("/dev/fd").iterdir()))
+        for number in range(300):
+            record.record(numbered(number))
+        assert len(list(Path("/dev/fd").iterdir())) < opened + 120
+        hanging.released.set()
+    assert len(hanging.sequences) == 101
+    segments = [one for one in path.parent.iterdir() if one.name.startswith("audit.jsonl.0")]
+    assert len(segments) == 301
+    assert {one.stat().st_ino for one in segments} <= set(calls)
+
+
+def test_where_a_segment_is_given_up_no_checkpoint_is_handed_out_any_more(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = Kept()
+    key = _key_file(path.with_name("mine.jwk"))
+    opened = len(list(Path("/dev/fd").iterdir()))
+    with AuditFile(path, key=key, on_checkpoint=kept, rotate_bytes=1) as record:
+        with monkeypatch.context() as broken:
+            _fsync_fails(broken, errno.EIO, 1_000_000)
+            for number in range(150):
+                record.record(numbered(number))
+            give_up = time.monotonic() + 10
+            while "no checkpoint is handed out any more" not in caplog.text:
+                assert time.monotonic() < give_up
+                record.record(numbered(0))
+        record.record(numbered(1))
+    assert kept.texts == []
+    assert len(list(Path("/dev/fd").iterdir())) == opened
+    write(path, 2, key=key, on_checkpoint=kept)
+    assert len(kept.texts) == 1
+
+
+def test_a_checkpoint_is_handed_out_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file, "CHECKPOINT_EVENTS", 2)
+    waiting = threading.Event()
+    real = threading.Condition.wait
+
+    def wait(condition: threading.Condition, timeout: float | None = None) -> bool:
+        if threading.current_thread().name == "stateful-audit-checkpoints":
+            waiting.set()
+        return real(condition, timeout)
+
+    monkeypatch.setattr(threading.Condition, "wait", wait)
+    kept = Kept()
+    with AuditFile(path, on_checkpoint=kept) as record:
+        assert waiting.wait(10)
+        record.record(numbered(1))
+        assert kept.some.wait(10)
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
@@ -820,6 +955,23 @@ def test_a_callback_that_raises_breaks_nothing(
     write(path, 1, on_checkpoint=fails)
     assert workflows(path) == ["orders/1"]
     assert "the network is down" in caplog.text
+
+
+def test_what_it_logs_does_not_reach_the_logger_that_events_go_to(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(_: str) -> None:
+        raise RuntimeError("the network is down")
+
+    events = logging.getLogger(LOGGER)
+    events.addHandler(caplog.handler)
+    events.propagate = False
+    try:
+        write(path, 1, on_checkpoint=fails)
+        assert [record.name for record in caplog.records] == ["stateful_workflow.audit_file"]
+    finally:
+        events.propagate = True
+        events.removeHandler(caplog.handler)
 
 
 def test_a_callback_that_hangs_keeps_nobody_from_recording(

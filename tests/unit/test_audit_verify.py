@@ -10,18 +10,27 @@ import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stateful_workflow.audit import file, verification
-from stateful_workflow.audit.chain import Checkpoint, Tip, digest, format_time, public_key
+from stateful_workflow.audit.chain import (
+    Checkpoint,
+    Header,
+    Line,
+    Tip,
+    digest,
+    format_time,
+    public_key,
+)
 from stateful_workflow.audit.file import AuditFile
 from stateful_workflow.audit.verification import chains, read, verify
 from stateful_workflow.errors import AuditBroken, AuditError
 from stateful_workflow.jose import Key
+from stateful_workflow.messages import decode_base64url, encode_base64url
 
 from .test_audit_file import USE, lines, numbered, write
 
@@ -90,19 +99,75 @@ def test_segments_may_be_given_in_any_order_and_are_found_by_their_names(path: P
     assert alone.events == 10
 
 
-def test_a_beginning_that_was_removed_needs_the_anchor_that_covers_it(path: Path) -> None:
+def retained(path: Path) -> list[str]:
+    """A record without its first two segments, and the checkpoints of all."""
     anchors: list[str] = []
     write(path, *range(10), rotate_bytes=1_000, on_checkpoint=anchors.append)
-    last = max(Checkpoint.read(text).sequence for text in anchors) + 1
     for number in (1, 2):
         path.with_name(f"audit.jsonl.{number:06d}").unlink()
-    with pytest.raises(AuditBroken, match=r"lines 1 to \d+ are missing.*give the anchor"):
-        verify(path)
-    with pytest.raises(AuditBroken, match="are missing"):
-        verify(path, anchors=anchors[2:])
-    found = verify(path, anchors=anchors[1:])
-    assert (found.first_sequence > 1, found.intact_to) == (True, last)
-    assert f"Lines 1 to {found.first_sequence - 1} are not here" in str(found)
+    return anchors
+
+
+def test_a_beginning_that_was_removed_on_purpose_is_allowed_by_its_last_checkpoint(
+    path: Path,
+) -> None:
+    anchors = retained(path)
+    at = Checkpoint.read(anchors[1]).sequence + 1
+    for some in (anchors, anchors[2:], anchors[:2]):
+        found = verify(path, anchors=some, removed_to=anchors[1])
+        assert found.first_sequence == at + 1
+        assert (found.intact_to is None) == (some == anchors[:2])
+        assert f"Lines 1 to {at} are not here, as was allowed, and nothing is said" in str(found)
+    assert verify(path, anchors=anchors, removed_to=anchors[1]).intact_to == found.last_sequence
+    assert "cannot be seen whether" in str(found)  # no anchor is of a line that is there
+
+
+def test_no_anchor_allows_a_beginning_to_be_missing(path: Path) -> None:
+    anchors = retained(path)
+    at = Checkpoint.read(anchors[1]).sequence + 1
+    message = rf"lines 1 to {at} are missing.*give the checkpoint in line {at} as removed_to"
+    for some in ([], anchors[:1], anchors[1:2], anchors[2:], anchors):
+        with pytest.raises(AuditBroken, match=message):
+            verify(path, anchors=some)
+
+
+@pytest.mark.parametrize("index", [0, 2, 3])
+def test_no_line_more_or_less_may_be_missing_than_was_allowed(path: Path, index: int) -> None:
+    anchors = retained(path)
+    at = Checkpoint.read(anchors[1]).sequence + 1
+    with pytest.raises(AuditBroken, match=f"removed_to is not the checkpoint in line {at}, but"):
+        verify(path, anchors=anchors, removed_to=anchors[index])
+
+
+def test_what_allows_a_beginning_to_be_missing_is_not_taken_from_anybody(path: Path) -> None:
+    anchors = retained(path)
+    end = Checkpoint.read(anchors[1])
+    tip = Tip(end.chain, end.sequence, end.head, end.previous)
+    forged = tip.sign(Key.generate("Ed25519"), USE.time).text
+    with pytest.raises(AuditBroken, match=r"removed_to of line \d+ does not fit the key"):
+        verify(path, removed_to=forged)
+    key = Key.from_jwk(json.loads(path.with_name("audit.jsonl.key").read_text()))
+    misused = tip.sign(key, USE.time).text  # the same line, another time: it was never written
+    with pytest.raises(AuditBroken, match="removed_to is not the checkpoint in line"):
+        verify(path, removed_to=misused)
+    with pytest.raises(AuditBroken, match="contradicts another one: the key was misused"):
+        verify(path, anchors=anchors, removed_to=misused)
+    other = replace(tip, chain="0" * 32).sign(key, USE.time).text
+    with pytest.raises(AuditBroken, match="is of another chain"):
+        verify(path, removed_to=other)
+    with pytest.raises(AuditError, match="removed_to 'what' cannot be used: it is no checkpoint"):
+        verify(path, removed_to="what")
+
+
+def test_where_nothing_was_removed_yet_it_is_one_more_anchor(path: Path) -> None:
+    anchors: list[str] = []
+    write(path, 1, 2, 3, rotate_bytes=1, on_checkpoint=anchors.append)
+    found = verify(path, removed_to=anchors[0])
+    assert (found.first_sequence, found.intact_to) == (1, Checkpoint.read(anchors[0]).sequence + 1)
+    assert "not here" not in str(found)
+    path.unlink()
+    with pytest.raises(AuditBroken, match="the chain ends with line"):
+        verify(path, removed_to=anchors[-1])
 
 
 def test_memory_is_bounded(path: Path) -> None:
@@ -328,8 +393,51 @@ def test_an_anchor_is_not_taken_from_anybody(path: Path) -> None:
     )
     with pytest.raises(AuditBroken, match="does not fit the key of the file"):
         verify(path, anchors=[forged.text])
-    with pytest.raises(AuditError, match="an anchor is no checkpoint: 'what'"):
+    with pytest.raises(AuditError, match="the anchor 'what' cannot be used: it is no checkpoint"):
         verify(path, anchors=["what"])
+
+
+def renamed(checkpoint: str, part: int, name: str, value: object) -> str:
+    """A checkpoint with another header (0) or claim (1)."""
+    parts = checkpoint.split(".")
+    members = json.loads(decode_base64url(parts[part], "part")) | {name: value}
+    parts[part] = encode_base64url(json.dumps(members).encode())
+    return ".".join(parts)
+
+
+THUMBPRINT, CHAIN = "_-09azAZ" + "x" * 35, "0123456789abcdef" * 2
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "message"),
+    [
+        (0, "kid", "\x1b[31m" + THUMBPRINT[5:], "the key id in it is no thumbprint"),
+        (0, "kid", THUMBPRINT[1:], "the key id in it is no thumbprint"),
+        (0, "kid", THUMBPRINT + "\n", "the key id in it is no thumbprint"),
+        (0, "kid", 1, "the key id in it is no thumbprint"),
+        (1, "chain", "\x1b[31m" + CHAIN[5:], "the id of the chain in it is none"),
+        (1, "chain", CHAIN[1:], "the id of the chain in it is none"),
+        (1, "chain", CHAIN + "\n", "the id of the chain in it is none"),
+        (1, "chain", CHAIN.upper(), "the id of the chain in it is none"),
+        (1, "chain", None, "the id of the chain in it is none"),
+    ],
+)
+def test_ids_that_are_none_are_in_no_checkpoint(
+    part: int, name: str, value: object, message: str
+) -> None:
+    genuine = written()[1][0]
+    for good in (renamed(genuine, 0, "kid", THUMBPRINT), renamed(genuine, 1, "chain", CHAIN)):
+        Checkpoint.read(good)
+    with pytest.raises(ValueError, match=message):
+        Checkpoint.read(renamed(genuine, part, name, value))
+
+
+@pytest.mark.parametrize("chain", ["\x1b[31m", CHAIN[1:], CHAIN.upper(), 1, None])
+def test_a_chain_that_is_none_is_in_no_header(chain: Any) -> None:
+    key = Key.generate("Ed25519")
+    assert Header.of(Line.read(Tip(CHAIN).header(key, USE.time))).chain == CHAIN
+    with pytest.raises(ValueError, match="the id of the chain in it is none"):
+        Header.of(Line.read(Tip(chain).header(key, USE.time)))
 
 
 def test_two_anchors_that_contradict_each_other_show_that_the_key_was_misused(path: Path) -> None:

@@ -21,6 +21,7 @@ from stateful_workflow.audit.events import AuditEvent
 from stateful_workflow.audit.file import AuditFile
 from stateful_workflow.cli.app import app
 from stateful_workflow.keyring import Keyring
+from stateful_workflow.messages import decode_base64url, encode_base64url
 
 from .test_audit_file import USE, lines, numbered, write
 
@@ -84,6 +85,46 @@ def test_verify_takes_the_key_from_elsewhere(path: Path) -> None:
     wrong = audit("verify", other, "--key", key)
     assert wrong.exit_code == 1
     assert "this is the key of another" in wrong.stderr
+
+
+def test_files_that_were_deleted_are_missed_unless_that_is_allowed(path: Path) -> None:
+    anchors: list[str] = []
+    write(path, 1, 2, 3, 4, rotate_bytes=1, on_checkpoint=anchors.append)
+    kept, removed = path.with_name("anchors"), path.with_name("removed")
+    kept.write_text("\n".join(anchors))
+    last = audit("checkpoint", path.with_name("audit.jsonl.000002")).stdout
+    removed.write_text(last)
+    for one in path.parent.glob("audit.jsonl.00000[12]"):
+        one.unlink()
+    missed = audit("verify", path, "--anchor", kept)
+    assert (missed.exit_code, missed.stdout) == (1, "")
+    assert "are missing: name their files too" in missed.stderr
+    for given in (removed, last.strip()):
+        found = audit("verify", path, "--anchor", kept, "--removed-to", given)
+        assert (found.exit_code, found.stderr) == (0, "")
+        assert "are not here, as was allowed" in found.stdout
+    path.with_name("audit.jsonl.000003").unlink()
+    assert audit("verify", path, "--anchor", kept, "--removed-to", removed).exit_code == 1
+    several = audit("verify", path, "--removed-to", kept)
+    assert several.exit_code == 1
+    assert "--removed-to names several checkpoints of the chain" in several.stderr
+
+
+def test_what_was_removed_is_allowed_for_each_chain(path: Path) -> None:
+    files = [path, path.with_name("other.jsonl")]
+    removed: list[str] = []
+    for one in files:
+        write(one, 1, 2, rotate_bytes=1)
+        oldest = one.with_name(f"{one.name}.000001")
+        removed.append(audit("checkpoint", oldest).stdout.strip())
+        oldest.unlink()
+    found = audit("verify", *files, "--removed-to", removed[0], "--removed-to", removed[1])
+    assert (found.exit_code, found.stdout.count("as was allowed")) == (0, 2)
+    found = audit("verify", *files, "--removed-to", removed[0])
+    assert (found.exit_code, found.stdout.count("as was allowed")) == (1, 1)
+    found = audit("verify", path, "--removed-to", removed[0], "--removed-to", removed[1])
+    assert found.exit_code == 1
+    assert "and --removed-to is: a file was taken away or replaced" in found.stderr
 
 
 def test_a_broken_file_is_status_1_and_says_where(path: Path) -> None:
@@ -366,6 +407,41 @@ def test_nothing_that_a_terminal_would_act_upon_is_printed(path: Path) -> None:
     for command in ("tail", "review"):
         assert "\x1b" not in audit(command, path).stdout
         assert "\x07" not in audit(command, path).stdout
+
+
+def test_nothing_that_a_terminal_would_act_upon_is_in_an_error(path: Path) -> None:
+    odd = path.with_name("\x1b]0;evil\x07.jsonl")
+    for command in ("verify", "review", "tail", "checkpoint", "key"):
+        found = audit(command, odd)
+        assert found.exit_code == 1
+        assert "\\x1b]0;evil\\x07.jsonl" in found.stderr
+        assert not {"\x1b", "\x07"} & set(found.stderr), command
+    write(path, 1)
+    for option in ("--anchor", "--removed-to", "--key"):
+        found = audit("verify", path, option, odd)
+        assert found.exit_code == 1
+        assert not {"\x1b", "\x07"} & set(found.stderr), option
+    write(odd, 1)
+    found = audit("verify", odd)
+    assert (found.exit_code, found.stderr) == (0, "")
+    assert "\\x1b]0;evil\\x07.jsonl: 1 events" in found.stdout
+    assert not {"\x1b", "\x07"} & set(found.stdout)
+
+
+def test_the_key_that_a_checkpoint_names_is_one_or_is_not_shown(path: Path) -> None:
+    write(path, 1)
+    protected, *rest = audit("checkpoint", path).stdout.strip().split(".")
+    header = json.loads(decode_base64url(protected, "header")) | {"kid": "\x1b]0;evil\x07"}
+    forged = ".".join([encode_base64url(json.dumps(header).encode()), *rest])
+    found = audit("verify", path, "--anchor", forged)
+    assert found.exit_code == 1
+    assert "evil" not in found.stderr
+    content = path.read_bytes().replace(protected.encode(), forged.split(".")[0].encode())
+    path.write_bytes(content)
+    found = audit("verify", path)
+    assert found.exit_code == 1
+    assert "the checkpoint is not genuine: the key id in it is no thumbprint" in found.stderr
+    assert "evil" not in found.stderr
 
 
 @pytest.fixture

@@ -42,6 +42,8 @@ MAX_LINE_BYTES: Final = 1 << 20
 LineKind = Literal["header", "event", "checkpoint"]
 
 _HASH = re.compile(r"[0-9a-f]{64}")
+_CHAIN = re.compile(r"[0-9a-f]{32}")
+_THUMBPRINT = re.compile(r"[A-Za-z0-9_-]{43}")
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
 
@@ -136,10 +138,12 @@ class Header:
         if members.get("format") != FORMAT:
             raise ValueError(f"it is of the unknown format {members.get('format')!r}")
         chain, jwk = members.get("chain"), members.get("key")
-        if not isinstance(chain, str) or not isinstance(jwk, dict):
+        if not isinstance(jwk, dict):
             raise ValueError("it is no header")
         return cls(
-            chain, public_key(cast("dict[str, object]", jwk)), _hash(members.get("checkpoint"))
+            _chain(chain),
+            public_key(cast("dict[str, object]", jwk)),
+            _hash(members.get("checkpoint")),
         )
 
 
@@ -187,8 +191,8 @@ class Checkpoint:
             raise ValueError("it is no checkpoint")
         return cls(
             text,
-            _text(header["kid"]),
-            _text(claims["chain"]),
+            _thumbprint(header["kid"]),
+            _chain(claims["chain"]),
             claims["sequence"],
             _hash(claims["head"]),
             _text(claims["time"]),
@@ -221,6 +225,11 @@ class Checkpoint:
     def digest(self) -> str:
         """Its own hash."""
         return digest(self.text.encode())
+
+    @property
+    def heads(self) -> dict[int, str]:
+        """The hash of the last line it covers and of its own, by their sequence."""
+        return {self.sequence: self.head, self.sequence + 1: digest(self.line())}
 
     def line(self) -> bytes:
         """The line it stands in, right behind the last one it covers."""
@@ -345,6 +354,18 @@ def _line(sequence: int, previous: str, timestamp: str, members: Mapping[str, An
 def _hash(value: object) -> str:
     if not isinstance(value, str) or not _HASH.fullmatch(value):
         raise ValueError("a hash in it is none")
+    return value
+
+
+def _chain(value: object) -> str:
+    if not isinstance(value, str) or not _CHAIN.fullmatch(value):
+        raise ValueError("the id of the chain in it is none")
+    return value
+
+
+def _thumbprint(value: object) -> str:
+    if not isinstance(value, str) or not _THUMBPRINT.fullmatch(value):
+        raise ValueError("the key id in it is no thumbprint (RFC 7638)")
     return value
 
 

@@ -17,7 +17,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Final, cast
 
@@ -27,7 +26,7 @@ from ..keyring_file import GROUP_READ_VARIABLE
 from ..strict_json import json_object
 from .chain import Checkpoint, Tip
 from .events import AuditEvent
-from .segments import end_of, next_name, open_segment, rotated
+from .segments import end_of, newest, next_name, open_segment, rotated
 
 CHECKPOINT_EVENTS: Final = 1_000
 """Lines after which a checkpoint is written."""
@@ -44,10 +43,9 @@ HAND_SECONDS: float = 5.0
 _MAX_WAITING: Final = 100
 _FLAGS: Final = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)  # Windows lacks the last
 
-_log = logging.getLogger(__name__)
-
-_Item = tuple[int, Callable[[], object] | None]
-"""A descriptor of what is to be on the disk, and what hands a checkpoint out then, if one is."""
+# Not __name__: what goes to a logger below "stateful_workflow.audit" reaches the handlers of
+# `LoggingSink` too, and would stand among the events.
+_log = logging.getLogger("stateful_workflow.audit_file")
 
 
 class AuditFile:
@@ -79,7 +77,7 @@ class AuditFile:
         on_checkpoint: is given each checkpoint, a compact JWS, to be kept off this host. A
             thread of its own calls it, when what the checkpoint covers is on the disk. Where that
             cannot be brought there, this is logged, and the next checkpoint covers the same lines;
-            what the callable raises is logged too.
+            what the callable raises is logged too. While it takes its time, the newest 100 wait.
 
     Raises:
         AuditError: the file, its directory or the key cannot be used, the key of a chain that
@@ -113,8 +111,10 @@ class AuditFile:
         self._unsigned: int = 0
         self._due = 0.0
         self._is_failing = False
-        self._outbox: deque[_Item] = deque()
-        self._unsynced: deque[int] = deque()
+        self._outbox: deque[str] = deque(maxlen=_MAX_WAITING)  # a later one covers the dropped
+        self._unsynced: deque[int] = deque()  # to be on the disk before any of them is handed out
+        self._has_left = False
+        self._is_lost = False
         self._thread: threading.Thread | None = None
         self._lock = _locked(self.path)
         try:
@@ -190,30 +190,28 @@ class AuditFile:
         if self.path.exists() and not self.path.is_file():
             raise AuditError(f"{self.path} is no file")
         try:
-            newest = open_segment(self.path)
+            last = open_segment(self.path)
         except FileNotFoundError:
-            newest = None
+            last = None
         except ValueError as error:
             raise AuditError(
                 f"{self.path} is no audit file ({error}); it was left as it is"
             ) from None
-        is_own = newest is not None
-        if newest is None:
-            others = rotated(self.path)
-            others.sort(key=lambda one: (one.line.timestamp, one.line.sequence))
-            newest = others[-1] if others else None
-        self._key = _load_key(key, may_make=newest is None)
-        if newest is None:
+        is_own = last is not None
+        if last is None:
+            last = newest(rotated(self.path))
+        self._key = _load_key(key, may_make=last is None)
+        if last is None:
             self._tip = Tip.new()
             self._begin()
             return
-        if newest.header.key.kid != self._key.kid:
+        if last.header.key.kid != self._key.kid:
             raise AuditError(
-                f"{newest.path} was begun with the checkpoint key {newest.header.key.kid}, and "
+                f"{last.path} was begun with the checkpoint key {last.header.key.kid}, and "
                 f"{key} holds {self._key.kid}: bring back the first, or move the audit file and "
                 "its segments away to begin a new one"
             )
-        end = end_of(newest)
+        end = end_of(last)
         self._tip = end.tip
         self._count(end.unsigned)
         if is_own and not end.torn:
@@ -270,7 +268,8 @@ class AuditFile:
     def _leave(self) -> None:
         """Let go of the segment; it is on the disk before a later checkpoint is handed out."""
         if self._descriptor is not None and self._on_checkpoint is not None:
-            self._put_out(self._descriptor, None)
+            self._owe(self._descriptor)
+            self._has_left = True
         else:
             _close(self._descriptor)
         self._descriptor = None
@@ -313,16 +312,32 @@ class AuditFile:
         self._is_failing = False
         if self._on_checkpoint is not None:
             try:
-                descriptor = os.dup(cast("int", self._descriptor))
+                self._owe(os.dup(cast("int", self._descriptor)))
             except OSError as error:
                 self._stays(error)
             else:
-                self._put_out(descriptor, partial(self._on_checkpoint, checkpoint.text))
+                self._outbox.append(checkpoint.text)
 
-    def _put_out(self, descriptor: int, hand: Callable[[], object] | None) -> None:
-        self._outbox.append((descriptor, hand))
-        while len(self._outbox) > _MAX_WAITING:  # a later checkpoint covers what an earlier did
-            _close(self._outbox.popleft()[0])
+    def _owe(self, descriptor: int) -> None:
+        """Have a file on the disk before a checkpoint is handed out; the descriptor is taken."""
+        if any(os.path.sameopenfile(descriptor, other) for other in self._unsynced):
+            _close(descriptor)  # the older one tells also of what went wrong before
+            return
+        self._unsynced.append(descriptor)
+        if len(self._unsynced) > _MAX_WAITING:  # the thread is held up, and descriptors run out
+            oldest = self._unsynced.popleft()
+            try:
+                _sync(oldest)
+            except OSError as error:
+                self._is_lost = True
+                _log.error(
+                    "What was written to %s may not be on the disk, so no checkpoint is handed "
+                    "out any more, until it is opened again: %s",
+                    self.path,
+                    error.strerror,
+                )
+            finally:
+                _close(oldest)
 
     def _fails(self, what: str, error: OSError) -> None:
         if not self._is_failing:
@@ -333,7 +348,11 @@ class AuditFile:
 
     def _start_thread(self) -> None:
         """Have a thread sign what is unsigned when it is due, and hand out checkpoints."""
-        if self._thread is None and (self._outbox or (self._unsigned and not self._closed)):
+        has_some = bool(self._outbox) or self._has_left
+        if self._thread is not None:
+            if has_some:
+                self._changed.notify_all()
+        elif has_some or (self._unsigned and not self._closed):
             thread = threading.Thread(
                 target=self._work, name="stateful-audit-checkpoints", daemon=True
             )
@@ -344,13 +363,17 @@ class AuditFile:
             self._thread = thread
 
     def _work(self) -> None:
-        while (item := self._next()) is not None:
-            self._hand_out(*item)
+        while (due := self._next()) is not None:
+            self._hand_out(*due)
 
-    def _next(self) -> _Item | None:
-        """Wait for something to hand out; None ends the thread, where nothing is left to do."""
+    def _next(self) -> tuple[deque[int], str | None] | None:
+        """Wait for something to do; None ends the thread, where nothing is left to do.
+
+        Returns:
+            what is to be on the disk, and the checkpoint to hand out then, if one is.
+        """
         with self._changed:
-            while not self._outbox:
+            while not self._outbox and not self._has_left:
                 if self._closed:
                     _close_all(self._unsynced)
                 if self._closed or not self._unsigned:
@@ -361,22 +384,26 @@ class AuditFile:
                     self._try_checkpoint()
                 else:
                     self._changed.wait(left)
-            return self._outbox.popleft()
+            unsynced, self._unsynced, self._has_left = self._unsynced, deque(), False
+            return unsynced, self._outbox.popleft() if self._outbox else None
 
-    def _hand_out(self, descriptor: int, hand: Callable[[], object] | None) -> None:
+    def _hand_out(self, unsynced: deque[int], text: str | None) -> None:
         """Hand out a checkpoint, if there is one, once all that was written is on the disk."""
-        self._unsynced.append(descriptor)
         try:
-            while self._unsynced:
-                _sync(self._unsynced[0])
-                _close(self._unsynced.popleft())
+            while unsynced:
+                _sync(unsynced[0])
+                _close(unsynced.popleft())
         except OSError as error:
             self._stays(error)
-            _close_all(self._unsynced, but=_MAX_WAITING)
+            with self._changed:
+                later, self._unsynced = self._unsynced, unsynced
+                for descriptor in later:
+                    self._owe(descriptor)
+            return
+        if text is None or self._on_checkpoint is None or self._is_lost:
             return
         try:
-            if hand is not None:
-                hand()
+            self._on_checkpoint(text)
         except Exception:  # noqa: BLE001 - the callback is the user's
             _log.exception("A checkpoint of %s was not taken", self.path)
 
@@ -432,9 +459,8 @@ def _close(descriptor: int | None) -> None:
             os.close(descriptor)
 
 
-def _close_all(descriptors: deque[int], *, but: int = 0) -> None:
-    """Close them from the left, until so many are left."""
-    while len(descriptors) > but:
+def _close_all(descriptors: deque[int]) -> None:
+    while descriptors:
         _close(descriptors.popleft())
 
 

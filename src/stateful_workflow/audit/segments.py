@@ -104,6 +104,19 @@ def rotated(path: Path) -> list[Segment]:
     return found
 
 
+def newest(segments: list[Segment]) -> Segment | None:
+    """The segment that the chain which was begun last ends with; None where there is none.
+
+    Clocks tell which chain that is and nothing more: one that was set back would make an older
+    segment of it the newest.
+    """
+    if not segments:
+        return None
+    chain = max(segments, key=lambda one: one.line.timestamp).header.chain
+    own = [one for one in segments if one.header.chain == chain]
+    return max(own, key=lambda one: one.line.sequence)
+
+
 def next_name(path: Path) -> Path:
     """The name that a segment is given when the next one begins."""
     numbers = [

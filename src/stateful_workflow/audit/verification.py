@@ -4,6 +4,7 @@ A chain that fits together shows that nothing within it was changed, taken out, 
 reordered, unless somebody wrote everything anew from there on. A checkpoint's signature rules
 that out up to the line it covers, for everybody who has not the file's key. A checkpoint that
 was kept elsewhere, an anchor, rules it out for everybody, and shows when the end was cut off.
+An anchor only demands: that old segments are not there is allowed by `removed_to` alone.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Final
 
 from ..errors import AuditBroken, AuditError
 from ..jose import Key
-from .chain import Checkpoint, Line, RecordedEvent, Tip, digest, public_key
+from .chain import Checkpoint, Line, RecordedEvent, Tip, public_key
 from .segments import Segment, lines, open_segment, siblings
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -57,7 +58,8 @@ class Verified:
         said = [f"{self.events} events in lines {self.first_sequence} to {last}."]
         if self.first_sequence > 1:
             said.append(
-                f"Lines 1 to {self.first_sequence - 1} are not here, only an anchor of their end."
+                f"Lines 1 to {self.first_sequence - 1} are not here, as was allowed, and nothing "
+                "is said of them."
             )
         if self.intact_to is None:
             said.append(
@@ -90,7 +92,11 @@ class Verified:
 
 
 def verify(
-    paths: Paths, *, anchors: Iterable[str] = (), key: Mapping[str, object] | None = None
+    paths: Paths,
+    *,
+    anchors: Iterable[str] = (),
+    removed_to: str | None = None,
+    key: Mapping[str, object] | None = None,
 ) -> Verified:
     """Check the files of one chain.
 
@@ -99,6 +105,9 @@ def verify(
     Args:
         paths: a file, or several in any order; rotated ones are found by their names.
         anchors: checkpoints that were kept elsewhere (see `AuditFile`), of any age.
+        removed_to: where old segments were deleted on purpose, the checkpoint that was the last
+            line of them, kept elsewhere. That and what is before may be missing, no line more or
+            less; where nothing is missing, it is one more anchor.
         key: the public JWK that signed the checkpoints, from elsewhere; None takes the one that
             the files name.
 
@@ -111,7 +120,7 @@ def verify(
     kept, named = list(anchors), _named(paths)
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            check = _Check(_one_chain(find(named)), kept, pinned)
+            check = _Check(_one_chain(find(named)), kept, pinned, removed_to)
             for _ in check.events():
                 pass
             return check.verified()
@@ -261,7 +270,8 @@ class _Check:
         segments: in order.
         anchors: checkpoints from elsewhere.
         pinned: the key that was asked for.
-        whole: whether the first lines must be there.
+        removed_to: the checkpoint up to which lines may be missing.
+        whole: whether the first lines must be there otherwise.
     """
 
     def __init__(
@@ -269,6 +279,7 @@ class _Check:
         segments: list[Segment],
         anchors: Iterable[str],
         pinned: Key | None,
+        removed_to: str | None = None,
         *,
         whole: bool = True,
     ) -> None:
@@ -284,7 +295,10 @@ class _Check:
                 f"it names the checkpoint key {self._key.kid}, not {pinned.kid}: the file was "
                 "written anew, or this is the key of another"
             )
-        self._covered = self._read_anchors(anchors)
+        self._covered: dict[int, str] = {}
+        for text in anchors:
+            self._cover(text, "the anchor")
+        self._removed = None if removed_to is None else self._cover(removed_to, "removed_to")
         self._events = 0
         self._intact_to: int | None = None
         self._signed_to: int | None = None
@@ -360,43 +374,52 @@ class _Check:
             torn=tuple(self._torn),
         )
 
-    def _read_anchors(self, anchors: Iterable[str]) -> dict[int, str]:
-        """The hash of each line that an anchor covers itself: the last it tells of, and its own."""
-        covered: dict[int, str] = {}
-        for text in anchors:
-            try:
-                anchor = Checkpoint.read(text.strip())
-            except ValueError:
-                raise AuditError(f"an anchor is no checkpoint: {text[:40]!r}") from None
-            what = f"the anchor of line {anchor.sequence}"
-            if anchor.chain != self._tip.chain:
-                raise self._broken(
-                    f"{what} is of another chain ({anchor.chain}, this is {self._tip.chain}): the "
-                    "file was replaced, or this is the anchor of another"
-                )
-            try:
-                anchor.verify(self._key)
-            except ValueError as error:
-                raise self._broken(f"{what} does not fit the key of the file: {error}") from None
-            own = digest(anchor.line())
-            for sequence, head in ((anchor.sequence, anchor.head), (anchor.sequence + 1, own)):
-                if covered.setdefault(sequence, head) != head:
-                    raise self._broken(f"{what} contradicts another one: the key was misused")
-        return covered
+    def _cover(self, text: str, name: str) -> Checkpoint:
+        """Demand the lines that a checkpoint from elsewhere vouches for."""
+        try:
+            kept = Checkpoint.read(text.strip())
+        except ValueError as error:
+            raise AuditError(f"{name} {text[:40]!r} cannot be used: {error}") from None
+        what = f"{name} of line {kept.sequence}"
+        if kept.chain != self._tip.chain:
+            raise self._broken(
+                f"{what} is of another chain ({kept.chain}, this is {self._tip.chain}): the "
+                "file was replaced, or this is the anchor of another"
+            )
+        try:
+            kept.verify(self._key)
+        except ValueError as error:
+            raise self._broken(f"{what} does not fit the key of the file: {error}") from None
+        for sequence, head in kept.heads.items():
+            if self._covered.setdefault(sequence, head) != head:
+                raise self._broken(f"{what} contradicts another one: the key was misused")
+        return kept
 
     def _start(self) -> None:
-        """Take the beginning for granted where it is one, or where an anchor covers it."""
+        """Take the beginning for granted where it is one, or may be missing."""
         line, header = self._segments[0].line, self._segments[0].header
         at = line.sequence - 1
         tip = Tip(header.chain, at, line.previous, header.checkpoint)
         if at == 0:
             tip = Tip(header.chain)
-        elif self._whole and self._covered.get(at) != line.previous:
+        elif self._whole:
+            self._check_removed(at, line.previous)
+        self._tip = tip
+
+    def _check_removed(self, at: int, head: str) -> None:
+        """Check that what is missing is what was removed on purpose."""
+        # No anchor allows it: each segment that is rotated by size ends with a checkpoint, so that
+        # whatever old segments somebody deletes, an anchor would cover them.
+        if self._removed is None:
             raise self._broken(
                 f"{_lines(1, at)} missing: name their files too, or where they were removed on "
-                f"purpose give the anchor that covers line {at}"
+                f"purpose give the checkpoint in line {at} as removed_to (--removed-to)"
             )
-        self._tip = tip
+        if self._removed.heads.get(at) != head:
+            raise self._broken(
+                f"{_lines(1, at)} missing, and removed_to is not the checkpoint in line {at}, but "
+                f"one in line {self._removed.sequence + 1}"
+            )
 
     def _take(self, raw: bytes) -> Line:
         """Check the next line of the chain."""

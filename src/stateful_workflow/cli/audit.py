@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import heapq
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
 from itertools import islice
@@ -22,7 +23,7 @@ from ..audit.reviewing import BEHIND, Finding
 from ..audit.reviewing import review as review_events
 from ..audit.verification import chains, find, read
 from ..audit.verification import verify as verify_chain
-from ..errors import AuditBroken, AuditError
+from ..errors import AuditBroken, AuditError, StatefulError
 from ..keyring import Keyring
 from ..strict_json import json_object
 from .common import Json, KeyringPath, out, print_json, reported, run
@@ -56,6 +57,15 @@ def verify(
             help="A checkpoint that was kept elsewhere, or a file with one a line; repeatable.",
         ),
     ] = None,
+    removed_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--removed-to",
+            metavar="CHECKPOINT",
+            help="The last line of the old files that were deleted on purpose: the checkpoint, or "
+            "a file with it, kept elsewhere. Once for each chain.",
+        ),
+    ] = None,
     key: Annotated[
         Path | None,
         typer.Option(
@@ -69,37 +79,40 @@ def verify(
     """Show that the files are what was written, as far as that can be known.
 
     Exit status 0 where nothing is wrong, 1 where a line was changed, added, moved or is missing,
-    or a file cannot be read.
+    or a file cannot be read. An anchor allows no line to be missing, only --removed-to does.
     """
-    with reported():
-        anchors = [one for text in anchor or () for one in _anchors(text)]
+    with _reported():
+        anchors = [one for text in anchor or () for one in _checkpoints(text)]
+        removed = _removed(removed_to or ())
         jwk = None if key is None else _jwk(key)
         groups, problems = chains(files)
         results: list[dict[str, Any]] = []
         for chain, group in groups.items():
             own = [one.text for one in anchors if one.chain == chain]
             anchors = [one for one in anchors if one.chain != chain]
-            results.append(_verified(group, own, jwk))
+            end = removed.pop(chain, None)
+            results.append(_verified(group, own, None if end is None else end.text, jwk))
         said = [result.get("error") for result in results]
         results += [
             {"files": [str(path)], "error": str(error)}
             for path, error in problems.items()
             if str(error) not in said  # else it is a rotated one, which a chain lacks
         ]
-        if anchors:
-            results.append(
-                {
-                    "error": f"no file that was read is of the chain {anchors[0].chain}, and an "
-                    "anchor is: a file was taken away or replaced, or this is the anchor of another"
-                }
-            )
+        results += [
+            {
+                "error": f"no file that was read is of the chain {one.chain}, and {what} is: a "
+                "file was taken away or replaced, or this is the checkpoint of another"
+            }
+            for what, some in (("an anchor", anchors), ("--removed-to", list(removed.values())))
+            for one in some[:1]
+        ]
     if as_json:
         print_json(results)
     for result in results:
         if "error" in result:
-            typer.echo(f"error: {result['error']}", err=True)
+            _complain(result["error"])
         elif not as_json:
-            out().print(f"{result['files'][-1]}: {result['says']}", soft_wrap=True)
+            out().print(_plain(f"{result['files'][-1]}: {result['says']}"), soft_wrap=True)
     raise typer.Exit(1 if any("error" in result for result in results) else 0)
 
 
@@ -139,7 +152,7 @@ def review(
         except AuditError as error:
             broken.append(str(error))
 
-    with reported():
+    with _reported():
         readers = None if keyring is None else _readers(Keyring.load(keyring))
         groups, problems = chains(files)
         broken += map(str, problems.values())
@@ -158,7 +171,7 @@ def review(
         if not findings and not broken:
             out().print("nothing found")
     for error in dict.fromkeys(broken):  # a rotated file may be found twice
-        typer.echo(f"error: {error}", err=True)
+        _complain(error)
     raise typer.Exit(1 if broken or findings else 0)
 
 
@@ -184,14 +197,14 @@ def tail(
 @app.command()
 def checkpoint(file: File) -> None:
     """Print the last checkpoint: kept off this host, it is an anchor for `verify`."""
-    with reported():
+    with _reported():
         typer.echo(_last_checkpoint(file))
 
 
 @app.command()
 def key(file: File) -> None:
     """Print the public JWK that checkpoints are signed with: kept off this host, for `verify`."""
-    with reported():
+    with _reported():
         print_json(find(file)[-1].header.key.to_jwk(private=False))
 
 
@@ -199,17 +212,31 @@ def key(file: File) -> None:
 
 
 def _verified(
-    group: list[Path], anchors: list[str], jwk: dict[str, object] | None
+    group: list[Path], anchors: list[str], removed_to: str | None, jwk: dict[str, object] | None
 ) -> dict[str, Any]:
     files = [str(path) for path in group]
     try:
-        found = verify_chain(group, anchors=anchors, key=jwk)
+        found = verify_chain(group, anchors=anchors, removed_to=removed_to, key=jwk)
     except AuditError as error:
         return {"files": files, "error": str(error)}
     return {"files": files, **asdict(found), "says": str(found)}
 
 
-def _anchors(text: str) -> list[Checkpoint]:
+def _removed(texts: Iterable[str]) -> dict[str, Checkpoint]:
+    """By the id of a chain, the checkpoint up to which it may be missing."""
+    found: dict[str, Checkpoint] = {}
+    for text in texts:
+        for one in _checkpoints(text):
+            if one.chain in found:
+                raise AuditError(
+                    f"--removed-to names several checkpoints of the chain {one.chain}: give the "
+                    "one that was the last line removed"
+                )
+            found[one.chain] = one
+    return found
+
+
+def _checkpoints(text: str) -> list[Checkpoint]:
     """The checkpoints in a text, or in the file that it names."""
     try:
         return [Checkpoint.read(text)]
@@ -265,7 +292,7 @@ def _time(text: str) -> float:
     try:
         at = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except ValueError:
-        raise typer.BadParameter(f"--since {text}: no time as in ISO 8601") from None
+        raise typer.BadParameter(f"--since {_plain(text)}: no time as in ISO 8601") from None
     return (at if at.tzinfo else at.replace(tzinfo=timezone.utc)).timestamp()
 
 
@@ -307,7 +334,9 @@ async def _tail(file: Path, follow: bool, number: int, as_json: bool) -> None:
     try:
         stream = file.open("rb")
     except OSError as error:
-        raise AuditError(f"the audit file {file} cannot be read: {error.strerror}") from None
+        raise AuditError(
+            _plain(f"the audit file {file} cannot be read: {error.strerror}")
+        ) from None
     at = stream.seek(0, os.SEEK_END)
     reading = segments.backwards(stream, at)
     at -= len(next(reading))
@@ -389,6 +418,20 @@ def _shown(event: AuditEvent) -> Text:
             line.append(f"{label}{_plain(value)} ", style)
     line.rstrip()
     return line
+
+
+@contextmanager
+def _reported() -> Generator[None, None, None]:
+    """As `reported`; paths and what stands in files are shown without control characters."""
+    with reported():
+        try:
+            yield
+        except StatefulError as error:
+            raise AuditError(_plain(str(error))) from None
+
+
+def _complain(error: str) -> None:
+    typer.echo(f"error: {_plain(error)}", err=True)
 
 
 def _plain(text: str) -> str:
