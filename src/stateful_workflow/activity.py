@@ -197,6 +197,7 @@ class ActivityTokens:
             action=action,
             outcome=outcome,
             reason=reason,
+            identity=self.recorder.identity,
             namespace=info.namespace,
             workflow_id=info.workflow_id,
             run_id=info.workflow_run_id,
@@ -217,7 +218,9 @@ class ActivityTokens:
         info = self._info
         where = f"workflow {info.workflow_id}"
         if standing.state == "revoked":
-            raise TokenRevoked(f"{name} is revoked at {where}; an issuer must set it again")
+            raise TokenRevoked(
+                f"{name} is revoked at {where}; an issuer must set it again, or let it inherit"
+            )
         if standing.message is None:
             if standing.state == "held":
                 raise NewestUnknown(f"{where} has not been asked for its {name} yet")
@@ -529,6 +532,7 @@ class InProcess:
         self._function = function
         self._recorded = recorded
         self._blocks = tokens.recorder.blocks
+        self._identity = tokens.recorder.identity
         self._use = tokens.carried()
         self._unknown = {name: str(error) for name, error in tokens.unknown.items()}
         self._keyring_path = keyring_path
@@ -537,7 +541,7 @@ class InProcess:
     def __call__(self, *args: Any) -> Any:
         """Run the activity in the pool's process."""
         collected = Collected(self._recorded, blocks=self._blocks)
-        recorder = Recorder(SinkWriter(collected), Metrics.of(None))
+        recorder = Recorder(SinkWriter(collected), Metrics.of(None), self._identity)
         tokens = ActivityTokens(self._use, self._keyring, recorder, None, time.monotonic())
         tokens.unknown = {name: NewestUnknown(text) for name, text in self._unknown.items()}
         try:

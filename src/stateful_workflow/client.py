@@ -148,7 +148,9 @@ class TokenClient:
     @property
     def _recorder(self) -> Recorder:
         # Looked up each time: a worker of this client may bring the sink.
-        return Recorder(self._own_writer or writer_of(self._plugins), self._metrics)
+        return Recorder(
+            self._own_writer or writer_of(self._plugins), self._metrics, self._client.identity
+        )
 
     # --- start ---------------------------------------------------------------
 
@@ -552,6 +554,7 @@ class TokenClient:
             action=action,
             outcome=outcome,
             reason=reason,
+            identity=self._client.identity,
             namespace=self._client.namespace,
             workflow_id=workflow_id,
             reader=reader,

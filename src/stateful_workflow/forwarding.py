@@ -275,6 +275,7 @@ class _Delivery:
                     action="forward",
                     outcome="success" if why is None else "failure",
                     reason=why,
+                    identity=self._recorder.identity,
                     namespace=info.namespace,
                     workflow_id=info.workflow_id,
                     run_id=info.workflow_run_id,

@@ -74,6 +74,7 @@ class NodeRecord:
             action=action,
             outcome=outcome,
             reason=reason,
+            identity=self._recorder.identity,
             namespace=info.namespace,
             workflow_id=info.workflow_id,
             run_id=info.run_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -32,6 +33,8 @@ from .metrics import Metrics
 from .node_record import RECORDER
 from .recorder import FailureRule, Recorder, SinkWriter
 from .workflow import StatefulWorkflow
+
+_log = logging.getLogger(__name__)
 
 _PASSED_THROUGH = ("stateful_workflow", "joserfc", "cryptography", "httpx", "idna")
 
@@ -100,6 +103,12 @@ class StatefulPlugin(SimplePlugin):
             )
         return keyring
 
+    def _can_open(self) -> bool:
+        keyring = self.keyring
+        return keyring is not None and any(
+            key.kind == "reader" and key.private for key in keyring.keys()
+        )
+
     def complete(self, other: StatefulPlugin) -> None:
         """Take what a second plugin on the same worker has and this one has not.
 
@@ -134,6 +143,13 @@ class StatefulPlugin(SimplePlugin):
             for interceptor in config.get("interceptors", ())
         ]
         workflows = config.get("workflows", ())
+        if config.get("activities") and not self._can_open():
+            _log.warning(
+                "The worker of task queue %s has activities and no reader key: they cannot open a "
+                "token. Set $%s, or give StatefulPlugin a keyring",
+                config.get("task_queue"),
+                KEYRING_VARIABLE,
+            )
         if workflows:
             theirs = cast("Sequence[Callable[..., Any]]", config.get("activities", ()))
             ordinary = len(theirs) > 0 or _others_bring_activities(config)
@@ -161,7 +177,8 @@ class _WorkerInterceptor(Interceptor):
     def recorder(self) -> Recorder:
         """Puts on record what happens in this worker; a replayer's is no record."""
         writer = SinkWriter(None) if self._client is None else self.plugin.sink_writer
-        return Recorder(writer, self._metrics)
+        identity = None if self._client is None else self._client.identity
+        return Recorder(writer, self._metrics, identity)
 
     def workflow_interceptor_class(
         self, input: WorkflowInterceptorClassInput

@@ -269,11 +269,13 @@ class Recorder:
     Args:
         writer: writes them.
         metrics: counts them.
+        identity: of this client or worker; see `AuditEvent`.
     """
 
-    def __init__(self, writer: SinkWriter, metrics: Metrics) -> None:
+    def __init__(self, writer: SinkWriter, metrics: Metrics, identity: str | None = None) -> None:
         self._writer = writer
         self.metrics = metrics
+        self.identity = identity
 
     @property
     def blocks(self) -> bool:

@@ -90,7 +90,11 @@ class Site(Reader):
         whole.save(home / "keyring.json")
         whole.only(readers=["default"]).save(home / "worker.json")
         self.audit_path = home / "record" / "worker.jsonl"
-        self.environment.update(AUDIT=str(self.audit_path), NEW_TOKEN=SECOND)
+        self.environment.update(
+            AUDIT=str(self.audit_path),
+            STATEFUL_AUDIT=str(self.home / "operator.jsonl"),
+            NEW_TOKEN=SECOND,
+        )
         self.audit = Volume(self.audit_path)
         self.client: Client
         self.issuer: TokenClient

@@ -359,3 +359,30 @@ def test_evidence_says_where_it_was_read() -> None:
     shown = only([accept(1, 1), revoked(10, 2), late]).evidence[1]
     assert isinstance(shown, RecordedEvent)
     assert (shown.file, shown.sequence) == ("audit.jsonl", 7)
+
+
+def test_a_version_that_the_api_has_only_refused_is_found() -> None:
+    def used(version: int, status: int, at: float) -> AuditEvent:
+        outcome = "success" if status < 400 else "failure"
+        return AuditEvent(
+            time=at,
+            action="use",
+            outcome=outcome,
+            namespace="default",
+            workflow_id="leaf",
+            name="apiToken",
+            authority="root",
+            version=version,
+            status=status,
+        )
+
+    mixed = [used(1, 401, 1.0), used(1, 200, 2.0)]
+    refused = [used(2, 401, 3.0), used(2, 401, 4.0), used(2, 401, 5.0)]
+
+    assert review([*mixed, *refused[:2]]) == []
+    (found,) = review([*mixed, *refused])
+    assert (found.kind, found.count) == ("unaccepted", 3)
+    assert found.evidence == tuple(refused)
+    # Also where later versions have followed.
+    later = [used(n, 200, float(n + 10)) for n in range(3, 9)]
+    assert [one.kind for one in review([*refused, *later])] == ["unaccepted"]

@@ -55,6 +55,8 @@ class AuditEvent:
         action: see `Action`.
         outcome: see `Outcome`.
         reason: why not, or how: mostly the name of an error of this library.
+        identity: of who recorded it, as Temporal's clients and workers name themselves (by
+            default process id and host); nobody vouches for it.
         namespace: Temporal namespace.
         workflow_id, run_id, workflow_type: of the workflow it happened at.
         name: credential name.
@@ -74,6 +76,7 @@ class AuditEvent:
     action: Action
     outcome: Outcome
     reason: str | None = None
+    identity: str | None = None
     namespace: str | None = None
     workflow_id: str | None = None
     run_id: str | None = None
@@ -127,6 +130,7 @@ ATTRIBUTES: Final[Mapping[str, str]] = {
     "action": "event.action",
     "outcome": "event.outcome",
     "reason": "event.reason",
+    "identity": "temporal.identity",
     "namespace": "temporal.namespace",
     "workflow_id": "temporal.workflow.id",
     "run_id": "temporal.workflow.run_id",

@@ -15,6 +15,7 @@ origin        sent to an origin that is new for this credential
 type          opened or sent by a workflow type that is new for this credential
 rejected      a node took a message from somebody for none
 refused       not opened, or not sent: to an origin that is not allowed, or otherwise
+unaccepted    a version that the API has answered with 401, and never with anything better
 lost          events that could not be recorded
 ============  ===========================================================================
 """
@@ -36,6 +37,7 @@ FindingKind = Literal[
     "type",
     "rejected",
     "refused",
+    "unaccepted",
     "lost",
 ]
 """What was found, see above."""
@@ -54,6 +56,7 @@ LEARNING_SECONDS: Final = 24 * 60 * 60.0
 EVIDENCE: Final = 3
 """Events that a finding shows."""
 
+_UNAUTHORIZED: Final = 401
 _MOST: Final = 1_000  # findings of a kind; one more for all the others
 _OPENING: Final = ("read", "use")
 _AT_NODE: Final = ("accept", "reject", "forward", "read", "use", "refuse")
@@ -159,6 +162,7 @@ class _Review:
         self._usual_until = since
         self._nodes: dict[_NodeId, _Node] = {}
         self._versions: dict[_Place, dict[int, float]] = {}
+        self._answers: dict[_Place, dict[int, list[AuditEvent] | None]] = {}
         self._usual: dict[tuple[FindingKind, _Credential], set[str]] = {}
         self._groups: dict[FindingKind, dict[Hashable, _Group]] = {
             kind: {} for kind in FINDING_KINDS
@@ -188,6 +192,9 @@ class _Review:
     def findings(self) -> list[Finding]:
         """What was found, the gravest kinds first."""
         self._look_who_is_behind()
+        for place, answers in self._answers.items():
+            for version in sorted(answers):
+                self._look_at_answers(place, version)
         return [
             Finding(kind, group.message, group.count, tuple(group.evidence))
             for kind in FINDING_KINDS
@@ -230,6 +237,7 @@ class _Review:
     # --- what is found -------------------------------------------------------
 
     def _opened(self, event: AuditEvent) -> None:
+        self._answered(event)
         name, credential = event.name or "", (event.namespace, event.name or "")
         if not self._ended(event):
             self._older(event)
@@ -248,6 +256,30 @@ class _Review:
                 "reader",
                 event.reader,
                 f"opened with the key {event.reader}, which is not among the known readers",
+                event,
+            )
+
+    def _answered(self, event: AuditEvent) -> None:
+        """Note what the API said of a version; only of the last few of each place."""
+        if event.status is None or event.version is None:
+            return
+        place = (event.namespace, event.name or "", event.authority or "")
+        answers = self._answers.setdefault(place, {})
+        refused = answers.setdefault(event.version, [])
+        if event.status != _UNAUTHORIZED:
+            answers[event.version] = None
+        elif refused is not None and len(refused) < EVIDENCE:
+            refused.append(event)
+        if len(answers) > self._behind:
+            self._look_at_answers(place, min(answers))
+
+    def _look_at_answers(self, place: _Place, version: int) -> None:
+        refused = self._answers[place].pop(version) or []
+        for event in refused if len(refused) >= EVIDENCE else ():  # one may cross a rotation
+            self._report(
+                "unaccepted",
+                (place, version),
+                f"version {version} of {place[1]}, set at {place[2]}, was only answered with 401",
                 event,
             )
 

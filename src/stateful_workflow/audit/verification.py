@@ -24,6 +24,9 @@ from .segments import Segment, lines, open_segment, siblings
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 _ATTEMPTS: Final = 5
+_MOST_UNSIGNED: Final = 1_010
+"""Lines behind the last checkpoint, with some room for headers of segments."""
+
 _EVIDENCE: Final = "keep the files as they are, and compare them with a copy from elsewhere"
 
 
@@ -354,13 +357,20 @@ class _Check:
         """What was found, after the last event.
 
         Raises:
-            AuditBroken: an anchor is of a line behind the last one.
+            AuditBroken: an anchor is of a line behind the last one, or less is signed by the key
+                that was asked for than an `AuditFile` signs.
         """
         last, newest = self._tip.sequence, max(self._covered, default=0)
         if newest > last:
             raise self._broken(
                 f"the chain ends with line {last}, and an anchor is of line {newest}: "
                 f"{_lines(last + 1, newest)} missing"
+            )
+        unsigned = last - (self._signed_to or 0)
+        if self._pinned is not None and (self._signed_to is None or unsigned > _MOST_UNSIGNED):
+            raise self._broken(
+                f"{unsigned} lines are not signed by the key that was asked for, and an AuditFile "
+                "signs after a minute and after every thousand: they may have been written anew"
             )
         return Verified(
             chain=self._tip.chain,

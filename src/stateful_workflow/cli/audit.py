@@ -85,7 +85,7 @@ def verify(
         anchors = [one for text in anchor or () for one in _checkpoints(text)]
         removed = _removed(removed_to or ())
         jwk = None if key is None else _jwk(key)
-        groups, problems = chains(files)
+        groups, problems = chains(_without_companions(files))
         results: list[dict[str, Any]] = []
         for chain, group in groups.items():
             own = [one.text for one in anchors if one.chain == chain]
@@ -236,6 +236,11 @@ def _removed(texts: Iterable[str]) -> dict[str, Checkpoint]:
     return found
 
 
+def _without_companions(files: list[Path]) -> list[Path]:
+    """Without the keys and locks beside the files, which a pattern such as ``FILE*`` names too."""
+    return [file for file in files if file.suffix not in (".key", ".lock")] or files
+
+
 def _checkpoints(text: str) -> list[Checkpoint]:
     """The checkpoints in a text, or in the file that it names."""
     try:
@@ -247,9 +252,12 @@ def _checkpoints(text: str) -> list[Checkpoint]:
     except (OSError, ValueError):
         raise AuditError(f"{text[:80]} is neither a checkpoint nor a file of them") from None
     try:
-        return [Checkpoint.read(line) for line in lines]
+        found = [Checkpoint.read(line) for line in lines]
     except ValueError:
         raise AuditError(f"the file {text} holds something else than checkpoints") from None
+    if not found:
+        raise AuditError(f"the file {text} holds no checkpoint, so nothing can be shown with it")
+    return found
 
 
 def _jwk(path: Path) -> dict[str, object]:
@@ -399,8 +407,10 @@ def _shown(event: AuditEvent) -> Text:
     )
     status = None if event.status is None else str(event.status)
     parts = (
+        ("", None if event.outcome == "success" else event.outcome, _COLOURS[event.outcome]),
         ("", event.reason, "red" if event.outcome == "failure" else "dim"),
         ("", None if event.count is None else f"{event.count} events", ""),
+        ("", None if event.kind == "token" else event.kind, "yellow"),
         ("", event.name, "bold"),
         ("", event.fingerprint, "cyan"),
         ("by ", event.issuer if event.action in _CLAIMED else None, "dim"),
@@ -408,6 +418,7 @@ def _shown(event: AuditEvent) -> Text:
         ("", event.workflow_type, "dim"),
         ("from " if event.action == "withhold" else "to ", event.child_id, ""),
         ("in ", event.activity_type, "dim"),
+        ("attempt ", None if event.attempt in (None, 1) else str(event.attempt), "dim"),
         ("", event.method, ""),
         ("", event.origin, ""),
         ("", status, "green" if event.outcome == "success" else "red"),

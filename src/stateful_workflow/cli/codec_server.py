@@ -89,7 +89,7 @@ async def _codec_server(
             f"  stateful dev --ui-codec-endpoint {endpoint}\n"
             f"  temporal server start-dev --ui-codec-endpoint {endpoint}\n"
             "On the command line:\n"
-            f"{secret}  temporal workflow show -w ID --codec-endpoint {endpoint} -o json\n"
+            f"{secret}  temporal workflow show -w ID --codec-endpoint {endpoint} --detailed\n"
             "\nCtrl-C stops it.",
             soft_wrap=True,
         )
