@@ -204,7 +204,11 @@ class Issuers:
 
 
 class Meeting(Interceptor):
-    """Lets updates leave two at a time: each is sealed before the other is sent."""
+    """Lets updates leave two at a time: each is sealed before the other is sent.
+
+    One that nobody comes to meet leaves alone after a while: on a busy machine an issuer's own
+    call can come between, and is made once more.
+    """
 
     def __init__(self) -> None:
         self._first: asyncio.Future[None] | None = None
@@ -215,8 +219,10 @@ class Meeting(Interceptor):
     async def meet(self) -> None:
         first, self._first = self._first, None
         if first is None:
-            self._first = asyncio.get_running_loop().create_future()
-            await asyncio.wait_for(self._first, WITHIN)
+            mine = self._first = asyncio.get_running_loop().create_future()
+            await asyncio.wait({mine}, timeout=WITHIN / 10)
+            if self._first is mine:
+                self._first = None
         else:
             first.set_result(None)
 
