@@ -7,6 +7,7 @@ workflow must not.
 from __future__ import annotations
 
 import threading
+import time
 
 _lock = threading.Lock()
 _missing: set[str] = set()
@@ -33,3 +34,16 @@ def wait(seconds: float) -> None:
     """Wait until the last one has arrived."""
     if not _all_here.wait(seconds):
         raise TimeoutError(f"{len(_missing)} workflows were not reached in {seconds} s")
+
+
+_last: dict[str, float] = {}
+
+
+def note(what: str) -> None:
+    """Note when something happened."""
+    _last[what] = time.time()
+
+
+def last(what: str) -> float:
+    """When it happened last, in Unix seconds; 0 for never."""
+    return _last.get(what, 0.0)

@@ -1,8 +1,9 @@
-"""The workflows that the benchmark compares."""
+"""The workflows that the benchmarks compare."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from temporalio import workflow
 
@@ -10,6 +11,25 @@ with workflow.unsafe.imports_passed_through():
     import arrivals
 
     from stateful_workflow import StatefulWorkflow
+
+STARTED_AT_ONCE = 100
+
+
+async def start_children(
+    kind: Any, shape: list[int]
+) -> list[workflow.ChildWorkflowHandle[Any, Any]]:
+    """Start a level of children, and say so; each starts its own."""
+    own = workflow.info().workflow_id
+    children: list[workflow.ChildWorkflowHandle[Any, Any]] = []
+    for first in range(0, shape[0] if shape else 0, STARTED_AT_ONCE):
+        children += await asyncio.gather(
+            *[
+                workflow.start_child_workflow(kind, shape[1:], id=f"{own}-{n}")
+                for n in range(first, min(first + STARTED_AT_ONCE, shape[0]))
+            ]
+        )
+    arrivals.arrived(f"{own} started")
+    return children
 
 
 @workflow.defn
@@ -25,37 +45,34 @@ class Plain:
         arrivals.arrived(workflow.info().workflow_id)
 
 
-class _Node(StatefulWorkflow):
-    async def follow(self) -> None:
+@workflow.defn
+class ByHand:
+    """What a user would write: each workflow signals its children."""
+
+    @workflow.run
+    async def run(self, shape: list[int]) -> None:
+        self.children = await start_children(ByHand.run, shape)
+        await workflow.wait_condition(lambda: False)
+
+    @workflow.signal
+    async def tell(self, message: str) -> None:
+        arrivals.arrived(workflow.info().workflow_id)
+        await asyncio.gather(*[child.signal(ByHand.tell, message) for child in self.children])
+
+
+@workflow.defn
+class Node(StatefulWorkflow):
+    """The same tree with this library."""
+
+    @workflow.run
+    async def run(self, shape: list[int]) -> None:
         self.seen = self.api_token_status
+        await start_children(Node.run, shape)
         while True:
             await workflow.wait_condition(lambda: self.api_token_status != self.seen)
             self.seen = self.api_token_status
             arrivals.arrived(workflow.info().workflow_id)
 
-
-@workflow.defn
-class Leaf(_Node):
-    """A node without children."""
-
-    @workflow.run
-    async def run(self) -> None:
-        await self.follow()
-
-
-@workflow.defn
-class Root(_Node):
-    """A node with many children."""
-
-    @workflow.run
-    async def run(self, children: int) -> None:
-        own = workflow.info().workflow_id
-        for first in range(0, children, 100):
-            await asyncio.gather(
-                *[
-                    workflow.start_child_workflow(Leaf.run, id=f"{own}-{n}")
-                    for n in range(first, min(first + 100, children))
-                ]
-            )
-        arrivals.arrived(f"{own}-started")
-        await self.follow()
+    @workflow.signal
+    def note(self) -> None:
+        arrivals.note(f"{workflow.info().workflow_id} noted")
