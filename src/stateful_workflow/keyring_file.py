@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from .errors import KeyringError
+from .private_file import openness, write_new
 
 KEYRING_VARIABLE: Final = "STATEFUL_KEYRING"
-GROUP_READ_VARIABLE: Final = "STATEFUL_KEYRING_GROUP_READ"
 
 Stamp = tuple[int, int, int]
 """Inode, size and time of the last change (nanoseconds): another one says another content."""
@@ -48,14 +48,9 @@ class FileContent:
         """
         if os.name != "posix":
             return
-        if allow_group_read is None:
-            allow_group_read = os.environ.get(GROUP_READ_VARIABLE) == "1"
-        if holds_private and self.mode & (0o037 if allow_group_read else 0o077):
-            raise KeyringError(
-                f"the keyring {self.path} holds a private key and has mode {self.mode:04o}, open "
-                f"to others: run `chmod 600 {self.path}`, or where its group must read it (a "
-                f"Kubernetes fsGroup mount) set mode 0640 and ${GROUP_READ_VARIABLE}=1"
-            )
+        problem = openness(self.path, self.mode, allow_group_read) if holds_private else None
+        if problem is not None:
+            raise KeyringError(f"the keyring {self.path} holds a private key and {problem}")
         if self.mode & 0o002:
             raise KeyringError(
                 f"the keyring {self.path} has mode {self.mode:04o}: anybody may write to it, and "
@@ -109,7 +104,7 @@ def create(path: Path, text: str) -> None:
         KeyringError: where the file exists already or cannot be written.
     """
     try:
-        _write(path, text, 0o600)
+        write_new(path, text)
     except FileExistsError:
         raise KeyringError(f"{path} exists; a keyring is never overwritten") from None
     except OSError as error:
@@ -128,7 +123,7 @@ def replace(path: Path, before: Stamp, text: str, *, owner_only: bool = False) -
     path = path.resolve()
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        _write(new, text, 0o600 if owner_only else stat.S_IMODE(path.stat().st_mode))
+        write_new(new, text, 0o600 if owner_only else stat.S_IMODE(path.stat().st_mode))
         if stamp(path) != before:
             raise KeyringError(f"the keyring {path} was changed meanwhile; nothing was written")
         new.replace(path)
@@ -137,16 +132,6 @@ def replace(path: Path, before: Stamp, text: str, *, owner_only: bool = False) -
     finally:
         with suppress(OSError):
             new.unlink()
-
-
-def _write(path: Path, text: str, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        if hasattr(os, "fchmod"):
-            os.fchmod(stream.fileno(), mode)
-        os.fsync(stream.fileno())
 
 
 def _stamp(status: os.stat_result) -> Stamp:

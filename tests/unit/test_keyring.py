@@ -34,7 +34,7 @@ from stateful_workflow.errors import (
 )
 from stateful_workflow.issuers import Issuer, verify
 from stateful_workflow.keyring import Keyring, self_check
-from stateful_workflow.keyring_file import GROUP_READ_VARIABLE, KEYRING_VARIABLE
+from stateful_workflow.keyring_file import KEYRING_VARIABLE
 from stateful_workflow.messages import (
     MAX_MESSAGE_BYTES,
     MAX_RECIPIENTS,
@@ -43,6 +43,7 @@ from stateful_workflow.messages import (
     encode_base64url,
     parse,
 )
+from stateful_workflow.private_file import GROUP_READ_VARIABLE
 from tests.builders import (
     CLAIMS,
     NAMESPACE,

@@ -22,7 +22,7 @@ from typing import Final, cast
 
 from ..errors import AuditError
 from ..jose import Key
-from ..keyring_file import GROUP_READ_VARIABLE
+from ..private_file import openness, write_new
 from ..strict_json import json_object
 from .chain import Checkpoint, Tip
 from .events import AuditEvent
@@ -520,7 +520,7 @@ def _load_key(path: Path, *, may_make: bool) -> Key:
     if may_make:
         made = Key.generate("Ed25519")
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            write_new(path, json.dumps(made.to_jwk(private=True)) + "\n")
         except FileExistsError:
             pass
         except OSError as error:
@@ -528,10 +528,6 @@ def _load_key(path: Path, *, may_make: bool) -> Key:
                 f"the checkpoint key {path} cannot be made: {error.strerror}"
             ) from None
         else:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                stream.write(json.dumps(made.to_jwk(private=True)) + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
             return made
     try:
         with path.open("rb") as stream:
@@ -539,13 +535,9 @@ def _load_key(path: Path, *, may_make: bool) -> Key:
             content = stream.read()
     except OSError as error:
         raise AuditError(f"the checkpoint key {path} cannot be read: {error.strerror}") from None
-    group_may_read = os.environ.get(GROUP_READ_VARIABLE) == "1"
-    if mode & (0o037 if group_may_read else 0o077):
-        raise AuditError(
-            f"the checkpoint key {path} has mode {mode:04o}, open to others: run "
-            f"`chmod 600 {path}`, or where its group must read it (a Kubernetes fsGroup mount) set "
-            f"mode 0640 and ${GROUP_READ_VARIABLE}=1"
-        )
+    problem = openness(path, mode)
+    if problem is not None:
+        raise AuditError(f"the checkpoint key {path} {problem}")
     key = _private_key(content)
     if key is None:
         raise AuditError(f"the checkpoint key {path} is no private Ed25519 key as a JWK (RFC 8037)")
