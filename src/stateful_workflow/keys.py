@@ -16,6 +16,7 @@ from .issuers import LIMITS, Issuer, texts
 from .jose import Curve, Key
 from .messages import valid_name
 from .origins import allowed_origin
+from .strict_json import NamedTwice, loads
 
 KeyKind = Literal["issuer", "reader"]
 
@@ -112,18 +113,12 @@ def write_set(entries: Iterable[Entry]) -> str:
 
 
 def _json(text: str) -> object:
-    # Raised inside the except clause, an error would carry the private keys as its context.
     try:
-        return json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError):
+        return loads(text)
+    except NamedTwice:
+        raise KeyringError("names a member twice") from None
+    except ValueError:
         return None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise KeyringError("names a member twice")
-    return members
 
 
 def _read(data: object) -> Entry:

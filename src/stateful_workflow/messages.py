@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NewType, cast
 
 from .errors import TokenMalformed
+from .strict_json import NamedTwice, loads
 
 SealedToken = NewType("SealedToken", str)
 """A token encrypted for readers and signed by an issuer: the only form that enters Temporal."""
@@ -330,15 +331,11 @@ def _number(data: dict[str, Any], member: str) -> int:
 
 
 def _json_object(encoded: bytes, what: str) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        members = dict(pairs)
-        if len(members) != len(pairs):
-            raise TokenMalformed(f"the {what} names a member twice")
-        return members
-
     try:
-        value: object = json.loads(encoded.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError):
+        value = loads(encoded)
+    except NamedTwice:
+        raise TokenMalformed(f"the {what} names a member twice") from None
+    except ValueError:
         raise TokenMalformed(f"the {what} is not JSON") from None
     if not isinstance(value, dict):
         raise TokenMalformed(f"the {what} is not a JSON object")

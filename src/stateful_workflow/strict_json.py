@@ -1,4 +1,4 @@
-"""JSON objects (RFC 8259) in which each member has a name of its own; pure.
+"""JSON (RFC 8259) in which each member of an object has a name of its own; pure.
 
 Where a name comes twice, readers differ in which of the two they take, so that one that checks an
 object and one that acts upon it would not see the same.
@@ -10,37 +10,48 @@ import json
 from typing import Any, cast
 
 
-def json_object(raw: bytes | str) -> dict[str, Any]:
-    """Read an object.
+class NamedTwice(ValueError):
+    """An object names a member twice."""
+
+
+def loads(raw: bytes | str) -> object:
+    """Read a value.
 
     Args:
         raw: the text, or the same in UTF-8.
 
     Raises:
-        ValueError: it is not JSON, no object, or an object in it names a member twice. The error
-            holds nothing of the text, which may be a secret.
+        NamedTwice: an object in it names a member twice.
+        ValueError: it is not JSON. Neither error holds anything of the text, which may be a secret.
     """
-    value: object = None
-    problem = "it is no JSON object"
     try:
         text = raw if isinstance(raw, str) else raw.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_unique)
-    except _NamedTwice:
-        problem = "it names a member twice"
+        return cast("object", json.loads(text, object_pairs_hook=_unique))
+    except NamedTwice:
+        problem = NamedTwice("it names a member twice")
     except (ValueError, RecursionError):
-        problem = "it is not JSON"
+        problem = ValueError("it is not JSON")
     # Raised inside an except clause, the error would carry the text as its context.
+    raise problem
+
+
+def json_object(raw: bytes | str) -> dict[str, Any]:
+    """Read an object.
+
+    Args:
+        raw: as `loads`.
+
+    Raises:
+        ValueError: as `loads`, or it is no object.
+    """
+    value = loads(raw)
     if not isinstance(value, dict):
-        raise ValueError(problem)
+        raise ValueError("it is no JSON object")
     return cast("dict[str, Any]", value)
-
-
-class _NamedTwice(ValueError):
-    pass
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        raise _NamedTwice
+        raise NamedTwice
     return members
