@@ -10,9 +10,8 @@ from typing import Annotated
 import typer
 
 from ..engine import start_engine
-from ..errors import StatefulError
 from . import audit, codec_server, keys, token, tree
-from .common import Json, Namespace, out, run
+from .common import Json, Namespace, needing, out, run
 
 app = typer.Typer(
     name="stateful",
@@ -98,12 +97,6 @@ def demo(
 
 
 async def _demo(as_json: bool, keep: bool) -> int:
-    try:
+    with needing("the demo", "demo"):
         from ..demo.main import run_demo
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("stateful_workflow"):
-            raise
-        raise StatefulError(
-            f'the demo needs the package {error.name}: pip install "stateful-workflow[demo]"'
-        ) from None
     return await run_demo(as_json=as_json, keep=keep)

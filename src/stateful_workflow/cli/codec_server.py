@@ -11,7 +11,7 @@ import typer
 
 from ..errors import StatefulError
 from ..keyring import Keyring
-from .common import KeyringPath, out, run
+from .common import KeyringPath, needing, out, run
 
 BEARER_VARIABLE: Final = "STATEFUL_CODEC_BEARER"
 """Holds the secret that requests must carry, where no file is given."""
@@ -57,15 +57,8 @@ async def _codec_server(
     bearer_file: Path | None,
     keyring_path: Path | None,
 ) -> int:
-    try:
+    with needing("the codec server", "cli,codec"):
         from ..codec_server import DEFAULT_UI_ORIGINS, codec_app, serve_codec
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("stateful_workflow"):
-            raise
-        raise StatefulError(
-            f"the codec server needs the package {error.name}: "
-            'pip install "stateful-workflow[cli,codec]"'
-        ) from None
     keyring = Keyring.load(keyring_path)
     bearer = _read_bearer(bearer_file)
     try:

@@ -115,6 +115,23 @@ def reported() -> Generator[None, None, None]:
         _fail(f"the server answered {error.status.name}: {error.message}")
 
 
+@contextmanager
+def needing(what: str, extra: str) -> Generator[None, None, None]:
+    """Say which extra brings a package that an import in the block lacks.
+
+    Raises:
+        StatefulError: what it is for, and how it is installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("stateful_workflow"):
+            raise
+        raise StatefulError(
+            f'{what} needs the package {error.name}: pip install "stateful-workflow[{extra}]"'
+        ) from None
+
+
 def _fail(message: str) -> NoReturn:
     typer.echo(f"error: {message}", err=True)
     raise typer.Exit(1) from None
