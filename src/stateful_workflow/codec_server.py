@@ -9,7 +9,6 @@ private key. What it makes of a payload is `stateful_workflow.payloads`. Needs t
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import json
@@ -20,7 +19,6 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, NoReturn, cast
 from urllib.parse import urlsplit
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -35,6 +33,7 @@ from .errors import StatefulError
 from .keyring import Keyring
 from .keyring_source import KeyringSource
 from .payloads import describe_payload
+from .serving import served
 
 DEFAULT_UI_ORIGINS: Final = ("http://localhost:8233", "http://127.0.0.1:8233")
 """Where `temporal server start-dev` has its Web UI."""
@@ -110,28 +109,9 @@ async def serve_codec(
         StatefulError: where it cannot listen there.
     """
     listener = _listener(host, port)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            server_header=False,
-            timeout_graceful_shutdown=1,
-        )
-    )
-    # In a thread of its own, where uvicorn leaves signals alone.
-    serving = asyncio.create_task(asyncio.to_thread(server.run, [listener]))
-    try:
-        # uvicorn has nothing to wait for but this flag.
-        while not server.started and not serving.done():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    async with served(app, [listener], server_header=False):
         at = f"[{host}]" if ":" in host else host
         yield f"http://{at}:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        await serving
-        listener.close()
 
 
 class _Codec:

@@ -10,17 +10,18 @@ import asyncio
 import secrets
 import socket
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import httpx
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+
+from ..serving import served
 
 _HOST: Final = "127.0.0.1"
 _LATENCY_SECONDS: Final = (0.03, 0.05, 0.08, 0.04, 0.12, 0.06, 0.15)
@@ -155,27 +156,8 @@ async def serve_api() -> AsyncGenerator[RunningApi, None]:
     """Run the API on two free ports for the length of an ``async with``."""
     state = TokenApi()
     sockets = [_listener(), _listener()]
-    server = uvicorn.Server(
-        uvicorn.Config(
-            state.app(),
-            log_config=None,
-            log_level="error",
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=1,
-        )
-    )
-    # In a thread of its own, where uvicorn leaves signals alone: Ctrl-C is the demo's.
-    serving = asyncio.create_task(asyncio.to_thread(server.run, sockets))
-    try:
-        # uvicorn has nothing to wait for but this flag.
-        while not server.started and not serving.done():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    async with served(state.app(), sockets, log_level="error"):
         yield RunningApi(state, (_url(sockets[0]), _url(sockets[1])))
-    finally:
-        server.should_exit = True
-        await serving
-        _close(sockets)
 
 
 def _listener() -> socket.socket:
@@ -186,11 +168,6 @@ def _listener() -> socket.socket:
 
 def _url(listener: socket.socket) -> str:
     return f"http://{_HOST}:{listener.getsockname()[1]}"
-
-
-def _close(sockets: Sequence[socket.socket]) -> None:
-    for listener in sockets:
-        listener.close()
 
 
 def _bearer(request: Request) -> str:
