@@ -8,7 +8,8 @@ import multiprocessing
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -365,6 +366,38 @@ async def test_a_request_to_another_origin_is_refused_on_record(
     ] * 2
 
 
+@asynccontextmanager
+async def in_a_process(
+    workflows: Client,
+    user: Client,
+    queue: str,
+    first: tuple[Callable[[str], None], str] | None = None,
+) -> AsyncGenerator[concurrent.futures.ProcessPoolExecutor, None]:
+    """Workers of which one runs activities in a process, which is busy with something first."""
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        spawn.Manager() as manager,
+        concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool,
+    ):
+        busy = None if first is None else pool.submit(*first)
+        async with (
+            Worker(
+                workflows, task_queue=queue, workflows=USE_WORKFLOWS, activities=ASYNC_ACTIVITIES
+            ),
+            Worker(
+                user,
+                task_queue=f"{queue}-use",
+                activities=SYNC_ACTIVITIES,
+                activity_executor=pool,
+                shared_state_manager=SharedStateManager.create_from_multiprocessing(manager),
+                max_concurrent_activities=1,
+            ),
+        ):
+            yield pool
+        if busy is not None:
+            busy.result(20)
+
+
 async def test_in_a_process_reads_and_uses_stand_on_record_too(
     audited: Client,
     queue: str,
@@ -376,31 +409,16 @@ async def test_in_a_process_reads_and_uses_stand_on_record_too(
 ) -> None:
     keyring.save(tmp_path / "keyring.json")
     user = await connect(engine, Keyring.load(tmp_path / "keyring.json"), record)
-    spawn = multiprocessing.get_context("spawn")
-    with (
-        spawn.Manager() as manager,
-        concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool,
-    ):
-        async with (
-            Worker(audited, task_queue=queue, workflows=USE_WORKFLOWS, activities=ASYNC_ACTIVITIES),
-            Worker(
-                user,
-                task_queue=f"{queue}-use",
-                activities=SYNC_ACTIVITIES,
-                activity_executor=pool,
-                shared_state_manager=SharedStateManager.create_from_multiprocessing(manager),
-                max_concurrent_activities=1,
-            ),
-        ):
-            root = await start(TokenClient(audited, keyring), queue, api)
-            job = Job([api.url("items")], activity="call_sync", queue=f"{queue}-use")
-            await root.execute_update("do", job)
-            evil = replace(job, urls=["https://evil.example.net/x"])
-            await root.execute_update("do", evil)
-            api.valid = set()
-            failing = replace(job, insist=True)
-            with pytest.raises(WorkflowUpdateFailedError):
-                await root.execute_update("do", failing)
+    async with in_a_process(audited, user, queue):
+        root = await start(TokenClient(audited, keyring), queue, api)
+        job = Job([api.url("items")], activity="call_sync", queue=f"{queue}-use")
+        await root.execute_update("do", job)
+        evil = replace(job, urls=["https://evil.example.net/x"])
+        await root.execute_update("do", evil)
+        api.valid = set()
+        failing = replace(job, insist=True)
+        with pytest.raises(WorkflowUpdateFailedError):
+            await root.execute_update("do", failing)
 
     assert [e.status for e in record.of("use")] == [200, 401]
     assert [e.reason for e in record.of("refuse")] == ["OriginNotAllowed"]
@@ -436,35 +454,18 @@ async def test_a_key_that_came_after_a_process_was_given_its_activity_opens_noth
     path = tmp_path / "keyring.json"
     keyring.public().save(path)
     user = await connect(engine, Keyring.load(path), record)
-    spawn = multiprocessing.get_context("spawn")
-    with (
-        spawn.Manager() as manager,
-        concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool,
-    ):
-        busy = pool.submit(wait_for_file, str(tmp_path / "go"))
-        async with (
-            Worker(audited, task_queue=queue, workflows=USE_WORKFLOWS, activities=ASYNC_ACTIVITIES),
-            Worker(
-                user,
-                task_queue=f"{queue}-use",
-                activities=SYNC_ACTIVITIES,
-                activity_executor=pool,
-                shared_state_manager=SharedStateManager.create_from_multiprocessing(manager),
-                max_concurrent_activities=1,
-            ),
-        ):
-            root = await start(TokenClient(audited, keyring), queue, api)
-            job = Job([api.url("items")], activity="call_sync", queue=f"{queue}-use")
-            update = await root.start_update("do", job, wait_for_stage=WorkflowUpdateStage.ACCEPTED)
+    async with in_a_process(audited, user, queue, (wait_for_file, str(tmp_path / "go"))) as pool:
+        root = await start(TokenClient(audited, keyring), queue, api)
+        job = Job([api.url("items")], activity="call_sync", queue=f"{queue}-use")
+        update = await root.start_update("do", job, wait_for_stage=WorkflowUpdateStage.ACCEPTED)
 
-            async def is_in_the_pool() -> bool:
-                return len(pool._pending_work_items) > 0  # pyright: ignore[reportPrivateUsage]
+        async def is_in_the_pool() -> bool:
+            return len(pool._pending_work_items) > 0  # pyright: ignore[reportPrivateUsage]
 
-            await eventually(is_in_the_pool)
-            keyring.save(path, replace=True)
-            (tmp_path / "go").touch()
-            answers = await update.result()
-        busy.result(20)
+        await eventually(is_in_the_pool)
+        keyring.save(path, replace=True)
+        (tmp_path / "go").touch()
+        answers = await update.result()
 
     assert answers[0].startswith("AuditFailed")
     assert api.calls == []
