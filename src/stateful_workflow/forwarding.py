@@ -27,6 +27,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from .audit.events import AuditEvent, of_message
 from .errors import KeyringError
 from .keyring import Keyring
+from .ledger import TOO_NEW
 from .messages import parse
 from .recorder import Recorder
 from .wire import FORWARD, MESSAGE, RECOVER, STATE_QUERY, STATUS_QUERY, TRUST
@@ -85,11 +86,13 @@ class RecoverResult:
         asked: whether it could be asked.
         state: its last state, or None where it takes no part in a tree.
         again: whether an ordinary activity may succeed where this local one did not.
+        too_new: whether a worker was asked that cannot read the run's state, and a newer one can.
     """
 
     asked: bool
     state: dict[str, Any] | None = None
     again: bool = False
+    too_new: bool = False
 
 
 @dataclass(frozen=True)
@@ -241,7 +244,8 @@ class NodeActivities:
             state: object = await handle.query(STATE_QUERY, rpc_timeout=_RPC_TIMEOUT)
         except WorkflowQueryFailedError as error:
             # A run that no longer replays may have revoked what an earlier header holds.
-            return RecoverResult(asked=has_no_query(error))
+            too_new = TOO_NEW in error.message
+            return RecoverResult(asked=has_no_query(error), too_new=too_new)
         except RPCError as error:
             if never_ran(error):
                 return RecoverResult(asked=True)

@@ -14,6 +14,7 @@ from typing import Any, cast
 from temporalio.api.common.v1 import Payload
 from temporalio.converter import PayloadConverter
 
+from .ledger import check_format
 from .wire import NODE_HEADER, USE_HEADER
 
 
@@ -58,6 +59,7 @@ class Start:
 
         Raises:
             ValueError: where it is there and malformed.
+            StateTooNew: where a later version of this library wrote it.
         """
         data = _from_headers(headers, NODE_HEADER)
         return None if data is None else cls.from_json(data)
@@ -68,12 +70,15 @@ class Start:
 
         Raises:
             ValueError: where it is malformed.
+            StateTooNew: where a later version of this library wrote it.
         """
         try:
             if not isinstance(data["ledger"], dict):
                 raise TypeError("its ledger is no object")
+            ledger = cast("dict[str, Any]", data["ledger"])
+            check_format(ledger)  # first: a later format may have any other members
             return cls(
-                ledger=cast("dict[str, Any]", data["ledger"]),
+                ledger=ledger,
                 run=data["run"],
                 api_url=data["api_url"],
                 parent_api_url=data["parent_api_url"],

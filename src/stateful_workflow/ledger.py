@@ -37,6 +37,11 @@ ALL: Final = "*"
 """In a set of withheld names: every name."""
 
 FORMAT: Final = 1
+"""Of the carried state; raised by a version that older ones would misread."""
+
+TOO_NEW: Final = "the carried state has format"
+"""How what is said of a `StateTooNew` begins: a failed query brings the words alone."""
+
 CLOCK_TOLERANCE_MS: Final = 5 * 60 * 1000
 REMEMBERED_REJECTIONS: Final = 20
 
@@ -50,7 +55,15 @@ class Verdict(enum.Enum):
 
 
 class StateUnreadable(ValueError):
-    """A carried state is malformed or of a format this version does not know."""
+    """A carried state is malformed."""
+
+
+class StateTooNew(Exception):
+    """A carried state is of a format that only a later version of this library reads.
+
+    It fails the workflow task, not the workflow (as a `StatefulError` would), so that the
+    state stays in the history until a newer worker takes the task over.
+    """
 
 
 @dataclass(frozen=True)
@@ -444,7 +457,8 @@ class Ledger:
         """Read a state that `dump` wrote.
 
         Raises:
-            StateUnreadable: where it is malformed or of another format.
+            StateUnreadable: where it is malformed.
+            StateTooNew: where it is of a later format.
         """
         ledger = cls(("",), "")
         ledger.restore(data)
@@ -455,12 +469,11 @@ class Ledger:
 
         Raises:
             StateUnreadable: as `load`; the state is to be thrown away then.
+            StateTooNew: as `load`.
         """
-        if data.get("format") != FORMAT:
-            raise StateUnreadable(
-                f"the carried state has format {data.get('format')!r}; this version of "
-                f"stateful-workflow reads {FORMAT}: upgrade this worker"
-            )
+        check_format(data)
+        if data.get("format") not in range(1, FORMAT + 1):
+            raise StateUnreadable(f"the carried state has no known format: {data.get('format')!r}")
         try:
             self._restore(data)
         except (
@@ -518,6 +531,21 @@ class Ledger:
             if kid not in self.revoked
         }
         return (set(self.trusted), self.revoked) != before
+
+
+def check_format(data: Mapping[str, Any]) -> None:
+    """Look at the format of a carried state, before anything else of it is believed.
+
+    Raises:
+        StateTooNew: where it is later than this version's.
+    """
+    found = data.get("format")
+    if isinstance(found, int) and found > FORMAT:
+        raise StateTooNew(
+            f"{TOO_NEW} {found}, and this version of stateful-workflow reads formats "
+            f"up to {FORMAT}. Upgrade this worker; the state is kept, and the workflow goes on "
+            "where a newer worker takes it over"
+        )
 
 
 def read_trusted(data: Mapping[str, object]) -> dict[str, Issuer]:

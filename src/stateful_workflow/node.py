@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Literal, cast
@@ -25,7 +26,7 @@ from .fanout import Fanout
 from .forwarding import RecoverResult
 from .headers import Start, Use
 from .inbox import Inbox, now_ms
-from .ledger import ALL, Child, Ledger, Place, StateUnreadable, Verdict
+from .ledger import ALL, Child, Ledger, Place, StateTooNew, StateUnreadable, Verdict
 from .messages import DEFAULT_NAME, Message, parse
 from .node_record import NodeRecord
 from .origins import is_allowed, origin_of
@@ -35,6 +36,7 @@ from .wire import NODE_HEADER, RECOVER
 _DRAIN: Final = timedelta(seconds=10)
 _ADOPTION: Final = timedelta(seconds=5)
 _ADOPTION_TRIES: Final = 3
+_ASK_AGAIN: Final = timedelta(seconds=10)
 _HEADER_BYTES_A_TASK: Final = 1_000_000
 _CARRIED_WAITING_BYTES: Final = 500_000
 _USE_BYTES: Final = 4096
@@ -67,6 +69,9 @@ class Node:
     Args:
         settings: of the workflow's class.
         headers: the ones the run was started with.
+
+    Raises:
+        StateTooNew: where they hold a state that only a newer worker can read.
     """
 
     def __init__(self, settings: Settings, headers: Mapping[str, Payload]) -> None:
@@ -93,7 +98,7 @@ class Node:
         self._inbox = Inbox(self.ledger, self._record)
         self._fanout = Fanout(self.ledger, self._record)
         if start is not None:
-            self._inbox.queue(parse(text) for text in start.waiting)
+            self._inbox.queue(_parsed(start.waiting))
         self._updates = 0
         self._header_bytes = 0
         self._header_at = 0
@@ -427,12 +432,24 @@ class Node:
             await workflow.wait_condition(lambda: not self.recovering)
 
     async def recover(self) -> None:
-        """Ask the closed run before this one for its state; until then nothing is used."""
+        """Ask the closed run before this one for its state; until then nothing is used.
+
+        Raises:
+            StateTooNew: only a newer worker can read it.
+        """
         info = workflow.info()
         try:
             answer = await _ask_closed_run()
+            if answer.too_new:
+                # The local activity's answer is not recorded by a task that fails.
+                raise StateTooNew(
+                    f"workflow {info.workflow_id}: the worker that was asked for the state of run "
+                    f"{info.continued_run_id} cannot read it. Upgrade that worker; the state is "
+                    "kept, and the workflow goes on once a newer worker answers"
+                )
             if answer.state is not None:
-                self._resume(Start.from_json(answer.state))
+                with _naming_the_workflow():
+                    self._resume(Start.from_json(answer.state))
             elif answer.asked:
                 self.ledger.held = self._first_held
                 self._fanout.again()
@@ -454,12 +471,13 @@ class Node:
     def _resume(self, start: Start) -> None:
         if tuple(start.ledger.get("path", ())) != self.ledger.path:
             raise StateUnreadable("the run before stood at another place in the tree")
+        waiting = _parsed(start.waiting)
         self.ledger.restore(start.ledger)
         self.ledger.confirm_children()
         self._lost = start.lost
         if start.api_url is not None:
             self.api_url = start.api_url
-        self._inbox.queue((parse(text) for text in start.waiting), first=True)
+        self._inbox.queue(waiting, first=True)
         self._fanout.again()
 
     def carry(self) -> Payload:
@@ -532,7 +550,8 @@ def argument(args: Sequence[Any]) -> object:
 
 def _read_start(headers: Mapping[str, Payload]) -> Start | None:
     try:
-        start = Start.from_headers(headers)
+        with _naming_the_workflow():
+            start = Start.from_headers(headers)
     except ValueError as error:
         workflow.logger.warning("%s; the workflow is taken for a root", error)
         return None
@@ -550,6 +569,21 @@ def _read_start(headers: Mapping[str, Payload]) -> Start | None:
     return start
 
 
+@contextmanager
+def _naming_the_workflow() -> Generator[None, None, None]:
+    try:
+        yield
+    except StateTooNew as error:
+        raise StateTooNew(f"workflow {workflow.info().workflow_id}: {error}") from None
+
+
+def _parsed(waiting: Iterable[str]) -> list[Message]:
+    try:
+        return [parse(text) for text in waiting]
+    except TokenMalformed as error:
+        raise StateUnreadable(f"a message that waits is malformed: {error}") from None
+
+
 async def _ask_closed_run() -> RecoverResult:
     info = workflow.info()
     args = [info.workflow_id, info.continued_run_id]
@@ -563,14 +597,23 @@ async def _ask_closed_run() -> RecoverResult:
         )
         if answer.asked or not answer.again:
             return answer
-        return await workflow.execute_activity(
-            RECOVER,
-            args=args,
-            result_type=RecoverResult,
-            start_to_close_timeout=timedelta(seconds=8),
-            schedule_to_close_timeout=timedelta(seconds=30),
-            retry_policy=RetryPolicy(maximum_attempts=3),
-        )
+        while True:
+            answer = await workflow.execute_activity(
+                RECOVER,
+                args=args,
+                result_type=RecoverResult,
+                start_to_close_timeout=timedelta(seconds=8),
+                schedule_to_close_timeout=timedelta(seconds=30),
+                retry_policy=RetryPolicy(maximum_attempts=3),
+            )
+            if not answer.too_new:
+                return answer
+            workflow.logger.warning(
+                "Workflow %s waits: a worker cannot read the state of run %s. Upgrade that worker",
+                info.workflow_id,
+                info.continued_run_id,
+            )
+            await workflow.sleep(_ASK_AGAIN)
     except FailureError:
         return RecoverResult(asked=False)
 

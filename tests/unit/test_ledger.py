@@ -24,6 +24,7 @@ from stateful_workflow.ledger import (
     REMEMBERED_REJECTIONS,
     Child,
     Ledger,
+    StateTooNew,
     StateUnreadable,
     Verdict,
 )
@@ -906,9 +907,14 @@ def test_the_carried_state_is_sealed_tokens_and_public_keys_only() -> None:
             assert key["d"] not in carried
 
 
-@pytest.mark.parametrize("number", [0, 2, "1", None, 1.5, []])
-def test_a_state_of_another_format_is_not_read(number: object) -> None:
-    with pytest.raises(StateUnreadable, match="upgrade"):
+def test_a_state_of_a_later_format_is_told_from_a_malformed_one() -> None:
+    with pytest.raises(StateTooNew, match=r"has format 2, .* reads formats up to 1\. Upgrade"):
+        Ledger.load({"format": 2, "and": "anything else"})
+
+
+@pytest.mark.parametrize("number", [0, -1, "1", "2", None, 1.5, []])
+def test_a_state_without_a_known_format_is_malformed(number: object) -> None:
+    with pytest.raises(StateUnreadable, match="no known format"):
         Ledger.load({**busy().dump(), "format": number})
     with pytest.raises(StateUnreadable):
         Ledger.load({})
