@@ -20,6 +20,7 @@ from temporalio.api.common.v1 import Payload
 from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import FailureError
 
+from .budget import FEW_ROTATIONS, Used, cost_of_rotation, rotations_left
 from .describe import describe_ledger, details_line, status_of
 from .errors import MessageRefused, TokenForged, TokenMalformed
 from .fanout import Fanout
@@ -99,6 +100,9 @@ class Node:
         self._fanout = Fanout(self.ledger, self._record)
         if start is not None:
             self._inbox.queue(_parsed(start.waiting))
+        self.signals = 0
+        self.updates = 0
+        self._warned = False
         self._updates = 0
         self._header_bytes = 0
         self._header_at = 0
@@ -254,7 +258,18 @@ class Node:
             "needs_set": self._needs_set(),
             "recovering": self.recovering,
             "reports": self._reports,
+            "budget": {**self._used().to_json(), "rotations_left": self.rotations_left()},
         }
+
+    def _used(self) -> Used:
+        info = workflow.info()
+        events, size = info.get_current_history_length(), info.get_current_history_size()
+        return Used(events, size, self.signals, self.updates)
+
+    def rotations_left(self) -> int:
+        """How many more rotations this run takes, by the server's limits as they are shipped."""
+        cost = cost_of_rotation(self.ledger, by_activity=self._fanout.by_activity)
+        return rotations_left(self._used(), cost, is_root=len(self.ledger.path) == 1)
 
     def details(self, theirs: str) -> str:
         """Temporal's own workflow details: what the user's code has there, and a line of ours."""
@@ -391,6 +406,18 @@ class Node:
         """
         if self.ledger.epoch != epoch:
             self._context = contextvars.copy_context()
+            self._warn_of_the_end()
+
+    def _warn_of_the_end(self) -> None:
+        if self._warned or self.rotations_left() >= FEW_ROTATIONS:
+            return
+        self._warned = True
+        workflow.logger.warning(
+            "Workflow %s takes about %d more rotations in this run, then the server ends it or "
+            "turns them away. Let it continue as new",
+            self.ledger.path[-1],
+            self.rotations_left(),
+        )
 
     def wake(self) -> None:
         """Let the loop look again; it runs only while there is something to do."""

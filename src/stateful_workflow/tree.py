@@ -18,6 +18,7 @@ from temporalio.client import (
 from temporalio.common import QueryRejectCondition
 from temporalio.service import RPCError, RPCStatusCode
 
+from .budget import FEW_ROTATIONS
 from .errors import NotStateful, NoWorkerAnswers, OperationFailed, WorkflowNotFound
 from .forwarding import never_ran
 from .ledger import ALL
@@ -252,6 +253,7 @@ class TreeWalk:
             closed=answer.closed,
             current=answer.closed or not (behind or status["recovering"]),
             undelivered=undelivered,
+            rotations_left=None if answer.closed else _few_left(status),
         )
 
     def _expected_of(
@@ -288,6 +290,12 @@ def _foreign(status: Mapping[str, Any], workflow_id: str, parent: str | None) ->
         api_url=status["api_url"],
         problem="not of this tree: it was started without its state and is a root of its own",
     )
+
+
+def _few_left(status: Mapping[str, Any]) -> int | None:
+    # Absent where the node's worker is of another version.
+    left = status.get("budget", {}).get("rotations_left")
+    return left if isinstance(left, int) and left < FEW_ROTATIONS else None
 
 
 def _standing(status: Mapping[str, Any], name: str) -> dict[str, int]:

@@ -197,7 +197,7 @@ def test_the_vector_in_the_text_is_the_one_in_the_file() -> None:
     assert block("message", "claims") == MESSAGES["revocation"]
 
 
-STATUS_ONLY_FROM_THE_NODE = {"type", "api_url", "needs_set", "recovering", "reports"}
+STATUS_ONLY_FROM_THE_NODE = {"type", "api_url", "needs_set", "recovering", "reports", "budget"}
 
 
 def a_node() -> Ledger:

@@ -152,6 +152,8 @@ def _line(node: TreeNode, now: float) -> Text:
         line.append(" behind", "red")
     if node.by_update:
         line.append(" told by update: its run takes no more signals", "yellow")
+    if node.rotations_left is not None:
+        line.append(f" about {node.rotations_left} rotations left: continue as new", "yellow")
     if node.undelivered:
         line.append(f" undelivered: {', '.join(node.undelivered)}", "yellow")
     if node.problem is not None:
