@@ -58,7 +58,7 @@ class Fanout:
         self.by_update: set[str] = set()
         """The children whose run takes no more signals, so that they are told by update."""
         self.by_activity = False
-        """Whether the last fan-out took more than its local attempt."""
+        """Whether any fan-out of this run took more than its local attempt."""
 
     def again(self) -> None:
         """Something changed beside the messages held: look at the children once more."""
@@ -104,7 +104,7 @@ class Fanout:
         since = self._ledger.epoch - self._told_epoch + self._asked
         if first and before + since > 1:
             self._follows = self._again = True
-        self.by_activity = bool(result.left)
+        self.by_activity = self.by_activity or bool(result.left)
         if result.left and result.ordinary:
             result = await self._fan_out(_ORDINARY_SECONDS, _ordinarily)
             self._again = self._again or bool(result.left)
