@@ -1,11 +1,14 @@
 """How long a rotation takes to reach a tree, against what the engine needs at least.
 
-In one run on one embedded server, interleaved, each of several times:
+With the database in a file and in memory, both servers up at once and taking turns, each of
+these in every repetition:
 
 - *limit*: a plain client signals as many unrelated plain workflows, as many at once as our
   fan-out, until the last handler has run;
 - *by hand*: a tree of plain workflows of the same shape, each signalling its children from
   workflow code with ``asyncio.gather``, unsealed;
+- *loop*: the same, but each child awaited before the next. It is slow, so it runs in the
+  first counted repetition, and in more only where the tree is small;
 - *set*: `TokenClient.set` at the root, until the last node holds the version, counted in the
   worker, with everything on: sealed, verified at every node, sandbox as users run it;
 - *rotate*: `TokenClient.rotate`, from the call to "converged".
@@ -17,20 +20,21 @@ ratios; the first repetition is left out.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import math
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import arrivals
+import pictures
+from report import Bar, Spread, add_databases, arguments, databases, publish, say, table
+from rich.table import Table
 from temporalio.client import Client
 from temporalio.worker import Worker
 from workflows import ByHand, Node, Plain
@@ -49,15 +53,27 @@ SHAPES: dict[str, list[int]] = {
     "10×10×10": [10, 10, 10],
     "chain of 50": [1] * 49,
     "1+1900": [1900],
+    "1+20": [20],
+    "chain of 5": [1] * 4,
 }
+SHAPES_OF_THE_BARS = ["1+500", "10×10×10", "chain of 50", "1+1900"]
+QUICK_SHAPES = ["1+20", "chain of 5"]
+MOST_REPETITIONS = 8
+"""By hand, each adds 3,800 events to the history of 1+1900's root, which ends at 51,200."""
+LOOPED_NODES = 500
+"""A loop takes about 0.1 s a child, so that one of 1+1900 takes minutes."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Seconds of one repetition, and what its `set` added to the root's history."""
+    """Seconds of one repetition, and what its `rotate` added to the root's history.
+
+    `loop` is None in repetitions without it.
+    """
 
     limit: float
     by_hand: float
+    loop: float | None
     set: float
     rotate: float
     signal: float
@@ -65,8 +81,9 @@ class Run:
     bytes: int
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def count(shape: list[int]) -> int:
+    """The nodes of a tree."""
+    return 1 + sum(math.prod(shape[:n]) for n in range(1, len(shape) + 1))
 
 
 def ids(root: str, shape: list[int]) -> Iterator[str]:
@@ -115,31 +132,42 @@ class Bench:
             await self._client.start_workflow(Plain.run, id=workflow_id, task_queue=QUEUE)
 
     async def run(self, number: int) -> Run:
-        """One repetition."""
+        """One repetition; 0 is the one that is left out."""
         limit = await timed(set(self._plain), self._tell_plain)
-        by_hand = await timed(set(self._hand), self._tell_hand)
-        before = await self._history()
+        by_hand = await timed(set(self._hand), lambda: self._tell(self._hand[0], ByHand.tell))
+        loop = None
+        if number == 1 or 1 < number <= LOOPED_NODES / len(self.nodes) + 1:
+            loop = await timed(
+                set(self._hand), lambda: self._tell(self._hand[0], ByHand.tell_in_turn)
+            )
         ours, signal = await asyncio.gather(
             timed(set(self.nodes), lambda: self._tokens.set(self.nodes[0], f"t-{number}")),
             self._signal_meanwhile(),
         )
-        after = await self._history()
+        before = await self._history()
         begun = time.perf_counter()
         tree = await self._tokens.rotate(self.nodes[0], f"r-{number}", timeout=PATIENCE_SECONDS)
         rotate = time.perf_counter() - begun
+        after = await self._history()
         if len(tree.nodes) != len(self.nodes):
             raise RuntimeError(f"{len(tree.nodes)} nodes were seen, not {len(self.nodes)}")
-        return Run(limit, by_hand, ours, rotate, signal, after[0] - before[0], after[1] - before[1])
+        return Run(
+            limit,
+            by_hand,
+            loop,
+            ours,
+            rotate,
+            signal,
+            after[0] - before[0],
+            after[1] - before[1],
+        )
 
-    async def _tell(self, workflow_id: str) -> None:
+    async def _tell(self, workflow_id: str, handler: Callable[[Any, str], Any]) -> None:
         async with self._slots:
-            await self._client.get_workflow_handle(workflow_id).signal(Plain.tell, MESSAGE)
+            await self._client.get_workflow_handle(workflow_id).signal(handler, MESSAGE)
 
     async def _tell_plain(self) -> None:
-        await asyncio.gather(*[self._tell(workflow_id) for workflow_id in self._plain])
-
-    async def _tell_hand(self) -> None:
-        await self._tell(self._hand[0])
+        await asyncio.gather(*[self._tell(workflow_id, Plain.tell) for workflow_id in self._plain])
 
     async def _signal_meanwhile(self) -> float:
         """Seconds in which a user's signal to the root is handled while children are told."""
@@ -171,86 +199,164 @@ async def timed(reached: set[str], act: Callable[[], Awaitable[object]]) -> floa
     return seconds
 
 
-async def measure(names: list[str], repetitions: int, db: Path | None) -> list[dict[str, Any]]:
+@asynccontextmanager
+async def prepared(shape: str, database: str, folder: Path) -> AsyncGenerator[Bench, None]:
+    """A server with the trees of a shape on it, and their worker in this process."""
     keyring = Keyring.generate()
+    db = folder / f"{shape}.db" if database == "file" else None
+    async with start_engine(db=db, ui=False) as engine:
+        client = await Client.connect(engine.address, plugins=[StatefulPlugin(keyring)])
+        nodes = count(SHAPES[shape])
+        async with Worker(
+            client,
+            task_queue=QUEUE,
+            workflows=[Plain, ByHand, Node],
+            max_cached_workflows=4 * nodes + 100,
+        ):
+            bench = Bench(client, TokenClient(client, keyring), SHAPES[shape], database)
+            say(f"{shape}, {database}: starting {nodes} plain workflows and two such trees …")
+            await bench.start()
+            yield bench
+
+
+async def measure(
+    shapes: list[str], repetitions: int, databases: list[str]
+) -> list[dict[str, Any]]:
+    """A summary for each shape and database."""
     results: list[dict[str, Any]] = []
-    for name in names:
-        nodes = 1 + sum(math.prod(SHAPES[name][:n]) for n in range(1, len(SHAPES[name]) + 1))
-        file = None if db is None else db.with_name(f"{len(results)}.db")
-        async with start_engine(db=file, ui=False) as engine:
-            client = await Client.connect(engine.address, plugins=[StatefulPlugin(keyring)])
-            async with Worker(
-                client,
-                task_queue=QUEUE,
-                workflows=[Plain, ByHand, Node],
-                max_cached_workflows=4 * nodes + 100,
-            ):
-                bench = Bench(
-                    client, TokenClient(client, keyring), SHAPES[name], f"s{len(results)}"
-                )
-                say(f"{name}: starting {nodes} plain workflows and two trees of as many …")
-                await bench.start()
-                runs: list[Run] = []
-                for n in range(repetitions + 1):
-                    run = await bench.run(n)
+    for shape in shapes:
+        async with AsyncExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            benches = {
+                database: await stack.enter_async_context(prepared(shape, database, folder))
+                for database in databases
+            }
+            runs: dict[str, list[Run]] = {database: [] for database in databases}
+            for n in range(repetitions + 1):
+                for database in databases[:: 1 if n % 2 else -1]:
+                    run = await benches[database].run(n)
+                    loop = "" if run.loop is None else f"loop {run.loop:.3f} s, "
                     say(
-                        f"  {n}: limit {run.limit:.3f} s, by hand {run.by_hand:.3f} s, "
+                        f"  {n} of {repetitions}, {database}: limit {run.limit:.3f} s, "
+                        f"by hand {run.by_hand:.3f} s, {loop}"
                         f"set {run.set:.3f} s, rotate {run.rotate:.3f} s"
                     )
                     if n > 0:
-                        runs.append(run)
-        results.append(summary(name, nodes, runs, "memory" if db is None else "file"))
+                        runs[database].append(run)
+        results += [summary(shape, database, runs[database]) for database in databases]
     return results
 
 
-def summary(name: str, nodes: int, runs: list[Run], database: str) -> dict[str, Any]:
+def summary(shape: str, database: str, runs: list[Run]) -> dict[str, Any]:
+    """Medians of a shape's repetitions."""
+
     def median(of: Callable[[Run], float]) -> float:
         return round(statistics.median(of(run) for run in runs), 3)
 
+    loops = [(run.loop, run.loop / run.limit) for run in runs if run.loop is not None]
+    spread = Spread.of([run.set / run.limit for run in runs])
     return {
-        "shape": name,
-        "nodes": nodes,
+        "shape": shape,
+        "nodes": count(SHAPES[shape]),
         "database": database,
         "repetitions": len(runs),
+        "loop_repetitions": len(loops),
         "limit_s": median(lambda run: run.limit),
         "by_hand_s": median(lambda run: run.by_hand),
+        "loop_s": round(statistics.median(seconds for seconds, _ in loops), 3),
         "set_s": median(lambda run: run.set),
         "rotate_s": median(lambda run: run.rotate),
         "by_hand_to_limit": median(lambda run: run.by_hand / run.limit),
+        "loop_to_limit": round(statistics.median(ratio for _, ratio in loops), 3),
         "set_to_limit": median(lambda run: run.set / run.limit),
+        "lowest_set_to_limit": round(spread.lowest, 3),
+        "highest_set_to_limit": round(spread.highest, 3),
         "rotate_to_limit": median(lambda run: run.rotate / run.limit),
         "set_to_by_hand": median(lambda run: run.set / run.by_hand),
         "signal_s": median(lambda run: run.signal),
         "slowest_signal_s": round(max(run.signal for run in runs), 3),
         "root_events": median(lambda run: run.events),
         "root_bytes": median(lambda run: run.bytes),
+        "root_events_each_started_second": median(lambda run: run.events / math.ceil(run.set)),
     }
 
 
-async def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--shape", choices=SHAPES, action="append", help="repeatable; else all")
-    parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--memory", action="store_true", help="no database file")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        db = None if args.memory else Path(folder) / "temporal.db"
-        results = await measure(args.shape or list(SHAPES), args.repetitions, db)
-    if args.json:
-        print(json.dumps(results))
-        return
-    print(f"database in {results[0]['database']}; medians; ratios to the limit in brackets")
+def bars(results: list[dict[str, Any]]) -> list[Bar]:
+    """What is wanted of the four shapes."""
+    found: list[Bar] = []
     for r in results:
-        print(
-            f"{r['shape']:12} limit {r['limit_s']:7.3f} s"
-            f"  by hand {r['by_hand_s']:7.3f} s ({r['by_hand_to_limit']:.2f})"
-            f"  set {r['set_s']:7.3f} s ({r['set_to_limit']:.2f})"
-            f"  rotate {r['rotate_s']:7.3f} s ({r['rotate_to_limit']:.2f})"
-            f"  set/by hand {r['set_to_by_hand']:.2f}"
-            f"  root +{r['root_events']:.0f} events, +{r['root_bytes']:.0f} bytes"
-            f"  a signal meanwhile {r['signal_s']:.2f} s"
-        )
+        shape, in_file = r["shape"], r["database"] == "file"
+        where = f"{shape}, {r['database']}"
+        if shape in ("1+500", "10×10×10"):
+            found.append(Bar(f"{where}: set / limit", r["set_to_limit"], 1.1 if in_file else 1.25))
+            if in_file:
+                found.append(Bar(f"{where}: rotate / limit", r["rotate_to_limit"], 1.8))
+        if shape == "chain of 50" and in_file:
+            found.append(Bar(f"{where}: set / by hand", r["set_to_by_hand"], 0.5))
+        if shape in SHAPES_OF_THE_BARS:
+            found.append(
+                Bar(
+                    f"{where}: root's events each started second",
+                    r["root_events_each_started_second"],
+                    6,
+                )
+            )
+        if shape == "1+1900":
+            found.append(Bar(f"{where}: slowest signal meanwhile, s", r["slowest_signal_s"], 1.5))
+    return found
+
+
+def tables(results: list[dict[str, Any]]) -> list[Table]:
+    """Times with their ratios to the limit, and what else was seen."""
+    kinds = ("by_hand", "loop", "set", "rotate")
+    names = [f"{r['shape']}, {r['database']}" for r in results]
+    return [
+        table(
+            "A rotation: seconds until the last workflow has it (times the limit)",
+            ["shape, database", "limit", *(kind.replace("_", " ") for kind in kinds), "runs"],
+            [
+                [
+                    name,
+                    f"{r['limit_s']:.3f}",
+                    *(f"{r[f'{kind}_s']:.3f} ({r[f'{kind}_to_limit']:.2f})" for kind in kinds),
+                    f"{r['repetitions']} (loop {r['loop_repetitions']})",
+                ]
+                for name, r in zip(names, results, strict=True)
+            ],
+        ),
+        table(
+            "A `set`, a user's signal at the root meanwhile, and what `rotate` adds to its history",
+            ["shape, database", "set / limit", "set / by hand", "signal, s", "events", "bytes"],
+            [
+                [
+                    name,
+                    f"{r['set_to_limit']:.2f} ({r['lowest_set_to_limit']:.2f}–"
+                    f"{r['highest_set_to_limit']:.2f})",
+                    f"{r['set_to_by_hand']:.2f}",
+                    f"{r['signal_s']:.2f} (slowest {r['slowest_signal_s']:.2f})",
+                    f"{r['root_events']:.0f}",
+                    f"{r['root_bytes']:.0f}",
+                ]
+                for name, r in zip(names, results, strict=True)
+            ],
+        ),
+    ]
+
+
+async def main() -> None:
+    parser = arguments(__doc__, repetitions=5)
+    parser.add_argument(
+        "--shape", choices=SHAPES, action="append", help="repeatable; else the four of the bars"
+    )
+    add_databases(parser)
+    args = parser.parse_args()
+    if not 1 <= args.repetitions <= MOST_REPETITIONS:
+        parser.error(f"--repetitions is 1 to {MOST_REPETITIONS}")
+    shapes = args.shape or (QUICK_SHAPES if args.quick else SHAPES_OF_THE_BARS)
+    repetitions = 1 if args.quick else args.repetitions
+    results = await measure(shapes, repetitions, databases(args.database))
+    publish("rotation", {"shapes": results}, bars(results), tables(results), args)
+    pictures.draw_rotation(results, args.out)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,12 @@ class ByHand:
         arrivals.arrived(workflow.info().workflow_id)
         await asyncio.gather(*[child.signal(ByHand.tell, message) for child in self.children])
 
+    @workflow.signal
+    async def tell_in_turn(self, message: str) -> None:
+        arrivals.arrived(workflow.info().workflow_id)
+        for child in self.children:
+            await child.signal(ByHand.tell_in_turn, message)
+
 
 @workflow.defn
 class Node(StatefulWorkflow):
