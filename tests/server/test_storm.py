@@ -1,0 +1,152 @@
+"""A storm of rotations: more than a tree can be told of one by one."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.history.v1 import HistoryEvent
+from temporalio.client import Client
+
+from stateful_workflow import Keyring, TokenClient
+
+from .conftest import start_worker
+from .support import nodes_run
+from .workflows import Node, Plan
+
+URL = "https://api.example.com"
+NODES = 111
+ROTATIONS = 60
+"""So many in a row, and then as many at once; the last of these waits for convergence."""
+
+PAUSE = 0.05
+"""Seconds from one of a row to the next."""
+
+
+@dataclass(frozen=True)
+class Fanout:
+    """One fan-out of a node's history: Unix seconds from its schedule to its end."""
+
+    begun: float
+    ended: float
+
+
+def fanouts_of(events: list[HistoryEvent]) -> list[Fanout]:
+    """The fan-outs of a history, local and ordinary ones, as they were scheduled."""
+    scheduled = {
+        event.event_id: seconds(event.event_time)
+        for event in events
+        if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED
+    }
+    found: list[Fanout] = []
+    for event in events:
+        if event.event_type == EventType.EVENT_TYPE_MARKER_RECORDED:
+            (payload,) = event.marker_recorded_event_attributes.details["data"].payloads
+            local = json.loads(payload.data)
+            begun, ended = local["original_schedule_time"], local["complete_time"]
+            found.append(Fanout(*[at["seconds"] + at["nanos"] / 1e9 for at in (begun, ended)]))
+        elif event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
+            begun = event.activity_task_completed_event_attributes.scheduled_event_id
+            found.append(Fanout(scheduled[begun], seconds(event.event_time)))
+    return sorted(found, key=lambda fanout: fanout.begun)
+
+
+def seconds(timestamp: Any) -> float:
+    return float(timestamp.seconds + timestamp.nanos / 1e9)
+
+
+def count(events: list[HistoryEvent], kind: str) -> int:
+    wanted = EventType.Value(f"EVENT_TYPE_{kind}")
+    return sum(event.event_type == wanted for event in events)
+
+
+@dataclass(frozen=True)
+class Storm:
+    """What one has left.
+
+    Attributes:
+        before: events of each history when it began.
+        in_burst: fan-outs of the root for the rotations that came at once.
+        histories: each node's events now, by workflow id.
+        versions: what the nodes hold.
+        newest: the version of the last rotation.
+    """
+
+    before: dict[str, int]
+    in_burst: int
+    histories: dict[str, list[HistoryEvent]]
+    versions: set[int | None]
+    newest: int
+
+
+@pytest.fixture(scope="module")
+async def storm(client: Client, tokens: TokenClient, keyring: Keyring) -> AsyncIterator[Storm]:
+    root = "storm"
+    async with start_worker(client, root):
+        plan = Plan({f"k{n}": Plan({f"k{m}": Plan() for m in range(10)}) for n in range(10)})
+        await tokens.start_workflow(
+            Node.run, plan, id=root, task_queue=root, api_token="first", api_url=URL
+        )
+        await nodes_run(tokens, root, NODES)
+        ids = [node.id for node in (await tokens.tree(root)).nodes]
+
+        async def history(workflow_id: str) -> list[HistoryEvent]:
+            return list((await client.get_workflow_handle(workflow_id).fetch_history()).events)
+
+        before = {workflow_id: len(await history(workflow_id)) for workflow_id in ids}
+        held = await tokens.get(root)
+        handle = client.get_workflow_handle(root)
+        messages = [
+            keyring.seal(replace(held.message.claims, version=held.version + 2 * n), f"token-{n}")
+            for n in range(1, 2 * ROTATIONS)
+        ]
+        for message in messages[:ROTATIONS]:
+            await handle.signal("apiToken", message)
+            await asyncio.sleep(PAUSE)
+        before_burst = len(fanouts_of(await history(root)))
+        await asyncio.gather(*[handle.signal("apiToken", m) for m in messages[ROTATIONS:]])
+        tree = await tokens.rotate(root, "the last", timeout=20)
+        newest = (await tokens.get(root)).version
+        histories = {workflow_id: await history(workflow_id) for workflow_id in ids}
+        in_burst = len(fanouts_of(histories[root])) - before_burst
+        yield Storm(before, in_burst, histories, {node.version for node in tree.nodes}, newest)
+
+
+def test_every_node_holds_the_last_one(storm: Storm) -> None:
+    assert storm.versions == {storm.newest}
+    assert len(storm.histories) == NODES
+
+
+def test_no_node_has_two_fan_outs_in_flight(storm: Storm) -> None:
+    for workflow_id, events in storm.histories.items():
+        fanouts = fanouts_of(events)
+        for one, next_one in itertools.pairwise(fanouts):
+            assert one.ended <= next_one.begun, workflow_id
+
+
+def test_a_node_tells_its_children_no_more_often_than_it_was_told(storm: Storm) -> None:
+    fanouts = {
+        workflow_id: len(fanouts_of(events[storm.before[workflow_id] :]))
+        for workflow_id, events in storm.histories.items()
+    }
+    assert fanouts["storm"] <= 2 * ROTATIONS
+    for workflow_id, events in storm.histories.items():
+        parent, _, _ = workflow_id.rpartition("-")
+        if parent:
+            told = count(events[storm.before[workflow_id] :], "WORKFLOW_EXECUTION_SIGNALED")
+            assert fanouts[workflow_id] <= told <= fanouts[parent], workflow_id
+
+
+def test_rotations_that_come_while_children_are_told_are_told_together(storm: Storm) -> None:
+    assert storm.in_burst <= ROTATIONS / 2
+
+
+def test_a_history_grows_by_six_events_a_rotation_at_most(storm: Storm) -> None:
+    for workflow_id, events in storm.histories.items():
+        assert len(events) - storm.before[workflow_id] <= 6 * 2 * ROTATIONS, workflow_id
