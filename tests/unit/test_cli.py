@@ -174,3 +174,42 @@ def test_a_tree_is_drawn_with_what_each_node_holds() -> None:
     assert lines[3].endswith("cleanup Cleanup withheld closed")
     assert lines[4].endswith("2 min old about 42 rotations left: continue as new")
     assert lines[5].endswith("lost Sync none behind no worker answers")
+
+
+def test_many_siblings_that_look_alike_are_one_line_and_those_that_do_not_are_seen() -> None:
+    def held(node_id: str, parent: str | None, *, behind: bool = False) -> TreeNode:
+        return TreeNode(node_id, "Sync", parent, "held", 100_000, "aa" * 8, current=not behind)
+
+    nodes = [held("tenant", None)]
+    for n in range(20):
+        nodes.append(held(f"sync-{n}", "tenant"))
+        # The eighth's last one is behind, and so the eighth does not look as the others do.
+        nodes += [held(f"sync-{n}-{m}", f"sync-{n}", behind=n == 7 and m == 14) for m in range(15)]
+    seen = TokenTree("apiToken", tuple(nodes))
+
+    def drawn(*, each: bool) -> list[str]:
+        console = Console(width=200, markup=False)
+        with console.capture() as captured:
+            console.print(render(seen, now=130, each=each))
+        return [line.strip(" │├└─") for line in captured.get().splitlines()]
+
+    what = f"Sync held {'aa' * 8} 30 s old"
+    assert drawn(each=False) == [
+        "apiToken not converged, 1 behind",
+        f"tenant {what}",
+        f"19 × {what}: sync-0 … sync-19, each with",
+        f"15 × {what}: sync-0-0 … sync-0-14",
+        f"sync-7 {what}",
+        f"14 × {what}: sync-7-0 … sync-7-13",
+        f"sync-7-14 {what} behind",
+    ]
+    assert len(drawn(each=True)) == 1 + len(nodes)
+
+
+def test_of_many_children_that_could_not_be_told_the_first_are_named() -> None:
+    children = tuple(f"sync-{n}" for n in range(2000))
+    seen = TokenTree("apiToken", (TreeNode("tenant", "Tenant", None, undelivered=children),))
+    console = Console(width=300, markup=False)
+    with console.capture() as captured:
+        console.print(render(seen, now=130))
+    assert captured.get().rstrip().endswith("sync-8, sync-9 and 1990 more")
