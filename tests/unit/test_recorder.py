@@ -108,7 +108,7 @@ async def test_a_loop_goes_on_while_somebody_waits_for_a_sink() -> None:
 async def test_on_a_loop_nobody_waits_long_for_a_sink_nor_again_for_one_that_is_stuck(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(recorder, "LOOP_SECONDS", 0.05)
+    monkeypatch.setattr(recorder, "LOOP_SECONDS", 0.5)
     sink = Sink(waits=True)
     record, writer = recording(sink)
 
