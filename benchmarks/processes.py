@@ -53,9 +53,7 @@ def run(command: list[str], environment: dict[str, str], folder: Path) -> Done:
     """Run a command to its end; what it prints goes through a file in the folder."""
     with (folder / "output").open("w+b") as output:
         begun = time.perf_counter()
-        process = subprocess.Popen(
-            command, env={**os.environ, **environment}, stdout=output
-        )
+        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=output)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - begun
         process.returncode = os.waitstatus_to_exitcode(status)

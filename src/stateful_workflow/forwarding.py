@@ -8,6 +8,7 @@ local activity for about a second and then, for what is left, as an ordinary one
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from .errors import KeyringError
 from .keyring import Keyring
 from .ledger import TOO_NEW
 from .messages import parse
+from .pace import SignalPace
 from .recorder import Recorder
 from .wire import FORWARD, MESSAGE, RECOVER, STATE_QUERY, STATUS_QUERY, TRUST
 
@@ -110,6 +112,7 @@ class NodeActivities:
         client: the worker's client; deliveries go through it.
         keyring: gives the worker's keyring as it is now, or None where it has none.
         recorder: gives what deliveries are put on record with.
+        pace: gives what says when a signal may be sent.
         plain_types: workflow types this worker runs that take no part in a tree.
         ordinary: whether this worker runs ordinary activities beside local ones.
         cached: whether it keeps workflows between tasks. Where it keeps none, a workflow that
@@ -122,6 +125,7 @@ class NodeActivities:
         client: Client,
         keyring: Callable[[], Keyring | None],
         recorder: Callable[[], Recorder],
+        pace: Callable[[], SignalPace],
         plain_types: Collection[str],
         *,
         ordinary: bool,
@@ -130,6 +134,7 @@ class NodeActivities:
         self._client = client
         self._keyring = keyring
         self._recorder = recorder
+        self._pace = pace
         self._plain_types = frozenset(plain_types)
         self._ordinary = ordinary
         self._cached = cached
@@ -167,11 +172,15 @@ class NodeActivities:
             return
         try:
             async with self._slots:
-                if time.monotonic() >= deadline:
-                    result.left.append(child_id)
-                    return
                 handle = self._client.get_workflow_handle(child_id)
+                begin_before = deadline
                 for index in indexes:
+                    at = self._pace().take(time.monotonic(), begin_before)
+                    if at is None:
+                        result.left.append(child_id)
+                        return
+                    begin_before = math.inf  # once begun, a child is told all it lacks
+                    await asyncio.sleep(at - time.monotonic())
                     if not await _deliver(handle, delivery.messages[index].text):
                         result.by_update.append(child_id)
                     delivery.record(target, [untold.pop(0)])

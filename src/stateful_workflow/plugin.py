@@ -31,6 +31,7 @@ from .keyring_file import KEYRING_VARIABLE
 from .keyring_source import KeyringSource
 from .metrics import Metrics
 from .node_record import RECORDER
+from .pace import SignalPace
 from .recorder import FailureRule, Recorder, SinkWriter
 from .workflow import StatefulWorkflow
 
@@ -55,10 +56,15 @@ class StatefulPlugin(SimplePlugin):
             client sets or reads one, without its record; a revocation is sent even so.
             "continue": all goes on. Either way the next record says how many are missing, and
             nodes never wait for one.
+        max_signals_per_second: what this process's nodes signal to their children a second at
+            most, so that a rotation leaves others their share of the namespace's rate limit
+            (docs/scaling.md); None for no limit. A rotation takes longer by it, and a node
+            that tells its children for more than about a second does so by an ordinary activity.
 
     Raises:
         KeyringError: where ``$STATEFUL_KEYRING`` names a file that cannot be used.
-        ValueError: where `audit_failure` is none of its values.
+        ValueError: where `audit_failure` is none of its values, or `max_signals_per_second` is
+            below 1.
     """
 
     def __init__(
@@ -67,12 +73,14 @@ class StatefulPlugin(SimplePlugin):
         *,
         audit: AuditSink | None = None,
         audit_failure: FailureRule = "block",
+        max_signals_per_second: float | None = None,
     ) -> None:
         if keyring is None and KEYRING_VARIABLE in os.environ:
             keyring = Keyring.load()
         self._keyring = None if keyring is None else KeyringSource(keyring)
         self.sink_writer = SinkWriter(audit, audit_failure)
         """Writes this process's events."""
+        self._pace = SignalPace(max_signals_per_second)
         self._interceptor = _WorkerInterceptor(self)
         super().__init__(
             "stateful-workflow",
@@ -113,7 +121,7 @@ class StatefulPlugin(SimplePlugin):
         """Take what a second plugin on the same worker has and this one has not.
 
         Raises:
-            ValueError: both have a sink, and not the same.
+            ValueError: both have a sink or a limit of signals, and not the same.
         """
         if self._keyring is None:
             self._keyring = other._keyring
@@ -121,6 +129,12 @@ class StatefulPlugin(SimplePlugin):
             self.sink_writer = other.sink_writer
         elif other.sink_writer.is_on and other.sink_writer.sink is not self.sink_writer.sink:
             raise ValueError("the StatefulPlugins of client and worker have different audit= sinks")
+        if self._pace.per_second is None:
+            self._pace = other._pace
+        elif other._pace.per_second not in (None, self._pace.per_second):
+            raise ValueError(
+                "the StatefulPlugins of client and worker have different max_signals_per_second="
+            )
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
         """Add what a worker with workflows needs; an activity-only one gets the interceptor alone.
@@ -160,6 +174,7 @@ class StatefulPlugin(SimplePlugin):
                 client,
                 self.look_at_keyring,
                 bound.recorder,
+                lambda: self._pace,
                 _plain_types(workflows),
                 ordinary=ordinary and not config.get("no_remote_activities", False),
                 cached=config.get("max_cached_workflows", 1) > 0,

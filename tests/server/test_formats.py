@@ -24,6 +24,7 @@ from stateful_workflow import Keyring, NoWorkerAnswers, StatefulPlugin, TokenCli
 from stateful_workflow.engine import EmbeddedEngine
 from stateful_workflow.forwarding import NodeActivities, RecoverResult
 from stateful_workflow.headers import Start
+from stateful_workflow.pace import SignalPace
 from stateful_workflow.wire import STATE_QUERY
 from tests.builders import unrecorded
 
@@ -209,7 +210,9 @@ async def test_a_closed_run_that_only_a_later_worker_can_read_is_not_taken_for_l
             run = (await root.describe()).run_id
 
     async with start_worker(client, queue):
-        recovering = NodeActivities(client, lambda: None, unrecorded, (), ordinary=True)
+        recovering = NodeActivities(
+            client, lambda: None, unrecorded, lambda: SignalPace(None), (), ordinary=True
+        )
         answer = await ActivityEnvironment().run(recovering.recover, queue, run)
     assert answer == RecoverResult(asked=False, too_new=True)
 

@@ -1,0 +1,84 @@
+"""`max_signals_per_second`: a rotation leaves others their share of a namespace."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from temporalio.client import Client, Interceptor, OutboundInterceptor, SignalWorkflowInput
+from temporalio.worker import Worker
+
+from stateful_workflow import Keyring, StatefulPlugin, TokenClient
+from stateful_workflow.engine import EmbeddedEngine
+
+from .conftest import start_worker
+from .support import nodes_run
+from .workflows import Node, Plan
+
+RATE = 20.0
+URL = "https://api.example.com"
+
+
+class Times(Interceptor):
+    """Notes when each signal leaves."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
+        seen = self.seen
+
+        class _Outbound(OutboundInterceptor):
+            async def signal_workflow(self, input: SignalWorkflowInput) -> None:
+                seen.append(time.monotonic())
+                await super().signal_workflow(input)
+
+        return _Outbound(next)
+
+
+@pytest.mark.parametrize("ordinary", [True, False], ids=["activities", "workflows only"])
+async def test_a_rotation_sends_no_more_signals_a_second_and_reaches_every_child(
+    engine: EmbeddedEngine, keyring: Keyring, queue: str, ordinary: bool
+) -> None:
+    times = Times()
+    client = await Client.connect(
+        engine.address,
+        namespace=engine.namespace,
+        plugins=[StatefulPlugin(keyring, max_signals_per_second=RATE)],
+        interceptors=[times],
+    )
+    tokens = TokenClient(client, keyring)
+    plan = Plan({str(n): Plan({"a": Plan()} if n < 5 else {}) for n in range(45)})
+    options: dict[str, Any] = {} if ordinary else {"activities": []}
+    async with start_worker(client, queue, **options):
+        await tokens.start_workflow(
+            Node.run, plan, id=queue, task_queue=queue, api_token="first", api_url=URL
+        )
+        await nodes_run(tokens, queue, 51)
+        times.seen.clear()
+
+        begun = time.monotonic()
+        assert (await tokens.rotate(queue, "second", timeout=40)).converged
+
+    assert len(times.seen) >= 50
+    for number, at in enumerate(times.seen):
+        assert at >= begun + number / RATE
+
+
+async def test_of_a_client_and_a_worker_one_may_say_the_limit_and_both_only_the_same(
+    engine: EmbeddedEngine, keyring: Keyring, queue: str
+) -> None:
+    async def worker(of_client: float | None, of_worker: float | None) -> Worker:
+        client = await Client.connect(
+            engine.address,
+            plugins=[StatefulPlugin(keyring, max_signals_per_second=of_client)],
+        )
+        plugin = StatefulPlugin(keyring, max_signals_per_second=of_worker)
+        return start_worker(client, queue, plugins=[plugin])
+
+    await worker(5, None)
+    await worker(None, 5)
+    await worker(5, 5)
+    with pytest.raises(ValueError, match="different max_signals_per_second"):
+        await worker(5, 6)
