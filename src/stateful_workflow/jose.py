@@ -178,6 +178,8 @@ def encrypt(plaintext: bytes, associated: bytes, readers: Sequence[Key]) -> str:
     return json.dumps(jwe.encrypt_json(encryption, None, registry=_JWE), separators=(",", ":"))
 
 
+# Each of a worker's nodes is sent the same one; a refusal is not remembered.
+@lru_cache(maxsize=256)
 def verify_signature(text: str, public: str) -> None:
     """Check a compact JWS under an Ed25519 public key (base64url).
 

@@ -16,6 +16,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final, Literal, NewType, cast
 
 from .errors import TokenMalformed
@@ -195,6 +196,12 @@ def parse(text: object) -> Message:
     """
     if not isinstance(text, str):
         raise TokenMalformed("the message is not a string")
+    return _parse(text)
+
+
+# Each of a worker's nodes is sent the same one.
+@lru_cache(maxsize=256)
+def _parse(text: str) -> Message:
     if len(text) > MAX_MESSAGE_BYTES:
         raise TokenMalformed(f"the message is larger than {MAX_MESSAGE_BYTES} bytes")
     if not text.isascii():
