@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, cast
 
-from .ledger import ALL, Ledger
+from .ledger import ALL, Child, Ledger
 from .messages import Message
 from .status import TokenStatus
 
@@ -28,6 +28,33 @@ def status_of(ledger: Ledger, message: Message, now: int) -> TokenStatus:
         expires_at=claims.expires_at,
         overtaken=ledger.overtaken(message),
     ).at(now / 1000)
+
+
+def read_children(children: Iterable[Mapping[str, Any]]) -> list[tuple[Child, dict[str, bool]]]:
+    """The children in an `apiTokenStatus` answer, with what each is kept from softly.
+
+    Without those that may not be its children at all. The answer may have been written in
+    whatever language and version.
+    """
+    read: list[tuple[Child, dict[str, bool]]] = []
+    for data in children:
+        if data.get("running") is True:
+            continue
+        hard = frozenset(_names(data, "hard"))
+        kept = {name: True for name in _names(data, "withheld") if name not in hard}
+        child = Child(
+            id=str(data.get("id")),
+            type=str(data.get("type")),
+            ended=data.get("ended") is True,
+            withheld=hard,
+        )
+        read.append((child, {**kept, **dict.fromkeys(_names(data, "shared"), False)}))
+    return read
+
+
+def _names(data: Mapping[str, Any], member: str) -> list[str]:
+    names: object = data.get(member)
+    return [str(name) for name in cast("list[object]", names)] if isinstance(names, list) else []
 
 
 def describe_ledger(
@@ -65,6 +92,7 @@ def describe_ledger(
                 "type": child.type,
                 "confirmed": child.confirmed,
                 "ended": child.ended,
+                "running": child.running,
                 "withheld": list(ledger.withheld_from(child.id)),
                 "shared": list(ledger.shared_with(child.id)),
                 "hard": sorted(child.withheld),

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
-from typing import Any, Final, cast
+from typing import Final
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, FailureError
 
+from .describe import read_children
 from .forwarding import ForwardRequest, ForwardResult
 from .inbox import now_ms
-from .ledger import Child, Ledger
+from .ledger import Ledger
 from .messages import Message
 from .node_record import NodeRecord
 from .wire import FORWARD
@@ -134,7 +135,12 @@ class Fanout:
             targets.append((child.id, child.type, indexes))
             told[child.id] = lacking
         self._record.owes(len(targets))
-        ended = [child.id for child in self._ledger.children.values() if child.ended]
+        # Who did not settle is asked beside the fan-outs (`questions`).
+        ended = [
+            child.id
+            for child in self._ledger.children.values()
+            if child.ended and not child.unsettled
+        ]
         self._starts = {child.id: child.start for child in self._ledger.children.values()}
         return ForwardRequest(list(messages), targets, ended, seconds), told
 
@@ -149,7 +155,11 @@ class Fanout:
                 self._ledger.forget_child(child_id)
         untold = {*result.left, *result.failed, *result.closed, *result.plain}
         for child_id, messages in told.items():
-            if child_id not in untold and self._is_same(child_id):
+            if not self._is_same(child_id):
+                continue
+            if child_id in untold:
+                self._ledger.delivered(child_id, messages[: result.sent.get(child_id, 0)])
+            else:
                 self._ledger.delivered(child_id, messages)
                 self.by_update.discard(child_id)
         self._record.owes(len(told.keys() & {*result.left, *result.failed}))
@@ -159,7 +169,7 @@ class Fanout:
             if not self._is_same(child_id):
                 self._again = True
                 continue
-            self._ledger.adopt(child_id, [_orphan(orphan) for orphan in orphans])
+            self._ledger.adopt(child_id, read_children(orphans))
             self._again = self._again or bool(orphans)
         self.reasons = dict(result.failed)
         # A closed child that could not be asked waits for the next fan-out, without a timer.
@@ -192,24 +202,6 @@ async def _ordinarily(request: ForwardRequest) -> ForwardResult:
         schedule_to_close_timeout=_ORDINARY_TIMEOUT,
         retry_policy=RetryPolicy(maximum_attempts=3),
     )
-
-
-def _orphan(data: Mapping[str, Any]) -> tuple[Child, Mapping[str, bool]]:
-    hard = frozenset(_names(data, "hard"))
-    child = Child(
-        id=str(data.get("id")),
-        type=str(data.get("type")),
-        ended=data.get("ended") is True,
-        withheld=hard,
-    )
-    kept = {name: True for name in _names(data, "withheld") if name not in hard}
-    return child, {**kept, **dict.fromkeys(_names(data, "shared"), False)}
-
-
-def _names(data: Mapping[str, Any], member: str) -> list[str]:
-    # Written by the child's worker, in whatever language and version.
-    names: object = data.get(member)
-    return [str(name) for name in cast("list[object]", names)] if isinstance(names, list) else []
 
 
 def _all_failed(request: ForwardRequest, error: FailureError) -> ForwardResult:

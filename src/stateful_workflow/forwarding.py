@@ -8,11 +8,11 @@ local activity for about a second and then, for what is left, as an ordinary one
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final, cast
 
 from temporalio import activity
@@ -23,6 +23,7 @@ from temporalio.client import (
     WorkflowUpdateRPCTimeoutOrCancelledError,
     WorkflowUpdateStage,
 )
+from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from .audit.events import AuditEvent, of_message
@@ -32,7 +33,7 @@ from .ledger import TOO_NEW
 from .messages import parse
 from .pace import SignalPace
 from .recorder import Recorder
-from .wire import FORWARD, MESSAGE, RECOVER, STATE_QUERY, STATUS_QUERY, TRUST
+from .wire import ASK, FORWARD, MESSAGE, RECOVER, STATE_QUERY, STATUS_QUERY, TRUST
 
 MAX_CONCURRENT_SIGNALS: Final = 100
 """Signals in flight from one worker process, whatever the number of nodes it runs."""
@@ -67,6 +68,7 @@ class ForwardResult:
         plain: ids whose workflow takes no part; they are not told again.
         by_update: ids that were told by update, since their run takes no more signals.
         closed: ids of closed children, with the children each last knew.
+        sent: how many of its messages one that is left or failed was sent all the same.
         ordinary: whether this worker runs ordinary activities too.
     """
 
@@ -77,7 +79,36 @@ class ForwardResult:
     closed: dict[str, list[dict[str, Any]]] = field(
         default_factory=dict[str, "list[dict[str, Any]]"]
     )
+    sent: dict[str, int] = field(default_factory=dict[str, int])
     ordinary: bool = True
+
+
+@dataclass(frozen=True)
+class AskRequest:
+    """Who is asked what.
+
+    Attributes:
+        closed: ids of closed children, for the children they leave alive.
+        running: ids of workflows that ran when they were to be started, for whose they are.
+    """
+
+    closed: list[str]
+    running: list[str]
+
+
+@dataclass(frozen=True)
+class AskResult:
+    """What those that answered said.
+
+    Attributes:
+        closed: the children each last knew.
+        running: the first run of the parent that started each; None where there is none.
+    """
+
+    closed: dict[str, list[dict[str, Any]]] = field(
+        default_factory=dict[str, "list[dict[str, Any]]"]
+    )
+    running: dict[str, str | None] = field(default_factory=dict[str, "str | None"])
 
 
 @dataclass(frozen=True)
@@ -142,7 +173,7 @@ class NodeActivities:
 
     def all(self) -> list[Callable[..., Any]]:
         """What to register with the worker."""
-        return [self.forward, self.trust, self.recover]
+        return [self.forward, self.ask, self.trust, self.recover]
 
     @activity.defn(name=FORWARD)
     async def forward(self, request: ForwardRequest) -> ForwardResult:
@@ -155,7 +186,7 @@ class NodeActivities:
         delivery = _Delivery(request, self._recorder())
         jobs = [self._tell(delivery, target, deadline, result) for target in request.targets]
         await asyncio.gather(*jobs)
-        await asyncio.gather(*[self._ask(closed, deadline, result) for closed in request.ended])
+        await asyncio.gather(*[self._ask_closed(id, deadline, result) for id in request.ended])
         return result
 
     async def _tell(
@@ -173,17 +204,17 @@ class NodeActivities:
         try:
             async with self._slots:
                 handle = self._client.get_workflow_handle(child_id)
-                begin_before = deadline
-                for index in indexes:
-                    at = self._pace().take(time.monotonic(), begin_before)
+                for sent, index in enumerate(indexes):
+                    result.sent[child_id] = sent
+                    at = self._pace().take(time.monotonic(), deadline)
                     if at is None:
                         result.left.append(child_id)
                         return
-                    begin_before = math.inf  # once begun, a child is told all it lacks
                     await asyncio.sleep(at - time.monotonic())
                     if not await _deliver(handle, delivery.messages[index].text):
                         result.by_update.append(child_id)
                     delivery.record(target, [untold.pop(0)])
+                del result.sent[child_id]
         except WorkflowUpdateRPCTimeoutOrCancelledError as error:
             result.failed[child_id] = "its run takes no more signals, and no update was answered"
             delivery.record(target, untold, type(error).__name__)
@@ -192,40 +223,85 @@ class NodeActivities:
             if error.status != RPCStatusCode.NOT_FOUND:
                 result.failed[child_id] = f"{error.status.name}: {error.message}"
                 return
-            await self._ask(child_id, deadline, result)
+            await self._ask_closed(child_id, deadline, result)
         except Exception as error:  # noqa: BLE001 - what a codec raises; the others are to be told
             result.failed[child_id] = type(error).__name__
             delivery.record(target, untold, type(error).__name__)
 
-    async def _ask(self, child_id: str, deadline: float, result: ForwardResult) -> None:
+    async def _ask_closed(self, child_id: str, deadline: float, result: ForwardResult) -> None:
         """Ask a closed child for the children it last knew (a closed workflow answers queries)."""
-        try:
-            async with self._slots:
-                if time.monotonic() >= deadline:
+        async with self._slots:
+            seconds = deadline - time.monotonic()
+            if seconds <= 0:
+                result.left.append(child_id)
+                return
+            # A local activity holds the workflow task; an ordinary one can wait for an answer.
+            hurried = self._ordinary and activity.info().is_local
+            timeout = min(_RPC_TIMEOUT, timedelta(seconds=seconds)) if hurried else _RPC_TIMEOUT
+            try:
+                status = await self._status(child_id, timeout)
+            except _NoAnswer as error:
+                if hurried and error.late:
                     result.left.append(child_id)
-                    return
-                status: object = await self._client.get_workflow_handle(child_id).query(
-                    STATUS_QUERY, rpc_timeout=_RPC_TIMEOUT
-                )
+                else:
+                    result.failed[child_id] = f"closed; {error}"
+            else:
+                result.closed[child_id] = _children(status)
+
+    @activity.defn(name=ASK)
+    async def ask(self, request: AskRequest) -> AskResult:
+        """Ask workflows what only they know; what does not answer is left out.
+
+        Raises:
+            ApplicationError: none answered; it is to be asked again.
+        """
+        result = AskResult()
+        failed: list[str] = []
+
+        async def one(child_id: str, note: Callable[[dict[str, Any]], None]) -> None:
+            try:
+                async with self._slots:
+                    note(await self._status(child_id, _RPC_TIMEOUT))
+            except _NoAnswer as error:
+                failed.append(f"{child_id}: {error}")
+
+        def note_closed(child_id: str, status: dict[str, Any]) -> None:
+            result.closed[child_id] = _children(status)
+
+        def note_running(child_id: str, status: dict[str, Any]) -> None:
+            parent_run: object = status.get("parent_run")
+            result.running[child_id] = parent_run if isinstance(parent_run, str) else None
+
+        await asyncio.gather(
+            *[one(child_id, partial(note_closed, child_id)) for child_id in request.closed],
+            *[one(child_id, partial(note_running, child_id)) for child_id in request.running],
+        )
+        if not result.closed and not result.running:
+            raise ApplicationError("; ".join(failed), type="NoAnswer")
+        return result
+
+    async def _status(self, workflow_id: str, timeout: timedelta) -> dict[str, Any]:
+        """A workflow's status; empty where it takes no part.
+
+        Raises:
+            _NoAnswer: it cannot be asked.
+        """
+        try:
+            status: object = await self._client.get_workflow_handle(workflow_id).query(
+                STATUS_QUERY, rpc_timeout=timeout
+            )
         except WorkflowQueryFailedError as error:
             if has_no_query(error):
-                result.closed[child_id] = []
-            else:
-                result.failed[child_id] = f"closed; {error.message}"
+                return {}
+            raise _NoAnswer(error.message) from None
         except RPCError as error:
             if error.status == RPCStatusCode.NOT_FOUND or never_ran(error):
-                result.closed[child_id] = []
-            else:
-                result.failed[child_id] = f"closed; {error.status.name}: {error.message}"
+                return {}
+            late = error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED)
+            raise _NoAnswer(f"{error.status.name}: {error.message}", late=late) from None
         except Exception as error:  # noqa: BLE001 - an answer that the converter cannot decode
-            result.failed[child_id] = f"closed; {type(error).__name__}"
-        else:
-            members = cast("dict[str, Any]", status) if isinstance(status, dict) else {}
-            children: object = members.get("children")
-            known = cast("list[object]", children) if isinstance(children, list) else []
-            result.closed[child_id] = [
-                cast("dict[str, Any]", child) for child in known if isinstance(child, dict)
-            ]
+            raise _NoAnswer(type(error).__name__) from None
+        return cast("dict[str, Any]", status) if isinstance(status, dict) else {}
 
     @activity.defn(name=TRUST)
     async def trust(self) -> TrustResult:
@@ -266,6 +342,20 @@ class NodeActivities:
 
     def _leaves_to_ordinary(self) -> bool:
         return self._ordinary and not self._cached and activity.info().is_local
+
+
+class _NoAnswer(Exception):
+    """A workflow cannot be asked, and why; `late` where the answer did not come in time."""
+
+    def __init__(self, why: str, *, late: bool = False) -> None:
+        super().__init__(why)
+        self.late = late
+
+
+def _children(status: Mapping[str, Any]) -> list[dict[str, Any]]:
+    children: object = status.get("children")
+    known = cast("list[object]", children) if isinstance(children, list) else []
+    return [cast("dict[str, Any]", child) for child in known if isinstance(child, dict)]
 
 
 class _Delivery:

@@ -9,13 +9,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from temporalio.api.common.v1 import Payload
 from temporalio.converter import PayloadConverter
 
 from .ledger import check_format
 from .wire import NODE_HEADER, USE_HEADER
+
+RULES: Final = 2
+"""Of which commands a run emits; one keeps to those it was started by.
+
+Rules 2 ask at once after a child that did not settle, and whose child one is that runs already.
+"""
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,8 @@ class Start:
         parent_api_url: its parent's, for a child that has none of its own.
         waiting: messages not judged yet.
         lost: the state of an earlier run was lost, and nothing was set since.
+        parent_run: id of the first run of the parent that started it; None for a root.
+        rules: of the commands that the run emits; see `RULES`.
     """
 
     ledger: Mapping[str, Any]
@@ -37,6 +45,8 @@ class Start:
     parent_api_url: str | None = None
     waiting: tuple[str, ...] = ()
     lost: bool = False
+    parent_run: str | None = None
+    rules: int = RULES
 
     def to_json(self) -> dict[str, Any]:
         """The same as JSON data."""
@@ -47,6 +57,8 @@ class Start:
             "parent_api_url": self.parent_api_url,
             "waiting": list(self.waiting),
             "lost": self.lost,
+            "parent_run": self.parent_run,
+            "rules": self.rules,
         }
 
     def to_payload(self) -> Payload:
@@ -84,6 +96,8 @@ class Start:
                 parent_api_url=data["parent_api_url"],
                 waiting=tuple(data["waiting"]),
                 lost=bool(data["lost"]),
+                parent_run=data.get("parent_run"),
+                rules=int(data.get("rules", 1)),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"the header {NODE_HEADER} is malformed: {error}") from None

@@ -7,12 +7,20 @@ headers here. Workflows that are no `StatefulWorkflow` pass through untouched.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NoReturn, TypeVar
 
 from temporalio import workflow
 from temporalio.api.common.v1 import Payload
 from temporalio.api.sdk.v1 import WorkflowMetadata
+from temporalio.exceptions import (
+    CancelledError,
+    ChildWorkflowError,
+    TerminatedError,
+    TimeoutError,
+    WorkflowAlreadyStartedError,
+)
 from temporalio.worker import (
     ContinueAsNewInput,
     ExecuteWorkflowInput,
@@ -188,11 +196,14 @@ class NodeOutbound(WorkflowOutboundInterceptor):
         input.headers = {**input.headers, NODE_HEADER: header}
         try:
             handle = await super().start_child_workflow(input)
-        except BaseException:
-            node.child_failed_to_start(input.id, start)
+        except BaseException as error:
+            runs = isinstance(error, WorkflowAlreadyStartedError)
+            node.child_failed_to_start(input.id, start, runs=runs)
             raise
         node.child_started(input.id)
-        handle.add_done_callback(lambda _: node.child_ended(input.id, start))
+        handle.add_done_callback(
+            lambda child: node.child_ended(input.id, start, settled=_has_settled(child))
+        )
         return handle
 
     def start_activity(self, input: StartActivityInput) -> workflow.ActivityHandle[Any]:
@@ -204,6 +215,13 @@ class NodeOutbound(WorkflowOutboundInterceptor):
         """Give the local activity what it may open."""
         input.headers = _with_use(input.activity, input.headers, local=True)
         return super().start_local_activity(input)
+
+
+def _has_settled(child: asyncio.Task[Any]) -> bool:
+    """Whether a closed child finished its forwarding first."""
+    error = None if child.cancelled() else child.exception()
+    cause = error.cause if isinstance(error, ChildWorkflowError) else None
+    return not isinstance(cause, (TerminatedError, TimeoutError, CancelledError))
 
 
 def _with_use(

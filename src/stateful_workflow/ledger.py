@@ -75,6 +75,8 @@ class Child:
         type: workflow type.
         confirmed: its start is confirmed, so that "not found" means it is gone.
         ended: it is known to be closed; its own live children are still to be adopted.
+        unsettled: it ended before it had passed on all that it was told.
+        running: it could not be started, since one of its id runs, and it is not known whose.
         dies_with_run: its parent close policy ends it when this run closes.
         withheld: names it was started without (hard); may contain `ALL`.
         delivered: the newest message it was given for each place.
@@ -87,6 +89,8 @@ class Child:
     type: str
     confirmed: bool = False
     ended: bool = False
+    unsettled: bool = False
+    running: bool = False
     dies_with_run: bool = False
     withheld: frozenset[str] = frozenset()
     delivered: Mapping[Place, Order] = field(default_factory=dict[Place, Order])
@@ -316,19 +320,43 @@ class Ledger:
         else:
             self.children[child_id] = child.replaces
 
+    def is_new(self, child_id: str, start: int) -> bool:
+        """Whether no workflow of this id was known here before that start."""
+        child = self.children.get(child_id)
+        is_first = child is not None and child.start == start and child.replaces is None
+        return is_first and child_id not in self.path
+
+    def runs_already(self, child_id: str) -> None:
+        """Note that a child was not started since one of its id runs; whose, is to be asked."""
+        self.children[child_id] = replace(self.children[child_id], running=True)
+
+    def take_back(self, child_id: str) -> None:
+        """Take one that runs already for a child which an earlier run of this node started.
+
+        It got nothing with the start that failed. What that was to withhold it may have got from
+        the first one, so it is withheld from now on: it still gets revocations.
+        """
+        child = self.children[child_id]
+        self.children[child_id] = replace(
+            child, confirmed=True, running=False, withheld=frozenset(), delivered={}
+        )
+        for name in sorted(child.withheld):
+            self.withhold(child_id, None if name == ALL else name)
+
     def confirm_children(self) -> None:
         """Take every child for started: a later run is told of none of their starts."""
-        for child_id in self.children:
-            self.confirm_child(child_id)
+        for child in list(self.children.values()):
+            if not child.running:
+                self.confirm_child(child.id)
 
-    def end_child(self, child_id: str, start: int | None = None) -> None:
+    def end_child(self, child_id: str, start: int | None = None, *, settled: bool = True) -> None:
         """Note that a child has closed; it stays until its own live children are adopted.
 
         A `start` that is not the child's says that another one of the same id took its place.
         """
         child = self.children.get(child_id)
         if child is not None and (start is None or start == child.start):
-            self.children[child_id] = replace(child, ended=True)
+            self.children[child_id] = replace(child, ended=True, unsettled=not settled)
 
     def forget_child(self, child_id: str) -> None:
         """Drop a child that never started or is plain; what is withheld by its id stays so."""
@@ -442,6 +470,8 @@ class Ledger:
                     "type": child.type,
                     "confirmed": child.confirmed,
                     "ended": child.ended,
+                    "unsettled": child.unsettled,
+                    "running": child.running,
                     "withheld": sorted(child.withheld),
                     "delivered": [[*place, *order] for place, order in child.delivered.items()],
                 }
@@ -563,6 +593,8 @@ def _child(data: Mapping[str, Any]) -> Child:
         type=str(data["type"]),
         confirmed=bool(data["confirmed"]),
         ended=bool(data["ended"]),
+        unsettled=data.get("unsettled") is True,
+        running=data.get("running") is True,
         withheld=frozenset(str(name) for name in data["withheld"]),
         delivered={
             (str(name), str(authority)): (int(version), str(digest))

@@ -25,12 +25,13 @@ from .describe import describe_ledger, details_line, status_of
 from .errors import MessageRefused, TokenForged, TokenMalformed
 from .fanout import Fanout
 from .forwarding import RecoverResult
-from .headers import Start, Use
+from .headers import RULES, Start, Use
 from .inbox import Inbox, now_ms
 from .ledger import ALL, Child, Ledger, Place, StateTooNew, StateUnreadable, Verdict
 from .messages import DEFAULT_NAME, Message, parse
 from .node_record import NodeRecord
 from .origins import is_allowed, origin_of
+from .questions import Questions
 from .status import TokenState, TokenStatus
 from .wire import NODE_HEADER, RECOVER
 
@@ -41,6 +42,7 @@ _ASK_AGAIN: Final = timedelta(seconds=10)
 _HEADER_BYTES_A_TASK: Final = 1_000_000
 _CARRIED_WAITING_BYTES: Final = 500_000
 _USE_BYTES: Final = 4096
+_ASKS: Final = "stateful-ask"
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,9 @@ class Node:
             self.ledger.confirm_children()
             own = start.api_url if start.api_url is not None else settings.api_url
             self.api_url = own if own is not None else start.parent_api_url
+        # A run without the header may have been begun by any version of this library.
+        self._rules = 1 if start is None else start.rules
+        self._parent_run = None if start is None else start.parent_run
         written_by = None if start is None else start.run
         # Retries and cron runs wake with the header of the first start (decision 7).
         self.recovering = info.continued_run_id is not None and info.continued_run_id != written_by
@@ -98,6 +103,7 @@ class Node:
         self._record = NodeRecord()
         self._inbox = Inbox(self.ledger, self._record)
         self._fanout = Fanout(self.ledger, self._record)
+        self._questions = Questions(self.ledger, self._found_children)
         if start is not None:
             self._inbox.queue(_parsed(start.waiting))
         self.signals = 0
@@ -254,6 +260,7 @@ class Node:
                 self._fanout.by_update,
             ),
             "type": workflow.info().workflow_type,
+            "parent_run": self._parent_run,
             "api_url": self.api_url,
             "needs_set": self._needs_set(),
             "recovering": self.recovering,
@@ -331,18 +338,34 @@ class Node:
         state = self.ledger.start_child(child, with_messages=fits)
         for name in sorted(withheld):
             self._record.kept_from("withhold", child_id, child_type, name, "start")
-        return Start(state, parent_api_url=self.api_url).to_payload()
+        parent_run = workflow.info().first_execution_run_id
+        return Start(state, parent_api_url=self.api_url, parent_run=parent_run).to_payload()
 
     def child_started(self, child_id: str) -> None:
         """A child's start was confirmed."""
         self._fanout.child_started(child_id)
         self.wake()
 
-    def child_failed_to_start(self, child_id: str, start: int) -> None:
-        """A child's start failed; one of the same id that lives is told what came meanwhile."""
-        self.ledger.start_failed(child_id, start)
+    def child_failed_to_start(self, child_id: str, start: int, *, runs: bool) -> None:
+        """A child's start failed; one of the same id that lives is told what came meanwhile.
+
+        Where one runs that was not known here, this run may be a reset one, which starts what it
+        has started before: it is asked whose child it is.
+        """
+        if runs and self.ledger.is_new(child_id, start) and self._may_ask():
+            self.ledger.runs_already(child_id)
+        else:
+            self.ledger.start_failed(child_id, start)
         self._fanout.again()
         self.wake()
+
+    def _may_ask(self) -> bool:
+        """Whether a question may follow here, which an older version of this library did not ask.
+
+        The patch alone does not tell: for a task without commands that an update follows it says
+        yes to what is old, where the workflow is in no cache (docs/design.md, decision 21).
+        """
+        return self._rules >= RULES and workflow.patched(_ASKS)
 
     async def before_start(self, child_id: str) -> None:
         """Where a closed child of this id is known, adopt what it left alive, within 15 s."""
@@ -372,10 +395,15 @@ class Node:
             child_id,
         )
 
-    def child_ended(self, child_id: str, start: int) -> None:
-        """A child closed, the one of that start."""
-        self.ledger.end_child(child_id, start)
+    def child_ended(self, child_id: str, start: int, *, settled: bool) -> None:
+        """A child closed, the one of that start; `settled` where it had passed on all before."""
+        settled = settled or not self._may_ask()
+        self.ledger.end_child(child_id, start, settled=settled)
         self._fanout.child_ended()
+        self.wake()
+
+    def _found_children(self) -> None:
+        self._fanout.again()
         self.wake()
 
     def withhold(self, child_id: str, name: str | None) -> None:
@@ -422,6 +450,8 @@ class Node:
     def wake(self) -> None:
         """Let the loop look again; it runs only while there is something to do."""
         self._woken = True
+        if not self.recovering:
+            self._questions.begin()
         if not self.recovering and self._busy() and (self._task is None or self._task.done()):
             self._task = asyncio.create_task(self._work())
 
@@ -528,6 +558,7 @@ class Node:
             None,
             tuple(message.text for message in waiting),
             self.recovering or self._needs_set(),
+            self._parent_run,
         )
 
     def dying_children(self) -> list[str]:

@@ -13,9 +13,10 @@ URL: Final = "apiUrl"
 REPORT: Final = "apiTokenReport"
 
 FORWARD: Final = "statefulForward"
+ASK: Final = "statefulAsk"
 TRUST: Final = "statefulTrust"
 RECOVER: Final = "statefulRecover"
-ACTIVITIES: Final = frozenset({FORWARD, TRUST, RECOVER})
+ACTIVITIES: Final = frozenset({FORWARD, ASK, TRUST, RECOVER})
 
 NODE_HEADER: Final = "stateful-node"
 USE_HEADER: Final = "stateful-use"

@@ -25,7 +25,7 @@ import stateful_workflow
 from stateful_workflow import errors
 from stateful_workflow.describe import describe_ledger, status_of
 from stateful_workflow.errors import MessageRefused, StatefulError
-from stateful_workflow.forwarding import ForwardRequest, ForwardResult
+from stateful_workflow.forwarding import AskResult, ForwardRequest, ForwardResult
 from stateful_workflow.headers import Start, Use
 from stateful_workflow.issuers import verify
 from stateful_workflow.keyring import Keyring
@@ -197,7 +197,15 @@ def test_the_vector_in_the_text_is_the_one_in_the_file() -> None:
     assert block("message", "claims") == MESSAGES["revocation"]
 
 
-STATUS_ONLY_FROM_THE_NODE = {"type", "api_url", "needs_set", "recovering", "reports", "budget"}
+STATUS_ONLY_FROM_THE_NODE = {
+    "type",
+    "parent_run",
+    "api_url",
+    "needs_set",
+    "recovering",
+    "reports",
+    "budget",
+}
 
 
 def a_node() -> Ledger:
@@ -240,7 +248,7 @@ def test_the_answers_have_the_members_of_the_text() -> None:
 
 
 def test_the_headers_have_the_members_of_the_text() -> None:
-    start = Start(a_node().dump(), "run", "https://api.example.com", None, ("",))
+    start = Start(a_node().dump(), "run", "https://api.example.com", None, ("",), parent_run="")
     written = block("ledger", "parent_api_url")
     actual = json.loads(json.dumps(start.to_json()))
 
@@ -251,8 +259,9 @@ def test_the_headers_have_the_members_of_the_text() -> None:
 
 def test_the_activities_take_and_give_what_the_text_says() -> None:
     assert ForwardRequest(**block("targets")).seconds == 1.0
-    assert ForwardResult(**block("closed")).ordinary is True
-    for name in ("statefulForward", "statefulTrust", "statefulRecover"):
+    assert ForwardResult(**block("closed", "ordinary")).ordinary is True
+    assert AskResult(**block("closed", "running")).running
+    for name in ("statefulForward", "statefulAsk", "statefulTrust", "statefulRecover"):
         assert f"`{name}`" in TEXT
 
 

@@ -34,8 +34,10 @@ from ..server.support import (
     events_of,
     eventually,
     nodes_run,
+    reset,
     sealed_at,
     status_of,
+    tasks_of,
 )
 from .workflows import (
     ACTIVITIES,
@@ -45,6 +47,7 @@ from .workflows import (
     Choosing,
     Issuing,
     PlainAbove,
+    Resettable,
     Retried,
     Trunk,
 )
@@ -131,6 +134,15 @@ class Scene:
 
         await eventually(is_so)
 
+    async def knows(self, at: str) -> None:
+        """Wait until this is the root's only child."""
+
+        async def is_so() -> bool:
+            children = (await status_of(self.client, self.root))["children"]
+            return [child["id"] for child in children] == [self.root + at]
+
+        await eventually(is_so)
+
     async def next_run(self, act: Callable[[], Awaitable[None]], at: str = "") -> None:
         """Do something that gives a workflow another run, and wait for it."""
         handle = self.client.get_workflow_handle(self.root + at)
@@ -208,12 +220,7 @@ async def adoption(scene: Scene) -> None:
     await scene.tell("-a", "stop")
     await scene.client.get_workflow_handle(f"{scene.root}-a").result()
     await scene.rotate(SECRETS[1])
-
-    async def is_adopted() -> bool:
-        children = (await status_of(scene.client, scene.root))["children"]
-        return [child["id"] for child in children] == [f"{scene.root}-a-b"]
-
-    await eventually(is_adopted)
+    await scene.knows("-a-b")
 
 
 async def hostile(scene: Scene) -> None:
@@ -396,6 +403,25 @@ async def hostile_child(scene: Scene) -> None:
     await scene.rotate(SECRETS[1])
 
 
+async def unsettled(scene: Scene) -> None:
+    """What a terminated child leaves alive is adopted at once."""
+    await scene.start(Branch({"a": "Leaf"}))
+    await scene.tell("-a", "grow", "b")
+    await nodes_run(scene.tokens, scene.root, 3)
+    await scene.client.get_workflow_handle(f"{scene.root}-a").terminate()
+    await scene.knows("-a-b")
+    await scene.rotate(SECRETS[1])
+
+
+async def reset_run(scene: Scene) -> None:
+    """A run that was reset to its first task takes its child back."""
+    await scene.start(Branch({"a": "Leaf"}), Resettable.run)
+    first_task, *_ = await tasks_of(scene.client, scene.root)
+    await reset(scene.client, scene.root, first_task)
+    await scene.knows("-a")
+    await scene.rotate(SECRETS[1])
+
+
 SCENARIOS: Final[dict[str, Callable[[Scene], Awaitable[None]]]] = {
     "rotations": rotations,
     "sharing": sharing,
@@ -415,6 +441,8 @@ SCENARIOS: Final[dict[str, Callable[[Scene], Awaitable[None]]]] = {
     "names": names,
     "below_plain": below_plain,
     "hostile_child": hostile_child,
+    "unsettled": unsettled,
+    "reset_run": reset_run,
 }
 
 PARTS: Final[dict[str, Sequence[str]]] = {
@@ -436,6 +464,8 @@ PARTS: Final[dict[str, Sequence[str]]] = {
     "names": ("-root.0", "-a.1", "-kept.2"),
     "below_plain": ("-root.0", "-node.1", "-node-a.2"),
     "hostile_child": ("-root.0", "-a.1"),
+    "unsettled": ("-root.0", "-a.1", "-a-b.2"),
+    "reset_run": ("-root.0", "-root.1", "-a.2"),
 }
 """The files of each scenario: workflows by id, their runs by start."""
 

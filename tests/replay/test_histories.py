@@ -79,6 +79,8 @@ async def test_a_recorded_history_replays(path: Path, keys: str) -> None:
         "uncached.-root.0": "statefulForward",
         "revoked_key.-a.1": "statefulTrust",
         "waiting.-root.1": "statefulTrust",
+        "unsettled.-root.0": "statefulAsk",
+        "reset_run.-root.1": "statefulAsk",
     }.items(),
 )
 def test_a_history_has_what_it_is_kept_for(name: str, holds: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 from temporalio import activity, workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 
 with workflow.unsafe.imports_passed_through():
     from stateful_workflow import (
@@ -223,12 +224,26 @@ class PlainAbove:
         )
 
 
+@workflow.defn
+class Resettable(_Steered):
+    """Goes on where a child that it starts runs already."""
+
+    @workflow.run
+    async def run(self, branch: Branch) -> str:
+        return await self.live(branch)
+
+    async def begin(self, suffix: str, kind: str, branch: Branch) -> None:
+        with suppress(WorkflowAlreadyStartedError):
+            await super().begin(suffix, kind, branch)
+
+
 WORKFLOWS: list[type] = [
     Choosing,
     Issuing,
     Leaf,
     Plain,
     PlainAbove,
+    Resettable,
     Retried,
     Trunk,
     Watcher,

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from temporalio.api.enums.v1 import EventType
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.enums.v1 import EventType, ResetReapplyExcludeType
+from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import (
     Client,
     Interceptor,
     OutboundInterceptor,
     SignalWorkflowInput,
+    WorkflowExecutionStatus,
     WorkflowHandle,
 )
 from temporalio.service import RPCError, RPCStatusCode
@@ -88,3 +92,52 @@ async def events_of(handle: WorkflowHandle[Any, Any], kind: str) -> list[Any]:
     wanted = EventType.Value(f"EVENT_TYPE_{kind}")
     history = await handle.fetch_history()
     return [event for event in history.events if event.event_type == wanted]
+
+
+async def knows(client: Client, workflow_id: str, *children: str) -> None:
+    """Wait until these are a node's children."""
+
+    async def are_so() -> bool:
+        known = (await status_of(client, workflow_id))["children"]
+        return [child["id"] for child in known] == list(children)
+
+    await eventually(are_so)
+
+
+async def run_id(client: Client, workflow_id: str) -> str | None:
+    return (await client.get_workflow_handle(workflow_id).describe()).run_id
+
+
+async def next_run(client: Client, workflow_id: str, after: str | None) -> None:
+    async def moved() -> bool:
+        described = await client.get_workflow_handle(workflow_id).describe()
+        return described.run_id != after and described.status is WorkflowExecutionStatus.RUNNING
+
+    await eventually(moved)
+
+
+async def tasks_of(client: Client, workflow_id: str) -> list[int]:
+    """Ids of the events at which workflow tasks completed: what a workflow can be reset to."""
+    handle = client.get_workflow_handle(workflow_id)
+    return [event.event_id for event in await events_of(handle, "WORKFLOW_TASK_COMPLETED")]
+
+
+async def reset(
+    client: Client,
+    workflow_id: str,
+    task: int,
+    exclude: Sequence[ResetReapplyExcludeType.ValueType] = (),
+) -> None:
+    """Reset a workflow to one of its `tasks_of` and wait until the new run has begun."""
+    before = await run_id(client, workflow_id)
+    await client.workflow_service.reset_workflow_execution(
+        ResetWorkflowExecutionRequest(
+            namespace=client.namespace,
+            workflow_execution=WorkflowExecution(workflow_id=workflow_id, run_id=str(before)),
+            reason="test",
+            workflow_task_finish_event_id=task,
+            request_id=uuid.uuid4().hex,
+            reset_reapply_exclude_types=exclude,
+        )
+    )
+    await next_run(client, workflow_id, before)

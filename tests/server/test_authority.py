@@ -33,8 +33,16 @@ from stateful_workflow.messages import Message, parse
 from tests.builders import jwks, keyring_of
 
 from .conftest import start_worker
-from .support import WITHIN, eventually, nodes_run, sealed_at, status_of
-from .test_runs import next_run, run_id, start
+from .support import (
+    WITHIN,
+    eventually,
+    next_run,
+    nodes_run,
+    run_id,
+    sealed_at,
+    status_of,
+)
+from .test_runs import start
 from .test_sharing import opened, opens
 from .workflows import Plan
 

@@ -13,7 +13,7 @@ from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import EmbeddedEngine
 
 from .conftest import start_worker
-from .support import nodes_run
+from .support import eventually, nodes_run
 from .workflows import Node, Plan
 
 RATE = 20.0
@@ -64,6 +64,38 @@ async def test_a_rotation_sends_no_more_signals_a_second_and_reaches_every_child
     assert len(times.seen) >= 50
     for number, at in enumerate(times.seen):
         assert at >= begun + number / RATE
+
+
+async def test_a_child_that_lacks_more_than_an_attempt_may_send_is_sent_each_message_once(
+    engine: EmbeddedEngine, keyring: Keyring, queue: str
+) -> None:
+    times = Times()
+    client = await Client.connect(
+        engine.address,
+        plugins=[StatefulPlugin(keyring, max_signals_per_second=1)],
+        interceptors=[times],
+    )
+    tokens = TokenClient(client, keyring)
+    names = [f"name-{n}" for n in range(10)]
+    async with start_worker(client, queue):
+        root = await tokens.start_workflow(
+            Node.run, Plan({"a": Plan()}), id=queue, task_queue=queue, api_token="t", api_url=URL
+        )
+        await nodes_run(tokens, queue, 2)
+        await root.signal("keep_from", args=["a", None])
+        for name in names:
+            await tokens.set(queue, "t", name=name)
+        times.seen.clear()
+        await root.signal("give_to", args=["a", None])
+
+        async def holds_all() -> bool:
+            status = await client.get_workflow_handle(f"{queue}-a").query("apiTokenStatus")
+            return {token["name"] for token in status["tokens"]} >= set(names)
+
+        await eventually(holds_all, within=40)
+
+    told = len(times.seen) - 1  # without the signal `give_to`
+    assert told == len(names)
 
 
 async def test_of_a_client_and_a_worker_one_may_say_the_limit_and_both_only_the_same(

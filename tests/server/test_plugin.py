@@ -58,7 +58,7 @@ URL = "https://api.example.com"
 
 Root = WorkflowHandle[Any, Any]
 
-OURS = {"statefulForward", "statefulTrust", "statefulRecover"}
+OURS = {"statefulForward", "statefulAsk", "statefulTrust", "statefulRecover"}
 
 
 async def connect(engine: EmbeddedEngine, *plugins: Any, **options: Any) -> Client:

@@ -16,8 +16,17 @@ from stateful_workflow.messages import parse
 
 from .api import Api, start_api
 from .conftest import start_worker
-from .support import eventually, nodes_run, sealed_at, status_of
-from .test_runs import QUICK, next_run, reset, run_id, start, tasks_of
+from .support import (
+    eventually,
+    next_run,
+    nodes_run,
+    reset,
+    run_id,
+    sealed_at,
+    status_of,
+    tasks_of,
+)
+from .test_runs import QUICK, start
 from .test_sharing import opened, opens
 from .use_workflows import ASYNC_ACTIVITIES, USE_WORKFLOWS, Caller, Distant, Job
 from .workflows import Flaky, FlakyParent, Plan

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.enums.v1 import ResetReapplyExcludeType
-from temporalio.api.workflowservice.v1 import (
-    DeleteWorkflowExecutionRequest,
-    ResetWorkflowExecutionRequest,
-)
-from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
+from temporalio.client import Client
 from temporalio.common import RetryPolicy
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
@@ -23,7 +18,18 @@ from temporalio.worker import Worker
 from stateful_workflow import TokenClient, TokenStale
 
 from .conftest import start_worker
-from .support import events_of, eventually, nodes_run, sealed_at, status_of
+from .support import (
+    events_of,
+    eventually,
+    knows,
+    next_run,
+    nodes_run,
+    reset,
+    run_id,
+    sealed_at,
+    status_of,
+    tasks_of,
+)
 from .workflows import Buggy, Flaky, FlakyParent, Mended, Node, Plan, Ticker
 
 URL = "https://api.example.com"
@@ -40,45 +46,6 @@ async def start(tokens: TokenClient, queue: str, plan: Plan, run: Any = Node.run
 
 def size(plan: Plan) -> int:
     return 1 + sum(size(child) for child in plan.children.values())
-
-
-async def run_id(client: Client, workflow_id: str) -> str | None:
-    return (await client.get_workflow_handle(workflow_id).describe()).run_id
-
-
-async def next_run(client: Client, workflow_id: str, after: str | None) -> None:
-    async def moved() -> bool:
-        described = await client.get_workflow_handle(workflow_id).describe()
-        return described.run_id != after and described.status is WorkflowExecutionStatus.RUNNING
-
-    await eventually(moved)
-
-
-async def tasks_of(client: Client, workflow_id: str) -> list[int]:
-    """Ids of the events at which workflow tasks completed: what a workflow can be reset to."""
-    handle = client.get_workflow_handle(workflow_id)
-    return [event.event_id for event in await events_of(handle, "WORKFLOW_TASK_COMPLETED")]
-
-
-async def reset(
-    client: Client,
-    workflow_id: str,
-    task: int,
-    exclude: Sequence[ResetReapplyExcludeType.ValueType] = (),
-) -> None:
-    """Reset a workflow to one of its `tasks_of` and wait until the new run has begun."""
-    before = await run_id(client, workflow_id)
-    await client.workflow_service.reset_workflow_execution(
-        ResetWorkflowExecutionRequest(
-            namespace=client.namespace,
-            workflow_execution=WorkflowExecution(workflow_id=workflow_id, run_id=str(before)),
-            reason="test",
-            workflow_task_finish_event_id=task,
-            request_id=workflow_id,
-            reset_reapply_exclude_types=exclude,
-        )
-    )
-    await next_run(client, workflow_id, before)
 
 
 @pytest.mark.parametrize("how", ["go_on", "go_on_at_once"])
@@ -304,6 +271,65 @@ async def test_a_reset_run_ends_with_the_newest(
 
     await eventually(newest)
     assert (await tokens.get(f"{queue}-a")).reveal() == "second"
+
+
+async def test_a_run_reset_to_before_its_children_knows_them_again(
+    tokens: TokenClient, client: Client, queue: str, worker: Worker
+) -> None:
+    root = await start(tokens, queue, Plan())
+    await root.signal("try_to_start", "a")
+    await nodes_run(tokens, queue, 2)
+
+    await reset(client, queue, (await tasks_of(client, queue))[0])
+
+    await nodes_run(tokens, queue, 2)
+    assert (await tokens.rotate(queue, "second", timeout=20)).converged
+    assert (await tokens.get(f"{queue}-a")).reveal() == "second"
+
+
+async def has_asked(handle: Any) -> bool:
+    return len(await events_of(handle, "ACTIVITY_TASK_COMPLETED")) > 0
+
+
+async def test_a_later_workflow_of_the_same_id_takes_back_no_child_of_the_one_before(
+    tokens: TokenClient, client: Client, queue: str, worker: Worker
+) -> None:
+    root = await start(tokens, queue, Plan({"a": Plan()}))
+    middle, leaf = (client.get_workflow_handle(f"{queue}-{at}") for at in ("a", "a-x"))
+    await middle.signal("try_to_start", "x")
+    await nodes_run(tokens, queue, 3)
+    await middle.signal("keep_from", args=["x", None])
+    before = await run_id(client, f"{queue}-a")
+    await middle.terminate()
+    await knows(client, queue, f"{queue}-a-x")
+
+    await root.signal("add_child", args=["a", Plan()])
+    await next_run(client, f"{queue}-a", before)
+    await middle.signal("try_to_start", "x")
+    await nodes_run(tokens, queue, 3)
+    await eventually(lambda: has_asked(middle))
+    await tokens.rotate(queue, "second", timeout=20)
+
+    assert (await status_of(client, f"{queue}-a"))["children"] == []
+    assert (await tokens.get(leaf.id)).reveal() == "first"
+
+
+async def test_a_workflow_that_is_no_child_is_not_taken_for_one_where_it_cannot_be_started(
+    tokens: TokenClient, client: Client, queue: str, worker: Worker
+) -> None:
+    await tokens.start_workflow(
+        Node.run, Plan(), id=f"{queue}-a", task_queue=queue, api_token="theirs", api_url=URL
+    )
+    root = await start(tokens, queue, Plan())
+
+    await root.signal("try_to_start", "a")
+    await root.signal("add_child", args=["b", Plan()])
+    await nodes_run(tokens, queue, 2)
+
+    tree = await tokens.rotate(queue, "second", timeout=20)
+    assert {node.id for node in tree.nodes} == {queue, f"{queue}-b"}
+    assert (await tokens.get(f"{queue}-a")).reveal() == "theirs"
+    assert (await status_of(client, f"{queue}-a"))["rejections"]["counts"] == {}
 
 
 async def test_many_children_started_at_once_are_told_what_did_not_fit_their_headers(

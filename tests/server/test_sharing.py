@@ -16,8 +16,16 @@ from stateful_workflow import StatefulWorkflow, TokenClient, TokenTree, TokenWit
 from stateful_workflow.cli.tree import render
 from stateful_workflow.messages import parse
 
-from .support import events_of, eventually, nodes_run, sealed_at, status_of
-from .test_runs import next_run, run_id, start
+from .support import (
+    events_of,
+    eventually,
+    next_run,
+    nodes_run,
+    run_id,
+    sealed_at,
+    status_of,
+)
+from .test_runs import start
 from .workflows import Hermit, Plan, Sharer
 
 URL = "https://api.example.com"

@@ -1,16 +1,29 @@
-"""A child that takes no more signals is told by update; one that cannot be told is retried."""
+"""A child that takes no more signals is told by update; what does not answer is asked again."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
-from temporalio.client import Client
+import pytest
+from temporalio.client import Client, Interceptor, OutboundInterceptor, QueryWorkflowInput
+from temporalio.service import RPCError, RPCStatusCode
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
-from stateful_workflow.engine import start_engine
+from stateful_workflow.engine import EmbeddedEngine, start_engine
 
 from .conftest import start_worker
-from .support import events_of, eventually, nodes_run, status_of
+from .support import (
+    events_of,
+    eventually,
+    knows,
+    next_run,
+    nodes_run,
+    reset,
+    run_id,
+    status_of,
+    tasks_of,
+)
 from .workflows import Node, Plan
 
 URL = "https://api.example.com"
@@ -99,3 +112,117 @@ async def test_a_child_that_neither_takes_signals_nor_answers_is_listed_and_told
 
                 await eventually(is_told)
                 assert (await tokens.get("root-far")).reveal() == "second"
+
+
+class Silent(Interceptor):
+    """Lets questions to one workflow go unanswered, as those to a worker that was just killed."""
+
+    def __init__(self) -> None:
+        self.workflow_id: str | None = None
+        self.asked = 0
+
+    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
+        silent = self
+
+        class _Outbound(OutboundInterceptor):
+            async def query_workflow(self, input: QueryWorkflowInput) -> Any:
+                if input.id == silent.workflow_id:
+                    silent.asked += 1
+                    raise RPCError("made so", RPCStatusCode.DEADLINE_EXCEEDED, b"")
+                return await super().query_workflow(input)
+
+        return _Outbound(next)
+
+    async def is_asked(self) -> None:
+        """Wait until it is asked once more."""
+        before = self.asked
+
+        async def again() -> bool:
+            return self.asked > before
+
+        await eventually(again)
+
+
+@pytest.fixture
+def silent() -> Silent:
+    return Silent()
+
+
+@pytest.fixture
+async def asking(engine: EmbeddedEngine, keyring: Keyring, silent: Silent) -> Client:
+    """A worker's client whose questions may go unanswered."""
+    return await Client.connect(
+        engine.address, plugins=[StatefulPlugin(keyring)], interceptors=[silent]
+    )
+
+
+async def test_a_terminated_child_is_asked_until_it_says_what_it_leaves_alive(
+    client: Client, tokens: TokenClient, queue: str, asking: Client, silent: Silent
+) -> None:
+    async with start_worker(asking, queue):
+        await tokens.start_workflow(
+            Node.run,
+            Plan({"a": Plan({"x": Plan()})}),
+            id=queue,
+            task_queue=queue,
+            api_token="first",
+            api_url=URL,
+        )
+        await nodes_run(tokens, queue, 3)
+        silent.workflow_id = f"{queue}-a"
+
+        await client.get_workflow_handle(f"{queue}-a").terminate()
+        await silent.is_asked()
+        silent.workflow_id = None
+
+        await knows(client, queue, f"{queue}-a-x")
+
+
+async def test_a_continued_run_goes_on_asking_what_a_terminated_child_leaves_alive(
+    client: Client, tokens: TokenClient, queue: str, asking: Client, silent: Silent
+) -> None:
+    async with start_worker(asking, queue):
+        root = await tokens.start_workflow(
+            Node.run,
+            Plan({"a": Plan({"x": Plan()})}),
+            id=queue,
+            task_queue=queue,
+            api_token="first",
+            api_url=URL,
+        )
+        await nodes_run(tokens, queue, 3)
+        silent.workflow_id = f"{queue}-a"
+        await client.get_workflow_handle(f"{queue}-a").terminate()
+        await silent.is_asked()
+        before = await run_id(client, queue)
+
+        await root.signal("go_on")
+        await next_run(client, queue, before)
+        await silent.is_asked()
+        silent.workflow_id = None
+
+        await knows(client, queue, f"{queue}-a-x")
+
+
+async def test_a_reset_run_counts_a_child_as_starting_until_it_says_whose_it_is(
+    client: Client, tokens: TokenClient, queue: str, asking: Client, silent: Silent
+) -> None:
+    async with start_worker(asking, queue):
+        root = await tokens.start_workflow(
+            Node.run, Plan(), id=queue, task_queue=queue, api_token="first", api_url=URL
+        )
+        await root.signal("try_to_start", "a")
+        await nodes_run(tokens, queue, 2)
+        first_task, *_ = await tasks_of(client, queue)
+        silent.workflow_id = f"{queue}-a"
+
+        await reset(client, queue, first_task)
+
+        async def is_starting() -> bool:
+            return [node.problem for node in (await tokens.tree(queue)).nodes] == [None, "starting"]
+
+        await eventually(is_starting)
+        await silent.is_asked()
+        silent.workflow_id = None
+        assert (await tokens.rotate(queue, "second", timeout=20)).converged
+        assert (await tokens.get(f"{queue}-a")).reveal() == "second"

@@ -979,3 +979,57 @@ def test_two_starts_that_fail_leave_the_live_child_of_their_id_as_it_was() -> No
     root.start_failed("a", second)
 
     assert root.children["a"] == live
+
+
+def test_a_child_that_an_earlier_run_started_is_taken_back_and_told_everything() -> None:
+    root = node()
+    root.accept(token(NOW), NOW)
+    root.start_child(Child("a", "Node"))
+
+    root.runs_already("a")
+    root.take_back("a")
+
+    assert told(root) == {"a": [token(NOW)]}
+
+
+def test_one_taken_back_that_was_to_be_started_without_tokens_gets_revocations_only() -> None:
+    root = node()
+    root.accept(token(NOW), NOW)
+    root.start_child(Child("a", "Node", withheld=frozenset({ALL})))
+    root.runs_already("a")
+    root.take_back("a")
+    assert told(root) == {}
+
+    root.accept(revocation(NOW + 1), NOW)
+
+    assert told(root) == {"a": [revocation(NOW + 1)]}
+
+
+def test_one_that_runs_already_is_no_child_for_the_next_run_until_it_says_so() -> None:
+    root = node()
+    root.start_child(Child("a", "Node"))
+    root.runs_already("a")
+
+    later = Ledger.load(root.dump())
+    later.confirm_children()
+
+    assert later.children["a"].running
+    assert not later.children["a"].confirmed
+
+
+def test_that_a_child_did_not_settle_is_carried_along() -> None:
+    root = node()
+    started(root, "a")
+    root.end_child("a", settled=False)
+
+    assert Ledger.load(root.dump()).children["a"].unsettled
+
+
+def test_a_start_is_of_a_new_child_unless_one_of_its_id_is_known_or_above() -> None:
+    mid = node(ROOT, "mid")
+    mid.start_child(Child("new", "Node"))
+    started(mid, "known")
+    mid.start_child(Child("known", "Node"))
+    mid.start_child(Child(ROOT, "Node"))
+
+    assert [id for id, child in mid.children.items() if mid.is_new(id, child.start)] == ["new"]
