@@ -346,7 +346,7 @@ class TokenClient:
                 types=types,
                 held_types=None if before is None else before["types"],
                 readers=readers,
-                held_readers=None if before is None else before["readers"],
+                held_readers=None if before is None else before.get("readers"),
             )
             return keyring.seal(claims, token)
 
