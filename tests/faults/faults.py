@@ -1,0 +1,172 @@
+"""The faults, each in the middle of a fan-out: what tests name one by one, and chaos at random."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from .proxy import Cut
+from .tree import Tree
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens, and in the middle of which fan-out.
+
+    Attributes:
+        what: one of `FAULTS`.
+        parent: path of the node whose fan-out is held; see `Tree.id`.
+        told: how many of its children have the new token by then.
+        child: path of the one that it happens to, where it happens to a child.
+        seconds: how long the connection stays cut, where it is.
+    """
+
+    what: str
+    parent: str = ""
+    told: int = 4
+    child: str = ""
+    seconds: float = 0.0
+
+    async def happen(self, tree: Tree) -> None:
+        """Set a new token and let it happen in the middle."""
+        await FAULTS[self.what](tree, self)
+
+
+async def _kill_worker(tree: Tree, fault: Fault) -> None:
+    async with tree.in_the_middle(fault.parent, fault.told) as holder:
+        tree.cluster.kill_worker(holder)
+    await tree.cluster.start_workers()
+
+
+async def _kill_all_workers(tree: Tree, fault: Fault) -> None:
+    async with tree.in_the_middle(fault.parent, fault.told):
+        killed = list(tree.cluster.workers)
+        for name in killed:
+            tree.cluster.kill_worker(name)
+        await tree.cluster.start_workers(len(killed))
+
+
+async def _kill_server(tree: Tree, fault: Fault) -> None:
+    async with tree.in_the_middle(fault.parent, fault.told):
+        tree.cluster.kill_server()
+        tree.cluster.gate.open()  # deliveries go to a server that is not there
+        await tree.cluster.start_server()
+
+
+def _cut(how: Cut) -> Callable[[Tree, Fault], Awaitable[None]]:
+    async def cut(tree: Tree, fault: Fault) -> None:
+        async with tree.in_the_middle(fault.parent, fault.told):
+            tree.cluster.proxy.cut(how)
+            tree.cluster.gate.open()
+            await asyncio.sleep(fault.seconds)
+            tree.cluster.proxy.heal()
+
+    return cut
+
+
+def _to(
+    whom: Literal["child", "parent"], do: Callable[[Tree, str], Awaitable[None]]
+) -> Callable[[Tree, Fault], Awaitable[None]]:
+    async def in_the_middle(tree: Tree, fault: Fault) -> None:
+        async with tree.in_the_middle(fault.parent, fault.told):
+            await do(tree, fault.child if whom == "child" else fault.parent)
+
+    return in_the_middle
+
+
+async def complete(tree: Tree, path: str) -> None:
+    await tree.handle(path).signal("tell", "complete")
+    await tree.until_closed(path)
+
+
+async def fail(tree: Tree, path: str) -> None:
+    await tree.handle(path).signal("tell", "fail")
+    await tree.until_closed(path)
+
+
+async def terminate(tree: Tree, path: str) -> None:
+    await tree.handle(path).terminate()
+    await tree.until_closed(path)
+
+
+async def cancel(tree: Tree, path: str) -> None:
+    await tree.handle(path).cancel()
+    await tree.until_closed(path)
+
+
+async def go_on(tree: Tree, path: str, what: str = "continue") -> None:
+    before = await tree.run_of(path)
+    await tree.handle(path).signal("tell", what)
+    await tree.until_next_run(path, before)
+
+
+async def be_retried(tree: Tree, path: str) -> None:
+    await go_on(tree, path, "fail")
+
+
+async def reset(tree: Tree, path: str) -> None:
+    await tree.reset(path)
+
+
+async def reset_to_start(tree: Tree, path: str) -> None:
+    await tree.reset(path, first=True)
+
+
+FAULTS: dict[str, Callable[[Tree, Fault], Awaitable[None]]] = {
+    "worker killed": _kill_worker,
+    "all workers killed": _kill_all_workers,
+    "server killed": _kill_server,
+    "connection closed": _cut("closed"),
+    "connection silent": _cut("silent"),
+    "child completes": _to("child", complete),
+    "child fails": _to("child", fail),
+    "child terminated": _to("child", terminate),
+    "child continues": _to("child", go_on),
+    "child reset": _to("child", reset),
+    "child reset to its start": _to("child", reset_to_start),
+    "parent terminated": _to("parent", terminate),
+    "parent cancelled": _to("parent", cancel),
+    "parent continues": _to("parent", go_on),
+    "parent retried": _to("parent", be_retried),
+    "parent reset": _to("parent", reset),
+    "parent reset to its start": _to("parent", reset_to_start),
+}
+
+# Of `small_plan`: the parents with their entitled children in the order they are told in.
+_CHILDREN: dict[str, tuple[str, ...]] = {
+    "": (*(f"k{n}" for n in range(12)), "a", "b"),
+    "a": tuple(f"a-k{n}" for n in range(6)),
+    "b": (*(f"b-k{n}" for n in range(4)), "b-m"),
+}
+_RETRIED = ("", "a")
+_PARENT_ENDS = ("parent terminated", "parent cancelled")
+_CHILD_ENDS = ("child completes", "child fails", "child terminated")
+
+
+def random_faults(seed: str, count: int) -> Iterator[Fault]:
+    """Faults that can happen one after the other to one `small_plan`; the seed decides."""
+    choose = random.Random(seed)
+    ended: set[str] = set()
+    for _ in range(count):
+        parents = [path for path in _CHILDREN if path not in ended]
+        below = parents[1:]
+        what = choose.choice([what for what in sorted(FAULTS) if below or what not in _PARENT_ENDS])
+        if what in _PARENT_ENDS:
+            parents = below  # without the root nobody is left to tell
+        if what == "parent retried":
+            parents = [path for path in parents if path in _RETRIED]
+        parent = choose.choice(parents)
+        children = [child for child in _CHILDREN[parent] if child not in ended]
+        if what == "child fails":
+            children = [child for child in children if child not in _RETRIED]
+        told = choose.randint(1, len(children) - 1) if len(children) > 1 else 0
+        child = choose.choice(children) if children and what.startswith("child") else ""
+        if what in _CHILD_ENDS:
+            ended.add(child)
+        if what in _PARENT_ENDS:
+            ended.add(parent)
+        seconds = round(choose.uniform(0.5, 8), 1) if what.startswith("connection") else 0.0
+        yield Fault(what, parent, told, child, seconds)
