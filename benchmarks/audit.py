@@ -10,17 +10,15 @@ The ratio is the median of the repetitions' own ratios; the first repetition is 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from activities import Opening, open_token
+from report import arguments, publish, say, table
 from temporalio.client import Client
 from temporalio.worker import Worker
 
@@ -29,10 +27,6 @@ from stateful_workflow.audit import AuditFile
 from stateful_workflow.engine import EmbeddedEngine, start_engine
 
 URL = "https://api.example.com"
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 async def measure(activities: int, repetitions: int, folder: Path) -> dict[str, Any]:
@@ -94,23 +88,20 @@ async def timed(tokens: TokenClient, queue: str, number: int, activities: int) -
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = arguments(__doc__, repetitions=5)
     parser.add_argument("--activities", type=int, default=1000)
-    parser.add_argument("--repetitions", type=int, default=9)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
+    activities, repetitions = (50, 1) if args.quick else (args.activities, args.repetitions)
     with tempfile.TemporaryDirectory() as folder:
-        result = await measure(args.activities, args.repetitions, Path(folder))
-    if args.json:
-        print(json.dumps(result))
-        return
+        result = await measure(activities, repetitions, Path(folder))
     median = result["median_s"]
-    print(f"{args.activities} activities that open a token, medians")
-    print(f"  without a record  {median['without']:8.3f} s")
-    print(
-        f"  with the file     {median['recorded']:8.3f} s"
-        f"   {result['recorded_to_without']:.3f} × ({result['lowest']} to {result['highest']})"
+    ratio = f"{result['recorded_to_without']:.2f} ({result['lowest']:.2f}–{result['highest']:.2f})"
+    found = table(
+        f"{activities} activities that open a token: s",
+        ["", "without a record", "with the file", "ratio"],
+        [["seconds", f"{median['without']:.3f}", f"{median['recorded']:.3f}", ratio]],
     )
+    publish("audit", result, [], [found], args)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ KINDS = {
 }
 DATABASES = {"file": "database in a file", "memory": "database in memory"}
 INK, FAINT = "#222222", "#dddddd"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "svg.hashsalt": "stateful",  # the same figures give the same file

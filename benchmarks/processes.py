@@ -1,96 +1,147 @@
-"""A worker in a process of its own, and what processes cost, read from Linux's /proc."""
+"""A worker in a process of its own, and what processes use.
+
+So that what the worker uses, what the server uses and what the client uses can be told apart.
+"""
+
+# pyright: reportMissingModuleSource=false, reportMissingImports=false
 
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
+import multiprocessing
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
+import arrivals
 from temporalio.client import Client
 from temporalio.worker import Worker
-from workflows import Node
+from workflows import ByHand, Node, Plain
 
 from stateful_workflow import Keyring, StatefulPlugin
 
-QUEUE = "bench"
-_TICKS = os.sysconf("SC_CLK_TCK")
+PATIENCE_SECONDS = 600.0
 
 
-@dataclass(frozen=True)
-class Done:
-    """A command that has ended: its status, what it printed, and what it took.
+class WorkerProcess:
+    """Runs the trees' workflows, without this library or with it.
 
     Attributes:
-        megabytes: the most memory it had resident.
+        pid: of the process.
     """
 
-    status: int
-    output: str
-    seconds: float
-    megabytes: float
+    def __init__(self, pid: int, connection: Connection) -> None:
+        self.pid = pid
+        self._connection = connection
+
+    async def timed(
+        self, workflow_ids: Iterable[str], act: Callable[[], Awaitable[object]]
+    ) -> float:
+        """Seconds from the call until the last of these workflows has arrived."""
+        self._connection.send(set(workflow_ids))
+        await self.answer()
+        begun = time.perf_counter()
+        acting = asyncio.ensure_future(act())
+        await self.answer()
+        seconds = time.perf_counter() - begun
+        await acting
+        return seconds
+
+    async def answer(self) -> None:
+        """Wait until it is ready, or the last one has arrived."""
+        await asyncio.to_thread(self._answer)
+
+    def _answer(self) -> None:
+        if not self._connection.poll(PATIENCE_SECONDS):
+            raise TimeoutError("the worker process did not answer")
+        said = self._connection.recv()
+        if said is not None:
+            raise RuntimeError(said)
 
 
 @asynccontextmanager
-async def start_worker(address: str, keyring: Path, cached: int) -> AsyncGenerator[int, None]:
-    """Run a worker of `Node` for the length of a block; gives its process id."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, __file__, address, str(keyring), str(cached)
+async def start_worker(
+    address: str, queue: str, keyring: Path | None, cached: int = 10_000
+) -> AsyncGenerator[WorkerProcess, None]:
+    """Start a worker process.
+
+    Args:
+        keyring: its file; with one the worker has the plugin.
+        cached: how many workflows it keeps in memory.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(
+        target=_work, args=(address, queue, keyring, cached, theirs), daemon=True
     )
+    process.start()
+    assert process.pid is not None  # noqa: S101 - it was started
+    worker = WorkerProcess(process.pid, ours)
     try:
-        yield process.pid
+        await worker.answer()
+        yield worker
     finally:
-        process.terminate()
-        await process.wait()
+        ours.close()
+        await asyncio.to_thread(process.join, 20)
+        process.kill()
 
 
-def run(command: list[str], environment: dict[str, str], folder: Path) -> Done:
-    """Run a command to its end; what it prints goes through a file in the folder."""
-    with (folder / "output").open("w+b") as output:
-        begun = time.perf_counter()
-        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=output)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - begun
-        process.returncode = os.waitstatus_to_exitcode(status)
-        output.seek(0)
-        text = output.read().decode()
-    return Done(process.returncode, text, seconds, usage.ru_maxrss / 1024)
+def _work(*args: Any) -> None:
+    asyncio.run(_serve(*args))
+
+
+async def _serve(
+    address: str, queue: str, keyring: Path | None, cached: int, connection: Connection
+) -> None:
+    plugins = [] if keyring is None else [StatefulPlugin(Keyring.load(keyring))]
+    client = await Client.connect(address, plugins=plugins)
+    async with Worker(
+        client,
+        task_queue=queue,
+        workflows=[Plain, ByHand] if keyring is None else [Node],
+        max_cached_workflows=cached,
+    ):
+        connection.send(None)
+        while True:
+            try:
+                expected: set[str] = await asyncio.to_thread(connection.recv)
+            except EOFError:
+                return
+            arrivals.expect(expected)
+            connection.send(None)
+            try:
+                await asyncio.to_thread(arrivals.wait, PATIENCE_SECONDS - 10)
+            except TimeoutError as error:
+                connection.send(str(error))
+            else:
+                connection.send(None)
+
+
+def server_pid(address: str) -> int:
+    """The process of this program's embedded server."""
+    import psutil
+
+    port = address.rpartition(":")[2]
+    for process in psutil.Process().children(recursive=True):
+        command = process.cmdline()
+        if "--port" in command and command[command.index("--port") + 1] == port:
+            return process.pid
+    raise LookupError(f"no server of ours listens at {address}")
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time that a process has used, in user and kernel mode."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+    """Seconds of CPU that a process has used so far."""
+    import psutil
+
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
 
 
-def megabytes(pid: int, which: str = "VmRSS") -> float:
-    """Memory that a process has resident; `VmHWM` for the most it has had."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{which}:"):
-            return int(line.split()[1]) / 1024
-    raise ValueError(f"process {pid} has no {which}")
+def resident_bytes(pid: int) -> int:
+    """Memory of a process that stands in RAM."""
+    import psutil
 
-
-def server_pid() -> int:
-    """The embedded server that this process has started."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
-        if name == "temporal" and int(rest.split()[1]) == os.getpid():
-            return int(stat.parent.name)
-    raise RuntimeError("no embedded server was started by this process")
-
-
-async def _work(address: str, keyring: str, cached: int) -> None:
-    plugin = StatefulPlugin(Keyring.load(keyring))
-    client = await Client.connect(address, plugins=[plugin])
-    async with Worker(client, task_queue=QUEUE, workflows=[Node], max_cached_workflows=cached):
-        await asyncio.Event().wait()
-
-
-if __name__ == "__main__":
-    asyncio.run(_work(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+    return int(psutil.Process(pid).memory_info().rss)

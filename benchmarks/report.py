@@ -62,12 +62,13 @@ class Spread:
         return f"{self.median:.2f} ({self.lowest:.2f}–{self.highest:.2f})"
 
 
-def arguments(about: str | None, repetitions: int) -> argparse.ArgumentParser:
-    """The options that all benchmarks have."""
+def arguments(about: str | None, repetitions: int | None = None) -> argparse.ArgumentParser:
+    """The options that all benchmarks have; `repetitions` where there are any."""
     parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
-    parser.add_argument(
-        "--repetitions", type=int, default=repetitions, help="counted ones; default %(default)s"
-    )
+    if repetitions is not None:
+        parser.add_argument(
+            "--repetitions", type=int, default=repetitions, help="counted ones; default %(default)s"
+        )
     parser.add_argument("--quick", action="store_true", help="a smoke run: its figures mean little")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument(
@@ -82,11 +83,16 @@ def arguments(about: str | None, repetitions: int) -> argparse.ArgumentParser:
 
 def add_databases(parser: argparse.ArgumentParser) -> None:
     """Let the server's database be chosen."""
-    parser.add_argument("--database", choices=[*DATABASES, "both"], default="both")
+    parser.add_argument(
+        "--database",
+        choices=[*DATABASES, "both"],
+        help="of the server; default both, with --quick a file",
+    )
 
 
-def databases(chosen: str) -> list[str]:
-    """The databases of a choice."""
+def databases(args: argparse.Namespace) -> list[str]:
+    """The databases that were chosen."""
+    chosen: str = args.database or ("file" if args.quick else "both")
     return list(DATABASES) if chosen == "both" else [chosen]
 
 

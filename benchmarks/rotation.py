@@ -25,7 +25,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ import arrivals
 import pictures
 from report import Bar, Spread, add_databases, arguments, databases, publish, say, table
 from rich.table import Table
+from shapes import QUICK_SHAPES, SHAPES, SHAPES_OF_THE_BARS, count, ids
 from temporalio.client import Client
 from temporalio.worker import Worker
 from workflows import ByHand, Node, Plain
@@ -48,16 +49,6 @@ URL = "https://api.example.com"
 PATIENCE_SECONDS = 300.0
 MESSAGE = "x" * 1200  # about what a sealed token weighs
 
-SHAPES: dict[str, list[int]] = {
-    "1+500": [500],
-    "10×10×10": [10, 10, 10],
-    "chain of 50": [1] * 49,
-    "1+1900": [1900],
-    "1+20": [20],
-    "chain of 5": [1] * 4,
-}
-SHAPES_OF_THE_BARS = ["1+500", "10×10×10", "chain of 50", "1+1900"]
-QUICK_SHAPES = ["1+20", "chain of 5"]
 MOST_REPETITIONS = 8
 """By hand, each adds 3,800 events to the history of 1+1900's root, which ends at 51,200."""
 LOOPED_NODES = 500
@@ -79,19 +70,6 @@ class Run:
     signal: float
     events: int
     bytes: int
-
-
-def count(shape: list[int]) -> int:
-    """The nodes of a tree."""
-    return 1 + sum(math.prod(shape[:n]) for n in range(1, len(shape) + 1))
-
-
-def ids(root: str, shape: list[int]) -> Iterator[str]:
-    """The workflow ids of a tree, level by level below the root."""
-    yield root
-    if shape:
-        for n in range(shape[0]):
-            yield from ids(f"{root}-{n}", shape[1:])
 
 
 class Bench:
@@ -200,11 +178,13 @@ async def timed(reached: set[str], act: Callable[[], Awaitable[object]]) -> floa
 
 
 @asynccontextmanager
-async def prepared(shape: str, database: str, folder: Path) -> AsyncGenerator[Bench, None]:
+async def prepared(
+    shape: str, database: str, folder: Path, engine_args: Sequence[str]
+) -> AsyncGenerator[Bench, None]:
     """A server with the trees of a shape on it, and their worker in this process."""
     keyring = Keyring.generate()
     db = folder / f"{shape}.db" if database == "file" else None
-    async with start_engine(db=db, ui=False) as engine:
+    async with start_engine(db=db, ui=False, extra_args=engine_args) as engine:
         client = await Client.connect(engine.address, plugins=[StatefulPlugin(keyring)])
         nodes = count(SHAPES[shape])
         async with Worker(
@@ -220,7 +200,7 @@ async def prepared(shape: str, database: str, folder: Path) -> AsyncGenerator[Be
 
 
 async def measure(
-    shapes: list[str], repetitions: int, databases: list[str]
+    shapes: list[str], repetitions: int, databases: list[str], engine_args: Sequence[str]
 ) -> list[dict[str, Any]]:
     """A summary for each shape and database."""
     results: list[dict[str, Any]] = []
@@ -228,7 +208,9 @@ async def measure(
         async with AsyncExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             benches = {
-                database: await stack.enter_async_context(prepared(shape, database, folder))
+                database: await stack.enter_async_context(
+                    prepared(shape, database, folder, engine_args)
+                )
                 for database in databases
             }
             runs: dict[str, list[Run]] = {database: [] for database in databases}
@@ -349,13 +331,26 @@ async def main() -> None:
         "--shape", choices=SHAPES, action="append", help="repeatable; else the four of the bars"
     )
     add_databases(parser)
+    parser.add_argument(
+        "--engine-arg",
+        action="append",
+        default=[],
+        metavar="ARG",
+        help="of `temporal server start-dev`, as --engine-arg=--dynamic-config-value; repeatable",
+    )
     args = parser.parse_args()
     if not 1 <= args.repetitions <= MOST_REPETITIONS:
         parser.error(f"--repetitions is 1 to {MOST_REPETITIONS}")
     shapes = args.shape or (QUICK_SHAPES if args.quick else SHAPES_OF_THE_BARS)
     repetitions = 1 if args.quick else args.repetitions
-    results = await measure(shapes, repetitions, databases(args.database))
-    publish("rotation", {"shapes": results}, bars(results), tables(results), args)
+    results = await measure(shapes, repetitions, databases(args), args.engine_arg)
+    publish(
+        "rotation",
+        {"shapes": results, "engine_args": args.engine_arg},
+        bars(results),
+        tables(results),
+        args,
+    )
     pictures.draw_rotation(results, args.out)
 
 

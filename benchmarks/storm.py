@@ -8,62 +8,75 @@ the last one; and what the storm leaves in the histories of the root, a child an
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
-import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from processes import cpu_seconds, megabytes, server_pid, start_worker
+from processes import cpu_seconds, resident_bytes, server_pid, start_worker
+from report import arguments, publish, say, table
+from shapes import ids
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
-from trees import count, start_tree, until_all_answer
+from workflows import Node
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import start_engine
 
-ROOT = "storm"
+ROOT, QUEUE = "storm", "storm"
+SHAPE, QUICK_SHAPE = [10, 10], [3, 3]
 FANOUT = (EventType.EVENT_TYPE_MARKER_RECORDED, EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED)
 
 
-async def measure(
-    shape: list[int], every: float, seconds: float, cached: int, folder: Path
-) -> dict[str, Any]:
-    nodes = count(shape)
+async def measure(shape: list[int], every: float, seconds: float, folder: Path) -> dict[str, Any]:
     keyring = Keyring.generate()
     keyring.save(folder / "keyring.json")
     async with start_engine(db=folder / "temporal.db", ui=False) as engine:
         client = await Client.connect(engine.address, plugins=[StatefulPlugin(keyring)])
         tokens = TokenClient(client, keyring)
-        async with start_worker(engine.address, folder / "keyring.json", cached) as worker:
-            await start_tree(tokens, ROOT, shape)
-            await until_all_answer(tokens, ROOT, nodes)
+        async with start_worker(engine.address, QUEUE, folder / "keyring.json") as worker:
+            await worker.timed(
+                [f"{node} started" for node in ids(ROOT, shape)],
+                lambda: tokens.start_workflow(
+                    Node.run,
+                    shape,
+                    id=ROOT,
+                    task_queue=QUEUE,
+                    api_token="t",
+                    api_url="https://api.example.com",
+                ),
+            )
             looked_at = {"root": ROOT, "child": f"{ROOT}-0", "leaf": f"{ROOT}-0-0"}
+            pids = {"worker": worker.pid, "server": server_pid(engine.address)}
             before = {name: await history(client, at) for name, at in looked_at.items()}
-            cpu = {"worker": cpu_seconds(worker), "server": cpu_seconds(server_pid())}
-            memory = megabytes(worker)
-            print(f"a rotation every {1000 * every:g} ms …", file=sys.stderr, flush=True)
+            cpu = {name: cpu_seconds(pid) for name, pid in pids.items()}
+            memory = resident_bytes(worker.pid)
+            say(f"a rotation every {1000 * every:g} ms …")
             rotations = round(seconds / every)
             blown = await storm(client, tokens, keyring, every, rotations)
             begun = time.perf_counter()
             tree = await tokens.rotate(ROOT, "the last", timeout=120)
             settled = time.perf_counter() - begun
             after = {name: await history(client, at) for name, at in looked_at.items()}
+            grown = {
+                name: [new - old for new, old in zip(after[name], before[name], strict=True)]
+                for name in looked_at
+            }
             return {
                 "nodes": len(tree.nodes),
                 "rotations": rotations + 1,
                 "storm_s": round(blown, 2),
                 "last_rotation_s": round(settled, 2),
-                "fanouts": {name: after[name][2] - before[name][2] for name in looked_at},
-                "events": {name: after[name][0] - before[name][0] for name in looked_at},
-                "bytes": {name: after[name][1] - before[name][1] for name in looked_at},
-                "worker_cpu_s": round(cpu_seconds(worker) - cpu["worker"], 1),
-                "server_cpu_s": round(cpu_seconds(server_pid()) - cpu["server"], 1),
-                "worker_mb_more": round(megabytes(worker) - memory),
+                "grown": {
+                    name: dict(zip(("events", "bytes", "fanouts"), figures, strict=True))
+                    for name, figures in grown.items()
+                },
+                "cpu_s": {
+                    name: round(cpu_seconds(pid) - cpu[name], 1) for name, pid in pids.items()
+                },
+                "worker_mb_more": round((resident_bytes(worker.pid) - memory) / 1e6, 1),
             }
 
 
@@ -94,33 +107,30 @@ async def history(client: Client, workflow_id: str) -> tuple[int, int, int]:
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--shape", type=int, nargs="+", default=[10, 10])
-    parser.add_argument("--every", type=float, default=0.05, help="seconds")
-    parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--cached", type=int, default=1000)
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser = arguments(__doc__)
+    parser.add_argument("--every", type=float, default=0.05, help="seconds; default %(default)s")
+    parser.add_argument("--seconds", type=float, default=30.0, help="default %(default)s")
     args = parser.parse_args()
+    shape, seconds = (QUICK_SHAPE, 1.0) if args.quick else (SHAPE, args.seconds)
     with tempfile.TemporaryDirectory() as folder:
-        result = await measure(args.shape, args.every, args.seconds, args.cached, Path(folder))
-    if args.json:
-        print(json.dumps(result))
-        return
-    print(
-        f"{result['nodes']} nodes, {result['rotations']} rotations, "
-        f"signalled in {result['storm_s']} s; "
-        f"the last one took {result['last_rotation_s']} s to converge"
+        result = await measure(shape, args.every, seconds, Path(folder))
+    rotations = result["rotations"]
+    cpu = ", ".join(f"{name} {used} s" for name, used in result["cpu_s"].items())
+    found = table(
+        f"{rotations} rotations of {result['nodes']} nodes, signalled in {result['storm_s']} s; "
+        f"the last converged in {result['last_rotation_s']} s\n"
+        f"(CPU: {cpu}; the worker has {result['worker_mb_more']} MB more)",
+        ["", "fan-outs", "events", "bytes", "events a rotation"],
+        [
+            [
+                name,
+                *(str(grown[figure]) for figure in ("fanouts", "events", "bytes")),
+                f"{grown['events'] / rotations:.1f}",
+            ]
+            for name, grown in result["grown"].items()
+        ],
     )
-    print(
-        f"CPU: worker {result['worker_cpu_s']} s, server {result['server_cpu_s']} s; "
-        f"the worker has {result['worker_mb_more']} MB more"
-    )
-    for name, fanouts in result["fanouts"].items():
-        print(
-            f"{name:6} {fanouts:5} fan-outs  +{result['events'][name]} events "
-            f"({result['events'][name] / result['rotations']:.1f} a rotation)"
-            f"  +{result['bytes'][name]} bytes"
-        )
+    publish("storm", result, [], [found], args)
 
 
 if __name__ == "__main__":

@@ -77,8 +77,62 @@ class Node(StatefulWorkflow):
         while True:
             await workflow.wait_condition(lambda: self.api_token_status != self.seen)
             self.seen = self.api_token_status
-            arrivals.arrived(workflow.info().workflow_id)
+            if not workflow.unsafe.is_replaying():  # it may have left the cache
+                arrivals.arrived(workflow.info().workflow_id)
 
     @workflow.signal
     def note(self) -> None:
         arrivals.note(f"{workflow.info().workflow_id} noted")
+
+
+async def start_noting(kind: Any, children: int, *, at_once: bool) -> None:
+    """Start children, all at once or each after the one before, and note each call."""
+    own = workflow.info().workflow_id
+
+    async def start(number: int) -> None:
+        child = f"{own}-{number}"
+        arrivals.note(f"{child} called")
+        await workflow.start_child_workflow(kind, id=child)
+
+    if at_once:
+        await asyncio.gather(*[start(n) for n in range(children)])
+    else:
+        for n in range(children):
+            await start(n)
+    await workflow.wait_condition(lambda: False)
+
+
+async def begin() -> None:
+    """What a child does first: note that it runs."""
+    own = workflow.info().workflow_id
+    arrivals.note(f"{own} begun")
+    arrivals.arrived(own)
+    await workflow.wait_condition(lambda: False)
+
+
+@workflow.defn
+class PlainChild:
+    @workflow.run
+    async def run(self) -> None:
+        await begin()
+
+
+@workflow.defn
+class PlainParent:
+    @workflow.run
+    async def run(self, children: int, at_once: bool) -> None:
+        await start_noting(PlainChild.run, children, at_once=at_once)
+
+
+@workflow.defn
+class StatefulChild(StatefulWorkflow):
+    @workflow.run
+    async def run(self) -> None:
+        await begin()
+
+
+@workflow.defn
+class StatefulParent(StatefulWorkflow):
+    @workflow.run
+    async def run(self, children: int, at_once: bool) -> None:
+        await start_noting(StatefulChild.run, children, at_once=at_once)
