@@ -47,6 +47,6 @@ def test_the_cost_of_the_record_is_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(find_spec("psutil") is None, reason="./run bench has not been run here")
-@pytest.mark.parametrize("name", ["overhead", "storm"])
+@pytest.mark.parametrize("name", ["overhead", "costs", "storm", "big"])
 def test_what_processes_use_is_measured(name: str, tmp_path: Path) -> None:
     assert run_benchmark(name, out=tmp_path)["results"]
