@@ -145,17 +145,18 @@ RATIOS = {
 
 def bars(results: dict[str, Any]) -> list[Bar]:
     """What is wanted with the database in a file."""
-    found: list[Bar] = []
-    for r in results.get("child_starts", ()):
-        for order, ratio in r["ratios"].items():
-            found.append(
-                Bar(f"child start, {order}, {r['database']}: with / without", ratio["median"], 1.1)
-            )
-    for r in results.get("activities", ()):
-        found.append(
-            Bar(f"activity, {r['database']}: token / nothing", r["ratios"]["token"]["median"], 1.05)
-        )
-    return found
+
+    def in_file(section: str) -> list[dict[str, Any]]:
+        return [r for r in results.get(section, ()) if r["database"] == "file"]
+
+    return [
+        Bar(f"child start, {order}, file: with / without", ratio["median"], 1.1)
+        for r in in_file("child_starts")
+        for order, ratio in r["ratios"].items()
+    ] + [
+        Bar("activity, file: token / nothing", r["ratios"]["token"]["median"], 1.05)
+        for r in in_file("activities")
+    ]
 
 
 def tables(results: dict[str, Any]) -> list[Table]:
