@@ -29,7 +29,7 @@ async def open_token() -> None:
 
 @activity.defn
 async def use_token() -> None:
-    arrivals.given(current_token().reveal())
+    arrivals.note(f"{current_token().reveal()} given")
 
 
 async def at_once(activities: int, run: Callable[[], Awaitable[object]]) -> None:

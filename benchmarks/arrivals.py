@@ -47,16 +47,3 @@ def note(what: str) -> None:
 def last(what: str) -> float:
     """When it happened last, in Unix seconds; 0 for never."""
     return _last.get(what, 0.0)
-
-
-_given: list[tuple[float, str]] = []
-
-
-def given(secret: str) -> None:
-    """Note that an activity was given a secret."""
-    _given.append((time.time(), secret))
-
-
-def last_given(secret: str) -> float:
-    """When an activity was given it last, in Unix seconds; 0 for never."""
-    return max((at for at, value in list(_given) if value == secret), default=0.0)

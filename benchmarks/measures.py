@@ -209,7 +209,7 @@ async def measure_staleness(server: Server, number: int, size: Size) -> dict[str
                 )
                 for n in range(TREE + 1)
             ]
-        await until(lambda old=old: arrivals.last_given(old) > 0)
+        await until(lambda old=old: arrivals.last(f"{old} given") > 0)
         await asyncio.sleep(1)  # so that all of them are at it
         begun = time.time()
         if way == "token":
@@ -217,8 +217,8 @@ async def measure_staleness(server: Server, number: int, size: Size) -> dict[str
         else:
             await asyncio.to_thread(server.manager.rotate, reference, new)
         await asyncio.sleep(REFRESH_SECONDS + 1 if way == "cached" else 2)
-        await until(lambda new=new: arrivals.last_given(new) > 0)
-        figures[way] = max(0.0, arrivals.last_given(old) - begun)
+        await until(lambda new=new: arrivals.last(f"{new} given") > 0)
+        figures[way] = max(0.0, arrivals.last(f"{old} given") - begun)
         for handle in handles:
             await handle.signal("stop")
         await asyncio.wait_for(asyncio.gather(*[h.result() for h in handles]), PATIENCE_SECONDS)

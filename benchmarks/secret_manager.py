@@ -58,11 +58,12 @@ class SecretManager:
 
     @activity.defn
     def resolve_uncached(self, reference: str) -> None:
-        arrivals.given(self._client.get_secret_value(SecretId=reference)["SecretString"])
+        secret = self._client.get_secret_value(SecretId=reference)["SecretString"]
+        arrivals.note(f"{secret} given")
 
     @activity.defn
     def resolve_cached(self, reference: str) -> None:
-        arrivals.given(self._cache.get_secret_string(reference))
+        arrivals.note(f"{self._cache.get_secret_string(reference)} given")
 
 
 @contextmanager
