@@ -1,4 +1,7 @@
-"""The benchmarks run, so that they do not rot; their figures are not looked at."""
+"""The benchmarks run, so that they do not rot; their figures are not looked at.
+
+Four of the programs run only where `./run bench` has installed what they need; CI does not.
+"""
 
 from __future__ import annotations
 
