@@ -21,12 +21,11 @@ from activities import Opening, open_token
 from report import arguments, publish, say, table
 from temporalio.client import Client
 from temporalio.worker import Worker
+from trees import URL
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.audit import AuditFile
 from stateful_workflow.engine import EmbeddedEngine, start_engine
-
-URL = "https://api.example.com"
 
 
 async def measure(activities: int, repetitions: int, folder: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from rich.table import Table
 from shapes import count, ids
 from temporalio.api.enums.v1 import TimeoutType, WorkflowTaskFailedCause
 from temporalio.client import Client
-from workflows import Node
+from trees import start_tree
 
 from stateful_workflow import Keyring, NotConverged, StatefulPlugin, TokenClient
 from stateful_workflow.cli.tree import NOT_CONVERGED
@@ -68,14 +68,7 @@ async def start(
     """Seconds until every node runs and has started its children."""
     return await worker.timed(
         [f"{node} started" for node in nodes],
-        lambda: tokens.start_workflow(
-            Node.run,
-            shape,
-            id=ROOT,
-            task_queue=QUEUE,
-            api_token="t",
-            api_url="https://api.example.com",
-        ),
+        lambda: start_tree(tokens, shape, ROOT, QUEUE),
     )
 
 

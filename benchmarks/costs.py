@@ -1,98 +1,86 @@
 """What one rotation costs for each node: processor time, calls, time, events and bytes.
 
-On one embedded server with its database in a file, with one worker of one process. Each
-figure is the median of some rotations, divided by the nodes; the first rotation is left out.
-What one signal costs by itself is measured with workflows that no worker runs. The figures
-are what `simulation.py` is fed with.
+On one embedded server with its database in a file, with one worker in a process of its own.
+Each figure is the median of some rotations, divided by the nodes; the first rotation is left
+out. What the processes use while idle is taken off. What one signal costs by itself is measured
+with workflows that no worker runs. The figures are what `simulation.py` is fed with.
 """
 
 from __future__ import annotations
 
 import asyncio
-import collections
+import os
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
-from processes import cpu_seconds, server_pid
+from processes import SETTLE_SECONDS, Meter, WorkerProcess, server_pid, start_worker
 from report import arguments, publish, say, table
 from rich.table import Table
-from rotation import MESSAGE, QUEUE, URL, timed
 from shapes import QUICK_SHAPES, SHAPES, SHAPES_OF_THE_BARS, ids
 from temporalio.client import Client
-from temporalio.runtime import MetricBuffer, Runtime, TelemetryConfig
-from temporalio.worker import Worker
-from workflows import Node, Plain
+from trees import history, start_plain, start_tree, tell_plain
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import start_engine
-from stateful_workflow.forwarding import MAX_CONCURRENT_SIGNALS
 
-REST_SECONDS = 1.0
-"""What is left to do when the last node has the version is done in this time."""
-
-ROOT = "r"
+ROOT, QUEUE = "r", "costs"
 A_SIGNAL = "a signal"
 
 
 async def of_signals(client: Client, server: int, number: int) -> dict[str, float]:
     """Milliseconds of one signal to a workflow that no worker runs, many at once."""
-    slots = asyncio.Semaphore(MAX_CONCURRENT_SIGNALS)
+    plain = [f"plain-{n}" for n in range(number)]
 
-    async def start(n: int) -> None:
-        async with slots:
-            await client.start_workflow(Plain.run, id=f"plain-{n}", task_queue="nobody")
+    async def tell() -> float:
+        begun = time.perf_counter()
+        await tell_plain(client, plain)
+        return time.perf_counter() - begun
 
-    async def tell(n: int) -> None:
-        async with slots:
-            await client.get_workflow_handle(f"plain-{n}").signal(Plain.tell, MESSAGE)
-
-    await asyncio.gather(*[start(n) for n in range(number)])
-    await asyncio.sleep(REST_SECONDS)
-    ours, servers, begun = time.process_time(), cpu_seconds(server), time.perf_counter()
-    await asyncio.gather(*[tell(n) for n in range(number)])
-    seconds = time.perf_counter() - begun
-    return {
-        "ms": round(1000 * seconds / number, 2),
-        "client_cpu_ms": round(1000 * (time.process_time() - ours) / number, 2),
-        "server_cpu_ms": round(1000 * (cpu_seconds(server) - servers) / number, 2),
+    await start_plain(client, plain, "nobody")
+    await asyncio.sleep(SETTLE_SECONDS)
+    meter = Meter({"client": [os.getpid()], "server": [server]})
+    await meter.rest()
+    seconds, used = await meter.busy(tell)
+    return {"ms": round(1000 * seconds / number, 2)} | {
+        f"{name}_cpu_ms": round(1000 * busy / number, 2) for name, busy in used.items()
     }
 
 
 async def of_rotations(
-    client: Client, tokens: TokenClient, server: int, name: str, rotations: int, calls: MetricBuffer
+    tokens: TokenClient, client: Client, worker: WorkerProcess, server: int, name: str, number: int
 ) -> dict[str, float]:
     """What a rotation of a tree costs for each node."""
     nodes = list(ids(ROOT, SHAPES[name]))
     looked_at = {"root": nodes[0], "leaf": nodes[-1]}
-    await timed(
-        {f"{node} started" for node in nodes},
-        lambda: tokens.start_workflow(
-            Node.run, SHAPES[name], id=ROOT, task_queue=QUEUE, api_token="t", api_url=URL
-        ),
+    await worker.timed(
+        [f"{node} started" for node in nodes],
+        lambda: start_tree(tokens, SHAPES[name], ROOT, QUEUE),
     )
+    await asyncio.sleep(SETTLE_SECONDS)
+    meter = Meter({"worker": [worker.pid], "server": [server]})
+    await meter.rest()
     runs: list[dict[str, float]] = []
-    for number in range(rotations + 1):
-        await asyncio.sleep(REST_SECONDS)
-        requests(calls)
+    for n in range(number + 1):
         before = {where: await history(client, at) for where, at in looked_at.items()}
-        ours, servers = time.process_time(), cpu_seconds(server)
-        seconds = await timed(set(nodes), lambda: tokens.set(ROOT, f"t-{number}"))  # noqa: B023
-        await asyncio.sleep(REST_SECONDS)
+        await worker.calls()
+        seconds, used = await meter.busy(
+            lambda: worker.timed(nodes, lambda: tokens.set(ROOT, f"t-{n}"))  # noqa: B023
+        )
+        calls = await worker.calls()
         run = {
             "s": seconds,
             "ms": 1000 * seconds / len(nodes),
-            "worker_cpu_ms": 1000 * (time.process_time() - ours) / len(nodes),
-            "server_cpu_ms": 1000 * (cpu_seconds(server) - servers) / len(nodes),
-            **{call: made / len(nodes) for call, made in requests(calls).items()},
+            **{f"{whose}_cpu_ms": 1000 * busy / len(nodes) for whose, busy in used.items()},
+            **{f"calls_{call}": made / len(nodes) for call, made in calls.items()},
         }
         for where, at in looked_at.items():
             events, size = await history(client, at)
             run[f"{where}_events"] = events - before[where][0]
             run[f"{where}_bytes"] = size - before[where][1]
-        say(f"  {name}, {number} of {rotations}: {run['s']:.2f} s")
-        if number > 0:
+        say(f"  {name}, {n} of {number}: {seconds:.2f} s")
+        if n > 0:
             runs.append(run)
     figures = sorted({figure for run in runs for figure in run})
     return {"nodes": len(nodes)} | {
@@ -101,43 +89,23 @@ async def of_rotations(
     }
 
 
-def requests(calls: MetricBuffer) -> dict[str, int]:
-    """How many calls of each kind the SDK has made since it was last asked."""
-    made: collections.Counter[str] = collections.Counter()
-    for update in calls.retrieve_updates():
-        if update.metric.name in ("temporal_request", "temporal_long_request"):
-            made[f"calls_{update.attributes['operation']}"] += int(update.value)
-    return dict(made)
-
-
-async def history(client: Client, workflow_id: str) -> tuple[int, int]:
-    """Events and bytes of a workflow."""
-    described = await client.get_workflow_handle(workflow_id).describe()
-    info = described.raw_description.workflow_execution_info
-    return info.history_length, info.history_size_bytes
-
-
 async def measure(
     shapes: list[str], rotations: int, signals: int, folder: Path
 ) -> dict[str, dict[str, float]]:
     keyring = Keyring.generate()
-    calls = MetricBuffer(1_000_000)
-    runtime = Runtime(telemetry=TelemetryConfig(metrics=calls))
+    file = folder / "keyring.json"
+    keyring.save(file)
     results: dict[str, dict[str, float]] = {}
     for name in [A_SIGNAL, *shapes]:
         async with start_engine(db=folder / f"{name}.db", ui=False) as engine:
-            client = await Client.connect(
-                engine.address, plugins=[StatefulPlugin(keyring)], runtime=runtime
-            )
+            client = await Client.connect(engine.address, plugins=[StatefulPlugin(keyring)])
             server = server_pid(engine.address)
             if name == A_SIGNAL:
                 results[name] = await of_signals(client, server, signals)
                 continue
             tokens = TokenClient(client, keyring)
-            async with Worker(
-                client, task_queue=QUEUE, workflows=[Node], max_cached_workflows=10_000
-            ):
-                results[name] = await of_rotations(client, tokens, server, name, rotations, calls)
+            async with start_worker(engine.address, QUEUE, file, counts_calls=True) as worker:
+                results[name] = await of_rotations(tokens, client, worker, server, name, rotations)
     return results
 
 

@@ -27,28 +27,30 @@ from activities import (
     open_token,
     use_token,
 )
-from processes import WorkerProcess, cpu_seconds, resident_bytes, server_pid, start_worker
+from processes import (
+    SETTLE_SECONDS,
+    Meter,
+    WorkerProcess,
+    resident_bytes,
+    server_pid,
+    start_worker,
+)
 from secret_manager import SecretManager
 from shapes import ids
 from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Worker
-from workflows import ByHand, Node, Plain, PlainChild, PlainParent, StatefulChild, StatefulParent
+from trees import MESSAGE, URL, start_plain, tell_plain
+from workflows import ByHand, Node, PlainChild, PlainParent, StatefulChild, StatefulParent
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import start_engine
-from stateful_workflow.forwarding import MAX_CONCURRENT_SIGNALS
 
-URL = "https://api.example.com"
 PATIENCE_SECONDS = 120.0
 REFRESH_SECONDS = 2
-MESSAGE = "x" * 1200  # about what a sealed token weighs
 PLAIN, OURS = "plain", "ours"
 WAYS = ("token", "uncached", "cached")
 TREE = 20  # children, where staleness is measured
 REFERENCE = "customer/api-token"
-IDLE_SECONDS = 4.0
-SETTLE_SECONDS = 2.0
-"""What was under way ends within."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Server:
         self, kind: str, run: Any, args: Sequence[Any], workflow_id: str
     ) -> WorkflowHandle[Any, Any]:
         """Start a workflow on the queue of its kind, with a token where it has the plugin."""
-        queue = f"{kind}-apart" if run in (Plain.run, ByHand.run, Node.run) else kind
+        queue = f"{kind}-apart" if run in (ByHand.run, Node.run) else kind
         if kind == PLAIN:
             return await self.plain.start_workflow(run, args=args, id=workflow_id, task_queue=queue)
         return await self.tokens.start_workflow(
@@ -247,64 +249,47 @@ class Cpu:
         self._server = server
         self._workers = workers
         self._size = size
-        self._pids = {
-            "worker": [worker.pid for worker in workers.values()],
-            "server": [server_pid(server.address)],
-            "client": [os.getpid()],
-        }
-        self._slots = asyncio.Semaphore(MAX_CONCURRENT_SIGNALS)
+        self._meter = Meter(
+            {
+                "worker": [worker.pid for worker in workers.values()],
+                "server": [server_pid(server.address)],
+                "client": [os.getpid()],
+            }
+        )
         self._plain, self._hand, self._ours = (
             list(ids(f"cpu-{server.name}-{kind}", [size.told])) for kind in (PLAIN, "hand", OURS)
         )
 
     async def start(self) -> None:
         """Start the plain workflows and both trees."""
-
-        async def start_plain(workflow_id: str) -> None:
-            async with self._slots:
-                await self._server.start(PLAIN, Plain.run, [], workflow_id)
-
-        await asyncio.gather(*[start_plain(workflow_id) for workflow_id in self._plain])
+        await start_plain(self._server.plain, self._plain, f"{PLAIN}-apart")
         for kind, run, nodes in (
             (PLAIN, ByHand.run, self._hand),
             (OURS, Node.run, self._ours),
         ):
-            await start_tree(self._server, self._workers[kind], kind, run, nodes)
+            await start_family(self._server, self._workers[kind], kind, run, nodes)
 
     async def run(self, number: int) -> dict[str, float]:
         """Milliseconds of CPU a workflow, by kind and process."""
 
-        async def tell(workflow_id: str) -> None:
-            async with self._slots:
-                handle = self._server.plain.get_workflow_handle(workflow_id)
-                await handle.signal("tell", MESSAGE)
-
-        async def tell_all() -> None:
-            await asyncio.gather(*[tell(workflow_id) for workflow_id in self._plain])
+        async def tell_root() -> None:
+            await self._server.plain.get_workflow_handle(self._hand[0]).signal("tell", MESSAGE)
 
         async def set_token() -> None:
             await self._server.tokens.set(self._ours[0], f"t-{number}")
 
         figures: dict[str, float] = {}
-        before = self._used()
-        await asyncio.sleep(IDLE_SECONDS)
-        idle = {name: (used - before[name]) / IDLE_SECONDS for name, used in self._used().items()}
+        await self._meter.rest()
         for how, kind, nodes, act in (
-            ("limit", PLAIN, self._plain, tell_all),
-            ("by hand", PLAIN, self._hand, lambda: tell(self._hand[0])),
+            ("limit", PLAIN, self._plain, lambda: tell_plain(self._server.plain, self._plain)),
+            ("by hand", PLAIN, self._hand, tell_root),
             ("set", OURS, self._ours, set_token),
         ):
-            before, begun = self._used(), time.monotonic()
-            await self._workers[kind].timed(nodes, act)
-            await asyncio.sleep(SETTLE_SECONDS)
-            seconds = time.monotonic() - begun
-            for name, used in self._used().items():
-                busy = max(0.0, used - before[name] - idle[name] * seconds)
-                figures[f"{how} {name}"] = 1000 * busy / len(nodes)
+            worker = self._workers[kind]
+            _, used = await self._meter.busy(lambda: worker.timed(nodes, act))  # noqa: B023
+            for name, seconds in used.items():
+                figures[f"{how} {name}"] = 1000 * seconds / len(nodes)
         return figures
-
-    def _used(self) -> dict[str, float]:
-        return {name: sum(map(cpu_seconds, pids)) for name, pids in self._pids.items()}
 
 
 async def measure_memory(server: Server, number: int, size: Size) -> dict[str, float]:
@@ -315,14 +300,14 @@ async def measure_memory(server: Server, number: int, size: Size) -> dict[str, f
             sizes: list[int] = []
             for children in (10, size.idle):  # the first few bring what is needed once
                 root = f"idle-{server.name}-{kind}-{number}-{children}"
-                await start_tree(server, worker, kind, run, list(ids(root, [children])))
+                await start_family(server, worker, kind, run, list(ids(root, [children])))
                 await asyncio.sleep(SETTLE_SECONDS)
                 sizes.append(resident_bytes(worker.pid))
             figures[kind] = (sizes[1] - sizes[0]) / 1000 / (size.idle + 1)
     return figures
 
 
-async def start_tree(
+async def start_family(
     server: Server, worker: WorkerProcess, kind: str, run: Any, nodes: Sequence[str]
 ) -> None:
     """Start a root that starts its children, until all run."""

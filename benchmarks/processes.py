@@ -8,22 +8,31 @@ So that what the worker uses, what the server uses and what the client uses can 
 from __future__ import annotations
 
 import asyncio
+import collections
 import multiprocessing
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import arrivals
 from temporalio.client import Client
+from temporalio.runtime import MetricBuffer, Runtime, TelemetryConfig
 from temporalio.worker import Worker
 from workflows import ByHand, Node, Plain
 
 from stateful_workflow import Keyring, StatefulPlugin
 
 PATIENCE_SECONDS = 600.0
+
+
+IDLE_SECONDS = 4.0
+SETTLE_SECONDS = 2.0
+"""What was under way ends within."""
+
+Result = TypeVar("Result")
 
 
 class WorkerProcess:
@@ -50,6 +59,11 @@ class WorkerProcess:
         await acting
         return seconds
 
+    async def calls(self) -> dict[str, int]:
+        """How many calls of each kind it has made since it was last asked, where they count."""
+        self._connection.send(None)
+        return await asyncio.to_thread(self._connection.recv)
+
     async def answer(self) -> None:
         """Wait until it is ready, or the last one has arrived."""
         await asyncio.to_thread(self._answer)
@@ -64,18 +78,24 @@ class WorkerProcess:
 
 @asynccontextmanager
 async def start_worker(
-    address: str, queue: str, keyring: Path | None, cached: int = 10_000
+    address: str,
+    queue: str,
+    keyring: Path | None,
+    cached: int = 10_000,
+    *,
+    counts_calls: bool = False,
 ) -> AsyncGenerator[WorkerProcess, None]:
     """Start a worker process.
 
     Args:
         keyring: its file; with one the worker has the plugin.
         cached: how many workflows it keeps in memory.
+        counts_calls: for `WorkerProcess.calls`.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(
-        target=_work, args=(address, queue, keyring, cached, theirs), daemon=True
+        target=_work, args=(address, queue, keyring, cached, counts_calls, theirs), daemon=True
     )
     process.start()
     assert process.pid is not None  # noqa: S101 - it was started
@@ -94,10 +114,17 @@ def _work(*args: Any) -> None:
 
 
 async def _serve(
-    address: str, queue: str, keyring: Path | None, cached: int, connection: Connection
+    address: str,
+    queue: str,
+    keyring: Path | None,
+    cached: int,
+    counts_calls: bool,
+    connection: Connection,
 ) -> None:
     plugins = [] if keyring is None else [StatefulPlugin(Keyring.load(keyring))]
-    client = await Client.connect(address, plugins=plugins)
+    metrics = MetricBuffer(1_000_000)
+    runtime = Runtime(telemetry=TelemetryConfig(metrics=metrics)) if counts_calls else None
+    client = await Client.connect(address, plugins=plugins, runtime=runtime)
     async with Worker(
         client,
         task_queue=queue,
@@ -107,9 +134,12 @@ async def _serve(
         connection.send(None)
         while True:
             try:
-                expected: set[str] = await asyncio.to_thread(connection.recv)
+                expected: set[str] | None = await asyncio.to_thread(connection.recv)
             except EOFError:
                 return
+            if expected is None:
+                connection.send(_calls(metrics))
+                continue
             arrivals.expect(expected)
             connection.send(None)
             try:
@@ -118,6 +148,47 @@ async def _serve(
                 connection.send(str(error))
             else:
                 connection.send(None)
+
+
+def _calls(metrics: MetricBuffer) -> dict[str, int]:
+    made: collections.Counter[str] = collections.Counter()
+    for update in metrics.retrieve_updates():
+        if update.metric.name in ("temporal_request", "temporal_long_request"):
+            made[str(update.attributes["operation"])] += int(update.value)
+    return dict(made)
+
+
+class Meter:
+    """What processes use of the CPU, beyond what they use while idle.
+
+    Args:
+        pids: of the processes, by a name for what is added up.
+    """
+
+    def __init__(self, pids: Mapping[str, Sequence[int]]) -> None:
+        self._pids = pids
+        self._idle = dict.fromkeys(pids, 0.0)
+
+    async def rest(self) -> None:
+        """Look at what they use while there is nothing to do."""
+        before = self._used()
+        await asyncio.sleep(IDLE_SECONDS)
+        self._idle = {name: s / IDLE_SECONDS for name, s in self._since(before).items()}
+
+    async def busy(self, act: Callable[[], Awaitable[Result]]) -> tuple[Result, dict[str, float]]:
+        """What an act gave, and the seconds of CPU it used until all was settled."""
+        before, begun = self._used(), time.monotonic()
+        result = await act()
+        await asyncio.sleep(SETTLE_SECONDS)
+        passed = time.monotonic() - begun
+        used = self._since(before)
+        return result, {name: max(0.0, s - self._idle[name] * passed) for name, s in used.items()}
+
+    def _used(self) -> dict[str, float]:
+        return {name: sum(map(cpu_seconds, pids)) for name, pids in self._pids.items()}
+
+    def _since(self, before: dict[str, float]) -> dict[str, float]:
+        return {name: used - before[name] for name, used in self._used().items()}
 
 
 def server_pid(address: str) -> int:

@@ -38,16 +38,14 @@ from rich.table import Table
 from shapes import QUICK_SHAPES, SHAPES, SHAPES_OF_THE_BARS, count, ids
 from temporalio.client import Client
 from temporalio.worker import Worker
+from trees import MESSAGE, history, start_plain, start_tree, tell_plain
 from workflows import ByHand, Node, Plain
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import start_engine
-from stateful_workflow.forwarding import MAX_CONCURRENT_SIGNALS
 
 QUEUE = "bench"
-URL = "https://api.example.com"
 PATIENCE_SECONDS = 300.0
-MESSAGE = "x" * 1200  # about what a sealed token weighs
 
 MOST_REPETITIONS = 8
 """By hand, each adds 3,800 events to the history of 1+1900's root, which ends at 51,200."""
@@ -89,44 +87,38 @@ class Bench:
         self.nodes = list(ids(f"{name}-ours", shape))
         self._hand = list(ids(f"{name}-hand", shape))
         self._plain = [f"{name}-plain-{n}" for n in range(len(self.nodes))]
-        self._slots = asyncio.Semaphore(MAX_CONCURRENT_SIGNALS)
 
     async def start(self) -> None:
         """Start the plain workflows and both trees."""
-        await asyncio.gather(*[self._start_plain(workflow_id) for workflow_id in self._plain])
-        for run, root in ((Node.run, self.nodes[0]), (ByHand.run, self._hand[0])):
-            expected = self.nodes if run is Node.run else self._hand
-            arrivals.expect({f"{node} started" for node in expected})
-            if run is Node.run:
-                await self._tokens.start_workflow(
-                    run, self._shape, id=root, task_queue=QUEUE, api_token="t", api_url=URL
-                )
-            else:
-                await self._client.start_workflow(run, self._shape, id=root, task_queue=QUEUE)
-            await asyncio.to_thread(arrivals.wait, PATIENCE_SECONDS)
-
-    async def _start_plain(self, workflow_id: str) -> None:
-        async with self._slots:
-            await self._client.start_workflow(Plain.run, id=workflow_id, task_queue=QUEUE)
+        await start_plain(self._client, self._plain, QUEUE)
+        root, by_hand = self.nodes[0], self._hand[0]
+        await timed(
+            {f"{node} started" for node in self.nodes},
+            lambda: start_tree(self._tokens, self._shape, root, QUEUE),
+        )
+        await timed(
+            {f"{node} started" for node in self._hand},
+            lambda: self._client.start_workflow(
+                ByHand.run, self._shape, id=by_hand, task_queue=QUEUE
+            ),
+        )
 
     async def run(self, number: int) -> Run:
         """One repetition; 0 is the one that is left out."""
-        limit = await timed(set(self._plain), self._tell_plain)
-        by_hand = await timed(set(self._hand), lambda: self._tell(self._hand[0], ByHand.tell))
+        limit = await timed(set(self._plain), lambda: tell_plain(self._client, self._plain))
+        by_hand = await timed(set(self._hand), lambda: self._tell(ByHand.tell))
         loop = None
         if number == 1 or 1 < number <= LOOPED_NODES / len(self.nodes) + 1:
-            loop = await timed(
-                set(self._hand), lambda: self._tell(self._hand[0], ByHand.tell_in_turn)
-            )
+            loop = await timed(set(self._hand), lambda: self._tell(ByHand.tell_in_turn))
         ours, signal = await asyncio.gather(
             timed(set(self.nodes), lambda: self._tokens.set(self.nodes[0], f"t-{number}")),
             self._signal_meanwhile(),
         )
-        before = await self._history()
+        before = await history(self._client, self.nodes[0])
         begun = time.perf_counter()
         tree = await self._tokens.rotate(self.nodes[0], f"r-{number}", timeout=PATIENCE_SECONDS)
         rotate = time.perf_counter() - begun
-        after = await self._history()
+        after = await history(self._client, self.nodes[0])
         if len(tree.nodes) != len(self.nodes):
             raise RuntimeError(f"{len(tree.nodes)} nodes were seen, not {len(self.nodes)}")
         return Run(
@@ -140,12 +132,8 @@ class Bench:
             after[1] - before[1],
         )
 
-    async def _tell(self, workflow_id: str, handler: Callable[[Any, str], Any]) -> None:
-        async with self._slots:
-            await self._client.get_workflow_handle(workflow_id).signal(handler, MESSAGE)
-
-    async def _tell_plain(self) -> None:
-        await asyncio.gather(*[self._tell(workflow_id, Plain.tell) for workflow_id in self._plain])
+    async def _tell(self, handler: Callable[[Any, str], Any]) -> None:
+        await self._client.get_workflow_handle(self._hand[0]).signal(handler, MESSAGE)
 
     async def _signal_meanwhile(self) -> float:
         """Seconds in which a user's signal to the root is handled while children are told."""
@@ -159,11 +147,6 @@ class Bench:
                 raise TimeoutError("the signal was not handled")
             await asyncio.sleep(0.01)
         return handled - begun
-
-    async def _history(self) -> tuple[int, int]:
-        described = await self._client.get_workflow_handle(self.nodes[0]).describe()
-        info = described.raw_description.workflow_execution_info
-        return info.history_length, info.history_size_bytes
 
 
 async def timed(reached: set[str], act: Callable[[], Awaitable[object]]) -> float:

@@ -20,7 +20,7 @@ from report import arguments, publish, say, table
 from shapes import ids
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
-from workflows import Node
+from trees import history, start_tree
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import start_engine
@@ -39,18 +39,11 @@ async def measure(shape: list[int], every: float, seconds: float, folder: Path) 
         async with start_worker(engine.address, QUEUE, folder / "keyring.json") as worker:
             await worker.timed(
                 [f"{node} started" for node in ids(ROOT, shape)],
-                lambda: tokens.start_workflow(
-                    Node.run,
-                    shape,
-                    id=ROOT,
-                    task_queue=QUEUE,
-                    api_token="t",
-                    api_url="https://api.example.com",
-                ),
+                lambda: start_tree(tokens, shape, ROOT, QUEUE),
             )
             looked_at = {"root": ROOT, "child": f"{ROOT}-0", "leaf": f"{ROOT}-0-0"}
             pids = {"worker": worker.pid, "server": server_pid(engine.address)}
-            before = {name: await history(client, at) for name, at in looked_at.items()}
+            before = {name: await look(client, at) for name, at in looked_at.items()}
             cpu = {name: cpu_seconds(pid) for name, pid in pids.items()}
             memory = resident_bytes(worker.pid)
             say(f"a rotation every {1000 * every:g} ms …")
@@ -59,7 +52,7 @@ async def measure(shape: list[int], every: float, seconds: float, folder: Path) 
             begun = time.perf_counter()
             tree = await tokens.rotate(ROOT, "the last", timeout=120)
             settled = time.perf_counter() - begun
-            after = {name: await history(client, at) for name, at in looked_at.items()}
+            after = {name: await look(client, at) for name, at in looked_at.items()}
             grown = {
                 name: [new - old for new, old in zip(after[name], before[name], strict=True)]
                 for name in looked_at
@@ -97,13 +90,11 @@ async def storm(
     return time.perf_counter() - begun
 
 
-async def history(client: Client, workflow_id: str) -> tuple[int, int, int]:
+async def look(client: Client, workflow_id: str) -> tuple[int, int, int]:
     """Events, bytes and fan-outs of a workflow."""
-    handle = client.get_workflow_handle(workflow_id)
-    info = (await handle.describe()).raw_description.workflow_execution_info
-    events = (await handle.fetch_history()).events
+    events = (await client.get_workflow_handle(workflow_id).fetch_history()).events
     fanouts = sum(event.event_type in FANOUT for event in events)
-    return info.history_length, info.history_size_bytes, fanouts
+    return *await history(client, workflow_id), fanouts
 
 
 async def main() -> None:
