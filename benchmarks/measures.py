@@ -62,6 +62,7 @@ class Size:
         told: workflows below the root, for the CPU.
         idle: workflows, for the memory.
         slow: repetitions of what takes long: staleness, CPU and memory.
+        warm_up: whether a repetition that is not counted goes before.
     """
 
     children: int = 30
@@ -69,9 +70,10 @@ class Size:
     told: int = 500
     idle: int = 1000
     slow: int = 3
+    warm_up: bool = True
 
 
-QUICK = Size(children=5, activities=30, told=20, idle=50, slow=1)
+QUICK = Size(children=5, activities=30, told=20, idle=50, slow=1, warm_up=False)
 
 
 @dataclass(frozen=True)

@@ -59,9 +59,9 @@ async def repeated(
     size: Size,
     run: Callable[[Server, int, Size], Awaitable[dict[str, float]]],
 ) -> Figures:
-    """All repetitions, the servers taking turns; the first one is not counted."""
+    """All repetitions, the servers taking turns; one before them is not counted."""
     found: Figures = {server.name: [] for server in servers}
-    for n in range(repetitions + 1):
+    for n in range(0 if size.warm_up else 1, repetitions + 1):
         for server in servers[:: 1 if n % 2 else -1]:
             figures = await run(server, n, size)
             told = ", ".join(f"{name} {figure:.3g}" for name, figure in figures.items())
