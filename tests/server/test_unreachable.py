@@ -204,6 +204,30 @@ async def test_a_continued_run_goes_on_asking_what_a_terminated_child_leaves_ali
         await knows(client, queue, f"{queue}-a-x")
 
 
+async def test_a_run_that_has_no_header_asks_with_its_next_fan_out(
+    client: Client, tokens: TokenClient, queue: str, asking: Client
+) -> None:
+    """An older version may have begun it, whose history is to be borne out."""
+    async with start_worker(asking, queue):
+        root = await client.start_workflow(
+            Node.run, Plan({"a": Plan({"x": Plan()})}), id=queue, task_queue=queue
+        )
+        await nodes_run(tokens, queue, 3)
+        await client.get_workflow_handle(f"{queue}-a").terminate()
+
+        async def is_noted() -> bool:
+            return (await status_of(client, queue))["children"][0]["ended"] is True
+
+        await eventually(is_noted)
+        assert await events_of(root, "ACTIVITY_TASK_SCHEDULED") == []
+        assert await events_of(root, "MARKER_RECORDED") == []
+
+        await tokens.rotate(queue, "second", timeout=20, origins=[URL])
+
+        await knows(client, queue, f"{queue}-a-x")
+        assert (await tokens.get(f"{queue}-a-x")).reveal() == "second"
+
+
 async def test_a_reset_run_counts_a_child_as_starting_until_it_says_whose_it_is(
     client: Client, tokens: TokenClient, queue: str, asking: Client, silent: Silent
 ) -> None:
