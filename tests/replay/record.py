@@ -33,6 +33,7 @@ from ..server.support import (
     Unreachable,
     events_of,
     eventually,
+    knows,
     nodes_run,
     reset,
     sealed_at,
@@ -136,12 +137,7 @@ class Scene:
 
     async def knows(self, at: str) -> None:
         """Wait until this is the root's only child."""
-
-        async def is_so() -> bool:
-            children = (await status_of(self.client, self.root))["children"]
-            return [child["id"] for child in children] == [self.root + at]
-
-        await eventually(is_so)
+        await knows(self.client, self.root, self.root + at)
 
     async def next_run(self, act: Callable[[], Awaitable[None]], at: str = "") -> None:
         """Do something that gives a workflow another run, and wait for it."""

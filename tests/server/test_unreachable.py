@@ -6,7 +6,13 @@ import asyncio
 from typing import Any
 
 import pytest
-from temporalio.client import Client, Interceptor, OutboundInterceptor, QueryWorkflowInput
+from temporalio.client import (
+    Client,
+    Interceptor,
+    OutboundInterceptor,
+    QueryWorkflowInput,
+    WorkflowHandle,
+)
 from temporalio.service import RPCError, RPCStatusCode
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
@@ -156,23 +162,30 @@ async def asking(engine: EmbeddedEngine, keyring: Keyring, silent: Silent) -> Cl
     )
 
 
+async def terminate_silent_child(
+    client: Client, tokens: TokenClient, queue: str, silent: Silent
+) -> WorkflowHandle[Any, Any]:
+    """Start a root, its child and a grandchild, and terminate the child, which does not answer."""
+    root = await tokens.start_workflow(
+        Node.run,
+        Plan({"a": Plan({"x": Plan()})}),
+        id=queue,
+        task_queue=queue,
+        api_token="first",
+        api_url=URL,
+    )
+    await nodes_run(tokens, queue, 3)
+    silent.workflow_id = f"{queue}-a"
+    await client.get_workflow_handle(f"{queue}-a").terminate()
+    await silent.is_asked()
+    return root
+
+
 async def test_a_terminated_child_is_asked_until_it_says_what_it_leaves_alive(
     client: Client, tokens: TokenClient, queue: str, asking: Client, silent: Silent
 ) -> None:
     async with start_worker(asking, queue):
-        await tokens.start_workflow(
-            Node.run,
-            Plan({"a": Plan({"x": Plan()})}),
-            id=queue,
-            task_queue=queue,
-            api_token="first",
-            api_url=URL,
-        )
-        await nodes_run(tokens, queue, 3)
-        silent.workflow_id = f"{queue}-a"
-
-        await client.get_workflow_handle(f"{queue}-a").terminate()
-        await silent.is_asked()
+        await terminate_silent_child(client, tokens, queue, silent)
         silent.workflow_id = None
 
         await knows(client, queue, f"{queue}-a-x")
@@ -182,18 +195,7 @@ async def test_a_continued_run_goes_on_asking_what_a_terminated_child_leaves_ali
     client: Client, tokens: TokenClient, queue: str, asking: Client, silent: Silent
 ) -> None:
     async with start_worker(asking, queue):
-        root = await tokens.start_workflow(
-            Node.run,
-            Plan({"a": Plan({"x": Plan()})}),
-            id=queue,
-            task_queue=queue,
-            api_token="first",
-            api_url=URL,
-        )
-        await nodes_run(tokens, queue, 3)
-        silent.workflow_id = f"{queue}-a"
-        await client.get_workflow_handle(f"{queue}-a").terminate()
-        await silent.is_asked()
+        root = await terminate_silent_child(client, tokens, queue, silent)
         before = await run_id(client, queue)
 
         await root.signal("go_on")
