@@ -74,6 +74,7 @@ class NodeInbound(WorkflowInboundInterceptor):
             return await super().execute_workflow(input)
         if node.recovering:
             await node.recover()
+        node.ask()
         node.wake()
         try:
             result = await self._until_continued(

@@ -354,6 +354,7 @@ class Node:
         """
         if runs and self.ledger.is_new(child_id, start) and self._may_ask():
             self.ledger.runs_already(child_id)
+            self.ask()
         else:
             self.ledger.start_failed(child_id, start)
         self._fanout.again()
@@ -400,6 +401,8 @@ class Node:
         settled = settled or not self._may_ask()
         self.ledger.end_child(child_id, start, settled=settled)
         self._fanout.child_ended()
+        if not settled:
+            self.ask()
         self.wake()
 
     def _found_children(self) -> None:
@@ -447,11 +450,14 @@ class Node:
             self.rotations_left(),
         )
 
+    def ask(self) -> None:
+        """Ask what there is to ask, now that there may be something."""
+        if not self.recovering:
+            self._questions.begin()
+
     def wake(self) -> None:
         """Let the loop look again; it runs only while there is something to do."""
         self._woken = True
-        if not self.recovering:
-            self._questions.begin()
         if not self.recovering and self._busy() and (self._task is None or self._task.done()):
             self._task = asyncio.create_task(self._work())
 
@@ -523,6 +529,7 @@ class Node:
         self._first_held = {}
         self.recovering = False
         self._record_start()
+        self.ask()
         self.wake()
 
     def _resume(self, start: Start) -> None:
