@@ -6,7 +6,8 @@ these in every repetition:
 - *limit*: a plain client signals as many unrelated plain workflows, as many at once as our
   fan-out, until the last handler has run;
 - *by hand*: a tree of plain workflows of the same shape, each signalling its children from
-  workflow code with ``asyncio.gather``, unsealed;
+  workflow code with ``asyncio.gather``, unsealed. Of a tree with more than `MANY` nodes it runs
+  in the first counted repetition only;
 - *loop*: the same, but each child awaited before the next. It is slow, so it runs in the
   first counted repetition, and in more only where the tree is small;
 - *set*: `TokenClient.set` at the root, until the last node holds the version, counted in the
@@ -48,13 +49,10 @@ QUEUE = "bench"
 PATIENCE_SECONDS = 300.0
 
 MOST_REPETITIONS = 8
-MOST_OF_MANY = 2
-"""Of trees with more than `MANY` nodes.
-
-By hand, each adds 3,800 events to the history of 1+1900's root; with 30,000 it was seen to take
-longer to replay than the SDK lets a task run.
-"""
 MANY = 1500
+"""By hand, each message adds 3,800 events to the history of 1+1900's root; with some 17,000 it was
+seen to take longer to replay than the SDK lets a task run.
+"""
 LOOPED_NODES = 500
 """A loop takes about 0.1 s a child, so that one of 1+1900 takes minutes."""
 
@@ -63,11 +61,11 @@ LOOPED_NODES = 500
 class Run:
     """Seconds of one repetition, and what its `rotate` added to the root's history.
 
-    `loop` is None in repetitions without it.
+    `by_hand` and `loop` are None in repetitions without them.
     """
 
     limit: float
-    by_hand: float
+    by_hand: float | None
     loop: float | None
     set: float
     rotate: float
@@ -112,8 +110,9 @@ class Bench:
     async def run(self, number: int) -> Run:
         """One repetition; 0 is the one that is left out."""
         limit = await timed(set(self._plain), lambda: tell_plain(self._client, self._plain))
-        by_hand = await timed(set(self._hand), lambda: self._tell(ByHand.tell))
-        loop = None
+        by_hand = loop = None
+        if number == 1 or len(self.nodes) <= MANY:
+            by_hand = await timed(set(self._hand), lambda: self._tell(ByHand.tell))
         if number == 1 or 1 < number <= LOOPED_NODES / len(self.nodes) + 1:
             loop = await timed(set(self._hand), lambda: self._tell(ByHand.tell_in_turn))
         ours, signal = await asyncio.gather(
@@ -203,15 +202,15 @@ async def measure(
                 for database in databases
             }
             runs: dict[str, list[Run]] = {database: [] for database in databases}
-            most = MOST_OF_MANY if count(SHAPES[shape]) > MANY else repetitions
-            for n in range(min(repetitions, most) + 1):
+            for n in range(repetitions + 1):
                 for database in databases[:: 1 if n % 2 else -1]:
                     run = await benches[database].run(n)
+                    by_hand = "" if run.by_hand is None else f"by hand {run.by_hand:.3f} s, "
                     loop = "" if run.loop is None else f"loop {run.loop:.3f} s, "
                     say(
                         f"  {n} of {repetitions}, {database}: limit {run.limit:.3f} s, "
-                        f"by hand {run.by_hand:.3f} s, {loop}"
-                        f"set {run.set:.3f} s, rotate {run.rotate:.3f} s"
+                        f"{by_hand}{loop}set {run.set:.3f} s (a signal {run.signal:.2f} s), "
+                        f"rotate {run.rotate:.3f} s, {run.events} events"
                     )
                     if n > 0:
                         runs[database].append(run)
@@ -220,31 +219,37 @@ async def measure(
 
 
 def summary(shape: str, database: str, runs: list[Run]) -> dict[str, Any]:
-    """Medians of a shape's repetitions."""
+    """Medians of a shape's repetitions, each over those that have the figure."""
 
-    def median(of: Callable[[Run], float]) -> float:
-        return round(statistics.median(of(run) for run in runs), 3)
+    def median(of: Callable[[Run], float | None]) -> float:
+        figures = [figure for figure in map(of, runs) if figure is not None]
+        return round(statistics.median(figures), 3)
 
-    loops = [(run.loop, run.loop / run.limit) for run in runs if run.loop is not None]
+    def times(figure: float | None, other: float) -> float | None:
+        return None if figure is None else figure / other
+
     spread = Spread.of([run.set / run.limit for run in runs])
     return {
         "shape": shape,
         "nodes": count(SHAPES[shape]),
         "database": database,
         "repetitions": len(runs),
-        "loop_repetitions": len(loops),
+        "by_hand_repetitions": sum(run.by_hand is not None for run in runs),
+        "loop_repetitions": sum(run.loop is not None for run in runs),
         "limit_s": median(lambda run: run.limit),
         "by_hand_s": median(lambda run: run.by_hand),
-        "loop_s": round(statistics.median(seconds for seconds, _ in loops), 3),
+        "loop_s": median(lambda run: run.loop),
         "set_s": median(lambda run: run.set),
         "rotate_s": median(lambda run: run.rotate),
-        "by_hand_to_limit": median(lambda run: run.by_hand / run.limit),
-        "loop_to_limit": round(statistics.median(ratio for _, ratio in loops), 3),
+        "by_hand_to_limit": median(lambda run: times(run.by_hand, run.limit)),
+        "loop_to_limit": median(lambda run: times(run.loop, run.limit)),
         "set_to_limit": median(lambda run: run.set / run.limit),
         "lowest_set_to_limit": round(spread.lowest, 3),
         "highest_set_to_limit": round(spread.highest, 3),
         "rotate_to_limit": median(lambda run: run.rotate / run.limit),
-        "set_to_by_hand": median(lambda run: run.set / run.by_hand),
+        "set_to_by_hand": median(
+            lambda run: None if run.by_hand is None else run.set / run.by_hand
+        ),
         "signal_s": median(lambda run: run.signal),
         "slowest_signal_s": round(max(run.signal for run in runs), 3),
         "root_events": median(lambda run: run.events),
@@ -291,7 +296,8 @@ def tables(results: list[dict[str, Any]]) -> list[Table]:
                     name,
                     f"{r['limit_s']:.3f}",
                     *(f"{r[f'{kind}_s']:.3f} ({r[f'{kind}_to_limit']:.2f})" for kind in kinds),
-                    f"{r['repetitions']} (loop {r['loop_repetitions']})",
+                    f"{r['repetitions']} (by hand {r['by_hand_repetitions']}, loop "
+                    f"{r['loop_repetitions']})",
                 ]
                 for name, r in zip(names, results, strict=True)
             ],

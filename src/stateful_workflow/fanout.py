@@ -54,6 +54,7 @@ class Fanout:
         self._asked = 0
         self._follows = False
         self._starts: dict[str, int] = {}
+        self._ended = self._count_ended()
         self.reasons: dict[str, str] = {}
         """For each child that could not be told, why."""
         self.by_update: set[str] = set()
@@ -78,8 +79,11 @@ class Fanout:
 
     def child_ended(self) -> None:
         """A child closed; what it leaves alive is adopted with the next fan-out, or at last now."""
-        ended = sum(child.ended for child in self._ledger.children.values())
-        self._again = self._again or ended >= _ADOPT_AT
+        self._ended += 1
+        self._again = self._again or self._ended >= _ADOPT_AT
+
+    def _count_ended(self) -> int:
+        return sum(child.ended for child in self._ledger.children.values())
 
     @property
     def is_busy(self) -> bool:
@@ -171,6 +175,7 @@ class Fanout:
                 continue
             self._ledger.adopt(child_id, read_children(orphans))
             self._again = self._again or bool(orphans)
+        self._ended = self._count_ended()
         self.reasons = dict(result.failed)
         # A closed child that could not be asked waits for the next fan-out, without a timer.
         # Not by who was told: a changed class keyword must change no timer of an old history.
@@ -186,7 +191,7 @@ class Fanout:
 async def _locally(request: ForwardRequest) -> ForwardResult:
     return await workflow.execute_local_activity(
         FORWARD,
-        request,
+        vars(request),  # the converter would copy a dataclass deeply first, in each replay too
         result_type=ForwardResult,
         start_to_close_timeout=timedelta(seconds=request.seconds) + _LAST_CALL,
         retry_policy=RetryPolicy(maximum_attempts=1),
@@ -196,7 +201,7 @@ async def _locally(request: ForwardRequest) -> ForwardResult:
 async def _ordinarily(request: ForwardRequest) -> ForwardResult:
     return await workflow.execute_activity(
         FORWARD,
-        request,
+        vars(request),
         result_type=ForwardResult,
         start_to_close_timeout=timedelta(seconds=request.seconds) + 2 * _LAST_CALL,
         schedule_to_close_timeout=_ORDINARY_TIMEOUT,
