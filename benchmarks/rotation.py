@@ -22,6 +22,7 @@ ratios; the first repetition is left out.
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import statistics
 import tempfile
@@ -184,6 +185,7 @@ async def prepared(
             bench = Bench(client, TokenClient(client, keyring), SHAPES[shape], database)
             say(f"{shape}, {database}: starting {nodes} plain workflows and two such trees …")
             await bench.start()
+            gc.freeze()  # a full collection over thousands of workflows takes a second or more
             yield bench
 
 
