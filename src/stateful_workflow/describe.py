@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime, timezone
-from typing import Any, cast
+from typing import Any, Final, TypeGuard, cast
 
 from .ledger import ALL, Child, Ledger
-from .messages import Message
+from .messages import MAX_LIST, Message, valid_name
 from .status import TokenStatus
+
+_ID_BYTES: Final = 1000
 
 
 def status_of(ledger: Ledger, message: Message, now: int) -> TokenStatus:
@@ -30,21 +32,44 @@ def status_of(ledger: Ledger, message: Message, now: int) -> TokenStatus:
     ).at(now / 1000)
 
 
-def read_children(children: Iterable[Mapping[str, Any]]) -> list[tuple[Child, dict[str, bool]]]:
-    """The children in an `apiTokenStatus` answer, with what each is kept from softly.
+def known_children(status: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The children in an `apiTokenStatus` answer, with what an adoption goes by and no more.
 
-    Without those that may not be its children at all. The answer may have been written in
-    whatever language and version.
+    Without those that may not be its children at all, or cannot be workflows. The answer may have
+    been written in whatever language and version, or by a workflow that wants to do harm.
     """
+    children: object = status.get("children")
+    known = cast("list[object]", children) if isinstance(children, list) else []
+    return [
+        {
+            "id": child["id"],
+            "type": _as_type(child.get("type")),
+            "ended": child.get("ended") is True,
+            **{member: _names(child, member) for member in ("hard", "withheld", "shared")},
+        }
+        for child in known
+        if _is_child(child)
+    ]
+
+
+def _is_child(value: object) -> TypeGuard[dict[str, Any]]:
+    if not isinstance(value, dict):
+        return False
+    child = cast("dict[str, object]", value)
+    return child.get("running") is not True and _is_id(child.get("id"))
+
+
+def read_children(children: Iterable[Mapping[str, Any]]) -> list[tuple[Child, dict[str, bool]]]:
+    """What `known_children` found, with what each child is kept from softly."""
     read: list[tuple[Child, dict[str, bool]]] = []
     for data in children:
-        if data.get("running") is True:
+        if not _is_child(data):  # a history may hold what an earlier version took
             continue
         hard = frozenset(_names(data, "hard"))
         kept = {name: True for name in _names(data, "withheld") if name not in hard}
         child = Child(
-            id=str(data.get("id")),
-            type=str(data.get("type")),
+            id=data["id"],
+            type=_as_type(data.get("type")),
             ended=data.get("ended") is True,
             withheld=hard,
         )
@@ -52,9 +77,28 @@ def read_children(children: Iterable[Mapping[str, Any]]) -> list[tuple[Child, di
     return read
 
 
+def _is_id(value: object) -> TypeGuard[str]:
+    """Whether this can be a workflow id: 1 to 1,000 bytes of UTF-8 (the server's limit)."""
+    if not isinstance(value, str) or not value:
+        return False
+    try:
+        return len(value.encode()) <= _ID_BYTES
+    except UnicodeEncodeError:  # half of a surrogate pair, as JSON may have it
+        return False
+
+
+def _as_type(value: object) -> str:
+    """A workflow type, which is shown and compared, or an empty one."""
+    return value if _is_id(value) else ""
+
+
 def _names(data: Mapping[str, Any], member: str) -> list[str]:
-    names: object = data.get(member)
-    return [str(name) for name in cast("list[object]", names)] if isinstance(names, list) else []
+    """The credential names in a member; more than a few are every name, or where shared, none."""
+    listed: object = data.get(member)
+    known = cast("list[object]", listed) if isinstance(listed, list) else []
+    if len(known) > MAX_LIST:
+        return [] if member == "shared" else [ALL]
+    return [name for name in known if isinstance(name, str) and (name == ALL or valid_name(name))]
 
 
 def describe_ledger(
@@ -91,7 +135,8 @@ def describe_ledger(
                 "id": child.id,
                 "type": child.type,
                 "confirmed": child.confirmed,
-                "ended": child.ended,
+                # Of one that did not settle it is not known; who takes it over finds out.
+                "ended": child.ended and not child.unsettled,
                 "running": child.running,
                 "withheld": list(ledger.withheld_from(child.id)),
                 "shared": list(ledger.shared_with(child.id)),

@@ -32,6 +32,8 @@ _PAUSE: Final = timedelta(milliseconds=200)
 _FIRST_RETRY_MS: Final = 1_000
 _LONGEST_RETRY_MS: Final = 300_000
 _ADOPT_AT: Final = 200
+_REQUEST_BYTES: Final = 500_000
+"""Of ids and types in one request: the server ends a workflow that sends more than 2 MB."""
 
 Told = Mapping[str, list[Message]]
 
@@ -134,24 +136,31 @@ class Fanout:
         messages: dict[str, int] = {}
         told: dict[str, list[Message]] = {}
         targets: list[tuple[str, str, list[int]]] = []
+        room = _REQUEST_BYTES
         for child, lacking in self._ledger.to_tell():
+            room -= len(child.id) + len(child.type)
+            if room < 0:
+                self._again = True
+                break
             indexes = [messages.setdefault(message.text, len(messages)) for message in lacking]
             targets.append((child.id, child.type, indexes))
             told[child.id] = lacking
         self._record.owes(len(targets))
         # Who did not settle is asked beside the fan-outs (`questions`).
-        ended = [
-            child.id
-            for child in self._ledger.children.values()
-            if child.ended and not child.unsettled
-        ]
+        ended: list[str] = []
+        for child in self._ledger.children.values():
+            room -= len(child.id) if child.ended else 0
+            if room < 0:
+                self._again = True
+                break
+            if child.ended and not child.unsettled:
+                ended.append(child.id)
         self._starts = {child.id: child.start for child in self._ledger.children.values()}
         return ForwardRequest(list(messages), targets, ended, seconds), told
 
     def _is_same(self, child_id: str) -> bool:
         """Whether a child is the one that the fan-out began with, not a later one of its id."""
-        child = self._ledger.children.get(child_id)
-        return child is not None and child.start == self._starts.get(child_id)
+        return self._ledger.is_of(child_id, self._starts.get(child_id, -1))
 
     def _settle(self, result: ForwardResult, request: ForwardRequest, told: Told) -> None:
         for child_id in result.plain:

@@ -1,4 +1,4 @@
-"""The activities a node runs: forward to its children, renew its trust, recover its state.
+"""The activities a node runs: forward to its children, ask, renew its trust, recover its state.
 
 Their names stand in histories, so they never change. `statefulForward` runs first as a
 local activity for about a second and then, for what is left, as an ordinary one
@@ -8,16 +8,19 @@ local activity for about a second and then, for what is left, as an ordinary one
 from __future__ import annotations
 
 import asyncio
+import json
+import random
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
 from typing import Any, Final, cast
 
 from temporalio import activity
 from temporalio.client import (
     Client,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
     WorkflowHandle,
     WorkflowQueryFailedError,
     WorkflowUpdateRPCTimeoutOrCancelledError,
@@ -27,6 +30,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from .audit.events import AuditEvent, of_message
+from .describe import known_children
 from .errors import KeyringError
 from .keyring import Keyring
 from .ledger import TOO_NEW
@@ -39,6 +43,21 @@ MAX_CONCURRENT_SIGNALS: Final = 100
 """Signals in flight from one worker process, whatever the number of nodes it runs."""
 
 _RPC_TIMEOUT: Final = timedelta(seconds=5)
+_ASK_SECONDS: Final = 12.0
+_LOCAL_ASK_SECONDS: Final = 4.0
+_RESULT_BYTES: Final = 1_000_000
+_ANSWER_BYTES: Final = 1_800_000
+_REASON_CHARACTERS: Final = 300
+
+NO_ANSWER: Final = "NoAnswer"
+"""The type of the error with which `statefulAsk` says that nothing was answered."""
+
+_NO_QUERY: Final = (
+    "expected but not found",  # Python, .NET, Ruby
+    "KnownQueryTypes=",  # Go, PHP
+    "did not register a handler for",  # TypeScript
+    "Unknown query type",  # Java
+)
 
 
 @dataclass(frozen=True)
@@ -98,17 +117,27 @@ class AskRequest:
 
 @dataclass(frozen=True)
 class AskResult:
-    """What those that answered said.
+    """What was answered; who is named nowhere did not answer.
 
     Attributes:
-        closed: the children each last knew.
-        running: the first run of the parent that started each; None where there is none.
+        closed: of those taken for closed, the children each last knew; none where its id is
+            another workflow's by now.
+        open: ids of those of them that run all the same, as this workflow's children.
+        running: for those that ran when they were to be started, the first run of the parent
+            that started each, in this workflow's chain of runs; None where the parent is another
+            workflow, or there is none.
     """
 
     closed: dict[str, list[dict[str, Any]]] = field(
         default_factory=dict[str, "list[dict[str, Any]]"]
     )
+    open: list[str] = field(default_factory=list[str])
     running: dict[str, str | None] = field(default_factory=dict[str, "str | None"])
+
+    @property
+    def any(self) -> bool:
+        """Whether there is any answer."""
+        return bool(self.closed or self.open or self.running)
 
 
 @dataclass(frozen=True)
@@ -186,7 +215,8 @@ class NodeActivities:
         delivery = _Delivery(request, self._recorder())
         jobs = [self._tell(delivery, target, deadline, result) for target in request.targets]
         await asyncio.gather(*jobs)
-        await asyncio.gather(*[self._ask_closed(id, deadline, result) for id in request.ended])
+        jobs = [self._ask_closed(id, deadline, result, delivery.room) for id in request.ended]
+        await asyncio.gather(*jobs)
         return result
 
     async def _tell(
@@ -223,12 +253,14 @@ class NodeActivities:
             if error.status != RPCStatusCode.NOT_FOUND:
                 result.failed[child_id] = f"{error.status.name}: {error.message}"
                 return
-            await self._ask_closed(child_id, deadline, result)
+            await self._ask_closed(child_id, deadline, result, delivery.room)
         except Exception as error:  # noqa: BLE001 - what a codec raises; the others are to be told
             result.failed[child_id] = type(error).__name__
             delivery.record(target, untold, type(error).__name__)
 
-    async def _ask_closed(self, child_id: str, deadline: float, result: ForwardResult) -> None:
+    async def _ask_closed(
+        self, child_id: str, deadline: float, result: ForwardResult, room: _Room
+    ) -> None:
         """Ask a closed child for the children it last knew (a closed workflow answers queries)."""
         async with self._slots:
             seconds = deadline - time.monotonic()
@@ -239,45 +271,57 @@ class NodeActivities:
             hurried = self._ordinary and activity.info().is_local
             timeout = min(_RPC_TIMEOUT, timedelta(seconds=seconds)) if hurried else _RPC_TIMEOUT
             try:
-                status = await self._status(child_id, timeout)
+                children = known_children(await self._status(child_id, timeout))
+                if room.take(children):
+                    result.closed[child_id] = children
+                else:
+                    result.left.append(child_id)
             except _NoAnswer as error:
                 if hurried and error.late:
                     result.left.append(child_id)
                 else:
                     result.failed[child_id] = f"closed; {error}"
-            else:
-                result.closed[child_id] = _children(status)
 
     @activity.defn(name=ASK)
     async def ask(self, request: AskRequest) -> AskResult:
-        """Ask workflows what only they know; what does not answer is left out.
+        """Ask workflows for their children, and the server for parents; within 12 s, locally 4.
 
         Raises:
-            ApplicationError: none answered; it is to be asked again.
+            ApplicationError: nothing was answered; it is to be asked again.
         """
-        result = AskResult()
-        failed: list[str] = []
+        result, room, failed = AskResult(), _Room(), list[str]()
+        if self._leaves_to_ordinary():
+            raise ApplicationError("left to an ordinary activity", type=NO_ANSWER)
+        seconds = _LOCAL_ASK_SECONDS if activity.info().is_local else _ASK_SECONDS
+        server = _Server(self._client, time.monotonic() + seconds)
 
-        async def one(child_id: str, note: Callable[[dict[str, Any]], None]) -> None:
+        async def note_closed(child_id: str) -> None:
+            described = await server.describe(child_id)
+            if described is None or described.parent_id != activity.info().workflow_id:
+                result.closed[child_id] = []
+            elif described.status == WorkflowExecutionStatus.RUNNING:
+                result.open.append(child_id)
+            else:
+                children = known_children(await self._status(child_id, server.time_left()))
+                if room.take(children):
+                    result.closed[child_id] = children
+
+        async def note_running(child_id: str) -> None:
+            result.running[child_id] = await server.first_run_of_parent(child_id)
+
+        async def one(child_id: str, note: Callable[[str], Awaitable[None]]) -> None:
             try:
                 async with self._slots:
-                    note(await self._status(child_id, _RPC_TIMEOUT))
+                    await note(child_id)
             except _NoAnswer as error:
                 failed.append(f"{child_id}: {error}")
 
-        def note_closed(child_id: str, status: dict[str, Any]) -> None:
-            result.closed[child_id] = _children(status)
-
-        def note_running(child_id: str, status: dict[str, Any]) -> None:
-            parent_run: object = status.get("parent_run")
-            result.running[child_id] = parent_run if isinstance(parent_run, str) else None
-
-        await asyncio.gather(
-            *[one(child_id, partial(note_closed, child_id)) for child_id in request.closed],
-            *[one(child_id, partial(note_running, child_id)) for child_id in request.running],
-        )
-        if not result.closed and not result.running:
-            raise ApplicationError("; ".join(failed), type="NoAnswer")
+        jobs = [one(child_id, note_closed) for child_id in request.closed]
+        jobs += [one(child_id, note_running) for child_id in request.running]
+        random.shuffle(jobs)  # those that are silent use up the time, and are not always first
+        await asyncio.gather(*jobs)
+        if not result.any:
+            raise ApplicationError("; ".join(failed[:10]), type=NO_ANSWER)
         return result
 
     async def _status(self, workflow_id: str, timeout: timedelta) -> dict[str, Any]:
@@ -348,14 +392,86 @@ class _NoAnswer(Exception):
     """A workflow cannot be asked, and why; `late` where the answer did not come in time."""
 
     def __init__(self, why: str, *, late: bool = False) -> None:
-        super().__init__(why)
+        super().__init__(why[:_REASON_CHARACTERS])
         self.late = late
 
 
-def _children(status: Mapping[str, Any]) -> list[dict[str, Any]]:
-    children: object = status.get("children")
-    known = cast("list[object]", children) if isinstance(children, list) else []
-    return [cast("dict[str, Any]", child) for child in known if isinstance(child, dict)]
+class _Room:
+    """How much an activity's result may still hold: the server takes 2 MB."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+
+    def take(self, children: list[dict[str, Any]]) -> bool:
+        """Whether these find room, beside others or alone.
+
+        Raises:
+            _NoAnswer: they never will.
+        """
+        size = len(json.dumps(children))
+        if size > _ANSWER_BYTES:
+            raise _NoAnswer(f"its answer has {size:,} bytes, more than {_ANSWER_BYTES:,}")
+        fits = self._bytes == 0 or self._bytes + size <= _RESULT_BYTES
+        self._bytes += size if fits else 0
+        return fits
+
+
+class _Server:
+    """What the server says of workflows, until a time.
+
+    Args:
+        deadline: in seconds of `time.monotonic`.
+    """
+
+    def __init__(self, client: Client, deadline: float) -> None:
+        self._client = client
+        self._deadline = deadline
+
+    def time_left(self) -> timedelta:
+        """For one call.
+
+        Raises:
+            _NoAnswer: there is none.
+        """
+        seconds = self._deadline - time.monotonic()
+        if seconds <= 0:
+            raise _NoAnswer("not asked in time")
+        return min(_RPC_TIMEOUT, timedelta(seconds=seconds))
+
+    async def first_run_of_parent(self, child_id: str) -> str | None:
+        """The first run of the parent that started a workflow, where that is this workflow.
+
+        The workflow itself is not asked, since it may say anything.
+
+        Raises:
+            _NoAnswer: the server does not say.
+        """
+        own = activity.info().workflow_id
+        described = await self.describe(child_id)
+        if own is None or described is None or described.parent_id != own:
+            return None
+        parent = await self.describe(own, described.parent_run_id)
+        return None if parent is None else parent.raw_info.first_run_id
+
+    async def describe(
+        self, workflow_id: str, run_id: str | None = None
+    ) -> WorkflowExecutionDescription | None:
+        """A workflow, or None where there is none.
+
+        Raises:
+            _NoAnswer: the server does not say.
+        """
+        handle = self._client.get_workflow_handle(workflow_id, run_id=run_id)
+        try:
+            return await handle.describe(rpc_timeout=self.time_left())
+        except RPCError as error:
+            if error.status == RPCStatusCode.NOT_FOUND:
+                return None
+            raise _NoAnswer(f"{error.status.name}: {error.message}") from None
+        except _NoAnswer:
+            raise
+        except Exception as error:  # noqa: BLE001 - an interceptor's, or a status not known here
+            raise _NoAnswer(type(error).__name__) from None
 
 
 class _Delivery:
@@ -363,6 +479,7 @@ class _Delivery:
 
     def __init__(self, request: ForwardRequest, recorder: Recorder) -> None:
         self.messages = [parse(text) for text in request.messages]
+        self.room = _Room()
         self._recorder = recorder
 
     def record(
@@ -414,8 +531,11 @@ async def _deliver(handle: WorkflowHandle[Any, Any], message: str) -> bool:
 
 
 def has_no_query(error: WorkflowQueryFailedError) -> bool:
-    """Whether a query failed because the workflow has none of this name: it takes no part."""
-    return "expected but not found" in error.message
+    """Whether a query failed because the workflow has none of this name: it takes no part.
+
+    Each SDK has its own words for it.
+    """
+    return any(words in error.message for words in _NO_QUERY)
 
 
 def never_ran(error: RPCError) -> bool:

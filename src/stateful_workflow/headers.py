@@ -35,7 +35,6 @@ class Start:
         parent_api_url: its parent's, for a child that has none of its own.
         waiting: messages not judged yet.
         lost: the state of an earlier run was lost, and nothing was set since.
-        parent_run: id of the first run of the parent that started it; None for a root.
         rules: of the commands that the run emits; see `RULES`.
     """
 
@@ -45,7 +44,6 @@ class Start:
     parent_api_url: str | None = None
     waiting: tuple[str, ...] = ()
     lost: bool = False
-    parent_run: str | None = None
     rules: int = RULES
 
     def to_json(self) -> dict[str, Any]:
@@ -57,7 +55,6 @@ class Start:
             "parent_api_url": self.parent_api_url,
             "waiting": list(self.waiting),
             "lost": self.lost,
-            "parent_run": self.parent_run,
             "rules": self.rules,
         }
 
@@ -96,7 +93,6 @@ class Start:
                 parent_api_url=data["parent_api_url"],
                 waiting=tuple(data["waiting"]),
                 lost=bool(data["lost"]),
-                parent_run=data.get("parent_run"),
                 rules=int(data.get("rules", 1)),
             )
         except (KeyError, TypeError) as error:

@@ -197,6 +197,9 @@ class NodeOutbound(WorkflowOutboundInterceptor):
         input.headers = {**input.headers, NODE_HEADER: header}
         try:
             handle = await super().start_child_workflow(input)
+        except asyncio.CancelledError:
+            node.child_start_given_up(input.id, start)
+            raise
         except BaseException as error:
             runs = isinstance(error, WorkflowAlreadyStartedError)
             node.child_failed_to_start(input.id, start, runs=runs)

@@ -98,6 +98,11 @@ class Child:
     start: int = 0
     replaces: Child | None = None
 
+    @property
+    def has_question(self) -> bool:
+        """Whether something is to be asked about it (`stateful_workflow.questions`)."""
+        return self.unsettled or self.running
+
 
 @dataclass(frozen=True)
 class Rejection:
@@ -312,9 +317,9 @@ class Ledger:
 
     def start_failed(self, child_id: str, start: int) -> None:
         """Note that a start failed; a live child of the same id, known before, stays."""
-        child = self.children.get(child_id)
-        if child is None or child.start != start:
+        if not self.is_of(child_id, start):
             return
+        child = self.children[child_id]
         if child.replaces is None:
             self.forget_child(child_id)
         else:
@@ -358,6 +363,24 @@ class Ledger:
         if child is not None and (start is None or start == child.start):
             self.children[child_id] = replace(child, ended=True, unsettled=not settled)
 
+    def reopen_child(self, child_id: str) -> None:
+        """Take back that a child has closed: its handle was given up, and it goes on."""
+        child = self.children[child_id]
+        self.children[child_id] = replace(child, ended=False, unsettled=False)
+
+    def forgo_answers(self) -> None:
+        """Ask no questions: closed children are left to the fan-out, strangers forgotten."""
+        for child in list(self.children.values()):
+            if child.unsettled:
+                self.children[child.id] = replace(child, unsettled=False)
+            elif child.running:
+                self.start_failed(child.id, child.start)
+
+    def is_of(self, child_id: str, start: int) -> bool:
+        """Whether a child is the one of that start, and not a later one of its id."""
+        child = self.children.get(child_id)
+        return child is not None and child.start == start
+
     def forget_child(self, child_id: str) -> None:
         """Drop a child that never started or is plain; what is withheld by its id stays so."""
         self.children.pop(child_id, None)
@@ -372,7 +395,7 @@ class Ledger:
         soft = self.soft.get(closed_id, {})
         self.forget_child(closed_id)
         for orphan, kept in orphans:
-            if orphan.id in self.children or orphan.id in self.path:
+            if orphan.id == closed_id or orphan.id in self.children or orphan.id in self.path:
                 continue
             hard = orphan.withheld | (frozenset[str]() if closed is None else closed.withheld)
             self.children[orphan.id] = replace(

@@ -38,6 +38,7 @@ from .wire import NODE_HEADER, RECOVER
 _DRAIN: Final = timedelta(seconds=10)
 _ADOPTION: Final = timedelta(seconds=5)
 _ADOPTION_TRIES: Final = 3
+_STARTED_WITHIN: Final = timedelta(seconds=3)
 _ASK_AGAIN: Final = timedelta(seconds=10)
 _HEADER_BYTES_A_TASK: Final = 1_000_000
 _CARRIED_WAITING_BYTES: Final = 500_000
@@ -91,7 +92,6 @@ class Node:
             self.api_url = own if own is not None else start.parent_api_url
         # A run without the header may have been begun by any version of this library.
         self._rules = 1 if start is None else start.rules
-        self._parent_run = None if start is None else start.parent_run
         written_by = None if start is None else start.run
         # Retries and cron runs wake with the header of the first start (decision 7).
         self.recovering = info.continued_run_id is not None and info.continued_run_id != written_by
@@ -104,6 +104,8 @@ class Node:
         self._inbox = Inbox(self.ledger, self._record)
         self._fanout = Fanout(self.ledger, self._record)
         self._questions = Questions(self.ledger, self._found_children)
+        self._given_up: list[tuple[str, int]] = []
+        self._asking_later: asyncio.Task[None] | None = None
         if start is not None:
             self._inbox.queue(_parsed(start.waiting))
         self.signals = 0
@@ -260,7 +262,6 @@ class Node:
                 self._fanout.by_update,
             ),
             "type": workflow.info().workflow_type,
-            "parent_run": self._parent_run,
             "api_url": self.api_url,
             "needs_set": self._needs_set(),
             "recovering": self.recovering,
@@ -338,8 +339,7 @@ class Node:
         state = self.ledger.start_child(child, with_messages=fits)
         for name in sorted(withheld):
             self._record.kept_from("withhold", child_id, child_type, name, "start")
-        parent_run = workflow.info().first_execution_run_id
-        return Start(state, parent_api_url=self.api_url, parent_run=parent_run).to_payload()
+        return Start(state, parent_api_url=self.api_url).to_payload()
 
     def child_started(self, child_id: str) -> None:
         """A child's start was confirmed."""
@@ -350,15 +350,37 @@ class Node:
         """A child's start failed; one of the same id that lives is told what came meanwhile.
 
         Where one runs that was not known here, this run may be a reset one, which starts what it
-        has started before: it is asked whose child it is.
+        has started before: the server is asked whose child it is.
         """
         if runs and self.ledger.is_new(child_id, start) and self._may_ask():
             self.ledger.runs_already(child_id)
-            self.ask()
         else:
             self.ledger.start_failed(child_id, start)
+        child = self.ledger.children.get(child_id)
+        if child is not None and child.has_question:
+            self.ask()
         self._fanout.again()
         self.wake()
+
+    def child_start_given_up(self, child_id: str, start: int) -> None:
+        """This workflow was cancelled while a child was being started, which may run all the same.
+
+        The server is asked after a while: a start that is under way is not known to it at once.
+        """
+        if not self.ledger.is_of(child_id, start) or not self._may_ask():
+            self.child_failed_to_start(child_id, start, runs=False)
+            return
+        self._given_up.append((child_id, start))
+        if self._asking_later is None or self._asking_later.done():
+            self._asking_later = asyncio.create_task(self._ask_later())
+
+    async def _ask_later(self) -> None:
+        await workflow.sleep(_STARTED_WITHIN)
+        for child_id, start in self._given_up:
+            if self.ledger.is_of(child_id, start):
+                self.ledger.runs_already(child_id)
+        self._given_up.clear()
+        self.ask()
 
     def _may_ask(self) -> bool:
         """Whether a question may follow here, which an older version of this library did not ask.
@@ -452,8 +474,13 @@ class Node:
 
     def ask(self) -> None:
         """Ask what there is to ask, now that there may be something."""
-        if not self.recovering:
-            self._questions.begin()
+        if self.recovering:
+            return
+        if any(child.has_question for child in self.ledger.children.values()):
+            if self._may_ask():
+                self._questions.begin()
+            else:
+                self.ledger.forgo_answers()
 
     def wake(self) -> None:
         """Let the loop look again; it runs only while there is something to do."""
@@ -565,7 +592,6 @@ class Node:
             None,
             tuple(message.text for message in waiting),
             self.recovering or self._needs_set(),
-            self._parent_run,
         )
 
     def dying_children(self) -> list[str]:

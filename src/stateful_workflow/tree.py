@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, Final, cast
+from typing import Any, Final, TypeGuard, cast
 
 from temporalio.client import (
     Client,
@@ -20,7 +20,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from .budget import FEW_ROTATIONS
 from .errors import NotStateful, NoWorkerAnswers, OperationFailed, WorkflowNotFound
-from .forwarding import never_ran
+from .forwarding import has_no_query, never_ran
 from .ledger import ALL
 from .status import TokenState, TokenStatus, TokenTree, TreeNode
 from .wire import STATUS_QUERY
@@ -30,6 +30,8 @@ MAX_CONCURRENT_QUERIES: Final = 50
 _QUERY_TIMEOUT: Final = timedelta(seconds=10)
 _FIRST_PAUSE_SECONDS: Final = 0.01
 _LONGEST_PAUSE_SECONDS: Final = 0.15
+_LONGEST_RESPITE_SECONDS: Final = 1.0
+"""After an answer that was long in coming, as the status of 1,900 children is."""
 
 _NEVER_RAN: Final[Mapping[str, Any]] = {
     "root": None,
@@ -42,6 +44,13 @@ _NEVER_RAN: Final[Mapping[str, Any]] = {
     "waiting": [],
     "needs_set": False,
     "recovering": False,
+}
+
+_READ_OF_EACH: Final[Mapping[str, set[str]]] = {
+    "tokens": {"name", "authority", "version", "fingerprint", "in_force", "inherit"},
+    "children": {"id", "type", "confirmed", "withheld", "shared", "hard"},
+    "undelivered": {"id", "name"},
+    "waiting": {"name"},
 }
 
 Expected = Mapping[str, int]
@@ -76,9 +85,21 @@ async def ask(client: Client, workflow_id: str) -> Answer:
             status = await _ask_closed(handle)
     except (WorkflowQueryFailedError, RPCError) as error:
         raise query_error(error, workflow_id) from None
-    if not isinstance(status, dict):
+    if not _is_status(status):
         raise NotStateful(f"workflow {workflow_id} answered {STATUS_QUERY} with something else")
-    return Answer(cast("Mapping[str, Any]", status), closed)
+    return Answer(status, closed)
+
+
+def _is_status(value: object) -> TypeGuard[dict[str, Any]]:
+    """Whether an answer has what is read of it here; any workflow can have such a query."""
+    if not isinstance(value, dict):
+        return False
+    status = cast("dict[str, Any]", value)
+    return _NEVER_RAN.keys() <= status.keys() and all(
+        isinstance(status[name], list)
+        and all(isinstance(entry, dict) and members <= entry.keys() for entry in status[name])
+        for name, members in _READ_OF_EACH.items()
+    )
 
 
 async def _ask_closed(handle: WorkflowHandle[Any, Any]) -> object:
@@ -100,7 +121,7 @@ async def _ask_closed(handle: WorkflowHandle[Any, Any]) -> object:
 def query_error(error: WorkflowQueryFailedError | RPCError, workflow_id: str) -> OperationFailed:
     """Say what a failed query or signal means and what to do."""
     if isinstance(error, WorkflowQueryFailedError):
-        if "not found" in str(error):
+        if has_no_query(error):
             return NotStateful(
                 f"workflow {workflow_id} is not a StatefulWorkflow (it has no such query)"
             )
@@ -169,10 +190,12 @@ class TreeWalk:
         by_update: bool = False,
     ) -> None:
         pause = _FIRST_PAUSE_SECONDS
+        asked = time.monotonic()
         while True:
             if answer is None:
                 try:
                     async with self._slots:
+                        asked = time.monotonic()
                         answer = await ask(self._client, workflow_id)
                 except (WorkflowNotFound, NotStateful):
                     return
@@ -192,7 +215,8 @@ class TreeWalk:
                 waiting = not answer.closed and not (node.current and self._is_done(answer))
                 if not waiting or self._is_over():
                     break
-            await asyncio.sleep(pause)
+            respite = min(2 * (time.monotonic() - asked), _LONGEST_RESPITE_SECONDS)
+            await asyncio.sleep(max(pause, respite))
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
             answer = None
         self._nodes[workflow_id] = replace(node, by_update=by_update)

@@ -199,7 +199,6 @@ def test_the_vector_in_the_text_is_the_one_in_the_file() -> None:
 
 STATUS_ONLY_FROM_THE_NODE = {
     "type",
-    "parent_run",
     "api_url",
     "needs_set",
     "recovering",
@@ -248,7 +247,7 @@ def test_the_answers_have_the_members_of_the_text() -> None:
 
 
 def test_the_headers_have_the_members_of_the_text() -> None:
-    start = Start(a_node().dump(), "run", "https://api.example.com", None, ("",), parent_run="")
+    start = Start(a_node().dump(), "run", "https://api.example.com", None, ("",))
     written = block("ledger", "parent_api_url")
     actual = json.loads(json.dumps(start.to_json()))
 
@@ -260,7 +259,7 @@ def test_the_headers_have_the_members_of_the_text() -> None:
 def test_the_activities_take_and_give_what_the_text_says() -> None:
     assert ForwardRequest(**block("targets")).seconds == 1.0
     assert ForwardResult(**block("closed", "ordinary")).ordinary is True
-    assert AskResult(**block("closed", "running")).running
+    assert AskResult(**block("closed", "running")).open
     for name in ("statefulForward", "statefulAsk", "statefulTrust", "statefulRecover"):
         assert f"`{name}`" in TEXT
 

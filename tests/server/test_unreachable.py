@@ -6,14 +6,18 @@ import asyncio
 from typing import Any
 
 import pytest
+from temporalio import activity
 from temporalio.client import (
     Client,
+    DescribeWorkflowInput,
     Interceptor,
     OutboundInterceptor,
     QueryWorkflowInput,
+    WorkflowExecutionDescription,
     WorkflowHandle,
 )
 from temporalio.service import RPCError, RPCStatusCode
+from temporalio.worker import Worker
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import EmbeddedEngine, start_engine
@@ -30,7 +34,7 @@ from .support import (
     status_of,
     tasks_of,
 )
-from .workflows import Node, Plan
+from .workflows import Node, Plan, Quitter
 
 URL = "https://api.example.com"
 SIGNALS = 15
@@ -121,7 +125,7 @@ async def test_a_child_that_neither_takes_signals_nor_answers_is_listed_and_told
 
 
 class Silent(Interceptor):
-    """Lets questions to one workflow go unanswered, as those to a worker that was just killed."""
+    """Lets what is asked of or about one workflow go unanswered."""
 
     def __init__(self) -> None:
         self.workflow_id: str | None = None
@@ -132,12 +136,21 @@ class Silent(Interceptor):
 
         class _Outbound(OutboundInterceptor):
             async def query_workflow(self, input: QueryWorkflowInput) -> Any:
-                if input.id == silent.workflow_id:
-                    silent.asked += 1
-                    raise RPCError("made so", RPCStatusCode.DEADLINE_EXCEEDED, b"")
+                silent.hear(input.id)
                 return await super().query_workflow(input)
 
+            async def describe_workflow(
+                self, input: DescribeWorkflowInput
+            ) -> WorkflowExecutionDescription:
+                silent.hear(input.id)
+                return await super().describe_workflow(input)
+
         return _Outbound(next)
+
+    def hear(self, workflow_id: str) -> None:
+        if workflow_id == self.workflow_id:
+            self.asked += 1
+            raise RPCError("made so", RPCStatusCode.DEADLINE_EXCEEDED, b"")
 
     async def is_asked(self) -> None:
         """Wait until it is asked once more."""
@@ -189,6 +202,161 @@ async def test_a_terminated_child_is_asked_until_it_says_what_it_leaves_alive(
         silent.workflow_id = None
 
         await knows(client, queue, f"{queue}-a-x")
+
+
+async def test_a_silent_child_holds_up_no_other(
+    client: Client, tokens: TokenClient, queue: str, asking: Client, silent: Silent
+) -> None:
+    async with start_worker(asking, queue):
+        root = await tokens.start_workflow(
+            Node.run,
+            Plan({"a": Plan({"x": Plan()}), "b": Plan({"y": Plan()})}),
+            id=queue,
+            task_queue=queue,
+            api_token="first",
+            api_url=URL,
+        )
+        await nodes_run(tokens, queue, 5)
+        silent.workflow_id = f"{queue}-a"
+        await client.get_workflow_handle(f"{queue}-a").terminate()
+
+        async def is_asked_patiently() -> bool:
+            return len(await events_of(root, "ACTIVITY_TASK_SCHEDULED")) == 2
+
+        await eventually(is_asked_patiently, within=60)
+        await silent.is_asked()
+
+        await client.get_workflow_handle(f"{queue}-b").terminate()
+
+        await knows(client, queue, f"{queue}-a", f"{queue}-b-y")
+        silent.workflow_id = None
+        await knows(client, queue, f"{queue}-b-y", f"{queue}-a-x")
+
+
+@activity.defn
+async def something_else() -> None:
+    """What a worker of activities alone runs."""
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside_an_activity_worker"])
+async def test_where_no_worker_takes_its_activities_the_nodes_own_worker_asks(
+    client: Client, tokens: TokenClient, queue: str, engine: EmbeddedEngine, beside: bool
+) -> None:
+    plain = await Client.connect(engine.address)
+    async with (
+        start_worker(client, queue, activities=[]),
+        Worker(plain, task_queue=queue if beside else f"{queue}-2", activities=[something_else]),
+    ):
+        root = await tokens.start_workflow(
+            Node.run,
+            Plan({"a": Plan({"x": Plan()})}),
+            id=queue,
+            task_queue=queue,
+            api_token="first",
+            api_url=URL,
+        )
+        await nodes_run(tokens, queue, 3)
+
+        await client.get_workflow_handle(f"{queue}-a").terminate()
+
+        await knows(client, queue, f"{queue}-a-x")
+        failed = "ACTIVITY_TASK_FAILED" if beside else "ACTIVITY_TASK_TIMED_OUT"
+        assert len(await events_of(root, failed)) == 1
+
+
+async def test_a_child_whose_handle_was_given_up_is_a_child_still(
+    client: Client, tokens: TokenClient, queue: str
+) -> None:
+    async with start_worker(client, queue):
+        root = await tokens.start_workflow(
+            Node.run, Plan(), id=queue, task_queue=queue, api_token="first", api_url=URL
+        )
+        await root.signal("start_and_give_up", "a")
+
+        async def is_open_again() -> bool:
+            children = (await status_of(client, queue))["children"]
+            activities = await events_of(root, "ACTIVITY_TASK_COMPLETED")
+            return len(activities) == 1 and [child["ended"] for child in children] == [False]
+
+        await eventually(is_open_again)
+        await tokens.rotate(queue, "second", timeout=20)
+
+        assert (await tokens.get(f"{queue}-a")).reveal() == "second"
+        assert (await tokens.get(f"{queue}-a-x")).reveal() == "second"
+        await client.get_workflow_handle(f"{queue}-a").terminate()
+        await tokens.rotate(queue, "third", timeout=20)
+        assert (await tokens.get(f"{queue}-a-x")).reveal() == "third"
+
+
+async def test_children_that_were_being_started_when_their_parent_was_cancelled_are_told(
+    client: Client, tokens: TokenClient, queue: str
+) -> None:
+    async with start_worker(client, queue):
+        root = await tokens.start_workflow(
+            Quitter.run, 60, id=queue, task_queue=queue, api_token="first", api_url=URL
+        )
+
+        async def some_run() -> bool:
+            return len(await events_of(root, "CHILD_WORKFLOW_EXECUTION_STARTED")) > 1
+
+        await eventually(some_run)
+        await root.cancel()
+
+        async def all_run() -> bool:
+            return len(await events_of(root, "CHILD_WORKFLOW_EXECUTION_STARTED")) == 61
+
+        await eventually(all_run, within=60)
+        assert await root.query("notes") != []
+        tree = await tokens.rotate(queue, "second", timeout=40)
+
+        assert len(tree.nodes) == 62
+        for given_up in await root.query("notes"):
+            assert (await tokens.get(f"{queue}-{given_up}")).reveal() == "second"
+
+
+async def test_a_child_whose_start_was_never_sent_is_forgotten(
+    client: Client, tokens: TokenClient, queue: str
+) -> None:
+    root = await tokens.start_workflow(
+        Quitter.run, 0, id=queue, task_queue=queue, api_token="first", api_url=URL
+    )
+    await root.cancel()
+    async with start_worker(client, queue):
+        assert len((await tokens.rotate(queue, "second", timeout=20)).nodes) == 1
+        assert await root.query("notes") == ["first"]
+        await knows(client, queue)
+
+
+async def test_answers_that_are_too_long_for_one_result_come_one_after_the_other(
+    client: Client, tokens: TokenClient, queue: str
+) -> None:
+    """The server takes results of 2 MB; each of these children answers with 0.7 MB."""
+    names = ["a", "b", "c", "d"]
+    async with start_worker(client, queue):
+        root = await tokens.start_workflow(
+            Node.run,
+            Plan({name: Plan(type="Talkative") for name in names}),
+            id=queue,
+            task_queue=queue,
+            api_token="first",
+            api_url=URL,
+        )
+
+        async def are_started() -> bool:
+            children = (await status_of(client, queue))["children"]
+            return [child["confirmed"] for child in children] == [True] * len(names)
+
+        await eventually(are_started)
+        for name in names:
+            await client.get_workflow_handle(f"{queue}-{name}").terminate()
+
+        await eventually(lambda: _has_no_children(client, queue), within=60)
+        assert await events_of(root, "WORKFLOW_TASK_FAILED") == []
+        assert len(await events_of(root, "ACTIVITY_TASK_COMPLETED")) >= len(names)
+
+
+async def _has_no_children(client: Client, workflow_id: str) -> bool:
+    return (await status_of(client, workflow_id))["children"] == []
 
 
 async def test_a_continued_run_goes_on_asking_what_a_terminated_child_leaves_alive(

@@ -11,7 +11,11 @@ from typing import Any
 
 from temporalio import activity, workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
+from temporalio.exceptions import (
+    ApplicationError,
+    ChildWorkflowError,
+    WorkflowAlreadyStartedError,
+)
 
 with workflow.unsafe.imports_passed_through():
     from stateful_workflow import (
@@ -156,6 +160,20 @@ class _Controlled(StatefulWorkflow):
     async def try_to_start(self, suffix: str) -> None:
         with suppress(WorkflowAlreadyStartedError):
             await self.start_child(suffix, Plan())
+
+    @workflow.signal
+    async def start_and_give_up(self, suffix: str) -> None:
+        """Start a child and then take it for cancelled, which it is not."""
+        child = await workflow.start_child_workflow(
+            "Node",
+            Plan({"x": Plan()}),
+            id=f"{workflow.info().workflow_id}-{suffix}",
+            cancellation_type=workflow.ChildWorkflowCancellationType.ABANDON,
+            parent_close_policy=workflow.ParentClosePolicy.ABANDON,
+        )
+        child.cancel()
+        with suppress(ChildWorkflowError):
+            await child
 
     @workflow.signal
     async def add_elsewhere(self, suffix: str) -> None:
@@ -330,6 +348,48 @@ class Brancher(_Controlled):
 
 
 @workflow.defn
+class Quitter(_Controlled):
+    """Starts children, is cancelled meanwhile, and goes on."""
+
+    @workflow.run
+    async def run(self, count: int) -> str:
+        with suppress(asyncio.CancelledError):
+            await self._try("first")
+            await asyncio.gather(*[self._try(f"c{n}") for n in range(count)])
+        return await self.until_told()
+
+    async def _try(self, suffix: str) -> None:
+        try:
+            await workflow.start_child_workflow(
+                "Node",
+                Plan(),
+                id=f"{workflow.info().workflow_id}-{suffix}",
+                cancellation_type=workflow.ChildWorkflowCancellationType.ABANDON,
+                parent_close_policy=workflow.ParentClosePolicy.ABANDON,
+            )
+        except asyncio.CancelledError:
+            self.note(suffix)
+            raise
+
+
+@workflow.defn
+class Talkative:
+    """No node, and yet it answers as one that has many children."""
+
+    @workflow.run
+    async def run(self, plan: Plan) -> str:
+        await workflow.wait_condition(lambda: False)
+        return "never"
+
+    @workflow.query(name="apiTokenStatus")
+    def status(self) -> dict[str, Any]:
+        own = workflow.info().workflow_id
+        names = [f"{n:02}".ljust(64, "x") for n in range(64)]
+        lists = {"hard": names, "withheld": names, "shared": names}
+        return {"children": [{"id": f"{own}-{n}", "type": "Node", **lists} for n in range(55)]}
+
+
+@workflow.defn
 class Plain:
     @workflow.run
     async def run(self, plan: Plan) -> str:
@@ -426,6 +486,8 @@ WORKFLOWS: list[type] = [
     Hermit,
     Node,
     Plain,
+    Quitter,
+    Talkative,
     PlainParent,
     Regional,
     Sharer,

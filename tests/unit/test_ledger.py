@@ -1033,3 +1033,41 @@ def test_a_start_is_of_a_new_child_unless_one_of_its_id_is_known_or_above() -> N
     mid.start_child(Child(ROOT, "Node"))
 
     assert [id for id, child in mid.children.items() if mid.is_new(id, child.start)] == ["new"]
+
+
+def test_a_child_that_goes_on_after_its_handle_was_given_up_is_told_again() -> None:
+    root = node()
+    started(root, "a")
+    root.confirm_child("a")
+    root.end_child("a", settled=False)
+    root.accept(token(NOW), NOW)
+    assert told(root) == {}
+
+    root.reopen_child("a")
+
+    assert told(root) == {"a": [token(NOW)]}
+    assert not root.children["a"].has_question
+
+
+def test_a_run_that_may_not_ask_leaves_the_closed_to_the_fan_out_and_forgets_strangers() -> None:
+    root = node()
+    started(root, "closed")
+    root.end_child("closed", settled=False)
+    root.start_child(Child("stranger", "Node"))
+    root.runs_already("stranger")
+
+    root.forgo_answers()
+
+    assert list(root.children) == ["closed"]
+    assert root.children["closed"].ended
+    assert not root.children["closed"].has_question
+
+
+def test_a_closed_child_that_names_itself_as_its_own_child_is_gone_all_the_same() -> None:
+    root = node()
+    started(root, "a")
+    root.end_child("a")
+
+    root.adopt("a", [(Child("a", "Node"), {})])
+
+    assert root.children == {}
