@@ -30,6 +30,7 @@ from stateful_workflow.engine import start_engine
 from stateful_workflow.messages import parse
 
 from ..server.support import (
+    Silent,
     Unreachable,
     events_of,
     eventually,
@@ -46,6 +47,7 @@ from .workflows import (
     WORKFLOWS,
     Branch,
     Choosing,
+    GivingUp,
     Issuing,
     PlainAbove,
     Resettable,
@@ -71,6 +73,7 @@ class Scene:
         self.second = second
         self.root = name
         self.unreachable = Unreachable()
+        self.silent = Silent()
         self._worker: tuple[Worker, asyncio.Task[None]] | None = None
 
     async def work(self, keyring: Keyring | None = None, **options: Any) -> None:
@@ -80,15 +83,11 @@ class Scene:
             self.client.service_client.config.target_host,
             identity="recorder",
             plugins=[StatefulPlugin(keyring or recorded_keyring())],
-            interceptors=[self.unreachable],
+            interceptors=[self.unreachable, self.silent],
         )
+        settings: dict[str, Any] = {"activities": ACTIVITIES, **options}
         worker = Worker(
-            client,
-            task_queue=QUEUE,
-            workflows=WORKFLOWS,
-            activities=ACTIVITIES,
-            identity="recorder",
-            **options,
+            client, task_queue=QUEUE, workflows=WORKFLOWS, identity="recorder", **settings
         )
         self._worker = worker, asyncio.create_task(worker.run())
 
@@ -418,6 +417,62 @@ async def reset_run(scene: Scene) -> None:
     await scene.rotate(SECRETS[1])
 
 
+async def silent(scene: Scene) -> None:
+    """What a terminated child leaves alive is asked for patiently, and a new question comes."""
+    await scene.start(Branch({"a": "Leaf", "b": "Leaf"}))
+    await scene.tell("-a", "grow", "x")
+    await nodes_run(scene.tokens, scene.root, 4)
+    scene.silent.workflow_id = f"{scene.root}-a"
+    await scene.client.get_workflow_handle(f"{scene.root}-a").terminate()
+
+    async def is_asked_patiently() -> bool:
+        root = scene.client.get_workflow_handle(scene.root)
+        return len(await events_of(root, "ACTIVITY_TASK_SCHEDULED")) == 2
+
+    await eventually(is_asked_patiently, within=60)
+    await scene.silent.is_asked()
+    await scene.client.get_workflow_handle(f"{scene.root}-b").terminate()
+    await scene.knows("-a")
+    scene.silent.workflow_id = None
+    await scene.knows("-a-x")
+    await scene.rotate(SECRETS[1])
+
+
+async def untaken(scene: Scene) -> None:
+    """Where no worker takes activities, the one at hand asks."""
+    await scene.work(activities=[])
+    await scene.start(Branch({"a": "Leaf"}))
+    await scene.tell("-a", "grow", "x")
+    await nodes_run(scene.tokens, scene.root, 3)
+    await scene.client.get_workflow_handle(f"{scene.root}-a").terminate()
+    await scene.knows("-a-x")
+    await scene.rotate(SECRETS[1])
+
+
+async def given_up(scene: Scene) -> None:
+    """A start that was never sent is forgotten; a child whose handle was given up is not."""
+    await scene.rest()
+    root = await scene.tokens.start_workflow(
+        GivingUp.run,
+        Branch(),
+        id=scene.root,
+        task_queue=QUEUE,
+        api_token=SECRETS[0],
+        api_url=URL,
+    )
+    await root.cancel()
+    await scene.work()
+    await scene.rotate(SECRETS[1])
+    await scene.tell("", "start_and_give_up", "a")
+    await scene.knows("-a")
+
+    async def both_are_answered() -> bool:
+        return len(await events_of(root, "ACTIVITY_TASK_COMPLETED")) == 2
+
+    await eventually(both_are_answered)
+    await scene.rotate(SECRETS[2])
+
+
 SCENARIOS: Final[dict[str, Callable[[Scene], Awaitable[None]]]] = {
     "rotations": rotations,
     "sharing": sharing,
@@ -439,6 +494,9 @@ SCENARIOS: Final[dict[str, Callable[[Scene], Awaitable[None]]]] = {
     "hostile_child": hostile_child,
     "unsettled": unsettled,
     "reset_run": reset_run,
+    "silent": silent,
+    "untaken": untaken,
+    "given_up": given_up,
 }
 
 PARTS: Final[dict[str, Sequence[str]]] = {
@@ -462,6 +520,9 @@ PARTS: Final[dict[str, Sequence[str]]] = {
     "hostile_child": ("-root.0", "-a.1"),
     "unsettled": ("-root.0", "-a.1", "-a-b.2"),
     "reset_run": ("-root.0", "-root.1", "-a.2"),
+    "silent": ("-root.0", "-a.1", "-a-x.2", "-b.3"),
+    "untaken": ("-root.0", "-a.1", "-a-x.2"),
+    "given_up": ("-root.0", "-a.1"),
 }
 """The files of each scenario: workflows by id, their runs by start."""
 

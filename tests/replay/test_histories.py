@@ -81,6 +81,9 @@ async def test_a_recorded_history_replays(path: Path, keys: str) -> None:
         "waiting.-root.1": "statefulTrust",
         "unsettled.-root.0": "statefulAsk",
         "reset_run.-root.1": "statefulAsk",
+        "silent.-root.0": "EVENT_TYPE_ACTIVITY_TASK_CANCEL_REQUESTED",
+        "untaken.-root.0": "EVENT_TYPE_ACTIVITY_TASK_TIMED_OUT",
+        "given_up.-root.0": "EVENT_TYPE_TIMER_FIRED",
     }.items(),
 )
 def test_a_history_has_what_it_is_kept_for(name: str, holds: str) -> None:

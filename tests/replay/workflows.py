@@ -9,7 +9,11 @@ from datetime import timedelta
 
 from temporalio import activity, workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
+from temporalio.exceptions import (
+    ApplicationError,
+    ChildWorkflowError,
+    WorkflowAlreadyStartedError,
+)
 
 with workflow.unsafe.imports_passed_through():
     from stateful_workflow import (
@@ -214,6 +218,33 @@ class Issuing(_Steered):
 
 
 @workflow.defn
+class GivingUp(_Steered):
+    """Takes a child for cancelled that is not, and is cancelled itself while it starts another."""
+
+    @workflow.run
+    async def run(self, branch: Branch) -> str:
+        with suppress(asyncio.CancelledError):
+            await self.begin_abandoned("first")
+        return await self.live(branch)
+
+    @workflow.signal
+    async def start_and_give_up(self, suffix: str) -> None:
+        child = await self.begin_abandoned(suffix)
+        child.cancel()
+        with suppress(ChildWorkflowError):
+            await child
+
+    async def begin_abandoned(self, suffix: str) -> workflow.ChildWorkflowHandle[Leaf, str]:
+        return await workflow.start_child_workflow(
+            Leaf.run,
+            Branch(),
+            id=f"{workflow.info().workflow_id}-{suffix}",
+            cancellation_type=workflow.ChildWorkflowCancellationType.ABANDON,
+            parent_close_policy=workflow.ParentClosePolicy.ABANDON,
+        )
+
+
+@workflow.defn
 class PlainAbove:
     """A plain workflow above a tree."""
 
@@ -239,6 +270,7 @@ class Resettable(_Steered):
 
 WORKFLOWS: list[type] = [
     Choosing,
+    GivingUp,
     Issuing,
     Leaf,
     Plain,

@@ -13,9 +13,12 @@ from temporalio.api.enums.v1 import EventType, ResetReapplyExcludeType
 from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import (
     Client,
+    DescribeWorkflowInput,
     Interceptor,
     OutboundInterceptor,
+    QueryWorkflowInput,
     SignalWorkflowInput,
+    WorkflowExecutionDescription,
     WorkflowExecutionStatus,
     WorkflowHandle,
 )
@@ -45,6 +48,44 @@ class Unreachable(Interceptor):
                 await super().signal_workflow(input)
 
         return _Outbound(next)
+
+
+class Silent(Interceptor):
+    """Lets what is asked of or about one workflow go unanswered."""
+
+    def __init__(self) -> None:
+        self.workflow_id: str | None = None
+        self.asked = 0
+
+    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
+        silent = self
+
+        class _Outbound(OutboundInterceptor):
+            async def query_workflow(self, input: QueryWorkflowInput) -> Any:
+                silent.hear(input.id)
+                return await super().query_workflow(input)
+
+            async def describe_workflow(
+                self, input: DescribeWorkflowInput
+            ) -> WorkflowExecutionDescription:
+                silent.hear(input.id)
+                return await super().describe_workflow(input)
+
+        return _Outbound(next)
+
+    def hear(self, workflow_id: str) -> None:
+        if workflow_id == self.workflow_id:
+            self.asked += 1
+            raise RPCError("made so", RPCStatusCode.DEADLINE_EXCEEDED, b"")
+
+    async def is_asked(self) -> None:
+        """Wait until it is asked once more."""
+        before = self.asked
+
+        async def again() -> bool:
+            return self.asked > before
+
+        await eventually(again)
 
 
 async def eventually(probe: Callable[[], Awaitable[T]], *, within: float = WITHIN) -> T:

@@ -7,16 +7,7 @@ from typing import Any
 
 import pytest
 from temporalio import activity
-from temporalio.client import (
-    Client,
-    DescribeWorkflowInput,
-    Interceptor,
-    OutboundInterceptor,
-    QueryWorkflowInput,
-    WorkflowExecutionDescription,
-    WorkflowHandle,
-)
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Worker
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
@@ -24,6 +15,7 @@ from stateful_workflow.engine import EmbeddedEngine, start_engine
 
 from .conftest import start_worker
 from .support import (
+    Silent,
     events_of,
     eventually,
     knows,
@@ -122,44 +114,6 @@ async def test_a_child_that_neither_takes_signals_nor_answers_is_listed_and_told
 
                 await eventually(is_told)
                 assert (await tokens.get("root-far")).reveal() == "second"
-
-
-class Silent(Interceptor):
-    """Lets what is asked of or about one workflow go unanswered."""
-
-    def __init__(self) -> None:
-        self.workflow_id: str | None = None
-        self.asked = 0
-
-    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
-        silent = self
-
-        class _Outbound(OutboundInterceptor):
-            async def query_workflow(self, input: QueryWorkflowInput) -> Any:
-                silent.hear(input.id)
-                return await super().query_workflow(input)
-
-            async def describe_workflow(
-                self, input: DescribeWorkflowInput
-            ) -> WorkflowExecutionDescription:
-                silent.hear(input.id)
-                return await super().describe_workflow(input)
-
-        return _Outbound(next)
-
-    def hear(self, workflow_id: str) -> None:
-        if workflow_id == self.workflow_id:
-            self.asked += 1
-            raise RPCError("made so", RPCStatusCode.DEADLINE_EXCEEDED, b"")
-
-    async def is_asked(self) -> None:
-        """Wait until it is asked once more."""
-        before = self.asked
-
-        async def again() -> bool:
-            return self.asked > before
-
-        await eventually(again)
 
 
 @pytest.fixture
