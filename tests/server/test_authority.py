@@ -329,8 +329,10 @@ async def test_of_two_issuers_who_set_at_once_the_same_one_wins_at_every_node(
 @pytest.mark.usefixtures("worker_of_both")
 @pytest.mark.parametrize("known", [True, False], ids=["both known", "one new to the tree"])
 async def test_two_issuers_who_rotate_again_and_again_end_with_one_token_everywhere(
-    issuers: Issuers, queue: str, known: bool
+    issuers: Issuers, queue: str, known: bool, cached_workflows: int
 ) -> None:
+    if not known and cached_workflows == 0:
+        pytest.skip("the SDK may answer an update that waits twice: Known limits, docs/design.md")
     starter = issuers.us if known else TokenClient(issuers.client, issuers.alone)
     await start(starter, queue, TREE)
 
