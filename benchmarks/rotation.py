@@ -227,8 +227,8 @@ def summary(shape: str, database: str, runs: list[Run]) -> dict[str, Any]:
         figures = [figure for figure in map(of, runs) if figure is not None]
         return round(statistics.median(figures), 3)
 
-    def times(figure: float | None, other: float) -> float | None:
-        return None if figure is None else figure / other
+    def ratio(figure: float | None, other: float | None) -> float | None:
+        return None if figure is None or other is None else figure / other
 
     spread = Spread.of([run.set / run.limit for run in runs])
     return {
@@ -243,15 +243,13 @@ def summary(shape: str, database: str, runs: list[Run]) -> dict[str, Any]:
         "loop_s": median(lambda run: run.loop),
         "set_s": median(lambda run: run.set),
         "rotate_s": median(lambda run: run.rotate),
-        "by_hand_to_limit": median(lambda run: times(run.by_hand, run.limit)),
-        "loop_to_limit": median(lambda run: times(run.loop, run.limit)),
+        "by_hand_to_limit": median(lambda run: ratio(run.by_hand, run.limit)),
+        "loop_to_limit": median(lambda run: ratio(run.loop, run.limit)),
         "set_to_limit": median(lambda run: run.set / run.limit),
         "lowest_set_to_limit": round(spread.lowest, 3),
         "highest_set_to_limit": round(spread.highest, 3),
         "rotate_to_limit": median(lambda run: run.rotate / run.limit),
-        "set_to_by_hand": median(
-            lambda run: None if run.by_hand is None else run.set / run.by_hand
-        ),
+        "set_to_by_hand": median(lambda run: ratio(run.set, run.by_hand)),
         "signal_s": median(lambda run: run.signal),
         "slowest_signal_s": round(max(run.signal for run in runs), 3),
         "root_events": median(lambda run: run.events),

@@ -62,18 +62,12 @@ def _is_child(value: object) -> TypeGuard[dict[str, Any]]:
 def read_children(children: Iterable[Mapping[str, Any]]) -> list[tuple[Child, dict[str, bool]]]:
     """What `known_children` found, with what each child is kept from softly."""
     read: list[tuple[Child, dict[str, bool]]] = []
-    for data in children:
-        if not _is_child(data):  # a history may hold what an earlier version took
-            continue
-        hard = frozenset(_names(data, "hard"))
-        kept = {name: True for name in _names(data, "withheld") if name not in hard}
-        child = Child(
-            id=data["id"],
-            type=_as_type(data.get("type")),
-            ended=data.get("ended") is True,
-            withheld=hard,
-        )
-        read.append((child, {**kept, **dict.fromkeys(_names(data, "shared"), False)}))
+    # Once more, since a history may hold what an earlier version took.
+    for data in known_children({"children": list(children)}):
+        hard = frozenset[str](data["hard"])
+        kept = {name: True for name in data["withheld"] if name not in hard}
+        child = Child(id=data["id"], type=data["type"], ended=data["ended"], withheld=hard)
+        read.append((child, {**kept, **dict.fromkeys(data["shared"], False)}))
     return read
 
 

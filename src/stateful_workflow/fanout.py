@@ -149,11 +149,11 @@ class Fanout:
         # Who did not settle is asked beside the fan-outs (`questions`).
         ended: list[str] = []
         for child in self._ledger.children.values():
-            room -= len(child.id) if child.ended else 0
-            if room < 0:
-                self._again = True
-                break
             if child.ended and not child.unsettled:
+                room -= len(child.id)
+                if room < 0:
+                    self._again = True
+                    break
                 ended.append(child.id)
         self._starts = {child.id: child.start for child in self._ledger.children.values()}
         return ForwardRequest(list(messages), targets, ended, seconds), told

@@ -426,6 +426,7 @@ class _Server:
     def __init__(self, client: Client, deadline: float) -> None:
         self._client = client
         self._deadline = deadline
+        self._first_runs: dict[str | None, str | None] = {}  # by run: most children share one
 
     def time_left(self) -> timedelta:
         """For one call.
@@ -450,8 +451,11 @@ class _Server:
         described = await self.describe(child_id)
         if own is None or described is None or described.parent_id != own:
             return None
-        parent = await self.describe(own, described.parent_run_id)
-        return None if parent is None else parent.raw_info.first_run_id
+        run = described.parent_run_id
+        if run not in self._first_runs:
+            parent = await self.describe(own, run)
+            self._first_runs[run] = None if parent is None else parent.raw_info.first_run_id
+        return self._first_runs[run]
 
     async def describe(
         self, workflow_id: str, run_id: str | None = None
@@ -462,14 +466,13 @@ class _Server:
             _NoAnswer: the server does not say.
         """
         handle = self._client.get_workflow_handle(workflow_id, run_id=run_id)
+        timeout = self.time_left()
         try:
-            return await handle.describe(rpc_timeout=self.time_left())
+            return await handle.describe(rpc_timeout=timeout)
         except RPCError as error:
             if error.status == RPCStatusCode.NOT_FOUND:
                 return None
             raise _NoAnswer(f"{error.status.name}: {error.message}") from None
-        except _NoAnswer:
-            raise
         except Exception as error:  # noqa: BLE001 - an interceptor's, or a status not known here
             raise _NoAnswer(type(error).__name__) from None
 

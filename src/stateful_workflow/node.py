@@ -352,7 +352,7 @@ class Node:
         Where one runs that was not known here, this run may be a reset one, which starts what it
         has started before: the server is asked whose child it is.
         """
-        if runs and self.ledger.is_new(child_id, start) and self._may_ask():
+        if runs and self.ledger.is_new(child_id, start):
             self.ledger.runs_already(child_id)
         else:
             self.ledger.start_failed(child_id, start)
@@ -420,7 +420,6 @@ class Node:
 
     def child_ended(self, child_id: str, start: int, *, settled: bool) -> None:
         """A child closed, the one of that start; `settled` where it had passed on all before."""
-        settled = settled or not self._may_ask()
         self.ledger.end_child(child_id, start, settled=settled)
         self._fanout.child_ended()
         if not settled:

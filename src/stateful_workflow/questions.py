@@ -74,8 +74,8 @@ class Questions:
 
     async def _work(self) -> None:
         patiently = False
-        while self._open():
-            self._asked, self._news = self._open(), False
+        while asked := self._open():
+            self._asked, self._news = asked, False
             answers = await self._ask(self._request(), patiently=patiently)
             patiently = not (answers.any or self._news)
             if self._note(answers):

@@ -135,14 +135,14 @@ async def events_of(handle: WorkflowHandle[Any, Any], kind: str) -> list[Any]:
     return [event for event in history.events if event.event_type == wanted]
 
 
-async def knows(client: Client, workflow_id: str, *children: str) -> None:
+async def knows(client: Client, workflow_id: str, *children: str, within: float = WITHIN) -> None:
     """Wait until these are a node's children."""
 
     async def are_so() -> bool:
         known = (await status_of(client, workflow_id))["children"]
         return [child["id"] for child in known] == list(children)
 
-    await eventually(are_so)
+    await eventually(are_so, within=within)
 
 
 async def run_id(client: Client, workflow_id: str) -> str | None:

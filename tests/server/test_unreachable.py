@@ -36,6 +36,12 @@ FEW_SIGNALS = [
 ]
 
 
+async def start(tokens: TokenClient, queue: str, plan: Plan) -> WorkflowHandle[Any, Any]:
+    return await tokens.start_workflow(
+        Node.run, plan, id=queue, task_queue=queue, api_token="first", api_url=URL
+    )
+
+
 async def test_a_child_whose_signal_limit_is_used_up_is_told_by_update_and_the_tree_says_so() -> (
     None
 ):
@@ -133,14 +139,7 @@ async def terminate_silent_child(
     client: Client, tokens: TokenClient, queue: str, silent: Silent
 ) -> WorkflowHandle[Any, Any]:
     """Start a root, its child and a grandchild, and terminate the child, which does not answer."""
-    root = await tokens.start_workflow(
-        Node.run,
-        Plan({"a": Plan({"x": Plan()})}),
-        id=queue,
-        task_queue=queue,
-        api_token="first",
-        api_url=URL,
-    )
+    root = await start(tokens, queue, Plan({"a": Plan({"x": Plan()})}))
     await nodes_run(tokens, queue, 3)
     silent.workflow_id = f"{queue}-a"
     await client.get_workflow_handle(f"{queue}-a").terminate()
@@ -162,13 +161,8 @@ async def test_a_silent_child_holds_up_no_other(
     client: Client, tokens: TokenClient, queue: str, asking: Client, silent: Silent
 ) -> None:
     async with start_worker(asking, queue):
-        root = await tokens.start_workflow(
-            Node.run,
-            Plan({"a": Plan({"x": Plan()}), "b": Plan({"y": Plan()})}),
-            id=queue,
-            task_queue=queue,
-            api_token="first",
-            api_url=URL,
+        root = await start(
+            tokens, queue, Plan({"a": Plan({"x": Plan()}), "b": Plan({"y": Plan()})})
         )
         await nodes_run(tokens, queue, 5)
         silent.workflow_id = f"{queue}-a"
@@ -201,14 +195,7 @@ async def test_where_no_worker_takes_its_activities_the_nodes_own_worker_asks(
         start_worker(client, queue, activities=[]),
         Worker(plain, task_queue=queue if beside else f"{queue}-2", activities=[something_else]),
     ):
-        root = await tokens.start_workflow(
-            Node.run,
-            Plan({"a": Plan({"x": Plan()})}),
-            id=queue,
-            task_queue=queue,
-            api_token="first",
-            api_url=URL,
-        )
+        root = await start(tokens, queue, Plan({"a": Plan({"x": Plan()})}))
         await nodes_run(tokens, queue, 3)
 
         await client.get_workflow_handle(f"{queue}-a").terminate()
@@ -222,9 +209,7 @@ async def test_a_child_whose_handle_was_given_up_is_a_child_still(
     client: Client, tokens: TokenClient, queue: str
 ) -> None:
     async with start_worker(client, queue):
-        root = await tokens.start_workflow(
-            Node.run, Plan(), id=queue, task_queue=queue, api_token="first", api_url=URL
-        )
+        root = await start(tokens, queue, Plan())
         await root.signal("start_and_give_up", "a")
 
         async def is_open_again() -> bool:
@@ -287,14 +272,7 @@ async def test_answers_that_are_too_long_for_one_result_come_one_after_the_other
     """The server takes results of 2 MB; each of these children answers with 0.7 MB."""
     names = ["a", "b", "c", "d"]
     async with start_worker(client, queue):
-        root = await tokens.start_workflow(
-            Node.run,
-            Plan({name: Plan(type="Talkative") for name in names}),
-            id=queue,
-            task_queue=queue,
-            api_token="first",
-            api_url=URL,
-        )
+        root = await start(tokens, queue, Plan({name: Plan(type="Talkative") for name in names}))
 
         async def are_started() -> bool:
             children = (await status_of(client, queue))["children"]
@@ -304,13 +282,9 @@ async def test_answers_that_are_too_long_for_one_result_come_one_after_the_other
         for name in names:
             await client.get_workflow_handle(f"{queue}-{name}").terminate()
 
-        await eventually(lambda: _has_no_children(client, queue), within=60)
+        await knows(client, queue, within=60)
         assert await events_of(root, "WORKFLOW_TASK_FAILED") == []
         assert len(await events_of(root, "ACTIVITY_TASK_COMPLETED")) >= len(names)
-
-
-async def _has_no_children(client: Client, workflow_id: str) -> bool:
-    return (await status_of(client, workflow_id))["children"] == []
 
 
 async def test_a_continued_run_goes_on_asking_what_a_terminated_child_leaves_alive(
@@ -356,9 +330,7 @@ async def test_a_reset_run_counts_a_child_as_starting_until_it_says_whose_it_is(
     client: Client, tokens: TokenClient, queue: str, asking: Client, silent: Silent
 ) -> None:
     async with start_worker(asking, queue):
-        root = await tokens.start_workflow(
-            Node.run, Plan(), id=queue, task_queue=queue, api_token="first", api_url=URL
-        )
+        root = await start(tokens, queue, Plan())
         await root.signal("try_to_start", "a")
         await nodes_run(tokens, queue, 2)
         first_task, *_ = await tasks_of(client, queue)

@@ -164,16 +164,22 @@ class _Controlled(StatefulWorkflow):
     @workflow.signal
     async def start_and_give_up(self, suffix: str) -> None:
         """Start a child and then take it for cancelled, which it is not."""
-        child = await workflow.start_child_workflow(
+        child = await self.start_abandoned(suffix, Plan({"x": Plan()}))
+        child.cancel()
+        with suppress(ChildWorkflowError):
+            await child
+
+    async def start_abandoned(
+        self, suffix: str, plan: Plan
+    ) -> workflow.ChildWorkflowHandle[Any, Any]:
+        """Start a child that is not cancelled where its handle or its start is."""
+        return await workflow.start_child_workflow(
             "Node",
-            Plan({"x": Plan()}),
+            plan,
             id=f"{workflow.info().workflow_id}-{suffix}",
             cancellation_type=workflow.ChildWorkflowCancellationType.ABANDON,
             parent_close_policy=workflow.ParentClosePolicy.ABANDON,
         )
-        child.cancel()
-        with suppress(ChildWorkflowError):
-            await child
 
     @workflow.signal
     async def add_elsewhere(self, suffix: str) -> None:
@@ -360,13 +366,7 @@ class Quitter(_Controlled):
 
     async def _try(self, suffix: str) -> None:
         try:
-            await workflow.start_child_workflow(
-                "Node",
-                Plan(),
-                id=f"{workflow.info().workflow_id}-{suffix}",
-                cancellation_type=workflow.ChildWorkflowCancellationType.ABANDON,
-                parent_close_policy=workflow.ParentClosePolicy.ABANDON,
-            )
+            await self.start_abandoned(suffix, Plan())
         except asyncio.CancelledError:
             self.note(suffix)
             raise
@@ -486,11 +486,11 @@ WORKFLOWS: list[type] = [
     Hermit,
     Node,
     Plain,
-    Quitter,
-    Talkative,
     PlainParent,
+    Quitter,
     Regional,
     Sharer,
+    Talkative,
     Ticker,
 ]
 ACTIVITIES: list[Any] = [fetch_and_seal, reveal, reveal_address, reveal_again]
