@@ -6,7 +6,7 @@ about a second, then ordinary activities for what is left (docs/design.md, decis
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Final
 
@@ -17,7 +17,7 @@ from temporalio.exceptions import ActivityError, FailureError
 from .describe import read_children
 from .forwarding import ForwardRequest, ForwardResult
 from .inbox import now_ms
-from .ledger import Ledger
+from .ledger import Child, Ledger
 from .messages import Message
 from .node_record import NodeRecord
 from .wire import FORWARD
@@ -33,7 +33,8 @@ _FIRST_RETRY_MS: Final = 1_000
 _LONGEST_RETRY_MS: Final = 300_000
 _ADOPT_AT: Final = 200
 _REQUEST_BYTES: Final = 500_000
-"""Of ids and types in one request: the server ends a workflow that sends more than 2 MB."""
+"""Of ids and types of those told in one request, and of those asked: the server ends a workflow
+that sends more than 2 MB."""
 
 Told = Mapping[str, list[Message]]
 
@@ -57,6 +58,7 @@ class Fanout:
         self._follows = False
         self._starts: dict[str, int] = {}
         self._ended = self._count_ended()
+        self._left_out = False
         self.reasons: dict[str, str] = {}
         """For each child that could not be told, why."""
         self.by_update: set[str] = set()
@@ -136,27 +138,35 @@ class Fanout:
         messages: dict[str, int] = {}
         told: dict[str, list[Message]] = {}
         targets: list[tuple[str, str, list[int]]] = []
-        room = _REQUEST_BYTES
-        for child, lacking in self._ledger.to_tell():
-            room -= len(child.id) + len(child.type)
-            if room < 0:
-                self._again = True
-                break
+        self._left_out = False
+        owed = list(self._ledger.to_tell())
+        lacking_of = {child.id: lacking for child, lacking in owed}
+        for child in self._that_fit(child for child, _ in owed):
+            lacking = lacking_of[child.id]
             indexes = [messages.setdefault(message.text, len(messages)) for message in lacking]
             targets.append((child.id, child.type, indexes))
             told[child.id] = lacking
-        self._record.owes(len(targets))
+        self._record.owes(len(owed))
         # Who did not settle is asked beside the fan-outs (`questions`).
-        ended: list[str] = []
-        for child in self._ledger.children.values():
-            if child.ended and not child.unsettled:
-                room -= len(child.id)
-                if room < 0:
-                    self._again = True
-                    break
-                ended.append(child.id)
+        children = self._ledger.children.values()
+        ended_children = (child for child in children if child.ended and not child.unsettled)
+        ended = [child.id for child in self._that_fit(ended_children)]
         self._starts = {child.id: child.start for child in self._ledger.children.values()}
         return ForwardRequest(list(messages), targets, ended, seconds), told
+
+    def _that_fit(self, children: Iterable[Child]) -> Iterator[Child]:
+        """As many as one request may hold, those that failed last time after all others.
+
+        Of the rest, those that failed wait until a fan-out fails no more or is repeated.
+        """
+        room = _REQUEST_BYTES
+        for child in sorted(children, key=lambda child: child.id in self.reasons):
+            room -= len(child.id) + len(child.type)
+            if room < 0:
+                self._again = self._again or child.id not in self.reasons
+                self._left_out = True
+                return
+            yield child
 
     def _is_same(self, child_id: str) -> bool:
         """Whether a child is the one that the fan-out began with, not a later one of its id."""
@@ -195,6 +205,7 @@ class Fanout:
         else:
             self._failures = 0
             self._retry_at = None
+            self._again = self._again or (self._left_out and not result.failed)
 
 
 async def _locally(request: ForwardRequest) -> ForwardResult:

@@ -16,6 +16,7 @@ from stateful_workflow.engine import EmbeddedEngine, start_engine
 from .conftest import start_worker
 from .support import (
     Silent,
+    Unreachable,
     events_of,
     eventually,
     knows,
@@ -179,6 +180,41 @@ async def test_a_silent_child_holds_up_no_other(
         await knows(client, queue, f"{queue}-a", f"{queue}-b-y")
         silent.workflow_id = None
         await knows(client, queue, f"{queue}-b-y", f"{queue}-a-x")
+
+
+async def test_children_that_do_not_fit_into_one_request_are_told_by_the_next(
+    client: Client,
+    tokens: TokenClient,
+    queue: str,
+    engine: EmbeddedEngine,
+    keyring: Keyring,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those that cannot be reached stand first, and hold up neither the others nor the loop."""
+    three = 3 * len(f"{queue}-aNode")
+    monkeypatch.setattr("stateful_workflow.fanout._REQUEST_BYTES", three)
+    unreachable = Unreachable()
+    reaching = await Client.connect(
+        engine.address, plugins=[StatefulPlugin(keyring)], interceptors=[unreachable]
+    )
+    async with start_worker(reaching, queue):
+        root = await start(tokens, queue, Plan({name: Plan() for name in "abcdefg"}))
+        await nodes_run(tokens, queue, 8)
+        unreachable.ids |= {f"{queue}-{name}" for name in "abcd"}
+
+        await tokens.set(queue, "second")
+
+        async def hold_it(names: str) -> bool:
+            held = [(await tokens.get(f"{queue}-{name}")).reveal() for name in names]
+            return held == ["second"] * len(names)
+
+        await eventually(lambda: hold_it("efg"))
+        undelivered = (await status_of(client, queue))["undelivered"]
+        assert {child["id"] for child in undelivered} == unreachable.ids
+        unreachable.ids.clear()
+
+        await eventually(lambda: hold_it("abcdefg"))
+        assert len(await events_of(root, "MARKER_RECORDED")) < 20
 
 
 @activity.defn
