@@ -23,17 +23,21 @@ from .errors import (
     NewestUnknown,
     PluginMissing,
     StatefulError,
+    TokenForged,
     TokenNotSet,
     TokenRevoked,
+    WrongTree,
 )
 from .exposure import OpenedSecrets
 from .headers import Use
+from .issuing import Place, Said, Terms, verified_place
 from .keyring import Keyring
 from .messages import DEFAULT_NAME, Message, SealedToken, parse
 from .metrics import Metrics
+from .parents import confirm_root
 from .recorder import Recorder, SinkWriter
 from .status import cure
-from .tokens import ApiToken, token_claims
+from .tokens import ApiToken
 from .wire import MESSAGE, REPORT
 
 T = TypeVar("T")
@@ -91,6 +95,7 @@ class ActivityTokens:
         self.unknown: dict[str, NewestUnknown] = {}
         self.secrets = OpenedSecrets()
         """What has been opened here, to be kept out of what the activity gives back."""
+        self._root_is_confirmed = False
         self._carried_at = fresh_since
         self._asked_at: dict[str, float] = {}
         self._standing = {} if use is None else _standing(use)
@@ -209,8 +214,51 @@ class ActivityTokens:
             origin=origin,
             method=method,
             status=status,
-            **of_message(message, name),
+            **of_message(message, name, terms=action == "set"),
         )
+
+    def place(self, name: str, keyring: Keyring) -> Place:
+        """Where a token that is sealed here is set, and the verified message that stands there.
+
+        Raises:
+            PluginMissing: the activity came without its workflow's place in the tree.
+            MessageRefused: what came along is not to be believed; the subclass says why.
+        """
+        if self.use is None or self._info.workflow_id is None:
+            raise PluginMissing("this activity came without its workflow's place in the tree")
+        own, above = self.use.own.get(name), None
+        known = self._standing.get(name, Standing("none")).message
+        if own is None and known is not None:
+            is_own = known.claims.authority == self._info.workflow_id
+            own, above = (known.text, None) if is_own else (None, known.text)
+        place = verified_place(
+            Said(self.use.root, self.use.tree, own, self.use.last.get(name), above),
+            name=name,
+            namespace=self._info.namespace,
+            authority=self._info.workflow_id,
+            trusted=keyring.trusted(),
+        )
+        if not (place.is_verified or self._root_is_confirmed):
+            raise WrongTree(
+                f"nobody vouches for {place.root} as the root of workflow {place.authority}'s tree"
+            )
+        return place
+
+    async def confirm_root(self) -> None:
+        """Where a first token may be sealed here, ask the server for the workflow's root.
+
+        Only an issuer's worker asks, and only below a root whose token did not come along.
+        """
+        workflow_id = self._info.workflow_id
+        if self.use is None or workflow_id is None or self.client is None:
+            self._root_is_confirmed = self.client is None  # a local activity's header is our own
+        elif self.use.root == workflow_id:
+            self._root_is_confirmed = True
+        elif not any(standing.message for standing in self._standing.values()):
+            with suppress(StatefulError):
+                if self.keyring().can_seal:
+                    await confirm_root(self.client, workflow_id, self.use.root)
+                    self._root_is_confirmed = True
 
     def _open(self, name: str, standing: Standing) -> ApiToken:
         if name in self.unknown:
@@ -288,7 +336,7 @@ class ActivityTokens:
             self._standing[name] = Standing("none")
             return
         sealed = answer.get("sealed")
-        message = None if sealed is None else parse(sealed)
+        message = None if sealed is None else _of_name(parse(sealed), name)
         self._standing[name] = Standing(str(answer.get("state")), message)
 
     async def refresh(self, name: str) -> None:
@@ -355,10 +403,15 @@ def _standing(use: Use) -> dict[str, Standing]:
     standing: dict[str, Standing] = {}
     for name, entry in use.tokens.items():
         sealed = entry.get("sealed")
-        standing[name] = Standing(
-            str(entry.get("state")), None if sealed is None else parse(sealed)
-        )
+        message = None if sealed is None else _of_name(parse(sealed), name)
+        standing[name] = Standing(str(entry.get("state")), message)
     return standing
+
+
+def _of_name(message: Message, name: str) -> Message:
+    if message.claims.name != name:
+        raise TokenForged(f"another credential's message was given for {name}")
+    return message
 
 
 _current: ContextVar[ActivityTokens | None] = ContextVar("stateful-activity", default=None)
@@ -421,8 +474,9 @@ def seal_token(
 
     Args:
         token: the secret.
-        origins: where it may be sent; None keeps those of the token the workflow holds, or
-            at the first one takes the origin of the workflow's `api_url`.
+        origins: where it may be sent; None keeps those of the token that was set at this
+            workflow. At the first one, and where none stands that this keyring verifies, they
+            must be given.
         expires_in: seconds or a timedelta; None for no expiry.
         types: workflow types whose activities may open it; None keeps those of the token the
             workflow holds, "any" lifts the limit.
@@ -432,34 +486,18 @@ def seal_token(
         PluginMissing: see `activity_tokens`.
         KeyringError, NoIssuerKey, IssuerLimited, NoReaderKey: this worker may not seal it, or
             for nobody.
-        OriginsMissing: no origin is given or known.
+        OriginsMissing: no origins are given, and no verified token stands there.
+        MessageRefused: what came with the activity is not to be believed.
         ValueError: an origin is refused, or the expiry is not ahead.
         TokenMalformed: the token is empty, no text, or too large.
         AuditFailed: it cannot be put on record (see `StatefulPlugin`).
     """
     tokens = activity_tokens()
-    use = tokens.use
-    if use is None:
-        raise PluginMissing("this activity came without its workflow's place in the tree")
-    claims = token_claims(
-        name=name,
-        namespace=activity.info().namespace,
-        root=use.root,
-        tree=use.tree,
-        authority=use.authority,
-        newest=use.newest.get(name, 0),
-        now=time.time(),
-        origins=origins,
-        held_origins=use.origins.get(name),
-        api_url=use.api_url,
-        expires_in=expires_in,
-        types=types,
-        held_types=use.types.get(name),
-        readers=readers,
-        held_readers=use.readers.get(name),
-    )
+    terms = Terms(origins, expires_in, types, readers)
     try:
-        sealed = tokens.keyring().seal(claims, token)
+        keyring = tokens.keyring()
+        place = tokens.place(name, keyring)
+        sealed = keyring.seal(place.token(terms, time.time()), token)
     except StatefulError as error:
         failed = tokens.event("set", "failure", name, None, reason=type(error).__name__)
         tokens.recorder.record(failed)

@@ -71,6 +71,7 @@ class ActivityInbound(ActivityInboundInterceptor):
             self._outbound.gate = gate
             self._outbound.is_heard = not _is_in_process(input)
         await tokens.refresh_all()
+        await tokens.confirm_root()
         try:
             result = await self._run(input, tokens)
             gate.check("return", [result])

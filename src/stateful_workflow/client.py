@@ -6,7 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import replace
 from datetime import timedelta
@@ -24,7 +24,7 @@ from temporalio.client import (
     WorkflowUpdateRPCTimeoutOrCancelledError,
 )
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.types import (
     MethodAsyncNoParam,
     MethodAsyncSingleParam,
@@ -41,30 +41,40 @@ from .errors import (
     MessageRefused,
     NotConverged,
     NotStateful,
+    NoWorkerAnswers,
     OperationFailed,
     OutcomeUnknown,
     StatefulError,
+    TokenForged,
     TokenNotSet,
     TokenRevoked,
     TokenStale,
+    TooManyWaiting,
     WorkflowNotFound,
 )
 from .headers import Start
+from .issuing import Place, Said, Terms, capped, kept, verified_place
 from .keyring import Keyring
 from .keyring_source import KeyringSource
 from .ledger import Ledger
-from .messages import DEFAULT_NAME, Claims, Message, parse
+from .messages import DEFAULT_NAME, Message, parse
 from .metrics import Metrics
 from .origins import origin_of
+from .parents import confirm_root
 from .recorder import FailureRule, Recorder, SinkWriter, writer_of
 from .status import TokenStatus, TokenTree, cure
-from .tokens import ApiToken, kept, next_version, token_claims
+from .tokens import ApiToken
 from .tree import TreeWalk, ask, query_error
 from .wire import MESSAGE, NODE_HEADER
 
 P = ParamSpec("P")
 
-_UPDATE_TIMEOUT_SECONDS: Final = 15.0
+_UPDATE_ALONE_SECONDS: Final = 3.0
+"""How long an update has to be answered before the same message is signalled as well."""
+
+_CONFIRM_SECONDS: Final = 15.0
+_CONFIRM_EVERY_SECONDS: Final = 0.2
+_NO_ANSWER: Final = "no answer: no worker runs, or as many updates are open as the server lets be"
 _QUERY_TIMEOUT: Final = timedelta(seconds=10)
 _ATTEMPTS: Final = 3
 
@@ -263,23 +273,15 @@ class TokenClient:
         secret = options.get("api_token")
         message: Message | None = None
         if secret is not None:
-            claims = token_claims(
-                name=options.get("name", DEFAULT_NAME),
-                namespace=self._client.namespace,
-                root=workflow_id,
-                tree=ledger.tree,
-                authority=workflow_id,
-                newest=0,
-                now=time.time(),
-                origins=options.get("origins"),
-                held_origins=None,
-                api_url=api_url,
-                expires_in=options.get("expires_in"),
-                types=options.get("types"),
-                held_types=None,
-                readers=options.get("readers"),
-                held_readers=None,
+            origins = options.get("origins")
+            if origins is None and api_url is not None:
+                origins = [origin_of(api_url)]
+            terms = Terms(
+                origins, options.get("expires_in"), options.get("types"), options.get("readers")
             )
+            name = options.get("name", DEFAULT_NAME)
+            place = Place(name, self._client.namespace, workflow_id, ledger.tree, workflow_id)
+            claims = place.token(terms, time.time())
             message = parse(self._require_keyring().seal(claims, secret))
             ledger.accept(message, message.claims.version)
         return Start(ledger.dump(), api_url=api_url), message
@@ -303,8 +305,9 @@ class TokenClient:
             workflow_id: the authority, usually the root.
             token: the secret.
             name: credential name.
-            origins: where it may be sent; None keeps those of the token held there, or at
-                the first one takes the origin of the workflow's API address.
+            origins: where it may be sent; None keeps those of the token that stands there. At
+                the first one, and where none stands that this keyring verifies, they must be
+                given.
             expires_in: seconds or a timedelta; None for no expiry, whatever the last one had.
             types: workflow types whose activities may open it; None keeps those of the token
                 held there, "any" lifts the limit.
@@ -326,31 +329,19 @@ class TokenClient:
             OriginsMissing, ValueError, TokenMalformed: it cannot be sealed as it was asked for.
             AuditFailed: it could not be put on record, and was not sent.
         """
+        terms = Terms(origins, expires_in, types, readers)
+        status, _ = await self._set(workflow_id, token, name, terms)
+        return status
+
+    async def _set(
+        self, workflow_id: str, token: str, name: str, terms: Terms
+    ) -> tuple[TokenStatus, Message]:
         keyring = self._require_keyring()
 
-        def seal(status: Mapping[str, Any]) -> str:
-            held = _held_at(status, name, workflow_id)
-            before = held if held is not None and held["kind"] == "token" else None
-            claims = token_claims(
-                name=name,
-                namespace=self._client.namespace,
-                root=status["root"],
-                tree=status["tree"],
-                authority=workflow_id,
-                newest=_version(held),
-                now=time.time(),
-                origins=origins,
-                held_origins=None if before is None else before["origins"],
-                api_url=status["api_url"],
-                expires_in=expires_in,
-                types=types,
-                held_types=None if before is None else before["types"],
-                readers=readers,
-                held_readers=None if before is None else before.get("readers"),
-            )
-            return keyring.seal(claims, token)
+        def seal(place: Place) -> str:
+            return keyring.seal(place.token(terms, time.time()), token)
 
-        return await self._send("set", workflow_id, name, seal)
+        return await self._send("set", workflow_id, name, keyring, seal)
 
     async def rotate(
         self,
@@ -366,7 +357,9 @@ class TokenClient:
     ) -> TokenTree:
         """Set a token and wait until every live entitled node has accepted it.
 
-        When it returns, the old token may be revoked at the API.
+        When it returns, the old token may be revoked at the API. The ``signed`` of what it returns
+        are the terms that were set or carried on; look at them, since whoever polls a task queue
+        in a worker's place can hand back an older message of yours (explicit `origins` are immune).
 
         Args:
             timeout: seconds or a timedelta to wait for convergence.
@@ -379,16 +372,10 @@ class TokenClient:
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         started = time.monotonic()
         deadline = started + seconds
-        await self.set(
-            workflow_id,
-            token,
-            name=name,
-            origins=origins,
-            expires_in=expires_in,
-            types=types,
-            readers=readers,
-        )
+        terms = Terms(origins, expires_in, types, readers)
+        _, message = await self._set(workflow_id, token, name, terms)
         tree = await TreeWalk(self._client, name, deadline).run(workflow_id)
+        tree = replace(tree, signed=TokenStatus.of_message(message))
         if not tree.converged:
             self._recorder.metrics.not_converged(name)
             behind = ", ".join(node.id for node in tree.behind[:5])
@@ -420,20 +407,12 @@ class TokenClient:
     async def _revoke(self, workflow_id: str, name: str, *, inherit: bool) -> TokenStatus:
         keyring = self._require_keyring()
 
-        def sign(status: Mapping[str, Any]) -> str:
-            held = _held_at(status, name, workflow_id)
-            claims = Claims(
-                name=name,
-                namespace=self._client.namespace,
-                root=status["root"],
-                tree=status["tree"],
-                authority=workflow_id,
-                version=next_version(_version(held), time.time()),
-                inherit=inherit,
-            )
-            return keyring.revocation(claims)
+        def sign(place: Place) -> str:
+            return keyring.revocation(place.revocation(time.time(), inherit=inherit))
 
-        return await self._send("inherit" if inherit else "revoke", workflow_id, name, sign)
+        action = "inherit" if inherit else "revoke"
+        status, _ = await self._send(action, workflow_id, name, keyring, sign)
+        return status
 
     async def reseal(
         self,
@@ -456,13 +435,15 @@ class TokenClient:
         keyring = self._require_keyring()
         for attempt in range(1, _ATTEMPTS + 1):
             held = await self.get(workflow_id, name)
-            claims = replace(
-                held.message.claims,
-                # Not the time: whatever is set meanwhile is newer.
-                version=held.message.claims.version + 1,
-                audiences=kept("readers", readers, held.message.claims.audiences),
-            )
+            claims = held.message.claims
             with self._sealing("reseal", claims.authority, name):
+                await confirm_root(self._client, claims.authority, claims.root)
+                claims = replace(
+                    claims,
+                    # Not the time: whatever is set meanwhile is newer.
+                    version=capped(claims.version + 1, time.time()),
+                    audiences=kept("readers", readers, claims.audiences),
+                )
                 message = await asyncio.to_thread(keyring.seal, claims, held.reveal())
             try:
                 return await self._update("reseal", claims.authority, message)
@@ -472,21 +453,43 @@ class TokenClient:
         raise AssertionError("unreachable")
 
     async def _send(
-        self, action: Action, workflow_id: str, name: str, make: Callable[[Mapping[str, Any]], str]
-    ) -> TokenStatus:
+        self,
+        action: Action,
+        workflow_id: str,
+        name: str,
+        keyring: Keyring,
+        make: Callable[[Place], str],
+    ) -> tuple[TokenStatus, Message]:
+        """Sign for a workflow what its verified message and the server let one, and send it."""
         for attempt in range(1, _ATTEMPTS + 1):
             with self._sealing(action, workflow_id, name):
-                answer = await ask(self._client, workflow_id)
-                if answer.closed:
-                    raise WorkflowNotFound(f"there is no open workflow {workflow_id}: it is closed")
-                message = await asyncio.to_thread(make, answer.status)
+                place = verified_place(
+                    await self._place(workflow_id, name),
+                    name=name,
+                    namespace=self._client.namespace,
+                    authority=workflow_id,
+                    trusted=keyring.trusted(),
+                )
+                await confirm_root(self._client, workflow_id, place.root)
+                text = await asyncio.to_thread(make, place)
             try:
-                return await self._update(action, workflow_id, message)
+                return await self._update(action, workflow_id, text), parse(text)
             except TokenStale:
                 # Another call with this issuer's key came between; this one is later.
                 if attempt == _ATTEMPTS:
                     raise
         raise AssertionError("unreachable")
+
+    async def _place(self, workflow_id: str, name: str) -> Said:
+        """What an open workflow says of its place and of what stands there."""
+        answer = await ask(self._client, workflow_id)
+        if answer.closed:
+            raise WorkflowNotFound(f"there is no open workflow {workflow_id}: it is closed")
+        status = answer.status
+        for held in status["tokens"]:
+            if held["name"] == name and held["authority"] == workflow_id:
+                return Said(status["root"], status["tree"], held.get("message"), held.get("last"))
+        return Said(status["root"], status["tree"])
 
     async def _update(self, action: Action, workflow_id: str, message: str) -> TokenStatus:
         async with self._on_record(action, workflow_id, parse(message)):
@@ -558,27 +561,77 @@ class TokenClient:
             namespace=self._client.namespace,
             workflow_id=workflow_id,
             reader=reader,
-            **of_message(message, name),
+            **of_message(message, name, terms=action in ("set", "reseal")),
         )
 
     async def _execute_update(self, workflow_id: str, message: str) -> TokenStatus:
+        """Send a message as an update, and as a signal too where no update finds room in time."""
         handle = self._client.get_workflow_handle(workflow_id)
+        update = asyncio.create_task(handle.execute_update(MESSAGE, message, result_type=dict))
         try:
-            answer = await asyncio.wait_for(
-                handle.execute_update(MESSAGE, message, result_type=dict),
-                _UPDATE_TIMEOUT_SECONDS,
-            )
+            answer = await asyncio.wait_for(asyncio.shield(update), _UPDATE_ALONE_SECONDS)
         except WorkflowUpdateFailedError as error:
-            raise _refusal(error, workflow_id) from None
+            refusal = _refusal(error, workflow_id)
+            if not isinstance(refusal, TooManyWaiting):
+                raise refusal from None
+            return await self._signal_and_confirm(workflow_id, message, None, str(refusal))
         except (asyncio.TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError):
+            # The SDK repeats an update that finds no room, and does not say so.
+            return await self._signal_and_confirm(workflow_id, message, update, _NO_ANSWER)
+        except RPCError as error:
+            if error.status in _FINAL:
+                raise query_error(error, workflow_id) from None
+            return await self._signal_and_confirm(workflow_id, message, None, error.message)
+        return TokenStatus.from_json(cast("dict[str, Any]", answer)).at(time.time())
+
+    async def _signal_and_confirm(
+        self,
+        workflow_id: str,
+        message: str,
+        update: asyncio.Task[dict[str, Any]] | None,
+        limit: str,
+    ) -> TokenStatus:
+        """Signal a message, and wait until it stands there or the update is answered after all."""
+        try:
             await self._signal(workflow_id, message)
+            return await asyncio.wait_for(
+                self._confirmed(workflow_id, parse(message), update), _CONFIRM_SECONDS
+            )
+        except asyncio.TimeoutError:
             raise OutcomeUnknown(
-                f"workflow {workflow_id} did not answer in time; the message was signalled as "
+                f"workflow {workflow_id} took no update ({limit}); the message was signalled as "
                 "well and is applied when a worker runs. Ask `status` later, or repeat the call"
             ) from None
-        except RPCError as error:
-            raise query_error(error, workflow_id) from None
-        return TokenStatus.from_json(cast("dict[str, Any]", answer)).at(time.time())
+        finally:
+            if update is not None:
+                update.cancel()
+
+    async def _confirmed(
+        self, workflow_id: str, message: Message, update: asyncio.Task[dict[str, Any]] | None
+    ) -> TokenStatus:
+        name = message.claims.name
+        while True:
+            if update is not None and update.done():
+                try:
+                    return TokenStatus.from_json(update.result()).at(time.time())
+                except WorkflowUpdateFailedError as error:
+                    refusal = _refusal(error, workflow_id)
+                    if not isinstance(refusal, TooManyWaiting):
+                        raise refusal from None
+                except (RPCError, WorkflowUpdateRPCTimeoutOrCancelledError):
+                    pass  # the signal is on its way
+                update = None
+            with suppress(NoWorkerAnswers):
+                own = (await self._place(workflow_id, name)).own
+                stands = None if own is None else parse(own)
+                if stands is not None and stands.hash == message.hash:
+                    return TokenStatus.of_message(stands).at(time.time())
+                if stands is not None and stands.order > message.order:
+                    raise TokenStale(
+                        f"workflow {workflow_id}: a newer {name} was set meanwhile; read the "
+                        "status and set again"
+                    )
+            await asyncio.sleep(_CONFIRM_EVERY_SECONDS)
 
     async def _signal(self, workflow_id: str, message: str) -> None:
         handle = self._client.get_workflow_handle(workflow_id)
@@ -627,7 +680,10 @@ class TokenClient:
             if state == "revoked":
                 raise TokenRevoked(f"{name} is revoked at workflow {workflow_id}")
             raise TokenNotSet(f"workflow {workflow_id} has no {name}: {cure(state)}")
-        return parse(answer["sealed"])
+        message = parse(answer["sealed"])
+        if message.claims.name != name:
+            raise TokenForged(f"workflow {workflow_id} answered with another credential's message")
+        return message
 
     async def status(self, workflow_id: str, name: str = DEFAULT_NAME) -> TokenStatus | None:
         """What is known of a credential at a workflow, without opening it; None where nothing is.
@@ -660,6 +716,13 @@ class TokenClient:
         return self._keyring.current()
 
 
+_FINAL: Final = (
+    RPCStatusCode.NOT_FOUND,
+    RPCStatusCode.PERMISSION_DENIED,
+    RPCStatusCode.UNAUTHENTICATED,
+)
+"""What the server says of an update where a signal would not get through either."""
+
 _REFUSALS: Final = (MessageRefused, NotStateful, WorkflowNotFound, WorkflowAlreadyStartedError)
 """Errors that say that a message was not applied and never will be."""
 
@@ -679,17 +742,6 @@ class _StartHeaderOutbound(OutboundInterceptor):
         if start is not None:
             input.headers = {**input.headers, NODE_HEADER: start.to_payload()}
         return await super().start_workflow(input)
-
-
-def _held_at(status: Mapping[str, Any], name: str, authority: str) -> Mapping[str, Any] | None:
-    for held in status["tokens"]:
-        if held["name"] == name and held["authority"] == authority:
-            return cast("Mapping[str, Any]", held)
-    return None
-
-
-def _version(held: Mapping[str, Any] | None) -> int:
-    return 0 if held is None else int(held["version"])
 
 
 def _refusal(error: WorkflowUpdateFailedError, workflow_id: str) -> errors.StatefulError:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any, Final, TypeGuard, cast
 
@@ -12,24 +13,13 @@ from .messages import MAX_LIST, Message, valid_name
 from .status import TokenStatus
 
 _ID_BYTES: Final = 1000
+_SHOWN_WAITING: Final = 20
 
 
 def status_of(ledger: Ledger, message: Message, now: int) -> TokenStatus:
     """What is known of a message that a ledger holds; `now` is Unix milliseconds."""
-    claims = message.claims
-    return TokenStatus(
-        name=claims.name,
-        state="held" if message.kind == "token" else "revoked",
-        version=claims.version,
-        fingerprint=message.fingerprint,
-        authority=claims.authority,
-        issuer=message.issuer,
-        origins=claims.origins,
-        types=claims.types,
-        readers=claims.audiences,
-        expires_at=claims.expires_at,
-        overtaken=ledger.overtaken(message),
-    ).at(now / 1000)
+    status = TokenStatus.of_message(message)
+    return replace(status, overtaken=ledger.overtaken(message)).at(now / 1000)
 
 
 def known_children(status: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -98,7 +88,7 @@ def _names(data: Mapping[str, Any], member: str) -> list[str]:
 def describe_ledger(
     ledger: Ledger,
     now: int,
-    unjudged: Iterable[Message],
+    waiting: Sequence[Message],
     reasons: Mapping[str, str],
     by_update: Collection[str] = (),
 ) -> dict[str, Any]:
@@ -106,7 +96,7 @@ def describe_ledger(
 
     Args:
         now: Unix milliseconds.
-        unjudged: messages that wait.
+        waiting: messages that wait for their issuer to be known.
         reasons: for children that could not be told, why.
         by_update: children that are told by update.
     """
@@ -121,6 +111,7 @@ def describe_ledger(
                 "kind": message.kind,
                 "inherit": message.claims.inherit,
                 "in_force": ledger.in_force(message.claims.name) is message,
+                **_signed(ledger, message),
             }
             for message in ledger.held.values()
         ],
@@ -158,8 +149,9 @@ def describe_ledger(
                 "version": message.claims.version,
                 "fingerprint": message.fingerprint,
             }
-            for message in unjudged
+            for message in _shown(waiting)
         ],
+        "waiting_count": len(waiting),
         "rejections": {
             "counts": ledger.rejected,
             "last": [
@@ -173,6 +165,22 @@ def describe_ledger(
             ],
         },
     }
+
+
+def _signed(ledger: Ledger, message: Message) -> dict[str, str]:
+    """For what was set at the node itself, what an issuer verifies before the next is signed."""
+    if message.claims.authority != ledger.path[-1]:
+        return {}
+    last = ledger.last.get(message.claims.name)
+    return {"message": message.text} | ({} if last is None else {"last": last.text})
+
+
+def _shown(waiting: Sequence[Message]) -> list[Message]:
+    """The first few that wait, of as many credential names as can be: anybody can send them."""
+    seen: set[str] = set()
+    first = [m for m in waiting if not (m.claims.name in seen or seen.add(m.claims.name))]
+    others = [message for message in waiting if message not in first[:_SHOWN_WAITING]]
+    return [*first, *others][:_SHOWN_WAITING]
 
 
 def details_line(statuses: Iterable[TokenStatus], own: str, withheld: Collection[str] = ()) -> str:

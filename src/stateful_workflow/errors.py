@@ -9,6 +9,7 @@
     │   │   └── IssuerLimited       one did whose key is limited to other uses
     │   ├── TokenStale              the issuer has set a newer one here
     │   ├── TokenConflict           another issuer's newer one stands here
+    │   ├── TooManyWaiting          an update among too many that name unknown issuers
     │   ├── TokenWithheld           this node was started without this name
     │   ├── WrongTree               made for another tree of workflows
     │   └── WrongAuthority          set at a workflow that is not above this one
@@ -79,6 +80,10 @@ class TokenConflict(MessageRefused):
 
 class TokenWithheld(MessageRefused):
     """The node was started without this credential; it takes only what is set at itself."""
+
+
+class TooManyWaiting(MessageRefused):
+    """Too many updates of issuers that are not known here wait already; signal it instead."""
 
 
 class WrongTree(MessageRefused):
@@ -158,7 +163,7 @@ class NoWorkerAnswers(OperationFailed):
 
 
 class OriginsMissing(OperationFailed):
-    """No origins were given and none are known: no token held, no API address."""
+    """No origins were given, and no token stands there whose origins could be kept."""
 
 
 class OutcomeUnknown(OperationFailed):

@@ -104,25 +104,21 @@ class Use:
     """The `stateful-use` header: what an activity of a node may open, and where it stands.
 
     Attributes:
-        root, tree, authority: of the workflow; a token sealed in the activity is set there.
+        root, tree: where the workflow stands.
         api_url: the workflow's own API address.
         tokens: for each credential name its state and, where it is held and small
             enough, the sealed token.
-        newest: the newest version known at this workflow as authority, by name.
-        origins: the signed origins standing at this workflow as authority, by name.
-        types: likewise the workflow types; None means any.
-        readers: likewise the audiences of readers; None means any.
+        own: for each name the revocation that stands at the workflow itself, where one does:
+            what `seal_token` has to come after.
+        last: for each such name the token that it revoked there, whose terms the next one keeps.
     """
 
     root: str
     tree: str
-    authority: str
     api_url: str | None
     tokens: Mapping[str, Mapping[str, str | None]]
-    newest: Mapping[str, int]
-    origins: Mapping[str, list[str]]
-    types: Mapping[str, list[str] | None]
-    readers: Mapping[str, list[str] | None]
+    own: Mapping[str, str]
+    last: Mapping[str, str]
 
     def to_payload(self) -> Payload:
         """The header's payload."""

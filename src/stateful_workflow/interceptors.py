@@ -8,7 +8,7 @@ headers here. Workflows that are no `StatefulWorkflow` pass through untouched.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, NoReturn, TypeVar
 
 from temporalio import workflow
@@ -35,7 +35,7 @@ from temporalio.worker import (
 )
 
 from .errors import TokenMalformed
-from .messages import DEFAULT_NAME
+from .messages import DEFAULT_NAME, valid_name
 from .node import Node, argument
 from .wire import (
     ACTIVITIES,
@@ -136,10 +136,7 @@ class NodeInbound(WorkflowInboundInterceptor):
         if node is None:
             return await super().handle_query(input)
         if input.query == MESSAGE:
-            name = argument(input.args) if input.args else DEFAULT_NAME
-            if not isinstance(name, str):
-                raise TokenMalformed("the query apiToken takes a credential name")
-            return node.describe(name)
+            return node.describe(_name(input.args))
         if input.query == STATUS_QUERY:
             return node.describe_all()
         if input.query == STATE_QUERY:
@@ -219,6 +216,18 @@ class NodeOutbound(WorkflowOutboundInterceptor):
         """Give the local activity what it may open."""
         input.headers = _with_use(input.activity, input.headers, local=True)
         return super().start_local_activity(input)
+
+
+def _name(args: Sequence[Any]) -> str:
+    """The credential name that a query asks for.
+
+    Raises:
+        TokenMalformed: where it is none.
+    """
+    name = argument(args) if args else DEFAULT_NAME
+    if not isinstance(name, str) or not valid_name(name):
+        raise TokenMalformed("the query takes a credential name")
+    return name
 
 
 def _has_settled(child: asyncio.Task[Any]) -> bool:

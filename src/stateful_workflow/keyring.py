@@ -198,6 +198,11 @@ class Keyring:
         """The same keys without their private halves: all that a workflow worker needs."""
         return self.only()
 
+    @property
+    def can_seal(self) -> bool:
+        """Whether an issuer's private half can be used here."""
+        return any(k.kind == "issuer" and k.private and k.is_active for k in self.keys())
+
     def trusted(self) -> dict[str, Issuer]:
         """The issuers whose messages count, by key id."""
         return {

@@ -140,6 +140,7 @@ class Ledger:
         self.revoked: set[str] = set()
         self.boundary = dict(boundary or {})
         self.held: dict[Place, Message] = {}
+        self.last: dict[str, Message] = {}
         self.floors: dict[Place, dict[str, Order]] = {}
         self.children: dict[str, Child] = {}
         self.soft: dict[str, dict[str, bool]] = {}
@@ -227,7 +228,14 @@ class Ledger:
 
     def _hold(self, message: Message) -> None:
         place = (message.claims.name, message.claims.authority)
+        before = self.held.get(place)
         self.held[place] = message
+        if place[1] == self.path[-1]:
+            # Of a token that is revoked here the next one keeps the terms.
+            if message.kind == "token":
+                self.last.pop(place[0], None)
+            elif before is not None and before.kind == "token":
+                self.last[place[0]] = before
         self.floors.setdefault(place, {})[message.issuer] = message.order
 
     # --- what is in force ----------------------------------------------------
@@ -486,6 +494,7 @@ class Ledger:
             "revoked": sorted(self.revoked),
             "boundary": self.boundary,
             "held": [message.text for message in self.held.values()],
+            "last": [message.text for message in self.last.values()],
             "floors": [[*place, orders] for place, orders in self.floors.items()],
             "children": [
                 {
@@ -549,6 +558,7 @@ class Ledger:
         self.boundary = {str(name): int(index) for name, index in data["boundary"].items()}
         messages = [parse(text) for text in data["held"]]
         self.held = {(m.claims.name, m.claims.authority): m for m in messages}
+        self.last = {m.claims.name: m for m in map(parse, data["last"])}
         self.floors = {
             (str(name), str(authority)): {
                 str(kid): (int(version), str(digest)) for kid, (version, digest) in orders.items()

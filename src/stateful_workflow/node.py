@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,9 +28,9 @@ from .forwarding import RecoverResult
 from .headers import RULES, Start, Use
 from .inbox import Inbox, now_ms
 from .ledger import ALL, Child, Ledger, Place, StateTooNew, StateUnreadable, Verdict
-from .messages import DEFAULT_NAME, Message, parse
+from .messages import DEFAULT_NAME, Message, named_issuer, parse
 from .node_record import NodeRecord
-from .origins import is_allowed, origin_of
+from .origins import allowed_origin, is_allowed, origin_of
 from .questions import Questions
 from .status import TokenState, TokenStatus
 from .wire import NODE_HEADER, RECOVER
@@ -44,6 +44,8 @@ _HEADER_BYTES_A_TASK: Final = 1_000_000
 _CARRIED_WAITING_BYTES: Final = 500_000
 _USE_BYTES: Final = 4096
 _ASKS: Final = "stateful-ask"
+_LARGEST_ARGUMENT: Final = 32_768
+"""Bytes of a payload: the largest message in any encoding a converter is likely to give it."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Node:
         self._given_up: list[tuple[str, int]] = []
         self._asking_later: asyncio.Task[None] | None = None
         if start is not None:
-            self._inbox.queue(_parsed(start.waiting))
+            self._inbox.queue(start.waiting)
         self.signals = 0
         self.updates = 0
         self._warned = False
@@ -132,15 +134,17 @@ class Node:
     def on_signal(self, args: Sequence[Any]) -> None:
         """Take a message from the `apiToken` signal; whatever it is, nothing is raised."""
         try:
-            message = parse(argument(args))
+            text = argument(args)
+            if not isinstance(text, str):
+                raise TokenMalformed("the message is not a string")
         except TokenMalformed as error:
             self._inbox.reject(error)
             return
         before = self.ledger.epoch
         if self.recovering:
-            self._inbox.queue([message])
+            self._inbox.queue([text])
         else:
-            self._inbox.put(message)
+            self._inbox.put(text)
         self._follow(before)
         self.wake()
 
@@ -154,7 +158,7 @@ class Node:
         try:
             message = parse(argument(args))
             if not self.recovering:
-                self.ledger.check(message, now_ms())
+                self._inbox.admit_update(message)
         except MessageRefused as error:
             self._record.rejected(error, message)
             raise
@@ -213,13 +217,14 @@ class Node:
         if not isinstance(url, str):
             raise TokenMalformed("the API address is not a string")
         try:
-            origin = origin_of(url)
+            origin = allowed_origin(url)  # by signal not even a path: only where, not what
+            origin_of(url)
         except ValueError as error:
             raise TokenMalformed(f"the API address is refused: {error}") from None
         tokens = [self.ledger.in_force(name) for name in self.ledger.names()]
         if not any(token and is_allowed(origin, token.claims.origins) for token in tokens):
             raise TokenMalformed(f"{origin} is among the signed origins of no token held here")
-        return url
+        return origin
 
     # --- what is shown -------------------------------------------------------
 
@@ -231,7 +236,7 @@ class Node:
         return status_of(self.ledger, message, now_ms())
 
     def _state_without(self, name: str) -> TokenState:
-        if self.recovering or any(m.claims.name == name for m in self._inbox.unjudged):
+        if self.recovering or self._inbox.waits(name):
             return "waiting"
         if self._needs_set():
             return "needs_set"
@@ -257,7 +262,7 @@ class Node:
             **describe_ledger(
                 self.ledger,
                 now_ms(),
-                self._inbox.unjudged,
+                self._inbox.waiting,
                 self._fanout.reasons,
                 self._fanout.by_update,
             ),
@@ -283,7 +288,7 @@ class Node:
         """Temporal's own workflow details: what the user's code has there, and a line of ours."""
         ledger = self.ledger
         withheld = {name for name in ledger.boundary if ledger.is_withheld(name)}
-        waiting = {message.claims.name for message in self._inbox.unjudged}
+        waiting = {message.claims.name for message in self._inbox.waiting}
         names = {*ledger.names(), *waiting, *withheld - {ALL}}
         if ALL in withheld or self._needs_set() or self.recovering:
             names |= {DEFAULT_NAME}
@@ -307,18 +312,17 @@ class Node:
                 "state": self.status(name).state,
                 "sealed": sealed if local or room >= 0 else None,
             }
-        at_own = {name: message for (name, at), message in ledger.held.items() if at == own}
-        tokens_at_own = {name: m.claims for name, m in at_own.items() if m.kind == "token"}
         return Use(
             root=ledger.path[0],
             tree=ledger.tree,
-            authority=own,
             api_url=self.api_url,
             tokens=tokens,
-            newest={name: message.claims.version for name, message in at_own.items()},
-            origins={name: list(claims.origins) for name, claims in tokens_at_own.items()},
-            types={name: _listed(claims.types) for name, claims in tokens_at_own.items()},
-            readers={name: _listed(claims.audiences) for name, claims in tokens_at_own.items()},
+            own={
+                name: message.text
+                for (name, at), message in ledger.held.items()
+                if at == own and message.kind == "revocation"
+            },
+            last={name: message.text for name, message in ledger.last.items()},
         )
 
     # --- children ------------------------------------------------------------
@@ -561,21 +565,20 @@ class Node:
     def _resume(self, start: Start) -> None:
         if tuple(start.ledger.get("path", ())) != self.ledger.path:
             raise StateUnreadable("the run before stood at another place in the tree")
-        waiting = _parsed(start.waiting)
         self.ledger.restore(start.ledger)
         self.ledger.confirm_children()
         self._lost = start.lost
         if start.api_url is not None:
             self.api_url = start.api_url
-        self._inbox.queue(waiting, first=True)
+        self._inbox.queue(start.waiting, first=True)
         self._fanout.again()
 
     def carry(self) -> Payload:
         """The header of the next run; what finds no room in it is counted as refused."""
         _, left_out = self._inbox.within(_CARRIED_WAITING_BYTES)
-        for message in left_out:
-            error = TokenForged(f"issuer {message.issuer} is not known, and too many waited")
-            self._inbox.reject(error, message)
+        for text in left_out:
+            issuer = named_issuer(text)
+            self._inbox.reject(TokenForged(f"issuer {issuer} is not known, and too many waited"))
         return self._carried(workflow.info().run_id).to_payload()
 
     def describe_state(self) -> dict[str, Any]:
@@ -589,7 +592,7 @@ class Node:
             run,
             self.api_url,
             None,
-            tuple(message.text for message in waiting),
+            tuple(waiting),
             self.recovering or self._needs_set(),
         )
 
@@ -622,16 +625,18 @@ class Node:
 
 
 def argument(args: Sequence[Any]) -> object:
-    """The one argument of a handler, decoded.
+    """The one argument of a handler; its size is looked at before it is decoded.
 
     Raises:
-        TokenMalformed: where there is not exactly one, or it cannot be decoded.
+        TokenMalformed: where there is not exactly one, or it is too large, or cannot be decoded.
     """
     if len(args) != 1:
         raise TokenMalformed(f"exactly one argument is expected, not {len(args)}")
     value: object = args[0]
     if not isinstance(value, RawValue):
         return value
+    if value.payload.ByteSize() > _LARGEST_ARGUMENT:
+        raise TokenMalformed(f"the argument has more than {_LARGEST_ARGUMENT:,} bytes")
     try:
         return cast("object", workflow.payload_converter().from_payload(value.payload))
     except Exception as error:  # noqa: BLE001 - the converter is the user's, and may raise anything
@@ -667,13 +672,6 @@ def _naming_the_workflow() -> Generator[None, None, None]:
         raise StateTooNew(f"workflow {workflow.info().workflow_id}: {error}") from None
 
 
-def _parsed(waiting: Iterable[str]) -> list[Message]:
-    try:
-        return [parse(text) for text in waiting]
-    except TokenMalformed as error:
-        raise StateUnreadable(f"a message that waits is malformed: {error}") from None
-
-
 async def _ask_closed_run() -> RecoverResult:
     info = workflow.info()
     args = [info.workflow_id, info.continued_run_id]
@@ -706,10 +704,6 @@ async def _ask_closed_run() -> RecoverResult:
             await workflow.sleep(_ASK_AGAIN)
     except FailureError:
         return RecoverResult(asked=False)
-
-
-def _listed(entries: tuple[str, ...] | None) -> list[str] | None:
-    return None if entries is None else list(entries)
 
 
 def _is_past(at: int | None) -> bool:

@@ -12,10 +12,16 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable
+from typing import Final
 from urllib.parse import urlsplit
 
 import idna
 
+MAX_URL: Final = 2_048
+"""Characters of an API address: it travels in the header of each activity."""
+
+_MAX_HOST: Final = 253
+_MAX_LABEL: Final = 63
 _DEFAULT_PORTS = {"https": 443, "http": 80}
 _NETLOC = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]*)(:[0-9]*)?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
@@ -41,6 +47,8 @@ def allowed_origin(text: str) -> str:
     Raises:
         ValueError: as `origin_of`, and where more than scheme, host and port is given.
     """
+    if len(text) > MAX_URL:
+        raise ValueError(f"an origin of more than {MAX_URL} characters is refused")
     parts = urlsplit(text)
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ValueError(f"an origin is scheme, host and port only: {text!r}")
@@ -63,6 +71,8 @@ def _ends_in_number(host: str) -> bool:
 
 
 def _canonical(url: str, *, wildcard: bool) -> str:
+    if len(url) > MAX_URL:
+        raise ValueError(f"a URL of more than {MAX_URL} characters is refused")
     if _UNSAFE.search(url):
         raise ValueError("a URL with white space, a control character or a backslash is refused")
     parts = urlsplit(url)
@@ -96,6 +106,9 @@ def _canonical(url: str, *, wildcard: bool) -> str:
             raise ValueError("a wildcard cannot stand before an IP address")
         host = f"[{address.compressed}]" if address.version == 6 else address.compressed
     else:
+        # Before idna looks at it: what it does with a long one takes seconds (RFC 1035, 2.3.4).
+        if len(host) > _MAX_HOST or any(len(label) > _MAX_LABEL for label in host.split(".")):
+            raise ValueError("a host name, or a label of one, is too long")
         if not host.isascii():
             try:
                 host = idna.encode(host, uts46=True).decode("ascii")

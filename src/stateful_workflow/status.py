@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
+from .messages import Message
+
 TokenState = Literal["none", "held", "revoked", "expired", "withheld", "waiting", "needs_set"]
 """What is known of a credential at a workflow.
 
@@ -59,6 +61,23 @@ class TokenStatus:
     readers: tuple[str, ...] | None = None
     expires_at: int | None = None
     overtaken: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    @classmethod
+    def of_message(cls, message: Message) -> TokenStatus:
+        """What a message says, whatever the time."""
+        claims = message.claims
+        return cls(
+            name=claims.name,
+            state="held" if message.kind == "token" else "revoked",
+            version=claims.version,
+            fingerprint=message.fingerprint,
+            authority=claims.authority,
+            issuer=message.issuer,
+            origins=claims.origins,
+            types=claims.types,
+            readers=claims.audiences,
+            expires_at=claims.expires_at,
+        )
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TokenStatus:
@@ -143,10 +162,13 @@ class TokenTree:
     Attributes:
         name: credential name.
         nodes: every node found, parents before children.
+        signed: what a rotation signed, with the terms that it carried on; None for a tree that
+            was only read.
     """
 
     name: str
     nodes: tuple[TreeNode, ...]
+    signed: TokenStatus | None = None
 
     @property
     def behind(self) -> tuple[TreeNode, ...]:

@@ -1,15 +1,10 @@
-"""An opened token, and the claims of one about to be sealed."""
+"""An opened token."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from datetime import timedelta
-from typing import Literal, NoReturn
+from typing import NoReturn
 
-from .errors import OriginsMissing
-from .messages import Claims, Message
-from .origins import allowed_origin, origin_of
+from .messages import Message
 
 
 class ApiToken:
@@ -75,95 +70,3 @@ class ApiToken:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an ApiToken is not pickled or copied; ask for it where it is used")
-
-
-def next_version(newest: int, now: float) -> int:
-    """The version after `newest`: Unix milliseconds, or two more where clocks disagree.
-
-    Two, since one more is what the same token sealed anew takes, which must not come after.
-
-    Args:
-        newest: the version that stands, 0 where none does.
-        now: Unix seconds.
-    """
-    return max(int(now * 1000), newest + 2)
-
-
-def token_claims(
-    *,
-    name: str,
-    namespace: str,
-    root: str,
-    tree: str,
-    authority: str,
-    newest: int,
-    now: float,
-    origins: Sequence[str] | None,
-    held_origins: Sequence[str] | None,
-    api_url: str | None,
-    expires_in: timedelta | float | None,
-    types: Sequence[str] | Literal["any"] | None,
-    held_types: Sequence[str] | None,
-    readers: Sequence[str] | Literal["any"] | None,
-    held_readers: Sequence[str] | None,
-) -> Claims:
-    """The claims of a token to be set at `authority`.
-
-    Args:
-        newest: the version that stands there, 0 where none does; the new one is higher.
-        now: Unix seconds.
-        origins: where it may be sent; None keeps `held_origins`, or at the first token
-            takes the origin of `api_url`.
-        expires_in: seconds or a timedelta from now; None for no expiry.
-        types: workflow types whose activities may open it; None keeps `held_types` (a rotation
-            must not widen by saying nothing), "any" lifts the limit.
-        readers: audiences of the readers it is sealed for; None keeps `held_readers`, "any"
-            seals for every reader of the keyring.
-
-    Raises:
-        OriginsMissing: where no origin is given or known.
-        ValueError: for an origin that is refused, or an expiry that is not ahead.
-    """
-    if origins is None:
-        origins = held_origins
-    if origins is None:
-        if api_url is None:
-            raise OriginsMissing(
-                f"the first token at workflow {authority} needs origins=[…] (where it may be "
-                "sent), or an apiUrl there whose origin is taken"
-            )
-        origins = [origin_of(api_url)]
-    if isinstance(origins, str):
-        raise ValueError("origins= takes a list of origins")
-    seconds = expires_in.total_seconds() if isinstance(expires_in, timedelta) else expires_in
-    if seconds is not None and seconds <= 0:
-        raise ValueError("expires_in must be ahead of now")
-    return Claims(
-        name=name,
-        namespace=namespace,
-        root=root,
-        tree=tree,
-        authority=authority,
-        version=next_version(newest, now),
-        expires_at=None if seconds is None else math.ceil(now + seconds),
-        origins=tuple(allowed_origin(origin) for origin in origins),
-        types=kept("types", types, held_types),
-        audiences=kept("readers", readers, held_readers),
-    )
-
-
-def kept(
-    option: str, given: Sequence[str] | None, held: Sequence[str] | None
-) -> tuple[str, ...] | None:
-    """A limit of a token about to be sealed, where None keeps what is held and "any" lifts it.
-
-    Raises:
-        ValueError: where another string is given in the place of a list.
-    """
-    if given is None:
-        return None if held is None else tuple(held)
-    if given == "any":
-        return None
-    if isinstance(given, str):
-        raise ValueError(f'{option}= takes a list, or "any"')
-    return tuple(given)

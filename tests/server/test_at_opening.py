@@ -118,7 +118,7 @@ async def fails_to_open(
     assert not found(TOKEN, history)
 
     # The control: it takes no more than a good token.
-    await tokens.set(root.id, "another")
+    await tokens.set(root.id, "another", origins=[api.origin])
     assert await root.execute_update(Caller.do, Job(activity="open_token")) == [digest("another")]
 
 

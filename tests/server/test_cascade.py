@@ -216,11 +216,12 @@ async def test_an_address_by_signal_is_taken_only_within_the_signed_origins(
 ) -> None:
     root = await plant(Plan())
 
-    await root.signal("apiUrl", f"{URL}/v2")
-    assert await root.query("apiUrl") == f"{URL}/v2"
-    await root.signal("apiUrl", "https://evil.example.net")
-    assert await root.query("apiUrl") == f"{URL}/v2"
-    assert (await status_of(client, queue))["rejections"]["counts"] == {"TokenMalformed": 1}
+    await root.signal("apiUrl", f"{URL}:443/")
+    assert await root.query("apiUrl") == URL
+    for refused in ("https://evil.example.net", f"{URL}/v2", f"{URL}?a=b", f"{URL}/{'a' * 5_000}"):
+        await root.signal("apiUrl", refused)
+    assert await root.query("apiUrl") == URL
+    assert (await status_of(client, queue))["rejections"]["counts"] == {"TokenMalformed": 4}
 
 
 async def test_a_parent_sets_a_token_that_an_issuers_activity_sealed(
@@ -228,7 +229,7 @@ async def test_a_parent_sets_a_token_that_an_issuers_activity_sealed(
 ) -> None:
     root = await plant(Plan({"a": Plan()}), token=None)
 
-    assert await root.execute_update("fetch_token", args=["fetched", None]) == "held"
+    assert await root.execute_update("fetch_token", args=["fetched", [URL]]) == "held"
 
     async def arrived() -> bool:
         return await tokens.status(f"{queue}-a") is not None

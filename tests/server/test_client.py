@@ -74,9 +74,10 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up soon on workers that do not answer."""
     for module in ("client", "tree"):
         monkeypatch.setattr(
-            f"stateful_workflow.{module}._QUERY_TIMEOUT", timedelta(milliseconds=500)
+            f"stateful_workflow.{module}._QUERY_TIMEOUT", timedelta(seconds=2)
         )
-    monkeypatch.setattr("stateful_workflow.client._UPDATE_TIMEOUT_SECONDS", 0.5)
+    for wait in ("_UPDATE_ALONE_SECONDS", "_CONFIRM_SECONDS"):
+        monkeypatch.setattr(f"stateful_workflow.client.{wait}", 0.5)
 
 
 async def start(tokens: TokenClient, queue: str, **options: Any) -> WorkflowHandle[Caller, None]:
@@ -250,10 +251,10 @@ async def test_a_client_without_a_readers_key_may_not_open(
 async def test_the_first_token_needs_an_origin_and_the_next_ones_keep_it(
     tokens: TokenClient, queue: str
 ) -> None:
-    with pytest.raises(OriginsMissing, match=r"needs origins=\[…\].* or an apiUrl"):
+    with pytest.raises(OriginsMissing, match=r"give origins=\[…\]"):
         await start(tokens, queue, api_url=None)
     await start(tokens, queue, api_token=None, api_url=None)
-    with pytest.raises(OriginsMissing, match=f"the first token at workflow {queue}"):
+    with pytest.raises(OriginsMissing, match=f"no apiToken stands at workflow {queue}"):
         await tokens.set(queue, "first")
     with pytest.raises(TokenNotSet):
         await tokens.get(queue)
@@ -297,7 +298,8 @@ async def test_a_token_that_another_issuer_set_meanwhile_is_not_overwritten_unse
     monkeypatch: pytest.MonkeyPatch,
     ahead: bool,
 ) -> None:
-    both = keys_of(keyring, Keyring.generate())
+    another = Keyring.generate()
+    both, knowing = keys_of(keyring, another), keys_of(another.public(), keyring)
     other = TokenClient(await client_with(engine, both), both)
 
     async def set_by_other() -> None:
@@ -315,7 +317,7 @@ async def test_a_token_that_another_issuer_set_meanwhile_is_not_overwritten_unse
 
     between = Before(set_by_other)
     client = await client_with(engine, both, between)
-    mine = TokenClient(client, keyring)
+    mine = TokenClient(client, knowing)
     async with worker_for(client, queue):
         await start(mine, queue)
 
@@ -376,7 +378,7 @@ async def test_an_issuer_whom_no_worker_knows_yet_waits_and_is_taken_when_one_do
     root = await start(tokens, queue)
     async with worker_for(keyless, queue):
         with pytest.raises(OutcomeUnknown):
-            await newcomer.set(queue, "second")
+            await newcomer.set(queue, "second", origins=[URL])
 
         async def looked_up_in_vain() -> bool:
             markers = await events_of(root, "MARKER_RECORDED")

@@ -84,7 +84,7 @@ async def test_a_child_that_lacks_more_than_an_attempt_may_send_is_sent_each_mes
         await nodes_run(tokens, queue, 2)
         await root.signal("keep_from", args=["a", None])
         for name in names:
-            await tokens.set(queue, "t", name=name)
+            await tokens.set(queue, "t", name=name, origins=[URL])
         times.seen.clear()
         await root.signal("give_to", args=["a", None])
 

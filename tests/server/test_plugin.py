@@ -335,7 +335,7 @@ async def test_a_tree_lives_behind_an_encrypting_codec(
     async with Worker(client, task_queue=queue, workflows=WORKFLOWS, activities=ACTIVITIES):
         root = await start(tokens, queue, Plan({"a": Plan({"x": Plan()})}))
         tree = await rotated(tokens, queue)
-        await tokens.rotate(queue, "other", name="github", timeout=20)
+        await tokens.rotate(queue, "other", name="github", origins=[URL], timeout=20)
         leaf = client.get_workflow_handle(f"{queue}-a-x")
 
         assert len(tree.nodes) == 3

@@ -198,6 +198,10 @@ class _Controlled(StatefulWorkflow):
     def note(self, text: str) -> None:
         self.handled.append(text)
 
+    @workflow.update
+    async def wait_for_note(self, text: str) -> None:
+        await workflow.wait_condition(lambda: text in self.handled)
+
     @workflow.signal
     def keep_from(self, suffix: str, name: str | None) -> None:
         self.withhold(f"{workflow.info().workflow_id}-{suffix}", name=name)

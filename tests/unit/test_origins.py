@@ -43,7 +43,7 @@ CANONICAL = {
     "https://localhost:8080": "https://localhost:8080",
     "https://my_service.svc": "https://my_service.svc",
     "https://a--b.example": "https://a--b.example",
-    f"https://{'a' * 64}.example": f"https://{'a' * 64}.example",  # resolved by nobody
+    f"https://{'a' * 63}.example": f"https://{'a' * 63}.example",
     # IDNA: one form, the ASCII one.
     "https://bücher.example": "https://xn--bcher-kva.example",
     "https://BÜCHER.example": "https://xn--bcher-kva.example",
@@ -196,6 +196,9 @@ REFUSED = {
         "http://[::]",
         "http://[2001:db8::1]",
         "http://2130706433",
+        f"https://{'a' * 64}.example",  # RFC 1035, 2.3.4
+        "https://" + "a." * 126 + "example",
+        "https://api.example.com/" + "a" * 2_048,
         "http://127.1",
         "http://0x7f000001",
     ],
@@ -565,7 +568,7 @@ def send(
     """Ask an address in an activity that holds a token for these origins."""
     sealed = keyring().seal(replace(CLAIMS, origins=origins), token)
     holds = {DEFAULT_NAME: {"state": "held", "sealed": str(sealed)}}
-    use = Use(ROOT, TREE, ROOT, None, holds, newest={}, origins={}, types={}, readers={})
+    use = Use(ROOT, TREE, None, holds, own={}, last={})
     request = httpx.Request("GET", url, extensions=extensions, **options)
     request.extensions.setdefault("trace", stop(request.url.scheme))
 

@@ -64,6 +64,9 @@ class AuditEvent:
             take its ancestors' again.
         version, fingerprint, authority, issuer: of the message; an issuer is named by its
             key id, and what a message of unknown origin says of itself is just that.
+        origins, types, readers: of a token that is set or resealed, what is signed with it: where
+            it may be sent, the workflow types whose activities may open it, the audiences it is
+            sealed for; each separated by spaces, absent where there is no limit.
         reader: id of the key that opened it.
         child_id, child_type: whom it was forwarded to, or kept from.
         activity_type, activity_id, attempt: of the activity that used it.
@@ -87,6 +90,9 @@ class AuditEvent:
     fingerprint: str | None = None
     authority: str | None = None
     issuer: str | None = None
+    origins: str | None = None
+    types: str | None = None
+    readers: str | None = None
     reader: str | None = None
     child_id: str | None = None
     child_type: str | None = None
@@ -141,6 +147,9 @@ ATTRIBUTES: Final[Mapping[str, str]] = {
     "fingerprint": "stateful.token.fingerprint",
     "authority": "stateful.token.authority",
     "issuer": "stateful.token.issuer",
+    "origins": "stateful.token.origins",
+    "types": "stateful.token.types",
+    "readers": "stateful.token.readers",
     "reader": "stateful.token.reader",
     "child_id": "stateful.child.id",
     "child_type": "stateful.child.type",
@@ -166,19 +175,25 @@ class OfMessage(TypedDict, total=False):
     fingerprint: str
     authority: str
     issuer: str
+    origins: str
+    types: str
+    readers: str
 
 
-def of_message(message: Message | None, name: str | None = None) -> OfMessage:
+def of_message(
+    message: Message | None, name: str | None = None, *, terms: bool = False
+) -> OfMessage:
     """What an event says of a message.
 
     Args:
         message: None where there is none, or what was sent is none.
         name: credential name that is known all the same.
+        terms: say of a token what was signed with it, too.
     """
     if message is None:
         return {} if name is None else {"name": name}
     claims = message.claims
-    return {
+    said: OfMessage = {
         "name": claims.name,
         "kind": "inherit" if claims.inherit is True else message.kind,
         "version": claims.version,
@@ -186,6 +201,13 @@ def of_message(message: Message | None, name: str | None = None) -> OfMessage:
         "authority": claims.authority,
         "issuer": message.issuer,
     }
+    if terms and message.kind == "token":
+        said["origins"] = " ".join(claims.origins)
+        if claims.types is not None:
+            said["types"] = " ".join(claims.types)
+        if claims.audiences is not None:
+            said["readers"] = " ".join(claims.audiences)
+    return said
 
 
 @runtime_checkable

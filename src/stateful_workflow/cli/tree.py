@@ -18,7 +18,7 @@ from temporalio.service import RPCError
 from ..client import TokenClient
 from ..errors import NoWorkerAnswers
 from ..messages import DEFAULT_NAME
-from ..status import TokenTree, TreeNode
+from ..status import TokenStatus, TokenTree, TreeNode
 from .common import (
     Address,
     Json,
@@ -116,10 +116,28 @@ def show_tree(tree: TokenTree, *, as_json: bool, each: bool = False) -> int:
     """Print a tree and return the exit status it stands for; `each` as for `render`."""
     if as_json:
         nodes = [asdict(node) for node in tree.nodes]
-        print_json({"name": tree.name, "converged": tree.converged, "nodes": nodes})
+        signed = {} if tree.signed is None else {"signed": tree.signed.to_json()}
+        print_json({"name": tree.name, "converged": tree.converged, **signed, "nodes": nodes})
     else:
+        if tree.signed is not None:
+            out().print(f"signed {terms(tree.signed)}")
         out().print(render(tree, time.time(), each=each))
     return 0 if tree.converged else NOT_CONVERGED
+
+
+def terms(signed: TokenStatus) -> str:
+    """What was signed with a token, in one line: where it may go, and who may open it."""
+    return "; ".join(
+        (
+            f"{signed.name} {signed.fingerprint} for {', '.join(signed.origins) or 'no origin'}",
+            f"types {_any(signed.types)}",
+            f"readers {_any(signed.readers)}",
+        )
+    )
+
+
+def _any(names: Sequence[str] | None) -> str:
+    return "any" if names is None else ", ".join(names) or "none"
 
 
 def render(tree: TokenTree, now: float, *, each: bool = False) -> Tree:

@@ -1,0 +1,123 @@
+"""Updates hold a workflow's ten places, or have used up its run's: control gets through."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from contextlib import suppress
+from datetime import timedelta
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from temporalio.client import (
+    Client,
+    WorkflowUpdateFailedError,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
+    WorkflowUpdateStage,
+)
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError
+
+from stateful_workflow import Keyring, StatefulPlugin, TokenClient
+from stateful_workflow.engine import start_engine
+from stateful_workflow.messages import encode_base64url
+
+from ..server.conftest import start_worker
+from ..server.support import events_of, nodes_run, status_of
+from ..server.workflows import Node, Plan
+
+POINT = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
+
+
+def forged(root: str, tree: str) -> str:
+    """A well-formed revocation of an issuer that nobody knows."""
+    claims = {"v": 1, "name": "apiToken", "ns": "default", "root": root, "tree": tree}
+    claims |= {"auth": root, "ver": int(time.time() * 1000), "inherit": False}
+    kid = encode_base64url(secrets.token_bytes(32))
+    header = {"alg": "Ed25519", "kid": kid, "typ": "stateful-revocation+jws"}
+    parts = [json.dumps(part, separators=(",", ":")).encode() for part in (header, claims)]
+    signature = POINT + secrets.token_bytes(31) + b"\x00"
+    return ".".join(encode_base64url(part) for part in (*parts, signature))
+
+
+async def test_updates_of_strangers_hold_nobody_off(
+    client: Client, outsider: Client, tokens: TokenClient, queue: str
+) -> None:
+    async with start_worker(client, queue):
+        await tokens.start_workflow(
+            Node.run,
+            Plan({"a": Plan()}),
+            id=queue,
+            task_queue=queue,
+            api_token="first",
+            origins=["https://api.example.com"],
+        )
+        await nodes_run(tokens, queue, 2)
+        tree = (await status_of(client, queue))["tree"]
+        handle = outsider.get_workflow_handle(queue)
+        turned_down: set[str | None] = set()
+
+        async def hold() -> None:
+            while True:
+                try:
+                    await handle.execute_update("apiToken", forged(queue, tree))
+                except WorkflowUpdateFailedError as error:
+                    if isinstance(error.cause, ApplicationError):
+                        turned_down.add(error.cause.type)
+                except (RPCError, WorkflowUpdateRPCTimeoutOrCancelledError):
+                    pass
+
+        holders = [asyncio.create_task(hold()) for _ in range(30)]
+        try:
+            while "TooManyWaiting" not in turned_down:
+                await asyncio.sleep(0.05)
+            assert (await tokens.rotate(queue, "second", timeout=60)).converged
+            assert (await tokens.revoke(queue)).state == "revoked"
+            assert (await tokens.set(queue, "third")).state == "held"
+        finally:
+            for holder in holders:
+                holder.cancel()
+            await asyncio.gather(*holders, return_exceptions=True)
+        assert (await tokens.get(f"{queue}-a")).reveal() == "third"
+        # What is turned down stands in no history: three of them wait at a time, for 10 s.
+        accepted = await events_of(
+            client.get_workflow_handle(queue), "WORKFLOW_EXECUTION_UPDATE_ACCEPTED"
+        )
+        assert len(accepted) < 100
+
+
+@pytest.mark.parametrize(
+    ("limit", "opened"), [((), 10), (("history.maxTotalUpdates=2",), 2)], ids=["open", "used up"]
+)
+@pytest.mark.timeout(120)
+async def test_where_no_update_finds_room_a_rotation_and_a_revocation_are_signalled(
+    queue: str, keyring: Keyring, limit: tuple[str, ...], opened: int
+) -> None:
+    extra = [argument for value in limit for argument in ("--dynamic-config-value", value)]
+    async with start_engine(ui=False, extra_args=extra) as engine:
+        client = await Client.connect(engine.address, plugins=[StatefulPlugin(keyring)])
+        tokens = TokenClient(client, keyring)
+        async with start_worker(client, queue):
+            await tokens.start_workflow(
+                Node.run,
+                Plan({"a": Plan()}),
+                id=queue,
+                task_queue=queue,
+                api_token="first",
+                origins=["https://api.example.com"],
+            )
+            await nodes_run(tokens, queue, 2)
+            handle = client.get_workflow_handle(queue)
+            for _ in range(opened):
+                with suppress(RPCError):
+                    await handle.start_update(
+                        "wait_for_note" if not limit else "use_token",
+                        "never",
+                        wait_for_stage=WorkflowUpdateStage.ACCEPTED,
+                        rpc_timeout=timedelta(seconds=10),
+                    )
+            assert (await tokens.rotate(queue, "second", timeout=40)).converged
+            assert (await tokens.get(f"{queue}-a")).reveal() == "second"
+            assert (await tokens.revoke(queue)).state == "revoked"
