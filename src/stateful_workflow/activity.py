@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -549,7 +549,7 @@ class Collected:
 class Returned:
     """What an activity in a pool's process returned, and what is to be put on record."""
 
-    result: Any
+    result: Any = field(repr=False)
     events: list[AuditEvent]
 
 

@@ -221,6 +221,8 @@ class _Gate:
         if isinstance(error, asyncio.CancelledError):
             return asyncio.CancelledError()
         self._secrets.redact(failure)
+        if self._secrets.found_in([failure.SerializeToString()]) is not None:
+            return self._unencodable(error)
         try:
             return converters.failure_converter.from_failure(failure, converters.payload_converter)
         except Exception:  # noqa: BLE001 - likewise

@@ -6,7 +6,7 @@ import os
 import secrets
 import stat
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +31,7 @@ class FileContent:
     """
 
     path: Path
-    text: str
+    text: str = field(repr=False)
     mode: int
     stamp: Stamp
 

@@ -14,11 +14,12 @@ class ApiToken:
     by its fingerprint.
     """
 
-    __slots__ = ("_message", "_secret")
+    __slots__ = ("_message", "_reveal")
 
     def __init__(self, message: Message, secret: str) -> None:
         self._message = message
-        self._secret = secret
+        # In a closure: what lists an object's members, and `object.__getstate__`, get no string.
+        self._reveal = lambda: secret
 
     @property
     def message(self) -> Message:
@@ -57,7 +58,7 @@ class ApiToken:
 
     def reveal(self) -> str:
         """The secret. Whoever calls this answers for where it goes."""
-        return self._secret
+        return self._reveal()
 
     def __repr__(self) -> str:
         return f"ApiToken(name={self.name!r}, version={self.version}, secret=<redacted>)"
@@ -67,6 +68,9 @@ class ApiToken:
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
+
+    def __getstate__(self) -> NoReturn:
+        self.__reduce__()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an ApiToken is not pickled or copied; ask for it where it is used")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import dataclasses
+import json
+import textwrap
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import timedelta
@@ -68,6 +70,8 @@ def act(how: str) -> Any:
         return {"headers": [{"Authorization": f"Bearer {token}"}]}
     if how == "return it in base64":
         return _in_base64()
+    if how == "return it in lines of hexadecimal":
+        return "\n".join(textwrap.wrap(token.encode().hex(), 16))
     if how == "return it as bytes":
         return token.encode()
     if how == "return its seal":
@@ -77,6 +81,9 @@ def act(how: str) -> Any:
         return "went on"
     if how == "fail with it":
         raise RuntimeError(f"the API said: bad token {token} ({_in_base64()})")
+    if how == "fail with it encoded":
+        spelled = base64.b64encode(json.dumps({"token": token}).encode()).decode()
+        raise RuntimeError(f"the API said: bad token {spelled}", token.encode().hex(" "))
     if how == "fail with details":
         raise ApplicationError(
             f"bad {token}",
@@ -185,7 +192,13 @@ async def history_of(root: WorkflowHandle[Any, Any]) -> bytes:
     return b"".join(event.SerializeToString() for event in history.events)
 
 
-SPELLED = (CANARY.encode(), base64.b64encode(b"user:" + CANARY.encode())[7:-4])
+SPELLED = (
+    CANARY.encode(),
+    base64.b64encode(b"user:" + CANARY.encode())[7:-4],
+    base64.b64encode(b'{"token": "' + CANARY.encode())[16:-4],
+    CANARY.encode().hex()[:16].encode(),
+    CANARY.encode().hex(" ").encode(),
+)
 
 
 def is_clean(data: bytes) -> bool:
@@ -193,7 +206,14 @@ def is_clean(data: bytes) -> bool:
 
 
 @pytest.mark.parametrize(
-    "how", ["return it", "return it within", "return it in base64", "return it as bytes"]
+    "how",
+    [
+        "return it",
+        "return it within",
+        "return it in base64",
+        "return it in lines of hexadecimal",
+        "return it as bytes",
+    ],
 )
 async def test_a_result_that_holds_the_token_is_an_error_that_says_so(
     place: tuple[WorkflowHandle[Any, Any], str, bool], how: str
@@ -220,6 +240,7 @@ async def test_a_heartbeat_that_holds_the_token_is_an_error_that_says_so(
     ("how", "kind"),
     [
         ("fail with it", "RuntimeError"),
+        ("fail with it encoded", "RuntimeError"),
         ("fail with details", "BadToken"),
         ("fail by a chain", "RuntimeError"),
         ("fail in a context", "RuntimeError"),
@@ -240,6 +261,8 @@ async def test_a_failure_keeps_its_kind_and_loses_the_token(
         assert error.message == "bad <redacted: apiToken>"
         assert error.details[0] == {"token": "<redacted: apiToken>"}
         assert error.details[2] == "harmless"
+    elif how == "fail with it encoded":
+        assert error.message == "<redacted: apiToken>"  # of its words none is all of the latter
     elif how.startswith("fail with"):
         assert "the API said: bad token <redacted: apiToken>" in error.message
     elif how == "fail by a chain":

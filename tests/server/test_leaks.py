@@ -9,16 +9,21 @@ from __future__ import annotations
 import base64
 import copy
 import dataclasses
+import gc
+import inspect
 import json
 import logging
 import pickle
 import pprint
 import secrets
 import sqlite3
+import sys
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter, methodcaller
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,7 +49,10 @@ from stateful_workflow import (
     TokenTree,
     TreeNode,
 )
+from stateful_workflow.activity import Returned
+from stateful_workflow.demo.api import IssuedToken, TokenApi
 from stateful_workflow.engine import EmbeddedEngine, start_engine
+from stateful_workflow.keyring_file import FileContent
 from stateful_workflow.messages import Claims, parse
 
 from .api import Api, start_api
@@ -445,6 +453,19 @@ class _Holder:
 
 
 @pytest.mark.parametrize(
+    "record",
+    [
+        lambda: FileContent(Path("keyring.json"), SECRET, 0o600, (1, 2, 3)),
+        lambda: Returned(SECRET, []),
+        lambda: TokenApi(client_secret=SECRET, issued={SECRET: IssuedToken(1, 0.0)}),
+    ],
+    ids=["a keyring file", "a result from a process", "the demo's API"],
+)
+def test_a_record_that_holds_a_secret_does_not_print_it(record: Callable[[], object]) -> None:
+    assert found(SECRET, repr([record()]).encode()) == []
+
+
+@pytest.mark.parametrize(
     "export",
     [pickle.dumps, copy.copy, copy.deepcopy, json.dumps],
     ids=["pickle", "copy", "deepcopy", "json"],
@@ -458,6 +479,35 @@ def test_a_token_and_a_keyring_are_not_exported(export: Callable[[object], objec
             continue  # a copy of the container holds the thing itself
         with pytest.raises(TypeError):
             export(thing)
+
+
+@pytest.mark.parametrize(
+    "take_apart",
+    [
+        *(partial(pickle.dumps, protocol=number) for number in range(pickle.HIGHEST_PROTOCOL + 1)),
+        *(methodcaller("__reduce_ex__", number) for number in range(pickle.HIGHEST_PROTOCOL + 1)),
+        methodcaller("__getstate__"),
+        object.__reduce__,
+        vars,
+        attrgetter("__dict__"),
+    ],
+)
+def test_a_token_is_not_taken_apart(take_apart: Callable[[Any], object]) -> None:
+    token = ApiToken(parse(Keyring.generate().seal(CLAIMS, SECRET)), SECRET)
+
+    with pytest.raises((TypeError, AttributeError)) as caught:
+        take_apart(token)
+    assert found(SECRET, dump(caught.value)) == []
+
+
+def test_what_lists_the_members_of_a_token_gets_no_string() -> None:
+    token = ApiToken(parse(Keyring.generate().seal(CLAIMS, SECRET)), SECRET)
+
+    members = [repr(inspect.getmembers(token)), *map(repr, gc.get_referents(token))]
+    if sys.version_info >= (3, 11):
+        members.append(repr(object.__getstate__(token)))
+    assert found(SECRET, "\n".join(members).encode()) == []
+    assert token.reveal() == SECRET
 
 
 def test_a_dataclass_that_holds_a_token_is_not_turned_into_a_dict() -> None:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import base64
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
-from ..exposure import base64_forms
-
 _SUFFIXES: Final = ("-journal", "-wal", "-shm", "")
 _CHUNK_BYTES: Final = 1 << 22
 
 
 def forms(needle: bytes) -> tuple[bytes, ...]:
-    """The needle itself, and how it looks inside base64 and base64url text."""
-    return tuple(sorted({needle, *base64_forms(needle)}))
+    """The needle itself, and how it looks inside base64 and base64url text (RFC 4648).
+
+    What base64 makes of it depends on how many bytes stand before, modulo three, and at the
+    edges on its neighbours: for each of the three alignments, the characters that follow from
+    the needle alone.
+    """
+    found = {needle}
+    for before in range(3):
+        encoded = base64.b64encode(bytes(before) + needle)
+        inner = encoded[(before * 8 + 5) // 6 : (before + len(needle)) * 8 // 6]
+        found.update((inner, inner.translate(bytes.maketrans(b"+/", b"-_"))))
+    return tuple(sorted(found))
 
 
 def occurrences(db: Path, needles: Sequence[bytes]) -> dict[bytes, int]:
