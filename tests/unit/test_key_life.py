@@ -271,7 +271,7 @@ def test_an_issuer_in_a_state_with_a_limit_that_is_not_understood_is_not_taken(
     change: dict[str, object],
 ) -> None:
     with pytest.raises(ValueError, match=r"list of strings|public key x"):
-        Issuer.from_json({"x": "AA", **change})
+        Issuer.from_json({"x": jwks(Keyring().add_issuer())[0]["x"], **change})
 
 
 # --- which issuer signs --------------------------------------------------------------------------

@@ -686,6 +686,42 @@ def test_a_malformed_key_is_refused(change: Callable[[Json], Json]) -> None:
         keyring_of(change(halves()[0]))
 
 
+SMALL_ORDER = [
+    "0000000000000000000000000000000000000000000000000000000000000000",
+    "0100000000000000000000000000000000000000000000000000000000000000",
+    "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+    "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+]
+"""The points of order 1, 2, 4 and 8, each but for the sign of x."""
+
+NOT_CANONICAL = [(2**255 - 19 + y).to_bytes(32, "little").hex() for y in range(19)]
+NO_POINT = [y.to_bytes(32, "little").hex() for y in (2, 7, 8, 11)]
+SHORT_OR_LONG = ["", "58" + "66" * 30, "58" + "66" * 32]
+
+
+@pytest.mark.parametrize("sign", [0x00, 0x80])
+@pytest.mark.parametrize("encoded", SMALL_ORDER + NOT_CANONICAL + NO_POINT + SHORT_OR_LONG)
+def test_a_public_key_under_which_a_signature_proves_nothing_is_no_issuer(
+    encoded: str, sign: int
+) -> None:
+    point = bytearray.fromhex(encoded)
+    point[31:32] = bytes(byte | sign for byte in point[31:32])
+    x = encode_base64url(bytes(point))
+
+    with pytest.raises(KeyringError):
+        keyring_of({"kty": "OKP", "crv": "Ed25519", "x": x})
+    for stated in (x, {"x": x}, {"x": x, "names": ["crm"]}):
+        with pytest.raises(ValueError, match=r"small order|base64url"):
+            Issuer.from_json(stated)
+
+
+def test_the_base_point_is_a_key_as_any_other() -> None:
+    x = encode_base64url(bytes.fromhex("58" + "66" * 31))
+    (issuer,) = keyring_of({"kty": "OKP", "crv": "Ed25519", "x": x}).trusted().values()
+    assert Issuer.from_json(x) == issuer
+
+
 def test_a_key_may_come_without_a_kid_and_with_members_of_others() -> None:
     key, _ = halves()
     assert keyring_of({**without(key, "kid"), "nbf": 1, "alg": "EdDSA"}).keys()[0].kid == issuer()
