@@ -12,9 +12,10 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 import secrets
 import socket
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence, Set
 from contextlib import asynccontextmanager
 from typing import Any, Final, NoReturn, cast
 from urllib.parse import urlsplit
@@ -24,7 +25,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from temporalio.api.common.v1 import Payload
@@ -33,7 +34,7 @@ from .errors import StatefulError
 from .keyring import Keyring
 from .keyring_source import KeyringSource
 from .payloads import describe_payload
-from .serving import served
+from .serving import bounded, served
 
 DEFAULT_UI_ORIGINS: Final = ("http://localhost:8233", "http://127.0.0.1:8233")
 """Where `temporal server start-dev` has its Web UI."""
@@ -41,35 +42,49 @@ DEFAULT_UI_ORIGINS: Final = ("http://localhost:8233", "http://127.0.0.1:8233")
 MAX_REQUEST_BYTES: Final = 8_000_000
 """Twice what Temporal takes in one gRPC message (4 MB), for base64 and JSON around it."""
 
+MAX_SECONDS: Final = 20.0
+"""How long a request may take to arrive and be answered; also the time between two of them."""
+
+MAX_CONNECTIONS: Final = 64
+
+_HOSTS: Final = ("localhost", "127.0.0.1", "[::1]")
 # What the Web UI sends; the third and fourth where it passes its user's access token on.
 _UI_HEADERS: Final = ("Content-Type", "X-Namespace", "Authorization", "Authorization-Extras")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
 def codec_app(
-    keyring: Keyring, *, ui_origins: Sequence[str], bearer: str | None = None
+    keyring: Keyring,
+    *,
+    ui_origins: Sequence[str],
+    host_names: Sequence[str] = (),
+    bearer: str | None = None,
 ) -> Starlette:
     """The ASGI application, to serve as it is or to mount below a path.
 
     ``/decode`` answers with payloads as `describe_payload` makes them, ``/encode`` with the
     payloads unchanged, so that a client with the endpoint set can still send input. Both may
     stand below any path, such as ``/{namespace}``. What is malformed gets status 400, what is
-    larger than `MAX_REQUEST_BYTES` 413; each error is ``{"error": "…"}``.
+    larger than `MAX_REQUEST_BYTES` 413; what is asked under another host
+    than the named ones 421, since a page whose name leads to this machine (DNS rebinding) is of
+    the same origin. Each error is ``{"error": "…"}``.
 
     Args:
         keyring: says who is an issuer; public keys are enough. One that was loaded from a
             file follows that file.
         ui_origins: of the Web UIs whose pages may ask, such as ``https://temporal.example.com``.
+        host_names: under which requests may ask, beside localhost, 127.0.0.1 and [::1]; each
+            without port, as ``codec.example.com``.
         bearer: a secret that each request must carry as ``Authorization: Bearer …``; None asks
             for none. The Web UI sends its user's access token there and nothing else.
 
     Raises:
-        ValueError: where an origin is none, or the secret is no visible ASCII.
+        ValueError: where an origin or a host name is none, or the secret is no visible ASCII.
     """
     if bearer is not None and not (bearer.isascii() and bearer.isprintable() and bearer.strip()):
         raise ValueError("the bearer secret must be visible ASCII characters")
-    if isinstance(ui_origins, str):
-        raise ValueError("ui_origins= takes a list")
+    if isinstance(ui_origins, str) or isinstance(host_names, str):
+        raise ValueError("ui_origins= and host_names= take lists")
     # Behind CORS: a preflight carries no secret, and a page may read why it was refused.
     cors = Middleware(
         CORSMiddleware,
@@ -79,7 +94,8 @@ def codec_app(
         allow_credentials=True,
         allow_private_network=True,
     )
-    codec = _Codec(KeyringSource(keyring), bearer)
+    hosts = {*_HOSTS, *(_host_name(name) for name in host_names)}
+    codec = _Codec(KeyringSource(keyring), hosts, bearer)
     return Starlette(
         routes=[
             Route(at + path, endpoint, methods=["POST"])
@@ -93,7 +109,12 @@ def codec_app(
 
 @asynccontextmanager
 async def serve_codec(
-    app: Starlette, *, host: str = "127.0.0.1", port: int | None = None
+    app: Starlette,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    max_seconds: float = MAX_SECONDS,
+    max_connections: int = MAX_CONNECTIONS,
 ) -> AsyncGenerator[str, None]:
     """Serve `codec_app` for the length of an ``async with``; gives its endpoint, a URL.
 
@@ -104,19 +125,22 @@ async def serve_codec(
         host: address to listen on. Without TLS, so that any other than loopback belongs behind
             a proxy that has it.
         port: TCP port; None takes a free one.
+        max_seconds, max_connections: see `stateful_workflow.serving.bounded`.
 
     Raises:
         StatefulError: where it cannot listen there.
     """
     listener = _listener(host, port)
-    async with served(app, [listener], server_header=False):
+    http = bounded(max_seconds, max_connections)
+    async with served(app, [listener], http=http, ws="none", server_header=False):
         at = f"[{host}]" if ":" in host else host
         yield f"http://{at}:{listener.getsockname()[1]}"
 
 
 class _Codec:
-    def __init__(self, keyring: KeyringSource, bearer: str | None) -> None:
+    def __init__(self, keyring: KeyringSource, hosts: Set[str], bearer: str | None) -> None:
         self._keyring = keyring
+        self._hosts = hosts
         self._bearer = bearer
 
     async def decode(self, request: Request) -> Response:
@@ -140,6 +164,9 @@ class _Codec:
         )
 
     async def _body(self, request: Request) -> bytes:
+        host = request.headers.get("Host", "")
+        if re.sub(r":\d*$", "", host.lower()) not in self._hosts:
+            raise HTTPException(421, f"not served as {host!r}: add its name with --host-name")
         if self._bearer is not None and not secrets.compare_digest(
             _bearer_of(request), self._bearer.encode()
         ):
@@ -147,10 +174,13 @@ class _Codec:
                 401, "a bearer secret is needed", headers={"WWW-Authenticate": "Bearer"}
             )
         body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_REQUEST_BYTES:
-                raise HTTPException(413, f"the request is larger than {MAX_REQUEST_BYTES} bytes")
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_REQUEST_BYTES:
+                    raise HTTPException(413, f"a request has at most {MAX_REQUEST_BYTES} bytes")
+        except ClientDisconnect:
+            raise HTTPException(408, "the request did not come whole") from None
         return bytes(body)
 
 
@@ -260,6 +290,14 @@ def _browser_origin(url: str) -> str:
     at = f"[{host}]" if ":" in host else host
     suffix = "" if port is None or port == _DEFAULT_PORTS[parts.scheme] else f":{port}"
     return f"{parts.scheme}://{at}{suffix}"
+
+
+def _host_name(name: str) -> str:
+    """A host as a request's ``Host`` header has it before the port (RFC 9110 section 7.2)."""
+    at = f"[{name}]" if name.count(":") > 1 and "[" not in name else name
+    if not re.fullmatch(r"[\w.-]+|\[[0-9a-f:.]+\]", at.lower(), re.ASCII):
+        raise ValueError(f"a host name is a name or an address without port: {name!r}")
+    return at.lower()
 
 
 def _listener(host: str, port: int | None) -> socket.socket:

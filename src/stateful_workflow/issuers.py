@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from .errors import IssuerLimited, TokenForged
-from .jose import verify_signature
+from .jose import check_issuer_key, verify_signature
 from .messages import Claims, Message
 from .origins import is_allowed
 
@@ -61,14 +61,15 @@ class Issuer:
         """Read what `to_json` wrote.
 
         Raises:
-            ValueError: where it is malformed; a limit that is not known may not be left out.
+            ValueError: where it is malformed, or `check_issuer_key` refuses its key; a limit
+                that is not known may not be left out.
         """
-        if isinstance(data, str):
-            return cls(data)
-        members = cast("dict[str, object]", data) if isinstance(data, dict) else {}
+        given: object = {"x": data} if isinstance(data, str) else data
+        members = cast("dict[str, object]", given) if isinstance(given, dict) else {}
         public = members.get("x")
         if not isinstance(public, str) or members.keys() - {"x", *LIMITS}:
             raise ValueError("an issuer has a public key x and at most names, roots and origins")
+        check_issuer_key(public)
         return cls(public, **{name: texts(members[name]) for name in LIMITS if name in members})
 
 

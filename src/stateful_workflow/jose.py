@@ -19,12 +19,13 @@ from joserfc.jwe import GeneralJSONEncryption, JWERegistry
 from joserfc.jwk import OKPKey
 from joserfc.jws import JWSRegistry
 
-from .errors import KeyringError
+from .errors import KeyringError, TokenMalformed
 from .messages import (
     CONTENT_ALGORITHM,
     KEY_ALGORITHM,
     SIGNATURE_ALGORITHM,
     Message,
+    decode_base64url,
     encode_base64url,
 )
 
@@ -34,6 +35,10 @@ _JWS = JWSRegistry(algorithms=[SIGNATURE_ALGORITHM])
 _JWE = JWERegistry(algorithms=[KEY_ALGORITHM, CONTENT_ALGORITHM])
 _KEY_BYTES: Final = 32
 _SIGNATURE_BYTES: Final = 64
+
+# Of edwards25519 (RFC 8032 section 5.1): the prime of its field, and its constant d.
+_P: Final = 2**255 - 19
+_D: Final = -121665 * pow(121666, -1, _P) % _P
 
 
 @runtime_checkable
@@ -99,7 +104,8 @@ class Key:
         """Read a JWK (RFC 8037 section 2).
 
         Raises:
-            ValueError: where it is malformed, or its halves do not belong together.
+            ValueError: where it is malformed, its halves do not belong together, or
+                `check_issuer_key` refuses it.
         """
         try:
             key = _import({name: jwk[name] for name in ("kty", "crv", "x", "d") if name in jwk})
@@ -112,6 +118,8 @@ class Key:
             raise ValueError("a key is malformed (RFC 8037 section 2)") from None
         if given != jwk.get("x"):
             raise ValueError("a key's public and private halves do not belong together")
+        if own.curve_name == "Ed25519":
+            check_issuer_key(given)
         return cls(key)
 
     def to_jwk(self, *, private: bool) -> dict[str, object]:
@@ -176,6 +184,34 @@ def encrypt(plaintext: bytes, associated: bytes, readers: Sequence[Key]) -> str:
         header = {"alg": KEY_ALGORITHM, "kid": reader.kid}
         encryption.add_recipient(header, _import(reader.to_jwk(private=False)))
     return json.dumps(jwe.encrypt_json(encryption, None, registry=_JWE), separators=(",", ":"))
+
+
+# A node's state names the same few, again and again.
+@lru_cache(maxsize=256)
+def check_issuer_key(x: str) -> None:
+    """Refuse an Ed25519 public key (base64url) under which a signature proves nothing.
+
+    OpenSSL takes those of small order, which verify what nobody signed, and more than one
+    encoding of a point.
+
+    Raises:
+        ValueError: where it does not decode (RFC 8032 section 5.1.3), or is of small order.
+    """
+    try:
+        encoded = decode_base64url(x, "public key")
+    except TokenMalformed as error:
+        raise ValueError(str(error)) from None
+    y = int.from_bytes(encoded, "little") & (2**255 - 1)  # the last bit is the sign of x
+    yy = y * y % _P
+    # Of order 1 or 2 where y² = 1, of 4 where y = 0, of 8 where that holds for the double.
+    small = (yy - 1) * y * (_D * yy * yy + 2 * yy - 1) % _P == 0
+    # x² = (y² - 1) / (d·y² + 1) has a root where the product of both has (Euler's criterion).
+    has_x = pow((yy - 1) * (_D * yy + 1), (_P - 1) // 2, _P) == 1
+    if len(encoded) != _KEY_BYTES or y >= _P or small or not has_x:
+        raise ValueError(
+            "an Ed25519 public key is of small order or no canonical point (RFC 8032 "
+            "section 5.1.3): no private key has it"
+        )
 
 
 # Each of a worker's nodes is sent the same one; a refusal is not remembered.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from .issuers import Issuer, verify
 from .jose import Key, Opener, Signer, encrypt, verify_signature
 from .keys import CURVES, DEFAULT_AUDIENCE, Entry, KeyInfo, KeyKind, checked, read_set, write_set
 from .messages import TYP, Claims, Message, SealedToken, parse
+from .private_file import openness
 
 
 class Keyring:
@@ -80,16 +81,10 @@ class Keyring:
                 ``$STATEFUL_KEYRING_GROUP_READ`` (``1`` allows).
 
         Raises:
-            KeyringError: where it is missing or malformed, or holds a private key that
-                others may read; the message names the mode and the cure.
+            KeyringError: where it is missing or malformed, belongs to another user, or others
+                may write it, or read a private key in it; the message names the cure.
         """
         content = keyring_file.read(keyring_file.keyring_path(path))
-        return cls._from_content(content, allow_group_read)
-
-    @classmethod
-    def _from_content(
-        cls, content: keyring_file.FileContent, allow_group_read: bool | None
-    ) -> Keyring:
         try:
             keyring = cls(
                 read_set(content.text),
@@ -100,7 +95,10 @@ class Keyring:
         except KeyringError as error:
             raise KeyringError(f"the keyring {content.path}: {error}") from None
         private = any(entry.info.private for entry in keyring._keys)
-        content.check_mode(holds_private=private, allow_group_read=allow_group_read)
+        problem = openness(content.path, content.status, allow_group_read, private=private)
+        if problem is not None:
+            holding = "holds a private key and " if private else ""
+            raise KeyringError(f"the keyring {content.path} {holding}{problem}")
         return keyring
 
     def load_again(self) -> Keyring:
@@ -140,12 +138,32 @@ class Keyring:
         """
         file = Path(path)
         if replace and file.exists():
-            self.replace_file_of(self.load(file))
+            self.change_file(file, lambda _: self)
         else:
             keyring_file.create(file, self.to_json())
 
+    @classmethod
+    def change_file(
+        cls, path: str | os.PathLike[str] | None, change: Callable[[Keyring], Keyring]
+    ) -> Keyring:
+        """Load, change and replace a keyring file while nobody else does; gives what is there now.
+
+        As in ``Keyring.change_file(path, Keyring.add_issuer)``.
+
+        Raises:
+            KeyringError: as `load`, `replace_file_of` and `keyring_file.locked`.
+        """
+        file = keyring_file.keyring_path(path)
+        with keyring_file.locked(file):
+            before = cls.load(file)
+            after = change(before)
+            after.replace_file_of(before)
+        return after
+
     def replace_file_of(self, before: Keyring) -> None:
         """Write this keyring into the file that another one was loaded from, at once.
+
+        Two processes that do so in one moment may lose a change: see `change_file`.
 
         Raises:
             KeyringError: where that file was changed since, or cannot be written.

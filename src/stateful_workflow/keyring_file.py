@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from .errors import KeyringError
-from .private_file import openness, write_new
+from .private_file import lock, write_new
 
 KEYRING_VARIABLE: Final = "STATEFUL_KEYRING"
+LOCK_SECONDS: float = 10.0
+"""How long a change waits for another one of the same keyring file."""
 
 Stamp = tuple[int, int, int]
 """Inode, size and time of the last change (nanoseconds): another one says another content."""
@@ -26,36 +29,14 @@ class FileContent:
     Attributes:
         path: the file.
         text: its content.
-        mode: its permission bits.
+        status: of the file that was read, whatever links lead to it.
         stamp: says whether it is still the same.
     """
 
     path: Path
     text: str = field(repr=False)
-    mode: int
+    status: os.stat_result
     stamp: Stamp
-
-    def check_mode(self, *, holds_private: bool, allow_group_read: bool | None) -> None:
-        """Refuse a file that others may read or write.
-
-        Args:
-            holds_private: whether it holds a private key; public ones may be read by all.
-            allow_group_read: whether its group may read a private key; None takes it from
-                ``$STATEFUL_KEYRING_GROUP_READ`` (``1`` allows).
-
-        Raises:
-            KeyringError: the message names the mode and the cure.
-        """
-        if os.name != "posix":
-            return
-        problem = openness(self.path, self.mode, allow_group_read) if holds_private else None
-        if problem is not None:
-            raise KeyringError(f"the keyring {self.path} holds a private key and {problem}")
-        if self.mode & 0o002:
-            raise KeyringError(
-                f"the keyring {self.path} has mode {self.mode:04o}: anybody may write to it, and "
-                f"so say who is an issuer; run `chmod o-w {self.path}`"
-            )
 
 
 def keyring_path(path: str | os.PathLike[str] | None) -> Path:
@@ -86,7 +67,7 @@ def read(path: Path) -> FileContent:
     text = _text(content)
     if text is None:
         raise KeyringError(f"the keyring {path} cannot be read: not UTF-8")
-    return FileContent(path, text, stat.S_IMODE(status.st_mode), _stamp(status))
+    return FileContent(path, text, status, _stamp(status))
 
 
 def stamp(path: Path) -> Stamp | None:
@@ -95,6 +76,29 @@ def stamp(path: Path) -> Stamp | None:
         return _stamp(path.stat())
     except OSError:
         return None
+
+
+@contextmanager
+def locked(path: Path) -> Generator[None, None, None]:
+    """Let no other change of a keyring file happen meanwhile; whoever only reads does not wait.
+
+    Others wait for a lock on ``FILE.lock`` beside it, which stays there. Windows has none.
+
+    Raises:
+        KeyringError: where another has had it for `LOCK_SECONDS`, or it cannot be made.
+    """
+    name = f"{path.resolve()}.lock"
+    with ExitStack() as stack:
+        try:
+            stack.callback(os.close, lock(name, LOCK_SECONDS))
+        except ImportError:  # Windows
+            pass
+        except OSError as error:
+            why = error.strerror
+            if isinstance(error, BlockingIOError):
+                why = f"another process has had it for {LOCK_SECONDS:g} s, see `fuser {name}`"
+            raise KeyringError(f"the keyring {path} cannot be locked ({name}: {why})") from None
+        yield
 
 
 def create(path: Path, text: str) -> None:

@@ -1,8 +1,10 @@
-"""Files with private keys: written whole and for their owner alone, refused if open to others."""
+"""Files with keys: written for their owner alone, refused where others may change them; locks."""
 
 from __future__ import annotations
 
 import os
+import stat
+import time
 from pathlib import Path
 from typing import Final
 
@@ -30,21 +32,55 @@ def write_new(path: Path, text: str, mode: int = 0o600) -> None:
         os.fsync(stream.fileno())
 
 
-def openness(path: Path, mode: int, allow_group_read: bool | None = None) -> str | None:
-    """What is wrong with the permission bits of a file with a private key, and the cure.
+def lock(path: str, seconds: float) -> int:
+    """Lock a file, which is made where it is missing, until the descriptor returned is closed.
+
+    Raises:
+        BlockingIOError: another one has had it for so many seconds.
+        OSError: it cannot be locked.
+        ImportError: the system has no such locks.
+    """
+    import fcntl
+
+    give_up = time.monotonic() + seconds
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if not isinstance(error, BlockingIOError) or time.monotonic() >= give_up:
+                raise
+            time.sleep(0.02)
+        else:
+            return descriptor
+
+
+def openness(
+    path: Path, status: os.stat_result, allow_group_read: bool | None = None, private: bool = True
+) -> str | None:
+    """What is wrong with who may read or write a file with keys, and the cure.
 
     Args:
         path: the file, to be named.
-        mode: its permission bits.
-        allow_group_read: whether its group may read it; None takes that from
+        status: of the open file, whatever links lead to it.
+        allow_group_read: whether its group may read a private key; None takes that from
             ``$STATEFUL_KEYRING_GROUP_READ`` (``1`` allows).
+        private: whether it holds one; public keys may be read by all.
 
     Returns:
-        the rest of a sentence about the file, or None where nobody else has access, as on
-        systems without such bits.
+        the rest of a sentence about the file, or None where nothing is wrong, as on systems
+        without such owners and permission bits.
     """
     if os.name != "posix":
         return None
+    mode, user = stat.S_IMODE(status.st_mode), os.geteuid()
+    if status.st_uid not in (user, 0):
+        cure = f"neither root nor this process's user {user}: run `chown {user} {path}`"
+        return f"belongs to user {status.st_uid}, {cure}"
+    if not private:
+        cure = f"others may write it, and so say who is an issuer: run `chmod go-w {path}`"
+        return f"has mode {mode:04o}, {cure}" if mode & 0o022 else None
     if allow_group_read is None:
         allow_group_read = os.environ.get(GROUP_READ_VARIABLE) == "1"
     if not mode & (0o037 if allow_group_read else 0o077):

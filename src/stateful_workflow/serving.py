@@ -9,6 +9,35 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+
+def bounded(seconds: float, connections: int) -> type[H11Protocol]:
+    """HTTP for strangers, who may be slow or many; uvicorn's option ``http`` takes it.
+
+    Args:
+        seconds: how long an answer may take, from the connection's start or the answer before
+            it to its last byte; then the connection is cut off.
+        connections: how many there may be at a time; one more is closed at once.
+    """
+
+    class Bounded(H11Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self._cut_off = self.loop.call_later(seconds, transport.abort)
+            if len(self.connections) > connections:
+                transport.abort()
+
+        def on_response_complete(self) -> None:
+            self._cut_off.cancel()
+            self._cut_off = self.loop.call_later(seconds, self.transport.abort)
+            super().on_response_complete()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._cut_off.cancel()
+            super().connection_lost(exc)
+
+    return Bounded
 
 
 @asynccontextmanager

@@ -455,7 +455,7 @@ class _Holder:
 @pytest.mark.parametrize(
     "record",
     [
-        lambda: FileContent(Path("keyring.json"), SECRET, 0o600, (1, 2, 3)),
+        lambda: FileContent(Path("keyring.json"), SECRET, Path(__file__).stat(), (1, 2, 3)),
         lambda: Returned(SECRET, []),
         lambda: TokenApi(client_secret=SECRET, issued={SECRET: IssuedToken(1, 0.0)}),
     ],

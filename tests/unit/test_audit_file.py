@@ -245,6 +245,14 @@ def test_a_key_that_will_not_do_is_an_error_that_does_not_show_it(
     assert not path.exists()
 
 
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root gives files away")
+def test_a_key_of_another_user_is_an_error(path: Path) -> None:
+    key = _key_file(path.with_name("mine.jwk"))
+    os.chown(key, 4711, -1)
+    with pytest.raises(AuditError, match="belongs to user 4711"):
+        AuditFile(path, key=key)
+
+
 def test_the_group_may_read_the_key_where_it_may_read_the_keyring(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -256,7 +260,7 @@ async def ask(
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://codec.test") as http:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
         return await http.request(method, at, content=content, headers=named)
 
 
@@ -385,7 +389,7 @@ async def test_no_request_is_an_error_of_the_servers_own(body: bytes, at: str, m
 async def test_a_request_of_any_size_is_bounded(app: Starlette) -> None:
     answer = await ask(app, b" " * (MAX_REQUEST_BYTES + 1))
     assert answer.status_code == 413
-    assert "larger" in answer.json()["error"]
+    assert f"at most {MAX_REQUEST_BYTES}" in answer.json()["error"]
 
 
 async def test_deep_data_is_answered(app: Starlette) -> None:
@@ -460,6 +464,179 @@ async def test_an_origin_is_compared_as_the_browser_writes_it(given: str, writte
 def test_what_is_no_origin_is_refused(origin: str) -> None:
     with pytest.raises(ValueError, match="origin"):
         codec_app(PUBLIC, ui_origins=[origin])
+
+
+# --- the host it is asked under --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "localhost:8234", "LocalHost:1", "127.0.0.1", "127.0.0.1:80", "[::1]:8234"],
+)
+async def test_it_answers_under_the_names_of_this_machine_at_any_port(
+    app: Starlette, host: str
+) -> None:
+    assert (await ask(app, as_json(SEALED), Host=host)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "",
+        "evil.example.com",
+        "evil.example.com:8234",
+        "localhost.evil.example.com",
+        "evil.localhost",
+        "localhost:8234.evil.example.com",
+        "localhost:80@evil.example.com",
+        "127.0.0.1.evil.example.com:8234",
+        "[::1",
+        "::1",
+        "0.0.0.0",
+    ],
+)
+@pytest.mark.parametrize("at", ["/decode", "/encode", "/default/decode"])
+async def test_a_name_that_was_made_to_lead_here_gets_no_answer(
+    app: Starlette, host: str, at: str
+) -> None:
+    answer = await ask(app, as_json(SEALED), at=at, Host=host, X_Forwarded_Host="localhost")
+    assert answer.status_code == 421
+    assert "--host-name" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ("Codec.example.com", "codec.example.com"),
+        ("codec.example.com", "CODEC.example.com:443"),
+        ("10.0.0.5", "10.0.0.5:8234"),
+        ("fd00::5", "[fd00::5]:8234"),
+        ("[FD00::5]", "[fd00::5]"),
+    ],
+)
+async def test_it_answers_under_a_name_that_the_operator_gave(given: str, asked: str) -> None:
+    app = codec_app(PUBLIC, ui_origins=[UI], host_names=[given])
+    assert (await ask(app, as_json(SEALED), Host=asked)).status_code == 200
+    assert (await ask(app, as_json(SEALED), Host="localhost")).status_code == 200
+    assert (await ask(app, as_json(SEALED), Host="example.com")).status_code == 421
+
+
+@pytest.mark.parametrize(
+    "name", ["", "*", "*.example.com", "https://a", "a:8234", "a/b", "u@a", "bücher.example", "[x]"]
+)
+def test_what_is_no_host_name_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="host name"):
+        codec_app(PUBLIC, ui_origins=[UI], host_names=[name])
+
+
+# --- slow clients, and many of them --------------------------------------------------------------
+
+HEAD = b"POST /decode HTTP/1.1\r\nHost: localhost\r\n"
+WHOLE = HEAD + b"Content-Length: 2\r\n\r\n{}"
+
+SLOW: dict[str, tuple[bytes, bytes]] = {
+    "silence": (b"", b""),
+    "half a head": (HEAD, b""),
+    "a head that trickles": (HEAD + b"X-Long: ", b"x"),
+    "half a body": (HEAD + b"Content-Length: 1000000\r\n\r\n{", b""),
+    "a body that trickles": (HEAD + b"Content-Length: 1000000\r\n\r\n{", b" "),
+    "chunks that trickle": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+    "a second request": (WHOLE + HEAD, b""),
+    "a second request that trickles": (WHOLE + HEAD + b"X-Long: ", b"x"),
+    "no second request": (WHOLE, b""),
+    "a refused body that trickles": (
+        b"POST /decode HTTP/1.1\r\nHost: evil\r\nContent-Length: 1000000\r\n\r\n",
+        b" ",
+    ),
+}
+
+
+def connected(endpoint: str) -> socket.socket:
+    host, port = endpoint.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)))
+    connection.settimeout(0.01)
+    return connection
+
+
+def ended(connection: socket.socket, trickle: bytes = b"") -> None:
+    """Send a little at a time, and read what comes, until the server ends the connection."""
+    give_up = time.monotonic() + 20
+    while time.monotonic() < give_up:
+        try:
+            connection.sendall(trickle)
+            if not connection.recv(65536):
+                return
+        except TimeoutError:
+            continue
+        except OSError:
+            return
+    pytest.fail("the connection was never ended")
+
+
+async def served_again(endpoint: str) -> None:
+    """Ask until an answer comes."""
+    give_up = time.monotonic() + 20
+    async with httpx.AsyncClient(trust_env=False) as http:
+        while True:
+            try:
+                answer = await http.post(f"{endpoint}/decode", json=as_json(SEALED))
+            except httpx.TransportError:
+                assert time.monotonic() < give_up, "no request was answered"
+                await asyncio.sleep(0.02)
+            else:
+                assert values_of(answer)[0]["verified"]
+                return
+
+
+@pytest.mark.parametrize(("first", "trickle"), SLOW.values(), ids=SLOW)
+async def test_a_client_that_takes_too_long_is_cut_off(
+    app: Starlette, first: bytes, trickle: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serve_codec(app, max_seconds=0.3) as endpoint:
+        with connected(endpoint) as connection:
+            connection.sendall(first)
+            await asyncio.to_thread(ended, connection, trickle)
+        await served_again(endpoint)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def test_a_client_that_does_not_read_its_answer_is_cut_off(app: Starlette) -> None:
+    body = json.dumps(as_json("a" * 5_000_000)).encode()
+    head = HEAD.replace(b"decode", b"encode") + b"Content-Length: %d\r\n\r\n" % len(body)
+    async with serve_codec(app, max_seconds=0.3, max_connections=1) as endpoint:
+        with connected(endpoint) as connection:
+            connection.settimeout(20)
+            await asyncio.to_thread(connection.sendall, head + body)
+            await served_again(endpoint)
+
+
+async def test_one_connection_too_many_is_closed_and_the_others_go_on(app: Starlette) -> None:
+    async with serve_codec(app, max_connections=2) as endpoint:
+        with connected(endpoint) as first, connected(endpoint) as second:
+            second.sendall(HEAD)
+            with connected(endpoint) as third:
+                await asyncio.to_thread(ended, third)
+            first.settimeout(20)
+            first.sendall(WHOLE)
+            assert (await asyncio.to_thread(first.recv, 65536)).startswith(b"HTTP/1.1 200")
+        await served_again(endpoint)
+
+
+async def test_a_connection_that_is_in_use_lasts_longer_than_one_request_may(
+    app: Starlette,
+) -> None:
+    async with serve_codec(app, max_seconds=2) as endpoint:
+        with connected(endpoint) as connection:
+            connection.settimeout(20)
+            end = time.monotonic() + 3
+            while time.monotonic() < end:
+                await asyncio.sleep(0.02)
+                connection.sendall(WHOLE)
+                answer = b""
+                while not answer.endswith(b"{}"):
+                    answer += await asyncio.to_thread(connection.recv, 65536)
+                    assert answer, "the connection was ended"
+                assert answer.startswith(b"HTTP/1.1 200")
 
 
 # --- the secret ----------------------------------------------------------------------------
@@ -565,7 +742,9 @@ def test_the_command_serves_until_it_is_stopped(
     variables = {BEARER_VARIABLE: "s3cret"} if secret_in == "variable" else {}
     headers = {"Origin": UI}
     with command(
-        *("--port", "0", "--ui-origin", UI, "--keyring", keyring_file, *arguments), **variables
+        *("--port", "0", "--ui-origin", UI, "--host-name", "codec.example.com"),
+        *("--keyring", keyring_file, *arguments),
+        **variables,
     ) as process:
         assert process.stdout is not None
         said = ""
@@ -578,6 +757,7 @@ def test_the_command_serves_until_it_is_stopped(
         with httpx.Client(trust_env=False, base_url=endpoint[0]) as http:
             before = http.post("/decode", json=as_json(SEALED), headers=headers)
             headers["Authorization"] = "Bearer s3cret"
+            headers["Host"] = "codec.example.com"
             answer = http.post("/decode", json=as_json(SEALED), headers=headers)
         os.killpg(process.pid, number)
         rest, errors = process.communicate(timeout=30)
@@ -596,6 +776,7 @@ def test_the_command_serves_until_it_is_stopped(
     ("arguments", "reason"),
     [
         (["--ui-origin", "*"], "origin"),
+        (["--host-name", "https://codec.example.com"], "host name"),
         (["--bearer-file", "/nowhere/file"], "/nowhere/file cannot be read"),
         (["--bearer-file", os.devnull], "visible ASCII"),
         (["--keyring", "/nowhere/keyring"], "/nowhere/keyring cannot be read"),

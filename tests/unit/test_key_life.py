@@ -10,6 +10,7 @@ import stat
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from typer.testing import CliRunner, Result
 
+from stateful_workflow import keyring_file
 from stateful_workflow.cli.app import app
 from stateful_workflow.errors import (
     IssuerLimited,
@@ -271,7 +273,7 @@ def test_an_issuer_in_a_state_with_a_limit_that_is_not_understood_is_not_taken(
     change: dict[str, object],
 ) -> None:
     with pytest.raises(ValueError, match=r"list of strings|public key x"):
-        Issuer.from_json({"x": "AA", **change})
+        Issuer.from_json({"x": jwks(Keyring().add_issuer())[0]["x"], **change})
 
 
 # --- which issuer signs --------------------------------------------------------------------------
@@ -1133,4 +1135,40 @@ def test_a_change_keeps_the_mode_of_the_file(file: Path) -> None:
     file.chmod(0o400)
     shown(keys("add-reader", "--json", keyring=file))
     assert stat.S_IMODE(file.stat().st_mode) == 0o400
-    assert sorted(path.name for path in file.parent.iterdir()) == [file.name]
+    assert sorted(path.name for path in file.parent.iterdir()) == [file.name, f"{file.name}.lock"]
+
+
+@posix
+@pytest.mark.parametrize(
+    "command",
+    [["add-issuer"], ["add-reader"], ["retire", "KEY"], ["revoke", "KEY"], ["export", "--replace"]],
+    ids=lambda words: words[0],
+)
+def test_a_command_waits_for_another_that_changes_the_same_file_and_gives_up(
+    file: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.setattr(keyring_file, "LOCK_SECONDS", 0.05)
+    before = file.read_text()
+    key = Keyring.load(file).keys()[0].kid
+    words = [key if word == "KEY" else word for word in command]
+    if command[0] == "export":
+        words.append(str(file))
+
+    with keyring_file.locked(file):
+        failed = keys(*words, keyring=file)
+
+    assert failed.exit_code == 1
+    assert f"fuser {file}.lock" in failed.output
+    assert file.read_text() == before
+    shown(keys(*words, "--json", keyring=file))
+
+
+def test_an_export_reads_the_keyring_when_it_is_its_turn_to_write(file: Path) -> None:
+    target = file.with_name("worker.json")
+    Keyring.load(file).public().save(target)
+    with ThreadPoolExecutor() as pool:
+        with keyring_file.locked(target):
+            exporting = pool.submit(keys, "export", str(target), "--replace", keyring=file)
+            after = Keyring.change_file(file, Keyring.add_issuer)
+        assert exporting.result().exit_code == 0
+    assert Keyring.load(target).keys() == after.public().keys()

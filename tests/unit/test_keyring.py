@@ -43,7 +43,7 @@ from stateful_workflow.messages import (
     encode_base64url,
     parse,
 )
-from stateful_workflow.private_file import GROUP_READ_VARIABLE
+from stateful_workflow.private_file import GROUP_READ_VARIABLE, openness
 from tests.builders import (
     CLAIMS,
     NAMESPACE,
@@ -542,6 +542,81 @@ def test_public_keys_may_be_read_by_everybody(tmp_path: Path) -> None:
     assert Keyring.load(path).trusted() == keyring().trusted()
 
 
+@pytest.mark.parametrize("mode", [0o646, 0o664, 0o602, 0o620, 0o666])
+def test_public_keys_that_others_may_write_are_refused_with_mode_and_cure(
+    tmp_path: Path, group_read: Callable[[Path], Keyring], mode: int
+) -> None:
+    path = tmp_path / "public.json"
+    keyring().public().save(path)
+    path.chmod(mode)
+
+    for load in (Keyring.load, group_read):
+        with pytest.raises(KeyringError) as caught:
+            load(path)
+        assert f"{mode:04o}" in str(caught.value)
+        assert f"chmod go-w {path}" in str(caught.value)
+
+
+def test_it_is_the_file_behind_a_link_that_counts(tmp_path: Path) -> None:
+    path, link = tmp_path / "public.json", tmp_path / "link.json"
+    keyring().public().save(path)
+    link.symlink_to(path)
+    assert Keyring.load(link).keys() == keyring().public().keys()
+    path.chmod(0o666)
+    with pytest.raises(KeyringError, match="0666"):
+        Keyring.load(link)
+
+
+@pytest.mark.parametrize("mode", [0o440, 0o640, 0o644])
+def test_a_volume_as_kubernetes_mounts_it_loads(tmp_path: Path, mode: int) -> None:
+    data = tmp_path / "..2027_01_15_08_00_00.1234567890"
+    data.mkdir()
+    (tmp_path / "..data").symlink_to(data.name)
+    for name, keys in (("worker.json", keyring()), ("public.json", keyring().public())):
+        keys.save(data / name)
+        (data / name).chmod(mode)
+        (tmp_path / name).symlink_to(f"..data/{name}")
+
+    assert Keyring.load(tmp_path / "public.json").keys() == keyring().public().keys()
+    if mode != 0o644:
+        loaded = Keyring.load(tmp_path / "worker.json", allow_group_read=True)
+        assert loaded.keys() == keyring().keys()
+
+
+def owned(user: int, mode: int) -> os.stat_result:
+    """What `os.fstat` says of a file of this user."""
+    return os.stat_result((stat.S_IFREG | mode, 1, 1, 1, user, 0, 0, 0, 0, 0))
+
+
+STRANGER = 4711
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_file_of_root_or_of_the_processs_own_user_will_do_and_of_no_other(
+    monkeypatch: pytest.MonkeyPatch, private: bool
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    path = Path("keyring.json")
+
+    for user in (0, 1000):
+        assert openness(path, owned(user, 0o600), private=private) is None
+    problem = openness(path, owned(STRANGER, 0o600), private=private)
+
+    assert problem is not None
+    assert f"belongs to user {STRANGER}" in problem
+    assert "chown 1000 keyring.json" in problem
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("part", [keyring, lambda: keyring().public()], ids=["all", "public"])
+def test_a_keyring_of_another_user_is_refused(tmp_path: Path, part: Callable[[], Keyring]) -> None:
+    path = tmp_path / "keyring.json"
+    part().save(path)
+    os.chown(path, STRANGER, -1)
+    with pytest.raises(KeyringError, match=f"belongs to user {STRANGER}.*chown 0 {path}"):
+        Keyring.load(path)
+
+
 @pytest.fixture(params=["argument", "environment"])
 def group_read(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
@@ -686,6 +761,42 @@ def test_a_malformed_key_is_refused(change: Callable[[Json], Json]) -> None:
         keyring_of(change(halves()[0]))
 
 
+SMALL_ORDER = [
+    "0000000000000000000000000000000000000000000000000000000000000000",
+    "0100000000000000000000000000000000000000000000000000000000000000",
+    "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+    "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+]
+"""The points of order 1, 2, 4 and 8, each but for the sign of x."""
+
+NOT_CANONICAL = [(2**255 - 19 + y).to_bytes(32, "little").hex() for y in range(19)]
+NO_POINT = [y.to_bytes(32, "little").hex() for y in (2, 7, 8, 11)]
+SHORT_OR_LONG = ["", "58" + "66" * 30, "58" + "66" * 32]
+
+
+@pytest.mark.parametrize("sign", [0x00, 0x80])
+@pytest.mark.parametrize("encoded", SMALL_ORDER + NOT_CANONICAL + NO_POINT + SHORT_OR_LONG)
+def test_a_public_key_under_which_a_signature_proves_nothing_is_no_issuer(
+    encoded: str, sign: int
+) -> None:
+    point = bytearray.fromhex(encoded)
+    point[31:32] = bytes(byte | sign for byte in point[31:32])
+    x = encode_base64url(bytes(point))
+
+    with pytest.raises(KeyringError):
+        keyring_of({"kty": "OKP", "crv": "Ed25519", "x": x})
+    for stated in (x, {"x": x}, {"x": x, "names": ["crm"]}):
+        with pytest.raises(ValueError, match=r"small order|base64url"):
+            Issuer.from_json(stated)
+
+
+def test_the_base_point_is_a_key_as_any_other() -> None:
+    x = encode_base64url(bytes.fromhex("58" + "66" * 31))
+    (issuer,) = keyring_of({"kty": "OKP", "crv": "Ed25519", "x": x}).trusted().values()
+    assert Issuer.from_json(x) == issuer
+
+
 def test_a_key_may_come_without_a_kid_and_with_members_of_others() -> None:
     key, _ = halves()
     assert keyring_of({**without(key, "kid"), "nbf": 1, "alg": "EdDSA"}).keys()[0].kid == issuer()
@@ -798,12 +909,3 @@ def test_a_token_with_white_space_at_an_end_is_not_sealed(token: str) -> None:
     with pytest.raises(TokenMalformed) as refused:
         Keyring.generate().seal(CLAIMS, token)
     assert "secret" not in str(refused.value)
-
-
-def test_a_public_keyring_that_anybody_may_write_to_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "public.json"
-    path.write_text(Keyring.generate().public().to_json())
-    path.chmod(0o646)
-
-    with pytest.raises(KeyringError, match="chmod o-w"):
-        Keyring.load(path)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -106,6 +109,101 @@ def test_changes_one_after_another_are_all_there(tmp_path: Path) -> None:
 
     audiences = [key.audience for key in Keyring.load(path).keys() if key.kind == "reader"]
     assert audiences == ["default", "a", "b", "c"]
+
+
+ADDS = """
+import sys
+from stateful_workflow.keyring import Keyring
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(10):
+    audience = f"{sys.argv[2]}-{number}"
+    Keyring.change_file(sys.argv[1], lambda keyring: keyring.add_reader(audience))
+    print(audience, flush=True)
+"""
+
+
+@posix
+def test_whatever_processes_add_at_once_is_there_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "keyring.json"
+    Keyring.generate().save(path)
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", ADDS, path, str(number)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for number in range(9)
+        ]
+        for process in processes:
+            stack.callback(process.kill)
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        added = [line for process in processes for line in process.communicate()[0].split()]
+
+    assert len(added) == 90
+    audiences = [key.audience for key in Keyring.load(path).keys() if key.kind == "reader"]
+    assert sorted(audiences, key=str) == sorted(["default", *added])
+
+
+@posix
+def test_whoever_changes_a_file_waits_for_the_other_and_then_says_how_to_find_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keyring_file, "LOCK_SECONDS", 0.05)
+    path, link = tmp_path / "keyring.json", tmp_path / "link.json"
+    Keyring.generate().save(path)
+    link.symlink_to(path)
+
+    with keyring_file.locked(path):
+        for name in (path, link):
+            with pytest.raises(KeyringError, match=f"another process has .*fuser {path}.lock"):
+                Keyring.change_file(name, Keyring.add_issuer)
+        assert len(Keyring.load(path).keys()) == 2, "a reader does not wait"
+
+    assert len(Keyring.change_file(link, Keyring.add_issuer).keys()) == 3
+
+
+def test_a_change_that_fails_leaves_the_file_unlocked_and_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "keyring.json"
+    Keyring.generate().save(path)
+    before = path.read_text()
+    with pytest.raises(KeyringError, match="no key of-nobody"):
+        Keyring.change_file(path, lambda keyring: keyring.retire("of-nobody"))
+    assert path.read_text() == before
+    Keyring.change_file(path, Keyring.add_issuer)
+
+
+def test_a_reader_makes_no_lock(tmp_path: Path) -> None:
+    Keyring.generate().save(tmp_path / "keyring.json")
+    Keyring.load(tmp_path / "keyring.json")
+    assert names(tmp_path) == ["keyring.json"]
+
+
+def test_a_lock_that_cannot_be_made_says_why(tmp_path: Path) -> None:
+    (tmp_path / "keyring.json.lock").mkdir()
+    Keyring.generate().save(tmp_path / "keyring.json")
+    with pytest.raises(KeyringError, match=r"cannot be locked .*keyring.json.lock: Is a directory"):
+        Keyring.change_file(tmp_path / "keyring.json", Keyring.add_issuer)
+
+
+def test_without_locks_as_on_windows_a_file_is_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    path = tmp_path / "keyring.json"
+    Keyring.generate().save(path)
+    assert len(Keyring.change_file(path, Keyring.add_issuer).keys()) == 3
+    assert names(tmp_path) == ["keyring.json"]
 
 
 def test_a_keyring_from_no_file_replaces_none() -> None:

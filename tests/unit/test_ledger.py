@@ -932,6 +932,7 @@ MALFORMED: dict[str, Callable[[Json], Json]] = {
     "no path": lambda state: {**state, "path": []},
     "a path that is null": lambda state: {**state, "path": None},
     "trusted that is a list": lambda state: {**state, "trusted": ["key"]},
+    "an issuer's key of small order": lambda state: {**state, "trusted": {"key": "A" * 43}},
     "revoked that is null": lambda state: {**state, "revoked": None},
     "a boundary that is a word": lambda state: {**state, "boundary": {"apiToken": "low"}},
     "an infinite boundary": lambda state: {**state, "boundary": {"apiToken": float("inf")}},

@@ -11,7 +11,6 @@ import errno
 import json
 import logging
 import os
-import stat
 import threading
 import time
 from collections import deque
@@ -22,7 +21,7 @@ from typing import Final, cast
 
 from ..errors import AuditError
 from ..jose import Key
-from ..private_file import openness, write_new
+from ..private_file import lock, openness, write_new
 from ..strict_json import json_object
 from .chain import Checkpoint, Tip
 from .events import AuditEvent
@@ -480,42 +479,26 @@ def _locked(path: Path) -> int:
     Raises:
         AuditError: another one has it, or there are no locks.
     """
+    name = f"{path}.lock"
     try:
-        import fcntl
+        return lock(name, LOCK_SECONDS)
     except ImportError:
         raise AuditError(
             f"the audit file {path} needs a POSIX system, on which a file can be locked, and "
             "renamed while it is open: use another sink here, such as LoggingSink"
         ) from None
-    name = f"{path}.lock"
-    try:
-        descriptor = os.open(name, os.O_RDWR | os.O_CREAT, 0o600)
+    except BlockingIOError:
+        why = "another process, or another AuditFile of this one, has it: give each its own"
     except OSError as error:
-        raise AuditError(
-            f"the audit file {path} cannot be locked ({name}: {error.strerror})"
-        ) from None
-    give_up = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() < give_up:
-                time.sleep(0.02)
-                continue
-            why = "another process, or another AuditFile of this one, has it: give each its own"
-        except OSError as error:
-            why = str(error.strerror)
-        else:
-            return descriptor
-        _close(descriptor)
-        raise AuditError(f"the audit file {path} cannot be locked: {why}")
+        why = f"{name}: {error.strerror}"
+    raise AuditError(f"the audit file {path} cannot be locked ({why})")
 
 
 def _load_key(path: Path, *, may_make: bool) -> Key:
     """Read the key that signs checkpoints, or make it.
 
     Raises:
-        AuditError: it is missing and must not be made, open to others, or no such key.
+        AuditError: it is missing and must not be made, another's or open to others, or no such key.
     """
     if may_make:
         made = Key.generate("Ed25519")
@@ -531,11 +514,11 @@ def _load_key(path: Path, *, may_make: bool) -> Key:
             return made
     try:
         with path.open("rb") as stream:
-            mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
+            status = os.fstat(stream.fileno())
             content = stream.read()
     except OSError as error:
         raise AuditError(f"the checkpoint key {path} cannot be read: {error.strerror}") from None
-    problem = openness(path, mode)
+    problem = openness(path, status)
     if problem is not None:
         raise AuditError(f"the checkpoint key {path} {problem}")
     key = _private_key(content)

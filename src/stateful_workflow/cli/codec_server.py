@@ -34,6 +34,14 @@ def codec_server(
             "else that of a local server, port 8233.",
         ),
     ] = None,
+    host_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Host in the URL that the Web UI asks under, such as a proxy's, repeatable; "
+            "beside localhost, 127.0.0.1, [::1] and --host.",
+        ),
+    ] = None,
     bearer_file: Annotated[
         Path | None,
         typer.Option(
@@ -47,13 +55,14 @@ def codec_server(
 
     It opens no token: a public keyring is enough (`stateful keys public`).
     """
-    run(_codec_server(host, port, ui_origin, bearer_file, keyring), stopped=0)
+    run(_codec_server(host, port, ui_origin, host_name or [], bearer_file, keyring), stopped=0)
 
 
 async def _codec_server(
     host: str,
     port: int,
     ui_origins: list[str] | None,
+    host_names: list[str],
     bearer_file: Path | None,
     keyring_path: Path | None,
 ) -> int:
@@ -62,7 +71,12 @@ async def _codec_server(
     keyring = Keyring.load(keyring_path)
     bearer = _read_bearer(bearer_file)
     try:
-        app = codec_app(keyring, ui_origins=ui_origins or DEFAULT_UI_ORIGINS, bearer=bearer)
+        app = codec_app(
+            keyring,
+            ui_origins=ui_origins or DEFAULT_UI_ORIGINS,
+            host_names=[host, *host_names],
+            bearer=bearer,
+        )
     except ValueError as error:
         raise StatefulError(str(error)) from None
     unused = any(key.private for key in keyring.keys())

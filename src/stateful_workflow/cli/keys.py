@@ -104,8 +104,16 @@ def export(
     Running processes take a replaced file by themselves.
     """
     with reported():
-        keyring = Keyring.load(path).only(issuers=issuers, readers=reader or ())
-        keyring.save(target, replace=replace)
+
+        def part(_: Keyring | None = None) -> Keyring:
+            return Keyring.load(path).only(issuers=issuers, readers=reader or ())
+
+        # Of two exports at once the one that reads the keyring last is the last to write.
+        if replace and target.exists():
+            keyring = Keyring.change_file(target, part)
+        else:
+            keyring = part()
+            keyring.save(target)
     _show(keyring, as_json)
 
 
@@ -161,9 +169,7 @@ def revoke(key: KeyId, path: KeyringPath = None, as_json: Json = False) -> None:
 
 def _change(path: Path | None, change: Callable[[Keyring], Keyring], as_json: bool) -> None:
     with reported():
-        before = Keyring.load(path)
-        after = change(before)
-        after.replace_file_of(before)
+        after = Keyring.change_file(path, change)
     _show(after, as_json)
 
 
