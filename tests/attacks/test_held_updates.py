@@ -42,6 +42,7 @@ def forged(root: str, tree: str) -> str:
     return ".".join(encode_base64url(part) for part in (*parts, signature))
 
 
+@pytest.mark.timeout(240)
 async def test_updates_of_strangers_hold_nobody_off(
     client: Client, outsider: Client, tokens: TokenClient, queue: str
 ) -> None:
@@ -69,7 +70,7 @@ async def test_updates_of_strangers_hold_nobody_off(
                 except (RPCError, WorkflowUpdateRPCTimeoutOrCancelledError):
                     pass
 
-        holders = [asyncio.create_task(hold()) for _ in range(30)]
+        holders = [asyncio.create_task(hold()) for _ in range(15)]
         try:
             while "TooManyWaiting" not in turned_down:
                 await asyncio.sleep(0.05)

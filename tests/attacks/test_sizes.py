@@ -1,0 +1,225 @@
+"""Whatever size and shape an argument has, a node takes it as well as a plain workflow does.
+
+Everything is sent while no worker runs, so that one activation gets it all, and an activity's
+worth of work afterwards shows that the run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Final
+
+import pytest
+from temporalio import workflow
+from temporalio.api.common.v1 import Payload
+from temporalio.client import Client, WorkflowQueryFailedError, WorkflowUpdateFailedError
+from temporalio.common import RawValue
+
+from stateful_workflow import Keyring, TokenClient
+from stateful_workflow.messages import Claims, decode_base64url, encode_base64url, parse
+
+from ..server.conftest import start_worker
+from ..server.support import eventually, sealed_at, status_of
+from ..server.test_hostile import failed_tasks, send, slow_tasks
+from ..server.workflows import Node, Plan
+
+ORIGIN: Final = "https://api.example.com"
+SIGNALS: Final = ("apiToken", "apiUrl", "apiTokenReport")
+LARGEST: Final = 1_200_000
+"""Thirty of them are less than the 50 MB that the server lets a history have."""
+
+SIZES: Final = (0, 1, 253, 2_048, 16_384, 32_768, 300_000, LARGEST)
+
+
+@workflow.defn
+class Plain:
+    """Has handlers of the same names, and does nothing with what comes."""
+
+    def __init__(self) -> None:
+        self.over = False
+
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.wait_condition(lambda: self.over)
+
+    @workflow.signal
+    def stop(self) -> None:
+        self.over = True
+
+    @workflow.signal(name="apiToken")
+    def on_token(self, _: RawValue) -> None: ...
+
+    @workflow.signal(name="apiUrl")
+    def on_url(self, _: RawValue) -> None: ...
+
+    @workflow.signal(name="apiTokenReport")
+    def on_report(self, _: RawValue) -> None: ...
+
+
+def shapes(size: int) -> Iterator[Payload]:
+    """Payloads of about this many bytes: JSON of every kind, addresses, what is no JSON."""
+    values: list[object] = [
+        "a" * size,
+        [1] * (size // 3),
+        {f"m{n}": None for n in range(size // 14)},
+        f"{ORIGIN}/{'a' * size}",
+        f"https://{'a.' * (size // 2)}example.com",
+        f"https://{'é' * (size // 2)}.example.com",
+        f"https://{'a' * size}.example.com",
+    ]
+    for value in values:
+        data = json.dumps(value, ensure_ascii=False).encode()[:LARGEST]
+        yield Payload(metadata={"encoding": b"json/plain"}, data=data)
+    for encoding in (b"json/plain", b"binary/plain", b"unheard/of"):
+        yield Payload(metadata={"encoding": encoding}, data=b"[" * size)
+
+
+async def takes_it(client: Client, workflow_id: str) -> bool:
+    described = await client.get_workflow_handle(workflow_id).describe()
+    handle = client.get_workflow_handle(workflow_id)
+    return (
+        described.status is not None
+        and described.status.name == "RUNNING"
+        and await failed_tasks(handle) == []
+        and await slow_tasks(handle) == []
+    )
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("size", SIZES)
+async def test_every_shape_is_taken_as_by_a_plain_workflow(
+    client: Client, outsider: Client, tokens: TokenClient, queue: str, size: int
+) -> None:
+    plain = f"{queue}-plain"
+    await tokens.start_workflow(
+        Node.run, Plan(), id=queue, task_queue=queue, api_token="first", origins=[ORIGIN]
+    )
+    await client.start_workflow(Plain.run, id=plain, task_queue=queue)
+    for target in (queue, plain):
+        for signal in SIGNALS:
+            for payload in shapes(size):
+                await send(outsider, target, signal, [payload])
+    async with start_worker(client, queue, workflows=[Node, Plain]):
+        await client.get_workflow_handle(plain).signal("stop")
+        await client.get_workflow_handle(plain).result()
+
+        assert (await tokens.rotate(queue, "second", timeout=60)).converged
+        assert await takes_it(client, queue)
+        assert len(await address(client, queue)) <= 2_048
+
+
+async def address(client: Client, workflow_id: str) -> str:
+    url: str | None = await client.get_workflow_handle(workflow_id).query("apiUrl")
+    return url or ""
+
+
+@pytest.mark.parametrize("size", [32_768, LARGEST])
+async def test_an_update_or_a_query_of_any_shape_is_turned_down_by_name(
+    client: Client, outsider: Client, tokens: TokenClient, queue: str, size: int
+) -> None:
+    await tokens.start_workflow(
+        Node.run, Plan(), id=queue, task_queue=queue, api_token="first", origins=[ORIGIN]
+    )
+    handle = outsider.get_workflow_handle(queue)
+    async with start_worker(client, queue):
+        for wrong in ("a" * size, ["a" * size], {"a" * size: 1}):
+            with pytest.raises(WorkflowQueryFailedError):
+                await handle.query("apiToken", wrong)
+            with pytest.raises(WorkflowUpdateFailedError):
+                await handle.execute_update("apiToken", wrong)
+        assert (await tokens.rotate(queue, "second", timeout=60)).converged
+        assert await takes_it(client, queue)
+
+
+@pytest.mark.timeout(240)
+async def test_reports_of_megabytes_and_thousands_of_large_messages_fit_their_activations(
+    client: Client, outsider: Client, tokens: TokenClient, queue: str
+) -> None:
+    await tokens.start_workflow(
+        Node.run, Plan(), id=queue, task_queue=queue, api_token="first", origins=[ORIGIN]
+    )
+    async with start_worker(client, queue):
+        tree = (await status_of(client, queue))["tree"]
+    report: dict[str, object] = {"name": "apiToken", "more": [[{}]] * (LARGEST // 6)}
+    data = json.dumps(report).encode()[:LARGEST]
+    for _ in range(20):
+        payload = Payload(metadata={"encoding": b"json/plain"}, data=data)
+        await send(outsider, queue, "apiTokenReport", [payload])
+    strangers = Keyring.generate()
+    for n in range(11):
+        strangers = strangers.add_reader(f"r{n}")
+    claims = Claims("apiToken", client.namespace, queue, tree, queue, 1, origins=(ORIGIN,))
+    sealed = parse(strangers.seal(replace(claims, version=int(time.time() * 1000)), "x"))
+    for _ in range(2_000):
+        await outsider.get_workflow_handle(queue).signal("apiToken", resigned(sealed.text))
+    async with start_worker(client, queue):
+        assert (await tokens.rotate(queue, "second", timeout=60)).converged
+        assert (await tokens.get(queue)).reveal() == "second"
+        assert await takes_it(client, queue)
+
+        async def all_judged() -> None:
+            # So much that waits for unknown issuers is looked up at once, and again, in vain.
+            status = await status_of(client, queue)
+            assert status["rejections"]["counts"] == {"TokenForged": 2_000}
+
+        await eventually(all_judged, within=60)
+
+
+def resigned(text: str) -> str:
+    """The same message under a signature and a key id that nobody has."""
+    header, payload, _ = text.split(".")
+    said: dict[str, Any] = json.loads(decode_base64url(header, "header"))
+    said["kid"] = encode_base64url(secrets.token_bytes(32))
+    first = encode_base64url(json.dumps(said, separators=(",", ":")).encode())
+    return f"{first}.{payload}.{encode_base64url(secrets.token_bytes(64))}"
+
+
+async def test_of_the_messages_that_wait_a_status_lists_a_few_and_counts_all(
+    client: Client, outsider: Client, tokens: TokenClient, queue: str
+) -> None:
+    await tokens.start_workflow(
+        Node.run, Plan(), id=queue, task_queue=queue, api_token="first", origins=[ORIGIN]
+    )
+    async with start_worker(client, queue):
+        text = await sealed_at(client, queue)
+        for _ in range(100):
+            await outsider.get_workflow_handle(queue).signal("apiToken", resigned(text))
+
+        async def all_wait() -> None:
+            status = await status_of(client, queue)
+            assert (status["waiting_count"], len(status["waiting"])) == (100, 20)
+
+        await eventually(all_wait)
+
+
+async def test_a_strangers_message_does_not_hold_off_a_new_issuer(
+    client: Client, outsider: Client, tokens: TokenClient, queue: str
+) -> None:
+    """The lookup that a stranger's key id caused is no reason to wait for the next one."""
+    await tokens.start_workflow(
+        Node.run, Plan(), id=queue, task_queue=queue, api_token="first", origins=[ORIGIN]
+    )
+    async with start_worker(client, queue):
+        first = parse(await sealed_at(client, queue))
+        handle = outsider.get_workflow_handle(queue)
+        for _ in range(3):
+            await handle.signal("apiToken", resigned(first.text))
+
+        async def is_looked_up() -> bool:
+            history = await client.get_workflow_handle(queue).fetch_history()
+            return any(e.HasField("marker_recorded_event_attributes") for e in history.events)
+
+        await eventually(is_looked_up)
+        other = Keyring.generate()
+        claims = replace(first.claims, version=first.claims.version + 10)
+        await handle.signal("apiToken", other.seal(claims, "of another issuer"))
+
+        async def looked_up_again() -> bool:
+            history = await client.get_workflow_handle(queue).fetch_history()
+            return sum(e.HasField("marker_recorded_event_attributes") for e in history.events) > 1
+
+        await eventually(looked_up_again)
