@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final, Literal, TypedDict, cast, overload
 
 import temporalio.common
@@ -23,6 +24,7 @@ from temporalio.client import (
     WorkflowUpdateFailedError,
     WorkflowUpdateRPCTimeoutOrCancelledError,
 )
+from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 from temporalio.types import (
@@ -35,6 +37,8 @@ from temporalio.types import (
 from typing_extensions import ParamSpec, Unpack
 
 from . import errors
+from .answers import TokenAnswer, token_answer, token_status
+from .asking import read_answer
 from .audit.events import Action, AuditEvent, AuditSink, Outcome, of_message
 from .errors import (
     KeyringError,
@@ -564,8 +568,8 @@ class TokenClient:
     async def _execute_update(self, workflow_id: str, message: str) -> TokenStatus:
         handle = self._client.get_workflow_handle(workflow_id)
         try:
-            answer = await asyncio.wait_for(
-                handle.execute_update(MESSAGE, message, result_type=dict),
+            answer: object = await asyncio.wait_for(
+                handle.execute_update(MESSAGE, message, result_type=RawValue),
                 _UPDATE_TIMEOUT_SECONDS,
             )
         except WorkflowUpdateFailedError as error:
@@ -578,7 +582,7 @@ class TokenClient:
             ) from None
         except RPCError as error:
             raise query_error(error, workflow_id) from None
-        return TokenStatus.from_json(cast("dict[str, Any]", answer)).at(time.time())
+        return read_answer(self._client, workflow_id, MESSAGE, answer, token_status).at(time.time())
 
     async def _signal(self, workflow_id: str, message: str) -> None:
         handle = self._client.get_workflow_handle(workflow_id)
@@ -622,12 +626,12 @@ class TokenClient:
 
     async def _sealed(self, workflow_id: str, name: str) -> Message:
         answer = await self._query(workflow_id, name)
-        if answer is None or answer["sealed"] is None:
-            state = "none" if answer is None else answer["state"]
+        if answer is None or answer.sealed is None:
+            state = "none" if answer is None else answer.status.state
             if state == "revoked":
                 raise TokenRevoked(f"{name} is revoked at workflow {workflow_id}")
             raise TokenNotSet(f"workflow {workflow_id} has no {name}: {cure(state)}")
-        return parse(answer["sealed"])
+        return parse(answer.sealed)
 
     async def status(self, workflow_id: str, name: str = DEFAULT_NAME) -> TokenStatus | None:
         """What is known of a credential at a workflow, without opening it; None where nothing is.
@@ -636,7 +640,7 @@ class TokenClient:
             WorkflowNotFound, NotStateful, NoWorkerAnswers, OperationFailed: it cannot be asked.
         """
         answer = await self._query(workflow_id, name)
-        return None if answer is None else TokenStatus.from_json(answer).at(time.time())
+        return None if answer is None else answer.status.at(time.time())
 
     async def tree(self, workflow_id: str, name: str = DEFAULT_NAME) -> TokenTree:
         """Every node from a workflow down, with what it holds; asks each node once.
@@ -646,13 +650,16 @@ class TokenClient:
         """
         return await TreeWalk(self._client, name).run(workflow_id)
 
-    async def _query(self, workflow_id: str, name: str) -> dict[str, Any] | None:
+    async def _query(self, workflow_id: str, name: str) -> TokenAnswer | None:
         handle = self._client.get_workflow_handle(workflow_id)
         try:
-            answer: object = await handle.query(MESSAGE, name, rpc_timeout=_QUERY_TIMEOUT)
+            answer: object = await handle.query(
+                MESSAGE, name, result_type=RawValue, rpc_timeout=_QUERY_TIMEOUT
+            )
         except (WorkflowQueryFailedError, RPCError) as error:
             raise query_error(error, workflow_id) from None
-        return cast("dict[str, Any] | None", answer)
+        read = partial(token_answer, name=name)
+        return read_answer(self._client, workflow_id, MESSAGE, answer, read)
 
     def _require_keyring(self) -> Keyring:
         if self._keyring is None:
