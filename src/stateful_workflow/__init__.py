@@ -7,6 +7,7 @@ have it, sealed on the way, the newest always winning. See docs/design.md.
 from .activity import current_api_url, current_token, seal_token
 from .client import TokenClient
 from .errors import (
+    AnswerMalformed,
     AuditBroken,
     AuditError,
     AuditFailed,
@@ -55,6 +56,7 @@ from .tokens import ApiToken
 from .workflow import StatefulWorkflow
 
 __all__ = [
+    "AnswerMalformed",
     "ApiToken",
     "AsyncOriginTransport",
     "AuditBroken",

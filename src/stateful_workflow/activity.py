@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar, cast
+from typing import Any, Final, Literal, TypeVar
 
 from temporalio import activity
 from temporalio.client import Client, WorkflowQueryFailedError
+from temporalio.common import RawValue
 from temporalio.service import RPCError
 
+from .answers import TokenAnswer, token_answer
+from .asking import read_answer
 from .audit.events import Action, AuditEvent, Outcome, of_message
 from .errors import (
+    AnswerMalformed,
     KeyringError,
+    MessageRefused,
     NewestUnknown,
     PluginMissing,
     StatefulError,
@@ -322,22 +327,24 @@ class ActivityTokens:
             raise NewestUnknown("this activity cannot ask its workflow")
         handle = self.client.get_workflow_handle(info.workflow_id, run_id=info.workflow_run_id)
         try:
-            answer: object = await handle.query(MESSAGE, name, rpc_timeout=_QUERY_TIMEOUT)
-        except (RPCError, WorkflowQueryFailedError) as error:
+            raw: object = await handle.query(
+                MESSAGE, name, result_type=RawValue, rpc_timeout=_QUERY_TIMEOUT
+            )
+            read = partial(token_answer, name=name)
+            self._learn(name, read_answer(self.client, info.workflow_id, MESSAGE, raw, read))
+        except (RPCError, WorkflowQueryFailedError, AnswerMalformed, MessageRefused) as error:
             raise NewestUnknown(
                 f"workflow {info.workflow_id} did not answer for its newest {name} "
                 f"({type(error).__name__}: {error}); the activity is to be retried"
             ) from None
-        self._learn(name, cast("Mapping[str, Any] | None", answer))
 
-    def _learn(self, name: str, answer: Mapping[str, Any] | None) -> None:
+    def _learn(self, name: str, answer: TokenAnswer | None) -> None:
+        standing = Standing("none")
+        if answer is not None:
+            message = None if answer.sealed is None else _of_name(parse(answer.sealed), name)
+            standing = Standing(answer.status.state, message)
+        self._standing[name] = standing
         self._asked_at[name] = time.monotonic()
-        if answer is None:
-            self._standing[name] = Standing("none")
-            return
-        sealed = answer.get("sealed")
-        message = None if sealed is None else _of_name(parse(sealed), name)
-        self._standing[name] = Standing(str(answer.get("state")), message)
 
     async def refresh(self, name: str) -> None:
         """Ask for one name where what is known of it is stale.

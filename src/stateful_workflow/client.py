@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final, Literal, TypedDict, cast, overload
 
 import temporalio.common
@@ -23,6 +24,7 @@ from temporalio.client import (
     WorkflowUpdateFailedError,
     WorkflowUpdateRPCTimeoutOrCancelledError,
 )
+from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.types import (
@@ -35,6 +37,8 @@ from temporalio.types import (
 from typing_extensions import ParamSpec, Unpack
 
 from . import errors
+from .answers import TokenAnswer, token_answer, token_status
+from .asking import read_answer
 from .audit.events import Action, AuditEvent, AuditSink, Outcome, of_message
 from .errors import (
     KeyringError,
@@ -485,11 +489,11 @@ class TokenClient:
         answer = await ask(self._client, workflow_id)
         if answer.closed:
             raise WorkflowNotFound(f"there is no open workflow {workflow_id}: it is closed")
-        status = answer.status
-        for held in status["tokens"]:
-            if held["name"] == name and held["authority"] == workflow_id:
-                return Said(status["root"], status["tree"], held.get("message"), held.get("last"))
-        return Said(status["root"], status["tree"])
+        node = answer.node
+        for held in node.tokens:
+            if held.status.name == name and held.authority == workflow_id:
+                return Said(node.root, node.tree, held.message, held.last)
+        return Said(node.root, node.tree)
 
     async def _update(self, action: Action, workflow_id: str, message: str) -> TokenStatus:
         async with self._on_record(action, workflow_id, parse(message)):
@@ -567,7 +571,9 @@ class TokenClient:
     async def _execute_update(self, workflow_id: str, message: str) -> TokenStatus:
         """Send a message as an update, and as a signal too where no update finds room in time."""
         handle = self._client.get_workflow_handle(workflow_id)
-        update = asyncio.create_task(handle.execute_update(MESSAGE, message, result_type=dict))
+        update: asyncio.Task[object] = asyncio.create_task(
+            handle.execute_update(MESSAGE, message, result_type=RawValue)
+        )
         try:
             answer = await asyncio.wait_for(asyncio.shield(update), _UPDATE_ALONE_SECONDS)
         except WorkflowUpdateFailedError as error:
@@ -582,13 +588,16 @@ class TokenClient:
             if error.status in _FINAL:
                 raise query_error(error, workflow_id) from None
             return await self._signal_and_confirm(workflow_id, message, None, error.message)
-        return TokenStatus.from_json(cast("dict[str, Any]", answer)).at(time.time())
+        return self._read_status(workflow_id, answer)
+
+    def _read_status(self, workflow_id: str, answer: object) -> TokenStatus:
+        return read_answer(self._client, workflow_id, MESSAGE, answer, token_status).at(time.time())
 
     async def _signal_and_confirm(
         self,
         workflow_id: str,
         message: str,
-        update: asyncio.Task[dict[str, Any]] | None,
+        update: asyncio.Task[object] | None,
         limit: str,
     ) -> TokenStatus:
         """Signal a message, and wait until it stands there or the update is answered after all."""
@@ -607,13 +616,13 @@ class TokenClient:
                 update.cancel()
 
     async def _confirmed(
-        self, workflow_id: str, message: Message, update: asyncio.Task[dict[str, Any]] | None
+        self, workflow_id: str, message: Message, update: asyncio.Task[object] | None
     ) -> TokenStatus:
         name = message.claims.name
         while True:
             if update is not None and update.done():
                 try:
-                    return TokenStatus.from_json(update.result()).at(time.time())
+                    return self._read_status(workflow_id, update.result())
                 except WorkflowUpdateFailedError as error:
                     refusal = _refusal(error, workflow_id)
                     if not isinstance(refusal, TooManyWaiting):
@@ -675,12 +684,12 @@ class TokenClient:
 
     async def _sealed(self, workflow_id: str, name: str) -> Message:
         answer = await self._query(workflow_id, name)
-        if answer is None or answer["sealed"] is None:
-            state = "none" if answer is None else answer["state"]
+        if answer is None or answer.sealed is None:
+            state = "none" if answer is None else answer.status.state
             if state == "revoked":
                 raise TokenRevoked(f"{name} is revoked at workflow {workflow_id}")
             raise TokenNotSet(f"workflow {workflow_id} has no {name}: {cure(state)}")
-        message = parse(answer["sealed"])
+        message = parse(answer.sealed)
         if message.claims.name != name:
             raise TokenForged(f"workflow {workflow_id} answered with another credential's message")
         return message
@@ -692,7 +701,7 @@ class TokenClient:
             WorkflowNotFound, NotStateful, NoWorkerAnswers, OperationFailed: it cannot be asked.
         """
         answer = await self._query(workflow_id, name)
-        return None if answer is None else TokenStatus.from_json(answer).at(time.time())
+        return None if answer is None else answer.status.at(time.time())
 
     async def tree(self, workflow_id: str, name: str = DEFAULT_NAME) -> TokenTree:
         """Every node from a workflow down, with what it holds; asks each node once.
@@ -702,13 +711,16 @@ class TokenClient:
         """
         return await TreeWalk(self._client, name).run(workflow_id)
 
-    async def _query(self, workflow_id: str, name: str) -> dict[str, Any] | None:
+    async def _query(self, workflow_id: str, name: str) -> TokenAnswer | None:
         handle = self._client.get_workflow_handle(workflow_id)
         try:
-            answer: object = await handle.query(MESSAGE, name, rpc_timeout=_QUERY_TIMEOUT)
+            answer: object = await handle.query(
+                MESSAGE, name, result_type=RawValue, rpc_timeout=_QUERY_TIMEOUT
+            )
         except (WorkflowQueryFailedError, RPCError) as error:
             raise query_error(error, workflow_id) from None
-        return cast("dict[str, Any] | None", answer)
+        read = partial(token_answer, name=name)
+        return read_answer(self._client, workflow_id, MESSAGE, answer, read)
 
     def _require_keyring(self) -> Keyring:
         if self._keyring is None:

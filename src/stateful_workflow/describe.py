@@ -6,13 +6,14 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
-from typing import Any, Final, TypeGuard, cast
+from typing import Any, Final, cast
 
+from .answers import MAX_ENTRIES, readable_children
+from .errors import AnswerMalformed
 from .ledger import ALL, Child, Ledger
-from .messages import MAX_LIST, Message, valid_name
+from .messages import MAX_LIST, Message
 from .status import TokenStatus
 
-_ID_BYTES: Final = 1000
 _SHOWN_WAITING: Final = 20
 
 
@@ -22,67 +23,47 @@ def status_of(ledger: Ledger, message: Message, now: int) -> TokenStatus:
     return replace(status, overtaken=ledger.overtaken(message)).at(now / 1000)
 
 
-def known_children(status: Mapping[str, Any]) -> list[dict[str, Any]]:
+def known_children(status: object) -> list[dict[str, Any]]:
     """The children in an `apiTokenStatus` answer, with what an adoption goes by and no more.
 
-    Without those that may not be its children at all, or cannot be workflows. The answer may have
-    been written in whatever language and version, or by a workflow that wants to do harm.
+    Without those that may not be its children at all, or cannot be read. More names than a few
+    are every name, or where shared, none.
+
+    Raises:
+        AnswerMalformed: there are too many of them.
     """
-    children: object = status.get("children")
-    known = cast("list[object]", children) if isinstance(children, list) else []
+    listed = cast("dict[str, object]", status).get("children") if isinstance(status, dict) else None
+    children = cast("list[object]", listed) if isinstance(listed, list) else []
+    if len(children) > MAX_ENTRIES:
+        raise AnswerMalformed(f"it names more than {MAX_ENTRIES} children")
     return [
         {
-            "id": child["id"],
-            "type": _as_type(child.get("type")),
-            "ended": child.get("ended") is True,
-            **{member: _names(child, member) for member in ("hard", "withheld", "shared")},
+            "id": child.id,
+            "type": child.type,
+            "ended": child.ended,
+            "hard": _few(child.hard, [ALL]),
+            "withheld": _few(child.withheld, [ALL]),
+            "shared": _few(child.shared, []),
         }
-        for child in known
-        if _is_child(child)
+        for child in readable_children(children)
+        if not child.running
     ]
 
 
-def _is_child(value: object) -> TypeGuard[dict[str, Any]]:
-    if not isinstance(value, dict):
-        return False
-    child = cast("dict[str, object]", value)
-    return child.get("running") is not True and _is_id(child.get("id"))
+def _few(names: tuple[str, ...], otherwise: list[str]) -> list[str]:
+    return list(names) if len(names) <= MAX_LIST else otherwise
 
 
 def read_children(children: Iterable[Mapping[str, Any]]) -> list[tuple[Child, dict[str, bool]]]:
     """What `known_children` found, with what each child is kept from softly."""
     read: list[tuple[Child, dict[str, bool]]] = []
     # Once more, since a history may hold what an earlier version took.
-    for data in known_children({"children": list(children)}):
-        hard = frozenset[str](data["hard"])
-        kept = {name: True for name in data["withheld"] if name not in hard}
-        child = Child(id=data["id"], type=data["type"], ended=data["ended"], withheld=hard)
-        read.append((child, {**kept, **dict.fromkeys(data["shared"], False)}))
+    for status in readable_children(children):
+        hard = frozenset(status.hard)
+        kept = {name: True for name in status.withheld if name not in hard}
+        child = Child(id=status.id, type=status.type, ended=status.ended, withheld=hard)
+        read.append((child, {**kept, **dict.fromkeys(status.shared, False)}))
     return read
-
-
-def _is_id(value: object) -> TypeGuard[str]:
-    """Whether this can be a workflow id: 1 to 1,000 bytes of UTF-8 (the server's limit)."""
-    if not isinstance(value, str) or not value:
-        return False
-    try:
-        return len(value.encode()) <= _ID_BYTES
-    except UnicodeEncodeError:  # half of a surrogate pair, as JSON may have it
-        return False
-
-
-def _as_type(value: object) -> str:
-    """A workflow type, which is shown and compared, or an empty one."""
-    return value if _is_id(value) else ""
-
-
-def _names(data: Mapping[str, Any], member: str) -> list[str]:
-    """The credential names in a member; more than a few are every name, or where shared, none."""
-    listed: object = data.get(member)
-    known = cast("list[object]", listed) if isinstance(listed, list) else []
-    if len(known) > MAX_LIST:
-        return [] if member == "shared" else [ALL]
-    return [name for name in known if isinstance(name, str) and (name == ALL or valid_name(name))]
 
 
 def describe_ledger(

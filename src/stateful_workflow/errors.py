@@ -27,6 +27,7 @@
     │   └── NoReaderKey             this process may not open
     ├── OperationFailed             a client's call
     │   ├── WorkflowNotFound, NotStateful, NoWorkerAnswers
+    │   ├── AnswerMalformed         what a workflow said of itself is not in the wire format
     │   ├── OriginsMissing          the first token needs its origins named
     │   ├── OutcomeUnknown          it may be applied later
     │   └── NotConverged            carries the tree as it was last seen
@@ -160,6 +161,10 @@ class NotStateful(OperationFailed):
 
 class NoWorkerAnswers(OperationFailed):
     """No worker answered for the workflow in time."""
+
+
+class AnswerMalformed(OperationFailed):
+    """What a workflow answered to a query or an update is not in the wire format, or too large."""
 
 
 class OriginsMissing(OperationFailed):

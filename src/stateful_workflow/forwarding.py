@@ -26,12 +26,14 @@ from temporalio.client import (
     WorkflowUpdateRPCTimeoutOrCancelledError,
     WorkflowUpdateStage,
 )
+from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
+from .asking import read_answer
 from .audit.events import AuditEvent, of_message
 from .describe import known_children
-from .errors import KeyringError
+from .errors import AnswerMalformed, KeyringError
 from .keyring import Keyring
 from .ledger import TOO_NEW
 from .messages import parse
@@ -271,7 +273,7 @@ class NodeActivities:
             hurried = self._ordinary and activity.info().is_local
             timeout = min(_RPC_TIMEOUT, timedelta(seconds=seconds)) if hurried else _RPC_TIMEOUT
             try:
-                children = known_children(await self._status(child_id, timeout))
+                children = await self._children(child_id, timeout)
                 if room.take(children):
                     result.closed[child_id] = children
                 else:
@@ -302,7 +304,7 @@ class NodeActivities:
             elif described.status == WorkflowExecutionStatus.RUNNING:
                 result.open.append(child_id)
             else:
-                children = known_children(await self._status(child_id, server.time_left()))
+                children = await self._children(child_id, server.time_left())
                 if room.take(children):
                     result.closed[child_id] = children
 
@@ -324,28 +326,30 @@ class NodeActivities:
             raise ApplicationError("; ".join(failed[:10]), type=NO_ANSWER)
         return result
 
-    async def _status(self, workflow_id: str, timeout: timedelta) -> dict[str, Any]:
-        """A workflow's status; empty where it takes no part.
+    async def _children(self, workflow_id: str, timeout: timedelta) -> list[dict[str, Any]]:
+        """The children a workflow last knew; none where it takes no part.
 
         Raises:
             _NoAnswer: it cannot be asked.
         """
         try:
-            status: object = await self._client.get_workflow_handle(workflow_id).query(
-                STATUS_QUERY, rpc_timeout=timeout
+            raw: object = await self._client.get_workflow_handle(workflow_id).query(
+                STATUS_QUERY, result_type=RawValue, rpc_timeout=timeout
             )
+            return read_answer(self._client, workflow_id, STATUS_QUERY, raw, known_children)
+        except AnswerMalformed as error:
+            raise _NoAnswer(str(error)) from None
         except WorkflowQueryFailedError as error:
             if has_no_query(error):
-                return {}
+                return []
             raise _NoAnswer(error.message) from None
         except RPCError as error:
             if error.status == RPCStatusCode.NOT_FOUND or never_ran(error):
-                return {}
+                return []
             late = error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED)
             raise _NoAnswer(f"{error.status.name}: {error.message}", late=late) from None
-        except Exception as error:  # noqa: BLE001 - an answer that the converter cannot decode
+        except Exception as error:  # noqa: BLE001 - what a codec raises
             raise _NoAnswer(type(error).__name__) from None
-        return cast("dict[str, Any]", status) if isinstance(status, dict) else {}
 
     @activity.defn(name=TRUST)
     async def trust(self) -> TrustResult:

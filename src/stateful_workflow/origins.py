@@ -25,7 +25,7 @@ _MAX_LABEL: Final = 63
 _DEFAULT_PORTS = {"https": 443, "http": 80}
 _NETLOC = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]*)(:[0-9]*)?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
-_UNSAFE = re.compile(r"[\s\\\x00-\x1f\x7f]")
+_UNSAFE = re.compile(r"[\s\\\x00-\x1f\x7f\ud800-\udfff]")
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 
 
@@ -74,7 +74,10 @@ def _canonical(url: str, *, wildcard: bool) -> str:
     if len(url) > MAX_URL:
         raise ValueError(f"a URL of more than {MAX_URL} characters is refused")
     if _UNSAFE.search(url):
-        raise ValueError("a URL with white space, a control character or a backslash is refused")
+        raise ValueError(
+            "a URL with white space, a control character, a backslash or half of a surrogate pair "
+            "is refused"
+        )
     parts = urlsplit(url)
     scheme = parts.scheme.lower()
     if scheme not in _DEFAULT_PORTS:

@@ -79,24 +79,6 @@ class TokenStatus:
             expires_at=claims.expires_at,
         )
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> TokenStatus:
-        """Read what a node's queries answer; members that are not known here are left out."""
-        types, readers = data.get("types"), data.get("readers")
-        return cls(
-            name=data["name"],
-            state=data["state"],
-            version=data["version"],
-            fingerprint=data["fingerprint"],
-            authority=data["authority"],
-            issuer=data["issuer"],
-            origins=tuple(data["origins"]),
-            types=None if types is None else tuple(types),
-            readers=None if readers is None else tuple(readers),
-            expires_at=data["expires_at"],
-            overtaken=data.get("overtaken", {}),
-        )
-
     def at(self, now: float) -> TokenStatus:
         """The same at a time (Unix seconds): a token held past its expiry is expired."""
         is_past = self.expires_at is not None and now >= self.expires_at

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, Final, TypeGuard, cast
+from functools import partial
+from typing import Any, Final, cast
 
-from temporalio.client import (
-    Client,
-    WorkflowHandle,
-    WorkflowQueryFailedError,
-    WorkflowQueryRejectedError,
-)
-from temporalio.common import QueryRejectCondition
+from temporalio.client import Client, WorkflowQueryFailedError, WorkflowQueryRejectedError
+from temporalio.common import QueryRejectCondition, RawValue
 from temporalio.service import RPCError, RPCStatusCode
 
+from .answers import ChildStatus, HeldToken, NodeStatus, node_status
+from .asking import read_answer
 from .budget import FEW_ROTATIONS
-from .errors import NotStateful, NoWorkerAnswers, OperationFailed, WorkflowNotFound
+from .errors import (
+    AnswerMalformed,
+    NotStateful,
+    NoWorkerAnswers,
+    OperationFailed,
+    WorkflowNotFound,
+)
 from .forwarding import has_no_query, never_ran
 from .ledger import ALL
-from .status import TokenState, TokenStatus, TokenTree, TreeNode
+from .status import TokenState, TokenTree, TreeNode
 from .wire import STATUS_QUERY
 
 MAX_CONCURRENT_QUERIES: Final = 50
@@ -33,25 +37,16 @@ _LONGEST_PAUSE_SECONDS: Final = 0.15
 _LONGEST_RESPITE_SECONDS: Final = 1.0
 """After an answer that was long in coming, as the status of 1,900 children is."""
 
-_NEVER_RAN: Final[Mapping[str, Any]] = {
-    "root": None,
-    "type": "",
-    "api_url": None,
-    "tokens": [],
-    "children": [],
-    "withheld": [],
-    "undelivered": [],
-    "waiting": [],
-    "needs_set": False,
-    "recovering": False,
-}
+_LAST_LOOK_SECONDS: Final = 1.0
+"""For what was not seen at the deadline; and before it, for those below a node that lacks nothing
+but has a child it could not tell."""
 
-_READ_OF_EACH: Final[Mapping[str, set[str]]] = {
-    "tokens": {"name", "authority", "version", "fingerprint", "in_force", "inherit"},
-    "children": {"id", "type", "confirmed", "withheld", "shared", "hard"},
-    "undelivered": {"id", "name"},
-    "waiting": {"name"},
-}
+_MOST_VISITS: Final = 4
+"""Of one workflow that several name as their child, each expecting something else of it."""
+
+_NEVER_RAN: Final = NodeStatus("", "", "", None, (), (), (), (), (), False, False, None)
+
+_FOREIGN: Final = "not of this tree: it was started without its state and is a root of its own"
 
 Expected = Mapping[str, int]
 """For each authority the version that stands there, as the nearest live node above says."""
@@ -59,63 +54,55 @@ Expected = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a workflow answered to `apiTokenStatus`, and whether it is closed."""
+    """What a workflow answered to `apiTokenStatus`, and whether it is closed.
 
+    Attributes:
+        node: what was answered.
+        status: the same as it came; what `node` has of it is as `node` has it.
+        closed: the workflow has ended.
+    """
+
+    node: NodeStatus
     status: Mapping[str, Any]
     closed: bool
 
 
-async def ask(client: Client, workflow_id: str) -> Answer:
-    """Ask one workflow for its status.
+async def ask(client: Client, workflow_id: str, timeout: timedelta | None = None) -> Answer:
+    """Ask one workflow for its status, each of two calls within the timeout (None: 10 s).
 
     Raises:
         WorkflowNotFound, NotStateful, NoWorkerAnswers, OperationFailed: it cannot be asked.
+        AnswerMalformed: it does not answer with a status.
     """
-    handle = client.get_workflow_handle(workflow_id)
+    query = partial(
+        client.get_workflow_handle(workflow_id).query,
+        STATUS_QUERY,
+        result_type=RawValue,
+        rpc_timeout=_QUERY_TIMEOUT if timeout is None else timeout,
+    )
     closed = False
     try:
         try:
-            status: object = await handle.query(
-                STATUS_QUERY,
-                reject_condition=QueryRejectCondition.NOT_OPEN,
-                rpc_timeout=_QUERY_TIMEOUT,
-            )
-        except WorkflowQueryRejectedError:
-            closed = True
-            status = await _ask_closed(handle)
+            answer: object = await query(reject_condition=QueryRejectCondition.NOT_OPEN)
+        except (WorkflowQueryRejectedError, ValueError) as error:
+            # A status that the SDK does not know, such as paused, is a ValueError, and not closed.
+            closed = isinstance(error, WorkflowQueryRejectedError)
+            answer = await query(reject_condition=QueryRejectCondition.NONE)
     except (WorkflowQueryFailedError, RPCError) as error:
+        if closed and isinstance(error, RPCError) and never_ran(error):
+            return Answer(_NEVER_RAN, {}, closed=True)
         raise query_error(error, workflow_id) from None
-    if not _is_status(status):
-        raise NotStateful(f"workflow {workflow_id} answered {STATUS_QUERY} with something else")
-    return Answer(status, closed)
-
-
-def _is_status(value: object) -> TypeGuard[dict[str, Any]]:
-    """Whether an answer has what is read of it here; any workflow can have such a query."""
-    if not isinstance(value, dict):
-        return False
-    status = cast("dict[str, Any]", value)
-    return _NEVER_RAN.keys() <= status.keys() and all(
-        isinstance(status[name], list)
-        and all(isinstance(entry, dict) and members <= entry.keys() for entry in status[name])
-        for name, members in _READ_OF_EACH.items()
+    except Exception as error:  # noqa: BLE001 - what a codec raises
+        raise AnswerMalformed(
+            f"the answer of workflow {workflow_id} cannot be decoded: {type(error).__name__}"
+        ) from None
+    return read_answer(
+        client,
+        workflow_id,
+        STATUS_QUERY,
+        answer,
+        lambda value: Answer(node_status(value), cast("dict[str, Any]", value), closed),
     )
-
-
-async def _ask_closed(handle: WorkflowHandle[Any, Any]) -> object:
-    try:
-        return cast(
-            "object",
-            await handle.query(
-                STATUS_QUERY,
-                reject_condition=QueryRejectCondition.NONE,
-                rpc_timeout=_QUERY_TIMEOUT,
-            ),
-        )
-    except RPCError as error:
-        if never_ran(error):
-            return _NEVER_RAN
-        raise
 
 
 def query_error(error: WorkflowQueryFailedError | RPCError, workflow_id: str) -> OperationFailed:
@@ -148,8 +135,8 @@ class TreeWalk:
     Args:
         client: asks the workflows.
         name: credential name.
-        deadline: `time.monotonic` seconds until which nodes that are behind are asked again;
-            None asks each node once.
+        deadline: `time.monotonic` seconds until which nodes that are behind are asked again, and
+            soon after which the walk ends; None asks each node once, however long that takes.
     """
 
     def __init__(self, client: Client, name: str, deadline: float | None = None) -> None:
@@ -158,8 +145,10 @@ class TreeWalk:
         self._deadline = deadline
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_QUERIES)
         self._nodes: dict[str, TreeNode] = {}
+        self._parents: dict[str, str | None] = {}
         self._children: dict[str, list[str]] = {}
-        self._root: str | None = None
+        self._visits: dict[str, list[tuple[Expected, bool]]] = {}
+        self._root = ""
 
     async def run(self, workflow_id: str) -> TokenTree:
         """Walk from a workflow down.
@@ -167,180 +156,187 @@ class TreeWalk:
         Raises:
             WorkflowNotFound, NotStateful, NoWorkerAnswers, OperationFailed: of the first node.
         """
-        answer = await ask(self._client, workflow_id)
-        await self._visit(workflow_id, None, {}, answer, withheld=False)
+        self._parents[workflow_id] = None
+        answer = await ask(self._client, workflow_id, self._timeout())
+        await self._visit(workflow_id, (), {}, answer)
         return TokenTree(self._name, tuple(self._in_order(workflow_id)))
 
     def _in_order(self, workflow_id: str) -> Iterator[TreeNode]:
         """Parents before their children, siblings as their parent started them."""
-        node = self._nodes.pop(workflow_id, None)
-        if node is not None:
-            yield node
-            for child_id in self._children.get(workflow_id, ()):
-                yield from self._in_order(child_id)
+        rest = [workflow_id]
+        while rest:
+            node = self._nodes.get(rest.pop())
+            if node is not None:
+                yield node
+                rest.extend(reversed(self._children.get(node.id, ())))
 
     async def _visit(
         self,
         workflow_id: str,
-        parent: str | None,
+        above: tuple[str, ...],
         expected: Expected,
-        answer: Answer | None,
+        answer: Answer | None = None,
         *,
-        withheld: bool,
+        withheld: bool = False,
         by_update: bool = False,
     ) -> None:
         pause = _FIRST_PAUSE_SECONDS
         asked = time.monotonic()
+        node = self._unseen(workflow_id, "not asked in time")
         while True:
             if answer is None:
-                try:
-                    async with self._slots:
-                        asked = time.monotonic()
-                        answer = await ask(self._client, workflow_id)
-                except (WorkflowNotFound, NotStateful):
-                    return
-                except OperationFailed as error:
-                    if self._is_over():
-                        self._nodes[workflow_id] = TreeNode(
-                            workflow_id, "", parent, current=False, problem=str(error)
-                        )
+                async with self._slots:
+                    asked = time.monotonic()
+                    if self._left() < -_LAST_LOOK_SECONDS:
+                        break
+                    try:
+                        answer = await ask(self._client, workflow_id, self._timeout())
+                    except (WorkflowNotFound, NotStateful):
                         return
+                    except OperationFailed as error:
+                        node = self._unseen(workflow_id, str(error))
             if answer is not None:
-                root = answer.status["root"]
-                if root is not None and root != (self._root or root):
-                    self._nodes[workflow_id] = _foreign(answer.status, workflow_id, parent)
+                root = answer.node.root
+                if root and root != (self._root or root):
+                    # Started before its parent took part, it has no state from above.
+                    node = self._unseen(workflow_id, _FOREIGN)
+                    seen = answer.node
+                    self._note(replace(node, type=seen.type, api_url=seen.api_url, current=True))
                     return
                 self._root = self._root or root
-                node = self._node(answer, workflow_id, parent, expected, withheld=withheld)
-                waiting = not answer.closed and not (node.current and self._is_done(answer))
-                if not waiting or self._is_over():
+                node = self._node(answer, workflow_id, expected, withheld=withheld)
+                if not self._is_awaited(node, answer):
                     break
+            if self._left() <= 0:
+                break
             respite = min(2 * (time.monotonic() - asked), _LONGEST_RESPITE_SECONDS)
-            await asyncio.sleep(max(pause, respite))
+            await asyncio.sleep(min(max(pause, respite), self._left()))
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
             answer = None
-        self._nodes[workflow_id] = replace(node, by_update=by_update)
-        await self._visit_children(answer, workflow_id, expected)
+        self._note(replace(node, by_update=by_update))
+        if answer is not None:
+            await self._visit_children(answer, (*above, workflow_id), expected)
 
-    async def _visit_children(self, answer: Answer, parent: str, expected: Expected) -> None:
-        self._children[parent] = [str(child["id"]) for child in answer.status["children"]]
-        below = expected if answer.closed else {**expected, **_standing(answer.status, self._name)}
-        visits = [
-            self._visit(
-                str(child["id"]),
-                parent,
-                self._expected_of(child, below, answer.status),
-                None,
-                withheld=_is_withheld(child, self._name),
-                by_update=child.get("by_update") is True,
+    async def _visit_children(
+        self, answer: Answer, above: tuple[str, ...], expected: Expected
+    ) -> None:
+        status, parent = answer.node, above[-1]
+        below = expected if answer.closed else {**expected, **_standing(status, self._name)}
+        visits: list[Coroutine[Any, Any, None]] = []
+        for child in status.children:
+            if child.id in above:
+                problem = f"names {child.id}, which is no child of its, as one"
+                self._note(replace(self._nodes[parent], current=False, problem=problem))
+                continue
+            if child.id not in self._parents:
+                self._parents[child.id] = parent
+                self._children.setdefault(parent, []).append(child.id)
+            if not child.confirmed:
+                # It will hold what its parent wrote into its start, which may be old by now.
+                self._note(replace(self._unseen(child.id, "starting"), type=child.type))
+                continue
+            # Several may name it, and not all of them truly: it is to be what each of them expects.
+            withheld = _is_withheld(child, self._name)
+            visit = self._expected_of(child, below, status), withheld
+            visits_of = self._visits.setdefault(child.id, [])
+            if visit in visits_of:
+                continue
+            if len(visits_of) == _MOST_VISITS:
+                self._note(self._unseen(child.id, f"more than {_MOST_VISITS} name it as a child"))
+                continue
+            visits_of.append(visit)
+            visits.append(
+                self._visit(child.id, above, visit[0], withheld=withheld, by_update=child.by_update)
             )
-            for child in answer.status["children"]
-            if child["id"] not in self._nodes and child["confirmed"]
-        ]
-        # It will hold what its parent wrote into its start, which may be old by now.
-        for child in answer.status["children"]:
-            if not child["confirmed"]:
-                self._nodes[child["id"]] = TreeNode(
-                    str(child["id"]), str(child["type"]), parent, current=False, problem="starting"
-                )
         await asyncio.gather(*visits)
 
+    def _note(self, node: TreeNode) -> None:
+        """Keep how a workflow was seen; where it was seen twice, how it was found behind."""
+        before = self._nodes.get(node.id)
+        if before is None or (before.current and not node.current):
+            self._nodes[node.id] = node
+
+    def _unseen(self, workflow_id: str, problem: str) -> TreeNode:
+        parent = self._parents[workflow_id]
+        return TreeNode(workflow_id, "", parent, current=False, problem=problem)
+
     def _node(
-        self,
-        answer: Answer,
-        workflow_id: str,
-        parent: str | None,
-        expected: Expected,
-        *,
-        withheld: bool,
+        self, answer: Answer, workflow_id: str, expected: Expected, *, withheld: bool
     ) -> TreeNode:
-        status = answer.status
+        status = answer.node
         held = _standing(status, self._name)
         behind = any(held.get(authority, 0) < version for authority, version in expected.items())
-        undelivered = tuple(
-            sorted({str(u["id"]) for u in status["undelivered"] if u["name"] == self._name})
-        )
-        in_force = next(
-            (t for t in status["tokens"] if t["name"] == self._name and t["in_force"]), None
-        )
-        withheld = withheld or _is_named(status["withheld"], self._name)
+        of_name = (t for t in status.tokens if t.status.name == self._name and t.in_force)
+        in_force = next(of_name, None)
+        withheld = withheld or _is_named(status.withheld, self._name)
+        few = None if status.budget is None or status.budget >= FEW_ROTATIONS else status.budget
         return TreeNode(
             id=workflow_id,
-            type=str(status["type"]),
-            parent=parent,
+            type=status.type,
+            parent=self._parents[workflow_id],
             state=_state(in_force, status, self._name, withheld=withheld),
-            version=None if in_force is None else in_force["version"],
-            fingerprint=None if in_force is None else in_force["fingerprint"],
-            authority=None if in_force is None else in_force["authority"],
-            api_url=status["api_url"],
+            version=None if in_force is None else in_force.version,
+            fingerprint=None if in_force is None else in_force.status.fingerprint,
+            authority=None if in_force is None else in_force.authority,
+            api_url=status.api_url,
             withheld=withheld,
             closed=answer.closed,
-            current=answer.closed or not (behind or status["recovering"]),
-            undelivered=undelivered,
-            rotations_left=None if answer.closed else _few_left(status),
+            current=answer.closed or not (behind or status.recovering),
+            undelivered=tuple(
+                sorted({id for id, name in status.undelivered if name == self._name})
+            ),
+            rotations_left=None if answer.closed else few,
         )
 
-    def _expected_of(
-        self, child: Mapping[str, Any], below: Expected, status: Mapping[str, Any]
-    ) -> Expected:
+    def _expected_of(self, child: ChildStatus, below: Expected, status: NodeStatus) -> Expected:
         if not _is_withheld(child, self._name):
             return below
-        if _is_named(child["hard"], self._name):
+        if _is_named(child.hard, self._name):
             return {}
         # A revocation goes on to a child that is withheld from now on.
         return {
-            t["authority"]: int(t["version"])
-            for t in status["tokens"]
-            if t["name"] == self._name and t["inherit"] is False
+            token.authority: token.version
+            for token in status.tokens
+            if token.status.name == self._name and token.inherit is False
         }
 
-    def _is_done(self, answer: Answer) -> bool:
-        """Whether a node has told its children, and none of them is still being started."""
-        status = answer.status
-        return not any(u["name"] == self._name for u in status["undelivered"]) and all(
-            child["confirmed"] for child in status["children"]
-        )
+    def _is_awaited(self, node: TreeNode, answer: Answer) -> bool:
+        """Whether a node is to be asked again: it is behind, starts a child or has one to tell."""
+        if answer.closed:
+            return False
+        if not node.current or not all(child.confirmed for child in answer.node.children):
+            return True
+        return bool(node.undelivered) and self._left() > _LAST_LOOK_SECONDS
 
-    def _is_over(self) -> bool:
-        return self._deadline is None or time.monotonic() >= self._deadline
+    def _left(self) -> float:
+        """Seconds until what is behind is asked no more; 0 where each node is asked once."""
+        return 0.0 if self._deadline is None else self._deadline - time.monotonic()
 
-
-def _foreign(status: Mapping[str, Any], workflow_id: str, parent: str | None) -> TreeNode:
-    # Started before its parent took part, it has no state from above and never will.
-    return TreeNode(
-        workflow_id,
-        str(status["type"]),
-        parent,
-        api_url=status["api_url"],
-        problem="not of this tree: it was started without its state and is a root of its own",
-    )
+    def _timeout(self) -> timedelta | None:
+        if self._deadline is None:
+            return None
+        return min(_QUERY_TIMEOUT, timedelta(seconds=max(self._left(), _LAST_LOOK_SECONDS)))
 
 
-def _few_left(status: Mapping[str, Any]) -> int | None:
-    # Absent where the node's worker is of another version.
-    left = status.get("budget", {}).get("rotations_left")
-    return left if isinstance(left, int) and left < FEW_ROTATIONS else None
+def _standing(status: NodeStatus, name: str) -> dict[str, int]:
+    return {token.authority: token.version for token in status.tokens if token.status.name == name}
 
 
-def _standing(status: Mapping[str, Any], name: str) -> dict[str, int]:
-    return {t["authority"]: int(t["version"]) for t in status["tokens"] if t["name"] == name}
+def _is_withheld(child: ChildStatus, name: str) -> bool:
+    return name not in child.shared and _is_named(child.withheld, name)
 
 
-def _is_withheld(child: Mapping[str, Any], name: str) -> bool:
-    return name not in child["shared"] and _is_named(child["withheld"], name)
-
-
-def _is_named(names: list[str], name: str) -> bool:
+def _is_named(names: Collection[str], name: str) -> bool:
     return ALL in names or name in names
 
 
 def _state(
-    in_force: Mapping[str, Any] | None, status: Mapping[str, Any], name: str, *, withheld: bool
+    in_force: HeldToken | None, status: NodeStatus, name: str, *, withheld: bool
 ) -> TokenState:
     if in_force is not None:
-        return TokenStatus.from_json(in_force).at(time.time()).state
-    if status["recovering"] or any(message["name"] == name for message in status["waiting"]):
+        return in_force.status.at(time.time()).state
+    if status.recovering or name in status.waiting:
         return "waiting"
-    if status["needs_set"]:
+    if status.needs_set:
         return "needs_set"
     return "withheld" if withheld else "none"

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from stateful_workflow.answers import MAX_ENTRIES
 from stateful_workflow.describe import describe_ledger, known_children, read_children
+from stateful_workflow.errors import AnswerMalformed
 from stateful_workflow.ledger import ALL, Child, Ledger
 
 GENUINE: dict[str, Any] = {
@@ -46,11 +48,16 @@ def test_the_longest_id_is_read() -> None:
     assert len(read({**GENUINE, "id": "x" * 1000})) == 1
 
 
-@pytest.mark.parametrize("junk", [None, 7, "\ud800", {}, [[]], ["\ud800"], ["a b"]], ids=repr)
-def test_junk_in_the_other_members_is_as_if_they_were_not_there(junk: object) -> None:
+@pytest.mark.parametrize("junk", [7, "\ud800", {}, [[]], ["\ud800"]], ids=repr)
+def test_one_with_junk_in_another_member_is_left_out(junk: object) -> None:
     others = {name: junk for name in GENUINE if name != "id"}
 
-    [(child, kept)] = read({**others, "id": "a"})
+    assert read({**others, "id": "a"}) == []
+    assert len(read_children([{**others, "id": "a"}, GENUINE])) == 1
+
+
+def test_of_one_that_is_only_named_nothing_is_withheld() -> None:
+    [(child, kept)] = read({"id": "a"})
 
     assert (child.type, child.ended, child.withheld, kept) == ("", False, frozenset(), {})
 
@@ -75,9 +82,19 @@ def test_more_names_than_a_list_may_have_are_every_name_and_never_none() -> None
     assert soft == {ALL: True}
 
 
-@pytest.mark.parametrize("status", [{}, {"children": None}, {"children": {}}, {"children": [7]}])
-def test_a_status_without_children_that_can_be_read_has_none(status: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "status", ["x", [], {}, {"children": None}, {"children": {}}, {"children": [7]}], ids=repr
+)
+def test_a_status_without_children_that_can_be_read_has_none(status: object) -> None:
     assert known_children(status) == []
+
+
+def test_of_one_with_too_many_children_none_are_read() -> None:
+    children = [{"id": str(n)} for n in range(MAX_ENTRIES + 1)]
+
+    assert len(known_children({"children": children[:-1]})) == MAX_ENTRIES
+    with pytest.raises(AnswerMalformed, match=f"more than {MAX_ENTRIES} children"):
+        known_children({"children": children})
 
 
 def test_of_a_child_that_did_not_settle_it_is_not_said_that_it_ended() -> None:

@@ -111,6 +111,7 @@ REFUSED = {
         "https://api.example.com\x00.evil.example",
         "https://api.example.com\x7f",
     ],
+    "half of a surrogate pair": ["https://api.example.com/\ud800"],
     "a percent sign in the host": [
         "https://api%2eexample.com",
         "https://api%2Eexample.com",
