@@ -31,8 +31,8 @@ from stateful_workflow.answers import MAX_ENTRIES
 from stateful_workflow.engine import EmbeddedEngine
 from tests.statuses import CHILD, HELD, MALFORMED, Json, status
 
-from .liars import Host, Liar
-from .support import Unreachable, eventually, status_of
+from ..server.liars import Host, Liar
+from ..server.support import Unreachable, eventually, status_of
 
 URL = "https://api.example.com"
 NO_TOKEN: Json = {"hard": ["*"], "withheld": ["*"]}
