@@ -1,4 +1,4 @@
-"""The public names and their signatures: a change here is a change for users, and goes to CHANGELOG.
+"""The public names and their signatures: a change here is one for users, and goes to CHANGELOG.
 
 `python -m tests.unit.test_public` writes the file anew.
 """
@@ -26,16 +26,16 @@ def signatures() -> str:
 
 def _of_module(module: ModuleType) -> Iterator[str]:
     for name in sorted(module.__all__):
-        value = getattr(module, name)
+        value: object = getattr(module, name)
         full = f"{module.__name__}.{name}"
-        if inspect.isclass(value):
+        if isinstance(value, type):
             bases = ", ".join(base.__name__ for base in value.__bases__)
             yield f"class {full}({bases}){_signature(value)}"
             for member, of in sorted(vars(value).items()):
                 if not member.startswith("_"):
                     yield f"    {member}{_member(of)}"
         else:
-            yield f"{full}{_signature(value) if callable(value) else ''}"
+            yield f"{full}{_signature(value)}"  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _member(value: object) -> str:
