@@ -40,6 +40,7 @@ from .keyring import Keyring
 from .messages import DEFAULT_NAME, Message, SealedToken, parse
 from .metrics import Metrics
 from .parents import confirm_root
+from .printable import printable
 from .recorder import Recorder, SinkWriter
 from .status import cure
 from .tokens import ApiToken
@@ -384,11 +385,8 @@ class ActivityTokens:
         try:
             await handle.signal(REPORT, refused, rpc_timeout=_QUERY_TIMEOUT)
         except RPCError as error:
-            activity.logger.warning(
-                "Workflow %s could not be told that its token was refused: %s",
-                token.authority,
-                error.message,
-            )
+            said = f"Workflow {token.authority} could not be told that its token was refused"
+            activity.logger.warning(printable(f"{said}: {error.message}"))
 
     def carried(self) -> Use | None:
         """`use` with what was learned since, to be carried to another process."""

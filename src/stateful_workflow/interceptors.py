@@ -36,7 +36,7 @@ from temporalio.worker import (
 
 from .errors import TokenMalformed
 from .messages import DEFAULT_NAME, valid_name
-from .node import Node, argument
+from .node import Node, argument, warn
 from .wire import (
     ACTIVITIES,
     MESSAGE,
@@ -162,11 +162,10 @@ class NodeOutbound(WorkflowOutboundInterceptor):
         if node is not None:
             dying = node.dying_children()
             if dying:
-                workflow.logger.warning(
-                    "Workflow %s continues as new with children that their parent close policy "
-                    "ends now: %s. Start them with ParentClosePolicy.ABANDON to keep them.",
-                    workflow.info().workflow_id,
-                    ", ".join(dying),
+                warn(
+                    f"Workflow {workflow.info().workflow_id} continues as new with children that "
+                    f"their parent close policy ends now: {', '.join(dying)}. Start them with "
+                    "ParentClosePolicy.ABANDON to keep them."
                 )
             self._continued.append(input)
         super().continue_as_new(input)

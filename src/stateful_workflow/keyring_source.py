@@ -10,6 +10,7 @@ from typing import Final
 from . import keyring_file
 from .errors import KeyringError
 from .keyring import Keyring
+from .printable import printable
 
 _LOOK_EVERY_SECONDS: Final = 1.0
 
@@ -59,9 +60,9 @@ class KeyringSource:
         try:
             keyring = self._keyring.load_again()
         except KeyringError as error:
-            self.problem = str(error)
-            _log.error("The keyring was changed and is not used; the one before stays: %s", error)
+            self.problem = said = printable(str(error))
+            _log.error("The keyring was changed and is not used; the one before stays: %s", said)
             return
         self.problem = None
         self._keyring = keyring
-        _log.info("The keyring %s was read again", keyring.path)
+        _log.info("The keyring %s was read again", printable(str(keyring.path)))

@@ -31,6 +31,7 @@ from .ledger import ALL, Child, Ledger, Place, StateTooNew, StateUnreadable, Ver
 from .messages import DEFAULT_NAME, Message, named_issuer, parse
 from .node_record import NodeRecord
 from .origins import allowed_origin, is_allowed, origin_of
+from .printable import printable
 from .questions import Questions
 from .status import TokenState, TokenStatus
 from .wire import NODE_HEADER, RECOVER
@@ -416,10 +417,9 @@ class Node:
             except asyncio.TimeoutError:
                 continue
             return
-        workflow.logger.warning(
-            "Workflow %s starts %s again before the first one could be asked for its children",
-            self.ledger.path[-1],
-            child_id,
+        warn(
+            f"Workflow {self.ledger.path[-1]} starts {child_id} again before the first one could "
+            "be asked for its children"
         )
 
     def child_ended(self, child_id: str, start: int, *, settled: bool) -> None:
@@ -468,11 +468,9 @@ class Node:
         if self._warned or self.rotations_left() >= FEW_ROTATIONS:
             return
         self._warned = True
-        workflow.logger.warning(
-            "Workflow %s takes about %d more rotations in this run, then the server ends it or "
-            "turns them away. Let it continue as new",
-            self.ledger.path[-1],
-            self.rotations_left(),
+        warn(
+            f"Workflow {self.ledger.path[-1]} takes about {self.rotations_left()} more rotations "
+            "in this run, then the server ends it or turns them away. Let it continue as new"
         )
 
     def ask(self) -> None:
@@ -548,13 +546,12 @@ class Node:
                 self._fanout.again()
             self._lost = self._lost or not answer.asked
         except ValueError as error:
-            workflow.logger.warning("The state of run %s: %s", info.continued_run_id, error)
+            warn(f"The state of run {info.continued_run_id}: {error}")
             self._lost = True
         if self._lost:
-            workflow.logger.warning(
-                "Run %s could not be asked for its state; set the token of workflow %s again",
-                info.continued_run_id,
-                info.workflow_id,
+            warn(
+                f"Run {info.continued_run_id} could not be asked for its state; set the token of "
+                f"workflow {info.workflow_id} again"
             )
         self._first_held = {}
         self.recovering = False
@@ -643,12 +640,17 @@ def argument(args: Sequence[Any]) -> object:
         raise TokenMalformed(f"the argument cannot be decoded: {type(error).__name__}") from None
 
 
+def warn(text: str) -> None:
+    """Log a warning of workflow code; in it may stand what others chose."""
+    workflow.logger.warning(printable(text))
+
+
 def _read_start(headers: Mapping[str, Payload]) -> Start | None:
     try:
         with _naming_the_workflow():
             start = Start.from_headers(headers)
     except ValueError as error:
-        workflow.logger.warning("%s; the workflow is taken for a root", error)
+        warn(f"{error}; the workflow is taken for a root")
         return None
     if start is None:
         return None
@@ -657,9 +659,7 @@ def _read_start(headers: Mapping[str, Payload]) -> Start | None:
     chain = [str(part) for part in cast("list[object]", path)] if isinstance(path, list) else []
     above = [] if info.parent is None else [info.parent.workflow_id]
     if not chain or chain[-1] != info.workflow_id or chain[:-1][-1:] not in ([], above):
-        workflow.logger.warning(
-            "The header %s was not written for this workflow; it is taken for a root", NODE_HEADER
-        )
+        warn(f"The header {NODE_HEADER} was not written for this workflow; it is taken for a root")
         return None
     return start
 
@@ -696,10 +696,9 @@ async def _ask_closed_run() -> RecoverResult:
             )
             if not answer.too_new:
                 return answer
-            workflow.logger.warning(
-                "Workflow %s waits: a worker cannot read the state of run %s. Upgrade that worker",
-                info.workflow_id,
-                info.continued_run_id,
+            warn(
+                f"Workflow {info.workflow_id} waits: a worker cannot read the state of run "
+                f"{info.continued_run_id}. Upgrade that worker"
             )
             await workflow.sleep(_ASK_AGAIN)
     except FailureError:

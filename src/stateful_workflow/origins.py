@@ -13,7 +13,7 @@ import ipaddress
 import re
 from collections.abc import Iterable
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import idna
 
@@ -49,9 +49,9 @@ def allowed_origin(text: str) -> str:
     """
     if len(text) > MAX_URL:
         raise ValueError(f"an origin of more than {MAX_URL} characters is refused")
-    parts = urlsplit(text)
+    parts, _ = _split(text)
     if parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise ValueError(f"an origin is scheme, host and port only: {text!r}")
+        raise ValueError("an origin is scheme, host and port only, as https://api.example.com")
     return _canonical(text, wildcard=True)
 
 
@@ -78,10 +78,10 @@ def _canonical(url: str, *, wildcard: bool) -> str:
             "a URL with white space, a control character, a backslash or half of a surrogate pair "
             "is refused"
         )
-    parts = urlsplit(url)
+    parts, port = _split(url)
     scheme = parts.scheme.lower()
     if scheme not in _DEFAULT_PORTS:
-        raise ValueError(f"the scheme must be https (or http on loopback), not {scheme!r}")
+        raise ValueError("the scheme must be https (or http on loopback)")
     if "@" in parts.netloc:
         raise ValueError("a URL with user information is refused")
     if not _NETLOC.fullmatch(parts.netloc):
@@ -90,7 +90,7 @@ def _canonical(url: str, *, wildcard: bool) -> str:
     if not host:
         raise ValueError("the URL names no host")
     if "%" in host or host.endswith("."):
-        raise ValueError(f"the host {host!r} has a percent sign or a trailing dot")
+        raise ValueError("the host has a percent sign or a trailing dot")
     star = ""
     if host.startswith("*."):
         if not wildcard:
@@ -115,21 +115,28 @@ def _canonical(url: str, *, wildcard: bool) -> str:
         if not host.isascii():
             try:
                 host = idna.encode(host, uts46=True).decode("ascii")
-            except idna.IDNAError as error:
-                raise ValueError(f"the host is no domain name: {error}") from None
+            except idna.IDNAError:
+                raise ValueError("the host is no domain name") from None
         host = host.lower()
         if not _HOST.fullmatch(host):
-            raise ValueError(f"the host {host!r} is no domain name")
+            raise ValueError("the host is no domain name")
         # A name whose last label is a number is an IPv4 address to some parsers (WHATWG URL).
         if _ends_in_number(host):
-            raise ValueError(f"the host {host!r} could be read as an IP address")
+            raise ValueError("the host could be read as an IP address")
     if scheme == "http" and (address is None or not address.is_loopback):
         raise ValueError("plain http is allowed to literal loopback addresses only; use https")
-    port = parts.port  # raises ValueError where it is no number
     if port == 0:
         raise ValueError("port 0 is none: an HTTP client may take the default one for it")
     suffix = "" if port is None or port == _DEFAULT_PORTS[scheme] else f":{port}"
     return f"{scheme}://{star}{host}{suffix}"
+
+
+def _split(url: str) -> tuple[SplitResult, int | None]:
+    try:
+        parts = urlsplit(url)
+        return parts, parts.port
+    except ValueError:  # it repeats the URL, in which a token may be
+        raise ValueError("the text is no URL, or its port no number") from None
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

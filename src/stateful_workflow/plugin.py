@@ -32,6 +32,7 @@ from .keyring_source import KeyringSource
 from .metrics import Metrics
 from .node_record import RECORDER
 from .pace import SignalPace
+from .printable import printable
 from .recorder import FailureRule, Recorder, SinkWriter
 from .workflow import StatefulWorkflow
 
@@ -161,7 +162,7 @@ class StatefulPlugin(SimplePlugin):
             _log.warning(
                 "The worker of task queue %s has activities and no reader key: they cannot open a "
                 "token. Set $%s, or give StatefulPlugin a keyring",
-                config.get("task_queue"),
+                printable(str(config.get("task_queue"))),
                 KEYRING_VARIABLE,
             )
         if workflows:

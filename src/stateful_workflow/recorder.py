@@ -25,6 +25,7 @@ from temporalio.exceptions import CancelledError
 from .audit.events import AuditEvent, AuditSink
 from .errors import AuditFailed
 from .metrics import Metrics
+from .printable import printable
 
 FailureRule = Literal["block", "continue"]
 """What happens when the sink fails. block: no activity opens a token, and no client sets or
@@ -333,7 +334,8 @@ def _failed(event: AuditEvent, why: str) -> AuditFailed:
 
 
 def _said(error: BaseException | None) -> str:
-    return "it did not come back" if error is None else f"{type(error).__name__}: {error}"
+    said = printable(f"{type(error).__name__}: {error}")
+    return "it did not come back" if error is None else said
 
 
 def _is_on_loop() -> bool:

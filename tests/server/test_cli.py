@@ -17,11 +17,13 @@ from temporalio.client import Client
 from stateful_workflow import Keyring, TokenClient
 from stateful_workflow.audit import read, verify
 from stateful_workflow.engine import EmbeddedEngine
+from stateful_workflow.printable import printable
+from tests.terminal import unprintable
 
 from .conftest import start_worker
 from .support import eventually, nodes_run
 from .test_engine import gone, port_of
-from .workflows import Node, Plan
+from .workflows import HOSTILE_NAME, Liar, Node, Plan
 
 COMMAND = [sys.executable, "-c", "from stateful_workflow.cli import main; main()"]
 ORIGIN = "https://api.example.com"
@@ -134,6 +136,95 @@ async def test_a_rotation_is_awaited_and_its_tree_shown(
         assert (await tokens.get(f"{queue}-b")).reveal() == "second"
 
 
+async def test_what_workflows_may_choose_is_escaped(
+    client: Client, tokens: TokenClient, queue: str, environment: dict[str, str]
+) -> None:
+    root, liar = f"{queue}{HOSTILE_NAME}", f"{queue}-liar{HOSTILE_NAME}"
+    async with start_worker(client, queue):
+        await tokens.start_workflow(
+            Node.run,
+            Plan({HOSTILE_NAME: Plan()}),
+            id=root,
+            task_queue=queue,
+            api_token="first",
+            origins=[ORIGIN],
+        )
+        await client.start_workflow(Liar.run, Plan(), id=liar, task_queue=queue)
+        await nodes_run(tokens, root, 2)
+
+        async def output_of(*arguments: str) -> str:
+            done = await stateful(environment, *arguments, stdin="second")
+            assert unprintable(done.stdout + done.stderr) == set()
+            assert "\nerror: forged" not in done.stdout + done.stderr
+            return done.stdout if done.returncode in (0, 3) else done.stderr
+
+        for told in (root, liar):
+            lines = (await output_of("tree", told)).splitlines()
+            assert len(lines) == 3, "a node is a line, whatever its id"
+            assert printable(told) in lines[1]
+            status = await output_of("token", "status", told)
+            assert printable(told) in status
+            data = json.loads(await output_of("tree", told, "--json"))
+            assert data["nodes"][0]["id"] == told
+            assert json.loads(await output_of("token", "status", told, "--json"))
+        for command in ("reveal", "revoke", "set"):
+            assert (await output_of("token", command, liar)).startswith("error: ")
+        missing = await output_of("token", "status", f"{root}-missing")
+        assert missing.startswith(f"error: there is no open workflow {printable(root)}-missing")
+
+
+async def test_a_watched_tree_is_escaped_in_a_pipe(
+    client: Client, tokens: TokenClient, queue: str, environment: dict[str, str]
+) -> None:
+    liar = f"{queue}{HOSTILE_NAME}"
+    async with start_worker(client, queue):
+        handle = await client.start_workflow(Liar.run, Plan(), id=liar, task_queue=queue)
+        await handle.query(Liar.status)
+        watching = await asyncio.create_subprocess_exec(
+            *COMMAND,
+            *("tree", liar, "--watch", "--every", "0.1"),
+            env=environment,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert watching.stdout is not None
+        lines = [await asyncio.wait_for(watching.stdout.readline(), 30) for _ in range(3)]
+        watching.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(watching.wait(), 30) == 0
+    assert unprintable(b"".join(lines).decode()) == set()
+    assert printable(liar) in lines[1].decode()
+
+
+MISPLACED = "sk_live_Canary0123456789"
+
+
+async def test_what_the_server_was_not_asked_for_or_does_not_know_is_not_repeated(
+    client: Client, tokens: TokenClient, queue: str, environment: dict[str, str]
+) -> None:
+    no_file = f"{MISPLACED}/{MISPLACED}"
+    async with start_worker(client, queue):
+        await start_tree(tokens, queue)
+        for ways in (
+            (
+                ("token", "reveal", queue, "--name", MISPLACED),
+                ("token", "status", queue, "--name", MISPLACED),
+                ("token", "reseal", queue, "--reader", MISPLACED),
+                ("token", "set", queue, "--reader", MISPLACED),
+                ("token", "set", queue, "--name", f"{MISPLACED}/+"),
+            ),
+            (
+                ("token", "set", queue, "--audit", no_file),
+                ("token", "revoke", queue, "--audit", no_file),
+                ("token", "status", queue, "--namespace", MISPLACED),
+                ("tree", queue, "--namespace", MISPLACED),
+            ),
+        ):
+            for done in await asyncio.gather(
+                *(stateful(environment, *arguments, stdin="second") for arguments in ways)
+            ):
+                assert queue in done.stdout or done.stderr.startswith("error: "), done.args
+                assert "canary" not in (done.stdout + done.stderr).lower(), done.args
+
+
 @pytest.mark.parametrize("command", ["set", "rotate"])
 async def test_a_token_on_the_command_line_is_refused_and_not_repeated(
     environment: dict[str, str], command: str
@@ -181,7 +272,7 @@ async def test_what_went_wrong_is_one_line_that_says_what_to_do(
             "token", "set", queue, "--origin", ORIGIN, STATEFUL_KEYRING=str(public)
         )
         assert "origin" in await error("token", "set", queue)
-        assert "elsewhere" in await error("tree", queue, "--namespace", "elsewhere")
+        assert "amespace" in await error("tree", queue, "--namespace", "elsewhere")
 
 
 async def test_no_worker_is_said_in_time(

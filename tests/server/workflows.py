@@ -29,8 +29,12 @@ with workflow.unsafe.imports_passed_through():
         current_token,
         seal_token,
     )
+    from tests.terminal import HOSTILE
 
 SOON = timedelta(seconds=10)
+
+HOSTILE_NAME = HOSTILE.replace("\udc9b", "")
+"""What the server takes of it: half a surrogate is no text."""
 
 
 def shown(secret: str) -> str:
@@ -393,6 +397,47 @@ class Talkative:
         return {"children": [{"id": f"{own}-{n}", "type": "Node", **lists} for n in range(55)]}
 
 
+@workflow.defn(name=HOSTILE_NAME)
+class Liar:
+    """No node, and yet it answers as one, with what a terminal would act upon in every text."""
+
+    @workflow.run
+    async def run(self, plan: Plan) -> str:
+        await workflow.wait_condition(lambda: False)
+        return "never"
+
+    @workflow.query(name="apiToken")
+    def token(self, name: str) -> dict[str, Any]:
+        texts = ("name", "state", "fingerprint", "authority", "issuer", "sealed")
+        lists = ("origins", "types", "readers")
+        return {
+            **dict.fromkeys(texts, HOSTILE_NAME),
+            **{key: [HOSTILE_NAME] for key in lists},
+            "version": 100_000,
+            "expires_at": None,
+            "overtaken": {HOSTILE_NAME: 1},
+        }
+
+    @workflow.query(name="apiTokenStatus")
+    def status(self) -> dict[str, Any]:
+        held = {**self.token(""), "name": "apiToken", "in_force": True, "inherit": None}
+        lists: dict[str, list[str]] = {"hard": [], "withheld": [], "shared": []}
+        child = {"id": HOSTILE_NAME, "type": HOSTILE_NAME, "confirmed": False, **lists}
+        return {
+            "root": workflow.info().workflow_id,
+            "tree": HOSTILE_NAME,
+            "type": HOSTILE_NAME,
+            "api_url": None,
+            "tokens": [held],
+            "children": [child],
+            "withheld": [],
+            "waiting": [],
+            "undelivered": [{"id": HOSTILE_NAME, "name": "apiToken"}],
+            "needs_set": False,
+            "recovering": False,
+        }
+
+
 @workflow.defn
 class Plain:
     @workflow.run
@@ -488,6 +533,7 @@ WORKFLOWS: list[type] = [
     Flaky,
     FlakyParent,
     Hermit,
+    Liar,
     Node,
     Plain,
     PlainParent,

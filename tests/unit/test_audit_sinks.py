@@ -15,6 +15,7 @@ from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogR
 from stateful_workflow.audit.events import ATTRIBUTES, AuditEvent, AuditSink
 from stateful_workflow.audit.sinks import LOGGER, LoggingSink, OpenTelemetrySink
 from stateful_workflow.errors import AuditError
+from tests.terminal import HOSTILE, VISIBLE, unprintable
 
 from .test_audit_file import USE
 
@@ -43,6 +44,21 @@ def test_an_event_is_a_record_with_its_attributes_as_fields(
     fields = vars(record)
     assert {name: fields[name] for name in REFUSED.attributes()} == REFUSED.attributes()
     assert fields["timestamp"] == "2027-01-15T08:00:00.250000Z"
+
+
+def test_an_id_forges_no_line_of_a_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, LOGGER)
+    texts = [name for name, value in vars(REFUSED).items() if value is None or name == "reason"]
+    hostile = dict.fromkeys(set(texts) - {"version", "attempt", "status", "count"}, HOSTILE)
+    LoggingSink().record(replace(REFUSED, **hostile, name=HOSTILE, workflow_id=HOSTILE))
+    (record,) = caplog.records
+    assert unprintable(record.getMessage()) == set()
+    assert "\n" not in record.getMessage()
+    assert record.getMessage().endswith(f"of {VISIBLE} at {VISIBLE}")
+    fields = vars(record)
+    for name in REFUSED.attributes():
+        assert unprintable(str(fields[name])) == set()
+        assert "\n" not in str(fields[name])
 
 
 def test_the_logger_and_the_level_are_a_choice(caplog: pytest.LogCaptureFixture) -> None:

@@ -22,6 +22,7 @@ from stateful_workflow.audit.file import AuditFile
 from stateful_workflow.cli.app import app
 from stateful_workflow.keyring import Keyring
 from stateful_workflow.messages import decode_base64url, encode_base64url
+from tests.terminal import HOSTILE, VISIBLE, unprintable
 
 from .test_audit_file import USE, lines, numbered, write
 
@@ -209,7 +210,8 @@ def test_a_file_that_cannot_be_read_hides_no_other(path: Path) -> None:
     assert found.stdout.startswith(f"{path}: 1 events")
     first, second = sorted(found.stderr.splitlines())
     assert f"the audit file {rotated} cannot be read" in first
-    assert f"there is no audit file {missing}" in second
+    assert "there is no audit file" in second
+    assert missing.name not in second
 
 
 def test_a_rotated_file_whose_first_line_was_changed_is_named_once(path: Path) -> None:
@@ -403,29 +405,59 @@ def test_tail_shows_what_is_no_event_as_such(path: Path) -> None:
 
 
 def test_nothing_that_a_terminal_would_act_upon_is_printed(path: Path) -> None:
-    record(path, replace(USE, action="refuse", outcome="failure", workflow_id="\x1b]0;evil\x07"))
-    for command in ("tail", "review"):
-        assert "\x1b" not in audit(command, path).stdout
-        assert "\x07" not in audit(command, path).stdout
+    hostile = replace(
+        USE,
+        action="refuse",
+        outcome="failure",
+        **dict.fromkeys(
+            ("reason", "name", "kind", "fingerprint", "issuer", "workflow_id", "workflow_type"),
+            HOSTILE,
+        ),
+        **dict.fromkeys(("child_id", "activity_type", "method", "origin", "reader"), HOSTILE),
+    )
+    record(path, hostile, replace(hostile, action="set"))
+    for arguments in (("tail", path), ("tail", path, "--json"), ("review", path)):
+        shown = audit(*arguments)
+        assert unprintable(shown.output) == set()
+        assert len(shown.stdout.splitlines()) == 2, "no value begins a line"
+        assert VISIBLE in shown.stdout or "--json" in arguments
+    last = json.loads(audit("tail", path, "--json", "-n", "1").stdout)
+    assert last["temporal.workflow.id"] == HOSTILE
+
+
+def test_tail_with_json_escapes_as_json_does(path: Path) -> None:
+    raw = {"id": "\x7f\x9b31m\u202e\u2028\ufeff\U000e0041"}
+    path.write_text(json.dumps(raw, ensure_ascii=False) + "\nwhat \x1b[31m?\n")
+    shown = audit("tail", path, "--json")
+    assert unprintable(shown.output) == set()
+    first, second = shown.stdout.splitlines()
+    assert json.loads(first) == raw
+    assert second == "what \\u001b[31m?"
 
 
 def test_nothing_that_a_terminal_would_act_upon_is_in_an_error(path: Path) -> None:
-    odd = path.with_name("\x1b]0;evil\x07.jsonl")
+    odd = path.with_name(f"{HOSTILE}.jsonl")
     for command in ("verify", "review", "tail", "checkpoint", "key"):
         found = audit(command, odd)
         assert found.exit_code == 1
-        assert "\\x1b]0;evil\\x07.jsonl" in found.stderr
-        assert not {"\x1b", "\x07"} & set(found.stderr), command
+        assert unprintable(found.output) == set(), command
     write(path, 1)
     for option in ("--anchor", "--removed-to", "--key"):
         found = audit("verify", path, option, odd)
         assert found.exit_code == 1
-        assert not {"\x1b", "\x07"} & set(found.stderr), option
+        assert unprintable(found.output) == set(), option
+    odd.write_text("no record\n")
+    for command in ("verify", "review", "checkpoint", "key"):
+        found = audit(command, odd)
+        assert found.exit_code == 1
+        assert VISIBLE in found.stderr, "it is there, and so it is named"
+        assert unprintable(found.output) == set(), command
+    odd.unlink()
     write(odd, 1)
     found = audit("verify", odd)
     assert (found.exit_code, found.stderr) == (0, "")
-    assert "\\x1b]0;evil\\x07.jsonl: 1 events" in found.stdout
-    assert not {"\x1b", "\x07"} & set(found.stdout)
+    assert f"{VISIBLE}.jsonl: 1 events" in found.stdout
+    assert unprintable(found.stdout) == set()
 
 
 def test_the_key_that_a_checkpoint_names_is_one_or_is_not_shown(path: Path) -> None:

@@ -777,9 +777,9 @@ def test_the_command_serves_until_it_is_stopped(
     [
         (["--ui-origin", "*"], "origin"),
         (["--host-name", "https://codec.example.com"], "host name"),
-        (["--bearer-file", "/nowhere/file"], "/nowhere/file cannot be read"),
+        (["--bearer-file", "/nowhere/file"], "the file <--bearer-file> cannot be read"),
         (["--bearer-file", os.devnull], "visible ASCII"),
-        (["--keyring", "/nowhere/keyring"], "/nowhere/keyring cannot be read"),
+        (["--keyring", "/nowhere/keyring"], "the keyring <--keyring> cannot be read"),
     ],
 )
 def test_what_is_wrong_is_one_line(arguments: list[str], reason: str, keyring_file: str) -> None:

@@ -66,6 +66,7 @@ def test_the_pure_core_knows_nothing_of_temporal() -> None:
         "keyring",
         "issuers",
         "tokens",
+        "printable",
     ):
         assert "temporalio" not in third_party(module), module
 

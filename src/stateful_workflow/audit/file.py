@@ -21,6 +21,7 @@ from typing import Final, cast
 
 from ..errors import AuditError
 from ..jose import Key
+from ..printable import printable
 from ..private_file import lock, openness, write_new
 from ..strict_json import json_object
 from .chain import Checkpoint, Tip
@@ -99,6 +100,7 @@ class AuditFile:
             raise ValueError("rotate_bytes is a number of bytes above 0")
         self.path = Path(path).resolve()
         """The newest segment."""
+        self._name = printable(str(self.path))
         self._rotate_bytes = rotate_bytes
         self._on_checkpoint = on_checkpoint
         self._process = os.getpid()
@@ -171,7 +173,7 @@ class AuditFile:
         elif thread is not threading.current_thread():
             thread.join(HAND_SECONDS)
             if thread.is_alive():
-                _log.error("The last checkpoint of %s was not taken in time", self.path)
+                _log.error("The last checkpoint of %s was not taken in time", self._name)
         _open_files.discard(self._forget)
         atexit.unregister(self.close)
         self._release()
@@ -332,7 +334,7 @@ class AuditFile:
                 _log.error(
                     "What was written to %s may not be on the disk, so no checkpoint is handed "
                     "out any more, until it is opened again: %s",
-                    self.path,
+                    self._name,
                     error.strerror,
                 )
             finally:
@@ -341,7 +343,7 @@ class AuditFile:
     def _fails(self, what: str, error: OSError) -> None:
         if not self._is_failing:
             self._is_failing = True
-            _log.error("The audit file %s %s: %s", self.path, what, error.strerror)
+            _log.error("The audit file %s %s: %s", self._name, what, error.strerror)
 
     # --- the thread ----------------------------------------------------------
 
@@ -404,13 +406,13 @@ class AuditFile:
         try:
             self._on_checkpoint(text)
         except Exception:  # noqa: BLE001 - the callback is the user's
-            _log.exception("A checkpoint of %s was not taken", self.path)
+            _log.exception("A checkpoint of %s was not taken", self._name)
 
     def _stays(self, error: OSError) -> None:
         _log.error(
             "What was written to %s may not be on the disk, so no checkpoint of it is handed out; "
             "the next one covers it: %s",
-            self.path,
+            self._name,
             error.strerror,
         )
 

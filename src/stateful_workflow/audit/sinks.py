@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import inspect
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ..errors import AuditError
+from ..printable import printable
 from .chain import format_time
 from .events import AuditEvent
 
@@ -23,6 +25,8 @@ LOGGER: Final = "stateful_workflow.audit"
 
 class LoggingSink:
     """Writes each event to a logger, its attributes as fields of the record (``extra``).
+
+    What does not print is escaped, since a line end in an id would forge a line of the log.
 
     Args:
         logger: None takes the logger "stateful_workflow.audit".
@@ -44,6 +48,8 @@ class LoggingSink:
                 f"the logger {self._logger.name} drops what is of the level "
                 f"{logging.getLevelName(self._level)}: call its setLevel, or give the sink another"
             )
+        texts = {field: text for field, text in vars(event).items() if isinstance(text, str)}
+        event = replace(event, **{field: printable(text) for field, text in texts.items()})
         # No name of these is one of a LogRecord's own: all but the time's have a dot in them.
         fields = {"timestamp": format_time(event.time), **event.attributes()}
         self._logger.log(

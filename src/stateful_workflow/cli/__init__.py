@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from traceback import format_exception
+from typing import Any
+
+from ..printable import printable
 
 __all__ = ["main"]
 
@@ -15,6 +19,7 @@ def main() -> None:
     Exit status: 0 done; 1 an error, told on stderr; 2 wrong usage; 3 a tree that has not
     converged; 128 + n ended by signal n.
     """
+    sys.excepthook = _unexpected  # before typer is imported, whose own goes on to it
     try:
         from .app import app
     except ModuleNotFoundError as error:
@@ -33,3 +38,7 @@ def main() -> None:
             with suppress(OSError):
                 stream.flush()
         os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
+
+
+def _unexpected(*error: Any) -> None:
+    sys.stderr.write(printable("".join(format_exception(*error)), keep="\n"))

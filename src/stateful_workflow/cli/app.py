@@ -11,10 +11,12 @@ import typer
 
 from ..engine import start_engine
 from . import audit, codec_server, keys, token, tree
-from .common import Json, Namespace, needing, out, run
+from .common import Json, Namespace, needing, run
+from .output import Commands, say
 
 app = typer.Typer(
     name="stateful",
+    cls=Commands,
     help="One API token for a tree of Temporal workflows.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # they can show local variables: a token may be one
@@ -28,7 +30,7 @@ app.command("codec-server")(codec_server.codec_server)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(version("stateful-workflow"))
+        say(version("stateful-workflow"))
         raise typer.Exit
 
 
@@ -69,15 +71,14 @@ async def _dev(
     async with start_engine(
         db, port=port, ui_port=ui_port, ui_codec_endpoint=ui_codec_endpoint, namespace=namespace
     ) as engine:
-        console = out()
         for label, value in (
             ("Temporal server", engine.address),
             ("namespace", engine.namespace),
             ("Web UI", engine.ui_url),
             ("data", engine.db or "in memory, gone at the end"),
         ):
-            console.print(f"{label:16} {value}", soft_wrap=True)
-        console.print(f"\nexport TEMPORAL_ADDRESS={engine.address}\n\nCtrl-C stops it.")
+            say(f"{label:16} {value}")
+        say("", f"export TEMPORAL_ADDRESS={engine.address}", "", "Ctrl-C stops it.")
         await asyncio.Event().wait()
     return 0
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import json
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from datetime import datetime, timezone
 from itertools import islice
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final
 
 import typer
-from rich.text import Text
 
 from ..audit import segments
 from ..audit.chain import Checkpoint, Line, RecordedEvent, format_time, public_key
@@ -23,10 +22,11 @@ from ..audit.reviewing import BEHIND, Finding
 from ..audit.reviewing import review as review_events
 from ..audit.verification import chains, find, read
 from ..audit.verification import verify as verify_chain
-from ..errors import AuditBroken, AuditError, StatefulError
+from ..errors import AuditBroken, AuditError
 from ..keyring import Keyring
 from ..strict_json import json_object
-from .common import Json, KeyringPath, out, print_json, reported, run
+from .common import Json, KeyringPath, reported, run
+from .output import Escaped, out, print_json, say, unrepeated
 
 POLL_SECONDS: Final = 0.2
 
@@ -81,7 +81,7 @@ def verify(
     Exit status 0 where nothing is wrong, 1 where a line was changed, added, moved or is missing,
     or a file cannot be read. An anchor allows no line to be missing, only --removed-to does.
     """
-    with _reported():
+    with reported():
         anchors = [one for text in anchor or () for one in _checkpoints(text)]
         removed = _removed(removed_to or ())
         jwk = None if key is None else _jwk(key)
@@ -94,7 +94,7 @@ def verify(
             results.append(_verified(group, own, None if end is None else end.text, jwk))
         said = [result.get("error") for result in results]
         results += [
-            {"files": [str(path)], "error": str(error)}
+            {"files": [unrepeated(str(path), {"files": files})], "error": str(error)}
             for path, error in problems.items()
             if str(error) not in said  # else it is a rotated one, which a chain lacks
         ]
@@ -106,13 +106,14 @@ def verify(
             for what, some in (("an anchor", anchors), ("--removed-to", list(removed.values())))
             for one in some[:1]
         ]
-    if as_json:
-        print_json(results)
     for result in results:
         if "error" in result:
-            _complain(result["error"])
+            result["error"] = unrepeated(result["error"], {"files": files})
+            say(f"error: {result['error']}", err=True)
         elif not as_json:
-            out().print(_plain(f"{result['files'][-1]}: {result['says']}"), soft_wrap=True)
+            say(f"{result['files'][-1]}: {result['says']}")
+    if as_json:
+        print_json(results)
     raise typer.Exit(1 if any("error" in result for result in results) else 0)
 
 
@@ -152,7 +153,7 @@ def review(
         except AuditError as error:
             broken.append(str(error))
 
-    with _reported():
+    with reported():
         readers = None if keyring is None else _readers(Keyring.load(keyring))
         groups, problems = chains(files)
         broken += map(str, problems.values())
@@ -167,11 +168,11 @@ def review(
         print_json([_finding(finding) for finding in findings])
     else:
         for finding in findings:
-            out().print(_drawn(finding), soft_wrap=True)
+            out().print(*_drawn(finding), sep="\n", soft_wrap=True)
         if not findings and not broken:
-            out().print("nothing found")
+            say("nothing found")
     for error in dict.fromkeys(broken):  # a rotated file may be found twice
-        _complain(error)
+        say(f"error: {unrepeated(error, {'files': files})}", err=True)
     raise typer.Exit(1 if broken or findings else 0)
 
 
@@ -197,14 +198,14 @@ def tail(
 @app.command()
 def checkpoint(file: File) -> None:
     """Print the last checkpoint: kept off this host, it is an anchor for `verify`."""
-    with _reported():
-        typer.echo(_last_checkpoint(file))
+    with reported():
+        say(_last_checkpoint(file))
 
 
 @app.command()
 def key(file: File) -> None:
     """Print the public JWK that checkpoints are signed with: kept off this host, for `verify`."""
-    with _reported():
+    with reported():
         print_json(find(file)[-1].header.key.to_jwk(private=False))
 
 
@@ -250,7 +251,7 @@ def _checkpoints(text: str) -> list[Checkpoint]:
     try:
         lines = Path(text).read_text().split()
     except (OSError, ValueError):
-        raise AuditError(f"{text[:80]} is neither a checkpoint nor a file of them") from None
+        raise AuditError("what is given is neither a checkpoint nor a file of them") from None
     try:
         found = [Checkpoint.read(line) for line in lines]
     except ValueError:
@@ -300,7 +301,7 @@ def _time(text: str) -> float:
     try:
         at = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except ValueError:
-        raise typer.BadParameter(f"--since {_plain(text)}: no time as in ISO 8601") from None
+        raise typer.BadParameter("--since takes a time as in ISO 8601") from None
     return (at if at.tzinfo else at.replace(tzinfo=timezone.utc)).timestamp()
 
 
@@ -322,16 +323,15 @@ def _finding(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _drawn(finding: Finding) -> Text:
-    drawn = Text.assemble(
-        (f"{finding.kind:10}", "red"), f"{_plain(finding.message)} ", (f"× {finding.count}", "bold")
+def _drawn(finding: Finding) -> Iterator[Escaped]:
+    yield Escaped(
+        (f"{finding.kind:10}", "red"), f"{finding.message} ", (f"× {finding.count}", "bold")
     )
     for event in finding.evidence:
         where = ""
         if isinstance(event, RecordedEvent):
             where = f"{Path(event.file).name} {event.sequence} "
-        drawn.append("\n          ").append(_plain(where), "dim").append(_shown(event))
-    return drawn
+        yield Escaped(" " * 10, (where, "dim"), _shown(event))
 
 
 # --- tail --------------------------------------------------------------------
@@ -342,9 +342,7 @@ async def _tail(file: Path, follow: bool, number: int, as_json: bool) -> None:
     try:
         stream = file.open("rb")
     except OSError as error:
-        raise AuditError(
-            _plain(f"the audit file {file} cannot be read: {error.strerror}")
-        ) from None
+        raise AuditError(f"the audit file {file} cannot be read: {error.strerror}") from None
     at = stream.seek(0, os.SEEK_END)
     reading = segments.backwards(stream, at)
     at -= len(next(reading))
@@ -387,24 +385,24 @@ def _shows(as_json: bool) -> Callable[[bytes], None]:
     console = out()
 
     def show(raw: bytes) -> None:
+        line = raw.decode("utf-8", "replace").rstrip("\n")
         if as_json:
-            typer.echo(raw.decode("utf-8", "replace"), nl=False)
+            # JSON's own escapes: a string in it stays the same.
+            say("".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line))
             return
         try:
             text = _shown(Line.read(raw).event())
         except ValueError as error:
-            text = Text(f"no event ({error}): {_plain(raw.decode('utf-8', 'replace'))}", "red")
+            text = Escaped((f"no event ({error}): {line}", "red"))
         console.print(text, soft_wrap=True)
 
     return show
 
 
-def _shown(event: AuditEvent) -> Text:
+def _shown(event: AuditEvent) -> Escaped:
     """An event on one line."""
     at = datetime.fromtimestamp(event.time, timezone.utc).isoformat(" ", "milliseconds")[:23]
-    line = Text.assemble(
-        (f"{at} ", "dim"), (f"{event.action:8}", f"bold {_COLOURS[event.outcome]}"), " "
-    )
+    line = Escaped((f"{at} ", "dim"), (f"{event.action:8}", f"bold {_COLOURS[event.outcome]}"), " ")
     status = None if event.status is None else str(event.status)
     parts = (
         ("", None if event.outcome == "success" else event.outcome, _COLOURS[event.outcome]),
@@ -426,25 +424,6 @@ def _shown(event: AuditEvent) -> Text:
     )
     for label, value, style in parts:
         if value is not None:
-            line.append(f"{label}{_plain(value)} ", style)
+            line.append(f"{label}{value} ", style)
     line.rstrip()
     return line
-
-
-@contextmanager
-def _reported() -> Generator[None, None, None]:
-    """As `reported`; paths and what stands in files are shown without control characters."""
-    with reported():
-        try:
-            yield
-        except StatefulError as error:
-            raise AuditError(_plain(str(error))) from None
-
-
-def _complain(error: str) -> None:
-    typer.echo(f"error: {_plain(error)}", err=True)
-
-
-def _plain(text: str) -> str:
-    """The same without what a terminal would act upon: ids are anybody's choice."""
-    return text if text.isprintable() else ascii(text)[1:-1]

@@ -11,7 +11,8 @@ import typer
 
 from ..errors import StatefulError
 from ..keyring import Keyring
-from .common import KeyringPath, needing, out, run
+from .common import KeyringPath, needing, run
+from .output import say
 
 BEARER_VARIABLE: Final = "STATEFUL_CODEC_BEARER"
 """Holds the secret that requests must carry, where no file is given."""
@@ -81,25 +82,24 @@ async def _codec_server(
         raise StatefulError(str(error)) from None
     unused = any(key.private for key in keyring.keys())
     async with serve_codec(app, host=host, port=port) as endpoint:
-        console = out()
         for label, value in (
             ("codec endpoint", endpoint),
             ("Web UI", " ".join(ui_origins or DEFAULT_UI_ORIGINS)),
             ("keyring", f"{keyring.path}{'; its private keys are not used' if unused else ''}"),
             ("secret", "none asked for" if bearer is None else "asked for"),
         ):
-            console.print(f"{label:16} {value}", soft_wrap=True)
+            say(f"{label:16} {value}")
         # On the command line itself other users of the machine could read it.
         secret = "" if bearer is None else '  export TEMPORAL_CODEC_AUTH="Bearer …"\n'
-        console.print(
+        usage = (
             "\nIn the Web UI: the icon with the glasses at the top right, or start it with\n"
             f"  stateful dev --ui-codec-endpoint {endpoint}\n"
             f"  temporal server start-dev --ui-codec-endpoint {endpoint}\n"
             "On the command line:\n"
             f"{secret}  temporal workflow show -w ID --codec-endpoint {endpoint} --detailed\n"
-            "\nCtrl-C stops it.",
-            soft_wrap=True,
+            "\nCtrl-C stops it."
         )
+        say(*usage.split("\n"))
         await asyncio.Event().wait()
     return 0
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import signal
-import sys
 from collections.abc import Coroutine, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
 
 import typer
-from rich.console import Console
 from temporalio.client import Client
 from temporalio.envconfig import ClientConfig
 from temporalio.service import RPCError
 
 from ..errors import OperationFailed, StatefulError
 from ..keyring_file import KEYRING_VARIABLE
+from .output import Failed
 
 AUDIT_VARIABLE: Final = "STATEFUL_AUDIT"
 CONNECT_SECONDS: Final = 15
@@ -47,27 +45,6 @@ AuditPath = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[str, typer.Option(help="Credential name.")]
 WorkflowId = Annotated[str, typer.Argument(metavar="ID", help="Workflow id.")]
-
-
-def out() -> Console:
-    """The terminal; where stdout is none, plain text of any width. $NO_COLOR is obeyed.
-
-    Square brackets are text, not rich's markup: workflow ids may hold them.
-    """
-    width = None if sys.stdout.isatty() else 1000
-    return Console(width=width, markup=False, highlight=False)
-
-
-@contextmanager
-def progress(text: str) -> Generator[None, None, None]:
-    """Say on stderr what is waited for."""
-    with Console(stderr=True).status(text):
-        yield
-
-
-def print_json(data: object) -> None:
-    """Print one line of JSON on stdout."""
-    typer.echo(json.dumps(data))
 
 
 def run(command: Coroutine[Any, Any, int | None], *, stopped: int | None = None) -> NoReturn:
@@ -110,9 +87,9 @@ def reported() -> Generator[None, None, None]:
     try:
         yield
     except StatefulError as error:
-        _fail(str(error))
+        raise Failed(str(error)) from None
     except RPCError as error:
-        _fail(f"the server answered {error.status.name}: {error.message}")
+        raise Failed(f"the server answered {error.status.name}: {error.message}") from None
 
 
 @contextmanager
@@ -132,11 +109,6 @@ def needing(what: str, extra: str) -> Generator[None, None, None]:
         ) from None
 
 
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(1) from None
-
-
 async def connect(address: str | None, namespace: str | None) -> Client:
     """Connect as Temporal's environment configuration says.
 
@@ -149,7 +121,9 @@ async def connect(address: str | None, namespace: str | None) -> Client:
     try:
         config = ClientConfig.load_client_connect_config()
     except (RuntimeError, ValueError, OSError) as error:
-        raise OperationFailed(f"Temporal's environment configuration: {error}") from None
+        # The lines after the first quote the file, in which a key may stand.
+        said = str(error).partition("\n")[0]
+        raise OperationFailed(f"Temporal's environment configuration: {said}") from None
     if address is not None:
         config["target_host"] = address
     if namespace is not None:

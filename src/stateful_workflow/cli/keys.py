@@ -14,7 +14,8 @@ from ..errors import KeyringError
 from ..keyring import Keyring
 from ..keyring_file import KEYRING_VARIABLE
 from ..keys import DEFAULT_AUDIENCE, KeyInfo
-from .common import Json, KeyringPath, out, print_json, reported
+from .common import Json, KeyringPath, reported
+from .output import out, print_json, say
 
 app = typer.Typer(help="Make keyrings and change their keys.", no_args_is_help=True)
 
@@ -59,7 +60,7 @@ def init(
         keyring = Keyring.generate()
         keyring.save(path)
     _show(keyring, as_json)
-    typer.echo(f"\nexport {KEYRING_VARIABLE}={path.absolute()}", err=True)
+    say("", f"export {KEYRING_VARIABLE}={path.absolute()}", err=True)
 
 
 @app.command("list")
@@ -75,7 +76,7 @@ def public(path: KeyringPath = None) -> None:
     """Print the keyring without private halves: enough for a worker that runs only workflows."""
     with reported():
         keyring = Keyring.load(path)
-    typer.echo(keyring.public().to_json(), nl=False)
+    say(*keyring.public().to_json().splitlines())
 
 
 @app.command()

@@ -15,10 +15,11 @@ from rich.table import Table
 
 from ..audit import AuditFile
 from ..client import TokenClient
-from ..errors import AuditError, NotConverged
+from ..errors import AuditError, NotConverged, StatefulError
 from ..keyring import Keyring
 from ..messages import DEFAULT_NAME
 from ..origins import allowed_origin
+from ..printable import printable
 from ..status import TokenStatus
 from .common import (
     Address,
@@ -29,11 +30,9 @@ from .common import (
     Namespace,
     WorkflowId,
     connect,
-    out,
-    print_json,
-    progress,
     run,
 )
+from .output import out, print_json, say, unrepeated
 from .tree import show_tree
 
 app = typer.Typer(help="Set, look at and end a token at a workflow.", no_args_is_help=True)
@@ -147,7 +146,7 @@ def rotate(
     async def command() -> int:
         async with _client_with_keys(address, namespace, keyring, audit) as tokens:
             try:
-                with progress("waiting until every workflow has accepted it …"):
+                with out(err=True).status("waiting until every workflow has accepted it …"):
                     tree = await tokens.rotate(
                         workflow_id,
                         token,
@@ -199,8 +198,10 @@ def reveal(
             token = (await tokens.get(workflow_id, name)).reveal()
         if as_json:
             print_json({"name": name, "token": token})
+        elif printable(token, keep="\n") != token:
+            raise StatefulError("the token has characters that are not printed: add --json")
         else:
-            typer.echo(token)
+            say(*token.split("\n"))
 
     run(command())
 
@@ -264,7 +265,7 @@ def _checked_origin(text: str) -> str:
     try:
         return allowed_origin(text)
     except ValueError as error:
-        raise typer.BadParameter(f"--origin {text}: {error}") from None
+        raise typer.BadParameter(f"--origin: {error}") from None
 
 
 async def _end(
@@ -309,7 +310,8 @@ def _record(path: Path | None, *, must_record: bool) -> AbstractContextManager[A
     except AuditError as error:
         if must_record:
             raise
-        typer.echo(f"warning: this is not recorded: {error}", err=True)
+        why = unrepeated(str(error), {"--audit": path})
+        say(f"warning: this is not recorded: {why}", err=True)
         return nullcontext()
 
 
@@ -326,7 +328,7 @@ def _read_token(variable: str | None, mistaken: list[str] | None) -> str:
     if variable is not None:
         token = os.environ.get(variable, "")
         if not token:
-            raise typer.BadParameter(f"the variable {variable} is not set or empty")
+            raise typer.BadParameter("the variable of --from-env is not set or empty")
         return token
     if sys.stdin.isatty():
         return str(typer.prompt("Token", hide_input=True, err=True))
@@ -345,11 +347,13 @@ def _show(workflow_id: str, name: str, status: TokenStatus | None, as_json: bool
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("workflow", workflow_id)
-    table.add_row("name", name)
-    table.add_row("state", "none" if status is None else status.state)
-    if status is not None:
+    if status is None:
+        table.add_row("state", "none")
+    else:
         version, expires = status.version, status.expires_at
         for label, value in (
+            ("name", name),
+            ("state", status.state),
             ("version", None if version is None else f"{version} ({_utc(version / 1000)})"),
             ("fingerprint", status.fingerprint),
             ("set at", status.authority),

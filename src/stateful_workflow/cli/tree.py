@@ -11,13 +11,13 @@ from typing import Annotated, Final, NoReturn
 import typer
 from rich.console import Group
 from rich.live import Live
-from rich.text import Text
 from rich.tree import Tree
 from temporalio.service import RPCError
 
 from ..client import TokenClient
 from ..errors import NoWorkerAnswers
 from ..messages import DEFAULT_NAME
+from ..printable import printable
 from ..status import TokenStatus, TokenTree, TreeNode
 from .common import (
     Address,
@@ -26,10 +26,9 @@ from .common import (
     Namespace,
     WorkflowId,
     connect,
-    out,
-    print_json,
     run,
 )
+from .output import Escaped, out, print_json, say
 
 NOT_CONVERGED = 3
 """Exit status: some node has not accepted the newest version."""
@@ -86,14 +85,14 @@ async def _watch(
                 show_tree(tree, as_json=as_json, each=each)
             seen = await _next_look(tokens, tree, every)
             if seen is None:
-                typer.echo("the tree does not answer; it is asked again", err=True)
+                say("the tree does not answer; it is asked again", err=True)
             tree = seen or tree
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
             live.update(Group(render(tree, time.time(), each=each), _looked_at()), refresh=True)
             seen = await _next_look(tokens, tree, every)
             while seen is None:
-                note = Text("the tree does not answer; it is asked again", "red")
+                note = Escaped(("the tree does not answer; it is asked again", "red"))
                 live.update(Group(render(tree, time.time(), each=each), note), refresh=True)
                 seen = await _next_look(tokens, tree, every)
             tree = seen
@@ -108,8 +107,8 @@ async def _next_look(tokens: TokenClient, tree: TokenTree, every: float) -> Toke
         return None
 
 
-def _looked_at() -> Text:
-    return Text(time.strftime("as of %H:%M:%S, Ctrl-C ends it"), "dim")
+def _looked_at() -> Escaped:
+    return Escaped((time.strftime("as of %H:%M:%S, Ctrl-C ends it"), "dim"))
 
 
 def show_tree(tree: TokenTree, *, as_json: bool, each: bool = False) -> int:
@@ -149,11 +148,11 @@ def render(tree: TokenTree, now: float, *, each: bool = False) -> Tree:
         each: draw every node.
     """
     verdict = (
-        Text("converged", "green")
+        ("converged", "green")
         if tree.converged
-        else Text(f"not converged, {len(tree.behind)} behind", "red")
+        else (f"not converged, {len(tree.behind)} behind", "red")
     )
-    drawn = Tree(Text.assemble((tree.name, "bold"), " ", verdict))
+    drawn = Tree(Escaped((tree.name, "bold"), " ", verdict))
     children = _children(tree.nodes)
     looks = _looks(tree.nodes, children, now)
     todo = [(drawn, children[None])] if tree.nodes else []
@@ -184,7 +183,7 @@ def _looks(
     looks: dict[str, int] = {}
     for node in reversed(nodes):  # children before their parents
         below = sorted(looks[child.id] for child in children.get(node.id, ()))
-        look = (_what(node, now).plain.replace(node.id, ""), tuple(below))
+        look = (_what(node, now).plain.replace(printable(node.id), ""), tuple(below))
         looks[node.id] = numbers.setdefault(look, len(numbers))
     return looks
 
@@ -204,18 +203,16 @@ def _folded(
             yield alike
 
 
-def _line(alike: Sequence[TreeNode], now: float) -> Text:
+def _line(alike: Sequence[TreeNode], now: float) -> Escaped:
     first, last = alike[0], alike[-1]
     if first is last:
-        return Text.assemble((first.id, "bold"), " ", _what(first, now))
-    return Text.assemble(
-        (f"{len(alike)} × ", "bold"), _what(first, now), f": {first.id} … {last.id}"
-    )
+        return Escaped((first.id, "bold"), " ", _what(first, now))
+    return Escaped((f"{len(alike)} × ", "bold"), _what(first, now), f": {first.id} … {last.id}")
 
 
-def _what(node: TreeNode, now: float) -> Text:
+def _what(node: TreeNode, now: float) -> Escaped:
     """What a line says of a node beside its id."""
-    line = Text(node.type, "dim")
+    line = Escaped(node.type, style="dim")
     version = ""
     if node.version is not None:
         version = f"{node.fingerprint} {_age(now - node.version / 1000)}"

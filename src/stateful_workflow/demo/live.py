@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from typing import Final
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.text import Text
 from rich.tree import Tree
 
+from ..cli.output import Escaped, Output
 from ..client import TokenClient
 from ..errors import OperationFailed
 from ..status import TokenState, TokenTree, TreeNode
@@ -35,23 +35,23 @@ class Progress:
         console: where; the picture is live when that is a terminal that can move its cursor.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Output) -> None:
         self._console = console
         self.is_live = console.is_terminal and not console.is_dumb_terminal
         self._started = time.monotonic()
         self._log: Sequence[Call] = ()
         self._nodes: dict[str, TreeNode] = {}
         self._closely = False
-        self._messages: list[str] = []
+        self._messages: list[Escaped] = []
         self._versions: dict[int, int] = {}
         self._turned: dict[str, float] = {}
 
     def say(self, message: str) -> None:
         """Tell one thing that happened."""
         line = f"{time.monotonic() - self._started:5.1f} s  {message}"
-        self._messages.append(line)
+        self._messages.append(Escaped(line, no_wrap=True, overflow="ellipsis"))
         if not self.is_live:
-            self._print(line)
+            self._console.print(line, soft_wrap=True)
 
     def number(self, version: int) -> int:
         """1 for the first version that was seen, 2 for the second, and so on."""
@@ -104,7 +104,7 @@ class Progress:
     async def _follow(self, tokens: TokenClient) -> None:
         while not self.is_live:
             # Nothing is asked: lines would come too late to show a rotation.
-            self._print(f"         {self._totals()}")
+            self._console.print(f"         {self._totals()}", soft_wrap=True)
             await asyncio.sleep(_PLAIN_EVERY_SECONDS)
         # Only leaves, and few at a time: two questions at once to a node that forwards can keep
         # each other waiting for a second.
@@ -151,19 +151,19 @@ class Progress:
     # --- the picture ---------------------------------------------------------
 
     def _picture(self) -> RenderableType:
-        lines = Text("\n".join(self._messages[-_MESSAGES:]), no_wrap=True, overflow="ellipsis")
+        lines = Group(*self._messages[-_MESSAGES:])
         if not self._nodes:
             return lines
-        return Group(lines, Text(), self._drawn(), Text(), Text(self._totals()))
+        return Group(lines, "", self._drawn(), "", self._totals())
 
     def _drawn(self) -> Tree:
         root, *rest = self._nodes.values()
-        drawn = Tree(Text.assemble((f"{root.type} {root.id}", "bold"), "  ", self._version(root)))
+        drawn = Tree(Escaped((f"{root.type} {root.id}", "bold"), "  ", self._version(root)))
         calls = Counter(call.account for call in tuple(self._log))
         for account in sorted((n for n in rest if n.parent == root.id), key=lambda n: n.id):
             name = account.id.removeprefix(f"{root.id}-")
             branch = drawn.add(
-                Text.assemble(
+                Escaped(
                     (name, "bold"),
                     "  ",
                     self._version(account),
@@ -172,27 +172,27 @@ class Progress:
                 )
             )
             below = sorted((n for n in rest if n.parent == account.id), key=lambda n: n.id)
-            line = Text("syncs ", "dim", no_wrap=True, overflow="ellipsis")
+            line = Escaped("syncs ", style="dim", no_wrap=True, overflow="ellipsis")
             for node in below:
                 if not node.withheld:
-                    line.append_text(self._version(node)).append(" ")
+                    line.append(self._version(node)).append(" ")
             for node in below:
                 if node.withheld:
                     label = node.id.removeprefix(f"{account.id}-")
-                    line.append(f"  {label} ").append_text(self._version(node))
+                    line.append(f"  {label} ").append(self._version(node))
             branch.add(line)
         return drawn
 
-    def _version(self, node: TreeNode) -> Text:
+    def _version(self, node: TreeNode) -> Escaped:
         if node.withheld and node.version is None:
-            return Text("withheld", "dim italic")
+            return Escaped(("withheld", "dim italic"))
         if node.version is None:
-            return Text(node.state, "red")
+            return Escaped((node.state, "red"))
         number = self.number(node.version)
         style = _STYLES[(number - 1) % len(_STYLES)]
         if time.monotonic() - self._turned.get(node.id, -_TURNED_SECONDS) < _TURNED_SECONDS:
             style = f"bold reverse {style}"
-        return Text(f"v{number}", style)
+        return Escaped((f"v{number}", style))
 
     def _totals(self) -> str:
         log = tuple(self._log)
@@ -205,6 +205,3 @@ class Progress:
             f"{held or 'no token'}, withheld from {withheld}; "
             f"{len(log)} API calls, {unauthorized} answered 401"
         )
-
-    def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)

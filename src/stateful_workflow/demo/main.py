@@ -10,11 +10,11 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Console
 from temporalio.client import Client
 from temporalio.worker import Worker
 
 from ..audit import AuditFile, AuditSink
+from ..cli.output import out, say
 from ..client import TokenClient
 from ..engine import EmbeddedEngine, start_engine
 from ..errors import NotConverged, OperationFailed
@@ -57,7 +57,7 @@ async def run_demo(*, as_json: bool, keep: bool) -> int:
     Raises:
         StatefulError: what kept it from a report.
     """
-    progress = Progress(Console(stderr=True, highlight=False))
+    progress = Progress(out(err=True))
     async with AsyncExitStack() as stack:
         directory = stack.enter_context(
             tempfile.TemporaryDirectory(prefix="stateful-demo-", ignore_cleanup_errors=True)
@@ -194,15 +194,11 @@ async def _complete(tokens: TokenClient) -> TokenTree:
 
 def _print(report: Report, *, as_json: bool) -> None:
     # The table goes to stderr where stdout is for a program.
-    Console(stderr=as_json, highlight=False).print(report.table())
+    out(err=as_json).print(report.table())
     if as_json:
-        print(report.to_json(), flush=True)
+        say(report.to_json())
 
 
 def _tell_how_to_look(engine: EmbeddedEngine) -> None:
-    Console(stderr=True, highlight=False).print(
-        f"\nThe engine stays: {engine.ui_url}\n"
-        f"  stateful tree {ROOT} --address {engine.address}\n"
-        "Ctrl-C ends it.",
-        soft_wrap=True,
-    )
+    tree = f"  stateful tree {ROOT} --address {engine.address}"
+    say("", f"The engine stays: {engine.ui_url}", tree, "Ctrl-C ends it.", err=True)

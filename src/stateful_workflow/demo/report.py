@@ -277,5 +277,5 @@ def _shown(value: object) -> str:
         return ", ".join(map(str, cast("list[object]", value)))
     if isinstance(value, dict):
         counts = cast("dict[str, int]", value)
-        return "\n".join(f"{version}: {calls}" for version, calls in counts.items())
+        return ", ".join(f"{version}: {calls}" for version, calls in counts.items())
     return str(value)
