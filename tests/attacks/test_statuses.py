@@ -35,6 +35,7 @@ from ..server.liars import Host, Liar
 from ..server.support import Unreachable, eventually, status_of
 
 URL = "https://api.example.com"
+HELD_AND_LARGE: Json = {**HELD, "sealed": "x", "more": "x" * 70_000}
 NO_TOKEN: Json = {"hard": ["*"], "withheld": ["*"]}
 
 
@@ -175,6 +176,29 @@ async def test_who_asks_that_workflow_itself_is_told_what_is_wrong(tree: Tree) -
         await tree.tokens.set(tree.liar, "second", origins=[URL])
 
 
+@pytest.mark.parametrize(
+    "answer",
+    ["x", {}, {**HELD, "version": "abc"}, {**HELD, "sealed": 7}, HELD_AND_LARGE],
+    ids=["text", "empty", "version", "sealed", "large"],
+)
+async def test_what_it_says_of_its_token_is_read_as_strictly(tree: Tree, answer: object) -> None:
+    await tree.answers(status(tree.root))
+    await tree.client.get_workflow_handle(tree.liar).signal(Liar.say_of_token, answer)
+    malformed = pytest.raises(AnswerMalformed, match=f"{tree.liar} answered apiToken with what")
+
+    with malformed:
+        await tree.tokens.status(tree.liar)
+    with malformed:
+        await tree.tokens.get(tree.liar)
+
+
+async def test_an_update_that_is_answered_with_no_status_is_said_to_be(tree: Tree) -> None:
+    await tree.answers(status(tree.root))
+
+    with pytest.raises(AnswerMalformed, match="answered apiToken with what"):
+        await tree.tokens.set(tree.liar, "second", origins=[URL])
+
+
 # --- what it says of others ----------------------------------------------------------------------
 
 
@@ -207,6 +231,7 @@ async def test_what_it_names_its_siblings_as_does_not_make_them_current(
 
         assert not rotated["-b"].current
         assert rotated["-b"].parent == queue
+        assert (rotated["-a"].current, rotated["-a"].problem) == (True, None)
 
 
 async def test_liars_that_name_one_another_in_every_order_keep_no_walk_from_ending(

@@ -39,6 +39,7 @@ class Host(StatefulWorkflow):
 class Liar:
     def __init__(self) -> None:
         self.answer: Any = None
+        self.told: Any = None
 
     @workflow.run
     async def run(self) -> None:
@@ -58,6 +59,19 @@ class Liar:
         phantom = answer["children"][0]
         phantoms = [{**phantom, "id": f"{phantom['id']}-{n}"} for n in range(count)]
         self.answer = {**answer, "children": phantoms}
+
+    @workflow.signal
+    def say_of_token(self, answer: Any) -> None:
+        """Answer so to the query and the update `apiToken`."""
+        self.told = answer
+
+    @workflow.update(name="apiToken")
+    def update(self, message: str) -> Any:
+        return self.told
+
+    @workflow.query(name="apiToken")
+    def query(self, name: str) -> Any:
+        return self.told
 
     @workflow.query(name="apiTokenStatus")
     def status(self) -> Any:

@@ -14,14 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import (
+    Client,
+    Interceptor,
+    OutboundInterceptor,
+    QueryWorkflowInput,
+    WorkflowHandle,
+)
 from temporalio.worker import SharedStateManager, Worker
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import EmbeddedEngine
 
 from .api import Api, start_api
-from .support import eventually, status_of
+from .support import events_of, eventually, status_of
 from .use_workflows import (
     ASYNC_ACTIVITIES,
     BODY,
@@ -137,8 +143,10 @@ class place_of:
             self._threads.shutdown()
 
 
-async def connect(engine: EmbeddedEngine, plugin: StatefulPlugin) -> Client:
-    return await Client.connect(engine.address, namespace=engine.namespace, plugins=[plugin])
+async def connect(engine: EmbeddedEngine, plugin: StatefulPlugin, **options: Any) -> Client:
+    return await Client.connect(
+        engine.address, namespace=engine.namespace, plugins=[plugin], **options
+    )
 
 
 async def start(tokens: TokenClient, queue: str, api: Api, **options: Any) -> Root:
@@ -463,6 +471,34 @@ async def test_a_retried_attempt_that_cannot_ask_fails_rather_than_use_an_old_to
             assert await running == ["200"]
 
     assert api.tokens()[-1] == "second"
+
+
+async def test_an_answer_that_cannot_be_read_counts_as_none(
+    tokens: TokenClient, engine: EmbeddedEngine, keyring_file: Path, queue: str, api: Api
+) -> None:
+    garbled: list[object] = [{"name": "apiToken"}, {"sealed": "x"}, "x", 7]
+
+    class Garbles(Interceptor):
+        def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
+            class Outbound(OutboundInterceptor):
+                async def query_workflow(self, input: QueryWorkflowInput) -> Any:
+                    return garbled.pop() if garbled else await super().query_workflow(input)
+
+            return Outbound(next)
+
+    plugin = StatefulPlugin(Keyring.load(keyring_file))
+    user = await connect(engine, plugin, interceptors=[Garbles()])
+    root = await start(tokens, queue, api)
+    async with place_of("async", user, f"{queue}-use", {}) as place:
+        job = place.job(api.url("x"), succeed_at=2, attempts=0)
+        assert await root.execute_update(Caller.do, job) == ["200"]
+
+    assert garbled == []
+    assert len(api.calls) == 2, "the first attempt and the one that was answered"
+    [started] = await events_of(root, "ACTIVITY_TASK_STARTED")
+    last = started.activity_task_started_event_attributes.last_failure
+    assert last.application_failure_info.type == "NewestUnknown"
+    assert "AnswerMalformed: " in last.message
 
 
 @pytest.mark.parametrize(
