@@ -296,7 +296,7 @@ def _host_name(name: str) -> str:
     """A host as a request's ``Host`` header has it before the port (RFC 9110 section 7.2)."""
     at = f"[{name}]" if name.count(":") > 1 and "[" not in name else name
     if not re.fullmatch(r"[\w.-]+|\[[0-9a-f:.]+\]", at.lower(), re.ASCII):
-        raise ValueError(f"a host name is a name or an address without port: {name!r}")
+        raise ValueError("a host name is a name or an address, without a port")
     return at.lower()
 
 

@@ -280,6 +280,7 @@ TOKENS = (
 """In the forms that tokens have, and in those of what the options take."""
 
 UNDERSTOOD = {
+    "codec-server --host-name",
     "dev --db",
     "dev --namespace",
     "dev --ui-codec-endpoint",
