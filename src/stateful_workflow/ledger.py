@@ -558,7 +558,7 @@ class Ledger:
         self.boundary = {str(name): int(index) for name, index in data["boundary"].items()}
         messages = [parse(text) for text in data["held"]]
         self.held = {(m.claims.name, m.claims.authority): m for m in messages}
-        self.last = {m.claims.name: m for m in map(parse, data["last"])}
+        self.last = {m.claims.name: m for m in map(parse, data.get("last", ()))}
         self.floors = {
             (str(name), str(authority)): {
                 str(kid): (int(version), str(digest)) for kid, (version, digest) in orders.items()
