@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from stateful_workflow import Keyring, StatefulError
-from stateful_workflow.ledger import Ledger
-from stateful_workflow.messages import MAX_MESSAGE_BYTES, Claims, parse
+from stateful_workflow.node.ledger import Ledger
+from stateful_workflow.sealed.message import MAX_MESSAGE_BYTES, Claims, parse
 
 Json = dict[str, Any]
 

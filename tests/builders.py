@@ -11,9 +11,11 @@ from typing import Any, cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from stateful_workflow.issuers import Issuer
-from stateful_workflow.keyring import Keyring
-from stateful_workflow.messages import (
+from stateful_workflow.record.metrics import Metrics
+from stateful_workflow.record.recorder import Recorder, SinkWriter
+from stateful_workflow.sealed.issuers import Issuer
+from stateful_workflow.sealed.keyring import Keyring
+from stateful_workflow.sealed.message import (
     DEFAULT_NAME,
     SIGNATURE_ALGORITHM,
     TYP,
@@ -23,8 +25,6 @@ from stateful_workflow.messages import (
     encode_base64url,
     parse,
 )
-from stateful_workflow.metrics import Metrics
-from stateful_workflow.recorder import Recorder, SinkWriter
 
 Json = dict[str, Any]
 

@@ -4,8 +4,7 @@ Set a token once, at the root; it cascades by signals to the workflows that shou
 have it, sealed on the way, the newest always winning. See docs/design.md.
 """
 
-from .activity import current_api_url, current_token, seal_token
-from .client import TokenClient
+from .client.client import TokenClient
 from .errors import (
     AnswerMalformed,
     AuditBroken,
@@ -46,15 +45,16 @@ from .errors import (
     WrongTree,
     WrongWorkflowType,
 )
-from .http import AsyncOriginTransport, OriginTransport, TokenAuth
-from .jose import Opener, Signer
-from .keyring import Keyring
-from .keys import KeyInfo
-from .messages import SealedToken
-from .plugin import StatefulPlugin
-from .status import TokenState, TokenStatus, TokenTree, TreeNode
-from .tokens import ApiToken
-from .workflow import StatefulWorkflow
+from .node.status import TokenState, TokenStatus, TokenTree, TreeNode
+from .node.workflow import StatefulWorkflow
+from .sealed.crypto import Opener, Signer
+from .sealed.keyring import Keyring
+from .sealed.keys import KeyInfo
+from .sealed.message import SealedToken
+from .sealed.token import ApiToken
+from .use.http import AsyncOriginTransport, OriginTransport, TokenAuth
+from .use.tokens import current_api_url, current_token, seal_token
+from .worker.plugin import StatefulPlugin
 
 __all__ = [
     "AnswerMalformed",

@@ -48,7 +48,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .status import TokenTree
+    from .node.status import TokenTree
 
 
 class StatefulError(Exception):

@@ -22,7 +22,7 @@ from temporalio.service import RPCError
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import start_engine
-from stateful_workflow.messages import encode_base64url
+from stateful_workflow.sealed.message import encode_base64url
 
 from ..server.conftest import start_worker
 from ..server.support import events_of, nodes_run, status_of

@@ -26,7 +26,7 @@ from temporalio.client import Client
 from temporalio.converter import PayloadConverter
 
 from stateful_workflow import Keyring, StatefulError, TokenClient
-from stateful_workflow.messages import parse
+from stateful_workflow.sealed.message import parse
 
 from ..server.conftest import start_worker
 from ..server.support import sealed_at, status_of

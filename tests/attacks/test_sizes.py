@@ -20,7 +20,7 @@ from temporalio.client import Client, WorkflowQueryFailedError, WorkflowUpdateFa
 from temporalio.common import RawValue
 
 from stateful_workflow import Keyring, TokenClient
-from stateful_workflow.messages import Claims, decode_base64url, encode_base64url, parse
+from stateful_workflow.sealed.message import Claims, decode_base64url, encode_base64url, parse
 
 from ..server.conftest import start_worker
 from ..server.support import eventually, sealed_at, status_of

@@ -27,8 +27,8 @@ from stateful_workflow import (
     TokenTree,
     TreeNode,
 )
-from stateful_workflow.answers import MAX_ENTRIES
 from stateful_workflow.engine import EmbeddedEngine
+from stateful_workflow.node.answers import MAX_ENTRIES
 from tests.statuses import CHILD, HELD, MALFORMED, Json, status
 
 from ..server.liars import Host, Liar

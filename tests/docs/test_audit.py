@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 import stateful_workflow.audit
-from stateful_workflow import Keyring, metrics
+from stateful_workflow import Keyring
 from stateful_workflow.audit import AuditEvent, AuditFile, AuditSink, verify
-from stateful_workflow.audit.events import ACTIONS, ATTRIBUTES
+from stateful_workflow.record import metrics
+from stateful_workflow.record.event import ACTIONS, ATTRIBUTES
 
 from .test_snippets import PROJECT, read_blocks
 

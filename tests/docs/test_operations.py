@@ -27,7 +27,7 @@ from stateful_workflow import Keyring, NotConverged, StatefulPlugin, TokenClient
 from stateful_workflow.audit import AuditEvent, AuditFile
 from stateful_workflow.engine import EmbeddedEngine, find_temporal, start_engine
 from stateful_workflow.errors import MessageRefused, TokenForged
-from stateful_workflow.messages import parse
+from stateful_workflow.sealed.message import parse
 
 from ..server.api import Api, start_api
 from ..server.conftest import DELETE_SOON, start_worker

@@ -23,14 +23,14 @@ from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
 
 import stateful_workflow
 from stateful_workflow import errors
-from stateful_workflow.describe import describe_ledger, status_of
 from stateful_workflow.errors import MessageRefused, StatefulError
-from stateful_workflow.forwarding import AskResult, ForwardRequest, ForwardResult
-from stateful_workflow.headers import Start, Use
-from stateful_workflow.issuers import verify
-from stateful_workflow.keyring import Keyring
-from stateful_workflow.ledger import Child, Ledger, Verdict
-from stateful_workflow.messages import MAX_MESSAGE_BYTES, Message, parse
+from stateful_workflow.node.contract import AskResult, ForwardRequest, ForwardResult
+from stateful_workflow.node.describe import describe_ledger, status_of
+from stateful_workflow.node.headers import Start, Use
+from stateful_workflow.node.ledger import Child, Ledger, Verdict
+from stateful_workflow.sealed.issuers import verify
+from stateful_workflow.sealed.keyring import Keyring
+from stateful_workflow.sealed.message import MAX_MESSAGE_BYTES, Message, parse
 
 Json = dict[str, Any]
 

@@ -27,7 +27,7 @@ from temporalio.worker import Worker
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import start_engine
-from stateful_workflow.messages import parse
+from stateful_workflow.sealed.message import parse
 
 from ..server.support import (
     Silent,

@@ -24,8 +24,8 @@ from temporalio.worker import Worker
 from stateful_workflow import Keyring, StatefulError, StatefulPlugin, TokenClient, current_token
 from stateful_workflow.engine import EmbeddedEngine
 from stateful_workflow.errors import TokenExpired, TokenMalformed, WrongNamespace
-from stateful_workflow.jose import Key, encrypt
-from stateful_workflow.messages import Claims, Message, encode_base64url, parse
+from stateful_workflow.sealed.crypto import Key, encrypt
+from stateful_workflow.sealed.message import Claims, Message, encode_base64url, parse
 from tests import builders
 from tests.builders import TOKEN, Json, header_of, jwe_of, jwks, keyring_of, signed
 

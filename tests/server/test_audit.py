@@ -43,7 +43,7 @@ from stateful_workflow import (
 )
 from stateful_workflow.audit import AuditEvent, AuditSink
 from stateful_workflow.engine import EmbeddedEngine
-from stateful_workflow.messages import parse
+from stateful_workflow.sealed.message import parse
 
 from .api import Api, start_api
 from .conftest import start_worker

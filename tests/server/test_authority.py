@@ -29,7 +29,7 @@ from stateful_workflow import (
     TokenStatus,
 )
 from stateful_workflow.engine import EmbeddedEngine
-from stateful_workflow.messages import Message, parse
+from stateful_workflow.sealed.message import Message, parse
 from tests.builders import jwks, keyring_of
 
 from .conftest import start_worker

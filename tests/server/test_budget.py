@@ -8,8 +8,9 @@ import logging
 import pytest
 from temporalio.client import Client, WorkflowExecutionStatus
 
-from stateful_workflow import Keyring, OperationFailed, StatefulPlugin, TokenClient, budget
+from stateful_workflow import Keyring, OperationFailed, StatefulPlugin, TokenClient
 from stateful_workflow.engine import start_engine
+from stateful_workflow.node import budget
 
 from .conftest import start_worker
 from .support import nodes_run, status_of

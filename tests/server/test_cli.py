@@ -17,7 +17,7 @@ from temporalio.client import Client
 from stateful_workflow import Keyring, TokenClient
 from stateful_workflow.audit import read, verify
 from stateful_workflow.engine import EmbeddedEngine
-from stateful_workflow.printable import printable
+from stateful_workflow.text.printable import printable
 from tests.terminal import unprintable
 
 from .conftest import start_worker

@@ -75,7 +75,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("client", "tree"):
         monkeypatch.setattr(f"stateful_workflow.{module}._QUERY_TIMEOUT", timedelta(seconds=2))
     for wait in ("_UPDATE_ALONE_SECONDS", "_CONFIRM_SECONDS"):
-        monkeypatch.setattr(f"stateful_workflow.client.{wait}", 0.5)
+        monkeypatch.setattr(f"stateful_workflow.client.client.{wait}", 0.5)
 
 
 async def start(tokens: TokenClient, queue: str, **options: Any) -> WorkflowHandle[Caller, None]:
@@ -305,7 +305,7 @@ async def test_a_token_that_another_issuer_set_meanwhile_is_not_overwritten_unse
         if ahead:
             clock = _Clock(120.0)
             with monkeypatch.context() as patch:
-                patch.setattr("stateful_workflow.client.time", clock)
+                patch.setattr("stateful_workflow.client.client.time", clock)
                 await other.set(queue, "other's")
         else:
             await other.set(queue, "other's")
@@ -369,7 +369,7 @@ async def test_an_issuer_whom_no_worker_knows_yet_waits_and_is_taken_when_one_do
     queue: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("stateful_workflow.inbox._TRUST_EVERY_MS", 500)
+    monkeypatch.setattr("stateful_workflow.node.inbox._TRUST_EVERY_MS", 500)
     both = keys_of(keyring, Keyring.generate())
     keyless, knowing = await client_with(engine, Keyring()), await client_with(engine, both)
     newcomer = TokenClient(knowing, both)

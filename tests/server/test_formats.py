@@ -20,12 +20,13 @@ from temporalio.client import (
 from temporalio.common import RetryPolicy
 from temporalio.testing import ActivityEnvironment
 
-from stateful_workflow import Keyring, NoWorkerAnswers, StatefulPlugin, TokenClient, ledger
+from stateful_workflow import Keyring, NoWorkerAnswers, StatefulPlugin, TokenClient
 from stateful_workflow.engine import EmbeddedEngine
-from stateful_workflow.forwarding import NodeActivities, RecoverResult
-from stateful_workflow.headers import Start
-from stateful_workflow.pace import SignalPace
-from stateful_workflow.wire import STATE_QUERY
+from stateful_workflow.node import ledger
+from stateful_workflow.node.contract import STATE_QUERY, RecoverResult
+from stateful_workflow.node.headers import Start
+from stateful_workflow.worker.courier import NodeActivities
+from stateful_workflow.worker.pace import SignalPace
 from tests.builders import unrecorded
 
 from .conftest import start_worker

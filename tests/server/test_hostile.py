@@ -34,7 +34,7 @@ from temporalio.worker import Worker
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import EmbeddedEngine
-from stateful_workflow.messages import MAX_VERSION, Message, encode_base64url, parse
+from stateful_workflow.sealed.message import MAX_VERSION, Message, encode_base64url, parse
 from tests import builders
 from tests.builders import compact, header_of, jwe_of, jwks, keyring_of, marked, signed
 

@@ -15,7 +15,7 @@ from temporalio.client import Client, WorkflowHandle
 
 from stateful_workflow import IssuerLimited, Keyring, StatefulPlugin, TokenClient, TokenRevoked
 from stateful_workflow.engine import EmbeddedEngine
-from stateful_workflow.messages import Claims, parse
+from stateful_workflow.sealed.message import Claims, parse
 from tests.builders import jwks, keyring_of, marked
 
 from .conftest import start_worker
@@ -351,7 +351,7 @@ async def test_workers_with_an_old_and_a_new_file_side_by_side_lose_no_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if asked == "by the nodes themselves":  # once a minute; ten times in vain and it is refused
-        monkeypatch.setattr("stateful_workflow.inbox._TRUST_EVERY_MS", 5_000)
+        monkeypatch.setattr("stateful_workflow.node.inbox._TRUST_EVERY_MS", 5_000)
     before = Keyring.load(master)
     after = change(master, Keyring.add_issuer)
     renewed = fleet.with_name("renewed.json")

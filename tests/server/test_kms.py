@@ -36,7 +36,7 @@ from stateful_workflow import (
     TokenClient,
 )
 from stateful_workflow.engine import EmbeddedEngine
-from stateful_workflow.messages import parse
+from stateful_workflow.sealed.message import parse
 from tests.docs.test_snippets import read_blocks
 
 from .support import eventually, sealed_at

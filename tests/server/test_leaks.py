@@ -49,11 +49,11 @@ from stateful_workflow import (
     TokenTree,
     TreeNode,
 )
-from stateful_workflow.activity import Returned
 from stateful_workflow.demo.api import IssuedToken, TokenApi
 from stateful_workflow.engine import EmbeddedEngine, start_engine
-from stateful_workflow.keyring_file import FileContent
-from stateful_workflow.messages import Claims, parse
+from stateful_workflow.sealed.keyring_file import FileContent
+from stateful_workflow.sealed.message import Claims, parse
+from stateful_workflow.use.tokens import Returned
 
 from .api import Api, start_api
 from .support import eventually, sealed_at, status_of
@@ -187,7 +187,7 @@ async def ran(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> Ran:
-    monkeypatch.setattr("stateful_workflow.http._WAIT_FOR_NEWER_SECONDS", 0.05)
+    monkeypatch.setattr("stateful_workflow.use.http._WAIT_FOR_NEWER_SECONDS", 0.05)
     marker = new_secret("marker")
     names = ("first", "second", "third", "vault", "other")
     secret = {name: new_secret(name) for name in names}

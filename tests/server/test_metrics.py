@@ -17,12 +17,13 @@ import pytest
 from temporalio.client import Client
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 
-from stateful_workflow import Keyring, NotConverged, StatefulPlugin, TokenClient, metrics
+from stateful_workflow import Keyring, NotConverged, StatefulPlugin, TokenClient
 from stateful_workflow.audit import AuditEvent, AuditSink
 from stateful_workflow.engine import EmbeddedEngine, start_engine
 from stateful_workflow.errors import MessageRefused
-from stateful_workflow.messages import Claims, parse
-from stateful_workflow.metrics import BUCKETS, NAMES, Metrics
+from stateful_workflow.record import metrics
+from stateful_workflow.record.metrics import BUCKETS, NAMES, Metrics
+from stateful_workflow.sealed.message import Claims, parse
 
 from .api import Api, start_api
 from .conftest import start_worker

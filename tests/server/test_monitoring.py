@@ -12,7 +12,7 @@ import pytest
 
 from stateful_workflow import Keyring
 from stateful_workflow.engine import EmbeddedEngine
-from stateful_workflow.metrics import NAMES
+from stateful_workflow.record.metrics import NAMES
 
 from ..tools import needs
 from .test_metrics import Exporter, Scrape, lived

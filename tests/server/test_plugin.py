@@ -48,7 +48,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient, TokenTree
 from stateful_workflow.engine import EmbeddedEngine, start_engine
-from stateful_workflow.messages import Claims
+from stateful_workflow.sealed.message import Claims
 
 from .support import Unreachable, events_of, eventually, nodes_run, status_of
 from .use_workflows import SYNC_ACTIVITIES, USE_WORKFLOWS, Caller, Job

@@ -12,7 +12,7 @@ from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 
 from stateful_workflow import TokenClient, TokenStale, TokenWithheld
-from stateful_workflow.messages import parse
+from stateful_workflow.sealed.message import parse
 
 from .api import Api, start_api
 from .conftest import start_worker

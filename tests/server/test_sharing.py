@@ -14,7 +14,7 @@ from temporalio.exceptions import ApplicationError
 
 from stateful_workflow import StatefulWorkflow, TokenClient, TokenTree, TokenWithheld
 from stateful_workflow.cli.tree import render
-from stateful_workflow.messages import parse
+from stateful_workflow.sealed.message import parse
 
 from .support import (
     events_of,

@@ -192,7 +192,7 @@ async def test_children_that_do_not_fit_into_one_request_are_told_by_the_next(
 ) -> None:
     """Those that cannot be reached stand first, and hold up neither the others nor the loop."""
     three = 3 * len(f"{queue}-aNode")
-    monkeypatch.setattr("stateful_workflow.fanout._REQUEST_BYTES", three)
+    monkeypatch.setattr("stateful_workflow.node.fanout._REQUEST_BYTES", three)
     unreachable = Unreachable()
     reaching = await Client.connect(
         engine.address, plugins=[StatefulPlugin(keyring)], interceptors=[unreachable]

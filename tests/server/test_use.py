@@ -155,7 +155,7 @@ async def start(tokens: TokenClient, queue: str, api: Api, **options: Any) -> Ro
 
 
 def set_fresh_seconds(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    monkeypatch.setattr("stateful_workflow.activity.FRESH_SECONDS", seconds)
+    monkeypatch.setattr("stateful_workflow.use.tokens.FRESH_SECONDS", seconds)
 
 
 async def scheduled_at(root: Root) -> float:
@@ -368,7 +368,7 @@ async def test_a_refused_token_that_is_the_newest_is_reported_to_its_authority(
     monkeypatch: pytest.MonkeyPatch,
     key: bool,
 ) -> None:
-    monkeypatch.setattr("stateful_workflow.http._WAIT_FOR_NEWER_SECONDS", 0.05)
+    monkeypatch.setattr("stateful_workflow.use.http._WAIT_FOR_NEWER_SECONDS", 0.05)
     root = await start(tokens, queue, api)
     status = await tokens.status(queue)
     assert status is not None
@@ -387,7 +387,7 @@ async def test_a_token_set_after_the_report_is_used_for_the_same_request(
     api: Api,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("stateful_workflow.http._WAIT_FOR_NEWER_SECONDS", 8.0)
+    monkeypatch.setattr("stateful_workflow.use.http._WAIT_FOR_NEWER_SECONDS", 8.0)
     root = await start(tokens, queue, api)
     api.valid = {"second"}
     running = asyncio.create_task(root.execute_update(Caller.do, Job([api.url("x")])))
@@ -446,7 +446,7 @@ async def test_a_retried_attempt_that_cannot_ask_fails_rather_than_use_an_old_to
     workflows: Worker,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("stateful_workflow.activity._QUERY_TIMEOUT", timedelta(seconds=1))
+    monkeypatch.setattr("stateful_workflow.use.tokens._QUERY_TIMEOUT", timedelta(seconds=1))
     root = await start(tokens, queue, api)
     async with place_of("async", user, f"{queue}-use", {}) as place:
         job = place.job(api.gate("g"), api.url("x"), succeed_at=2, attempts=0)

@@ -22,8 +22,8 @@ import pytest
 from temporalio.client import Client
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
-from stateful_workflow.codec_server import codec_app, serve_codec
 from stateful_workflow.engine import find_temporal, start_engine
+from stateful_workflow.web.codec_server import codec_app, serve_codec
 from tests.tools import needs
 
 from .browser import browser

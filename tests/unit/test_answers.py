@@ -11,11 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stateful_workflow.answers import MAX_ENTRIES, node_status, token_answer, token_status
-from stateful_workflow.describe import describe_ledger, known_children, read_children, status_of
 from stateful_workflow.errors import AnswerMalformed
-from stateful_workflow.ledger import Child, Ledger
-from stateful_workflow.messages import Message
+from stateful_workflow.node.answers import MAX_ENTRIES, node_status, token_answer, token_status
+from stateful_workflow.node.describe import (
+    describe_ledger,
+    known_children,
+    read_children,
+    status_of,
+)
+from stateful_workflow.node.ledger import Child, Ledger
+from stateful_workflow.sealed.message import Message
 from tests.builders import NOW, ROOT, TREE, revocation, token, trusted
 from tests.statuses import CHILD, HELD, MALFORMED, Json, status
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stateful_workflow.audit.events import ACTIONS, ATTRIBUTES, OUTCOMES, AuditEvent, of_message
-from stateful_workflow.messages import parse
+from stateful_workflow.record.event import ACTIONS, ATTRIBUTES, OUTCOMES, AuditEvent, of_message
+from stateful_workflow.sealed.message import parse
 
 from ..builders import CLAIMS, TOKEN, keyring
 

@@ -20,15 +20,16 @@ from typing import Any
 
 import pytest
 
-from stateful_workflow.audit import AuditSink, file
-from stateful_workflow.audit.chain import NOTHING, Checkpoint, digest, public_key
-from stateful_workflow.audit.events import ATTRIBUTES, AuditEvent
-from stateful_workflow.audit.file import AuditFile
-from stateful_workflow.audit.sinks import LOGGER
-from stateful_workflow.audit.verification import read, verify
+from stateful_workflow.audit import AuditSink
 from stateful_workflow.errors import AuditError, AuditFailed
-from stateful_workflow.jose import Key
-from stateful_workflow.recorder import SinkWriter
+from stateful_workflow.record.audit import file
+from stateful_workflow.record.audit.chain import NOTHING, Checkpoint, digest, public_key
+from stateful_workflow.record.audit.file import AuditFile
+from stateful_workflow.record.audit.verification import read, verify
+from stateful_workflow.record.event import ATTRIBUTES, AuditEvent
+from stateful_workflow.record.recorder import SinkWriter
+from stateful_workflow.record.sinks import LOGGER
+from stateful_workflow.sealed.crypto import Key
 
 posix = pytest.mark.skipif(os.name != "posix", reason="forks, signals and limits")
 
@@ -77,8 +78,8 @@ def python(program: str, *arguments: str | Path, wait: bool = True) -> subproces
     """Start a program that has what it needs to write a record."""
     head = (
         "import os, sys, time\n"
-        "from stateful_workflow.audit.events import AuditEvent\n"
-        "from stateful_workflow.audit.file import AuditFile\n"
+        "from stateful_workflow.record.event import AuditEvent\n"
+        "from stateful_workflow.record.audit.file import AuditFile\n"
         "event = AuditEvent(time=1.8e9, action='use', outcome='success', workflow_id='other')\n"
     )
     started = subprocess.Popen(
@@ -270,7 +271,7 @@ def test_where_there_are_no_locks_the_error_says_what_is_needed(
     with pytest.raises(AuditError, match="needs a POSIX system"):
         AuditFile(path)
     assert list(path.parent.iterdir()) == []
-    program = "import sys; sys.modules['fcntl'] = None; import stateful_workflow.audit.file"
+    program = "import sys; sys.modules['fcntl'] = None; import stateful_workflow.record.audit.file"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
 
 

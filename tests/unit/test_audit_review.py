@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from stateful_workflow.audit.chain import RecordedEvent
-from stateful_workflow.audit.events import Action, AuditEvent, Outcome
-from stateful_workflow.audit.reviewing import (
+from stateful_workflow.record.audit.chain import RecordedEvent
+from stateful_workflow.record.audit.reviewing import (
     FINDING_KINDS,
     GRACE_SECONDS,
     LEARNING_SECONDS,
@@ -18,6 +17,7 @@ from stateful_workflow.audit.reviewing import (
     FindingKind,
     review,
 )
+from stateful_workflow.record.event import Action, AuditEvent, Outcome
 
 START = 1_800_000_000.0
 HOUR, DAY = 3600.0, 86400.0

@@ -12,9 +12,9 @@ from opentelemetry._logs import Logger, SeverityNumber
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 
-from stateful_workflow.audit.events import ATTRIBUTES, AuditEvent, AuditSink
-from stateful_workflow.audit.sinks import LOGGER, LoggingSink, OpenTelemetrySink
 from stateful_workflow.errors import AuditError
+from stateful_workflow.record.event import ATTRIBUTES, AuditEvent, AuditSink
+from stateful_workflow.record.sinks import LOGGER, LoggingSink, OpenTelemetrySink
 from tests.terminal import HOSTILE, VISIBLE, unprintable
 
 from .test_audit_file import USE

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stateful_workflow.audit import file, verification
-from stateful_workflow.audit.chain import (
+from stateful_workflow.errors import AuditBroken, AuditError
+from stateful_workflow.record.audit import file, verification
+from stateful_workflow.record.audit.chain import (
     Checkpoint,
     Header,
     Line,
@@ -26,11 +27,10 @@ from stateful_workflow.audit.chain import (
     format_time,
     public_key,
 )
-from stateful_workflow.audit.file import AuditFile
-from stateful_workflow.audit.verification import chains, read, verify
-from stateful_workflow.errors import AuditBroken, AuditError
-from stateful_workflow.jose import Key
-from stateful_workflow.messages import decode_base64url, encode_base64url
+from stateful_workflow.record.audit.file import AuditFile
+from stateful_workflow.record.audit.verification import chains, read, verify
+from stateful_workflow.sealed.crypto import Key
+from stateful_workflow.sealed.message import decode_base64url, encode_base64url
 
 from .test_audit_file import USE, lines, numbered, write
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stateful_workflow.budget import (
+from stateful_workflow.node.budget import (
     MAX_BYTES,
     MAX_EVENTS,
     MAX_SIGNALS,
@@ -18,7 +18,7 @@ from stateful_workflow.budget import (
     cost_of_rotation,
     rotations_left,
 )
-from stateful_workflow.ledger import Child, Ledger
+from stateful_workflow.node.ledger import Child, Ledger
 from tests.builders import NOW, ROOT, TREE, token, trusted
 
 FRESH = Used(events=0, bytes=0, signals=0, updates=0)

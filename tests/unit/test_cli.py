@@ -14,8 +14,8 @@ from typer.testing import CliRunner, Result
 
 from stateful_workflow.cli.app import app
 from stateful_workflow.cli.tree import render
-from stateful_workflow.keyring import Keyring
-from stateful_workflow.status import TokenTree, TreeNode
+from stateful_workflow.node.status import TokenTree, TreeNode
+from stateful_workflow.sealed.keyring import Keyring
 
 NOWHERE = "127.0.0.1:1"
 

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from stateful_workflow.audit.chain import Checkpoint
-from stateful_workflow.audit.events import AuditEvent
-from stateful_workflow.audit.file import AuditFile
 from stateful_workflow.cli.app import app
-from stateful_workflow.keyring import Keyring
-from stateful_workflow.messages import decode_base64url, encode_base64url
+from stateful_workflow.record.audit.chain import Checkpoint
+from stateful_workflow.record.audit.file import AuditFile
+from stateful_workflow.record.event import AuditEvent
+from stateful_workflow.sealed.keyring import Keyring
+from stateful_workflow.sealed.message import decode_base64url, encode_base64url
 from tests.terminal import HOSTILE, VISIBLE, unprintable
 
 from .test_audit_file import USE, lines, numbered, write

@@ -24,10 +24,10 @@ import stateful_workflow
 from stateful_workflow.cli import token as token_commands
 from stateful_workflow.cli import tree as tree_command
 from stateful_workflow.cli.app import app
-from stateful_workflow.cli.output import Escaped, Output, out
 from stateful_workflow.errors import NoWorkerAnswers, StatefulError, TokenNotSet, WorkflowNotFound
-from stateful_workflow.keyring import Keyring
-from stateful_workflow.status import TokenStatus, TokenTree, TreeNode
+from stateful_workflow.node.status import TokenStatus, TokenTree, TreeNode
+from stateful_workflow.sealed.keyring import Keyring
+from stateful_workflow.text.output import Escaped, Output, out
 from tests.terminal import HOSTILE, VISIBLE, unprintable
 
 PACKAGE = Path(stateful_workflow.__file__).parent

@@ -28,13 +28,13 @@ from temporalio.api.common.v1 import Payload
 from temporalio.converter import PayloadConverter
 
 from stateful_workflow.cli.codec_server import BEARER_VARIABLE
-from stateful_workflow.codec_server import MAX_REQUEST_BYTES, codec_app, serve_codec
-from stateful_workflow.describe import details_line
 from stateful_workflow.errors import StatefulError
-from stateful_workflow.keyring import Keyring
-from stateful_workflow.messages import MAX_VERSION, Message, parse
-from stateful_workflow.payloads import describe_message, describe_payload
-from stateful_workflow.status import TokenStatus
+from stateful_workflow.node.describe import details_line
+from stateful_workflow.node.status import TokenStatus
+from stateful_workflow.sealed.keyring import Keyring
+from stateful_workflow.sealed.message import MAX_VERSION, Message, parse
+from stateful_workflow.web.codec_server import MAX_REQUEST_BYTES, codec_app, serve_codec
+from stateful_workflow.web.payloads import describe_message, describe_payload
 from tests.builders import (
     CLAIMS,
     NOW,
@@ -678,7 +678,7 @@ def test_a_secret_that_no_header_holds_is_refused(bearer: str) -> None:
 
 
 async def test_it_follows_its_keyring_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stateful_workflow.keyring_source._LOOK_EVERY_SECONDS", 0)
+    monkeypatch.setattr("stateful_workflow.sealed.keyring_source._LOOK_EVERY_SECONDS", 0)
     path = tmp_path / "public.json"
     PUBLIC.save(path)
     app = codec_app(Keyring.load(path), ui_origins=[UI])

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from stateful_workflow.answers import MAX_ENTRIES
-from stateful_workflow.describe import describe_ledger, known_children, read_children
 from stateful_workflow.errors import AnswerMalformed
-from stateful_workflow.ledger import ALL, Child, Ledger
+from stateful_workflow.node.answers import MAX_ENTRIES
+from stateful_workflow.node.describe import describe_ledger, known_children, read_children
+from stateful_workflow.node.ledger import ALL, Child, Ledger
 
 GENUINE: dict[str, Any] = {
     "id": "a",

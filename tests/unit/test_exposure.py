@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from temporalio.api.common.v1 import Payload
 from temporalio.api.failure.v1 import Failure
 
-from stateful_workflow.exposure import LEVELS, SHORTEST, OpenedSecrets
+from stateful_workflow.use.exposure import LEVELS, SHORTEST, OpenedSecrets
 
 SECRET = 'cänary/5+e"7\\f1 %41~9Zz+é&<' + 31 * "0aF"
 

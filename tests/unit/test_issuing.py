@@ -15,9 +15,8 @@ from stateful_workflow.errors import (
     TokenMalformed,
     WrongAuthority,
 )
-from stateful_workflow.issuing import Place, Said, Terms, verified_place
-from stateful_workflow.ledger import CLOCK_TOLERANCE_MS
-from stateful_workflow.messages import Message, parse
+from stateful_workflow.sealed.issuing import Place, Said, Terms, verified_place
+from stateful_workflow.sealed.message import CLOCK_TOLERANCE_MS, Message, parse
 
 from ..builders import (
     CLAIMS,

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from stateful_workflow import keyring_file
 from stateful_workflow.errors import KeyringError
-from stateful_workflow.keyring import Keyring
+from stateful_workflow.sealed import keyring_file
+from stateful_workflow.sealed.keyring import Keyring
 
 posix = pytest.mark.skipif(os.name != "posix", reason="permission bits")
 
@@ -113,7 +113,7 @@ def test_changes_one_after_another_are_all_there(tmp_path: Path) -> None:
 
 ADDS = """
 import sys
-from stateful_workflow.keyring import Keyring
+from stateful_workflow.sealed.keyring import Keyring
 print("ready", flush=True)
 sys.stdin.readline()
 for number in range(10):

@@ -18,7 +18,7 @@ from stateful_workflow.errors import (
     WrongAuthority,
     WrongTree,
 )
-from stateful_workflow.ledger import (
+from stateful_workflow.node.ledger import (
     ALL,
     CLOCK_TOLERANCE_MS,
     REMEMBERED_REJECTIONS,
@@ -28,7 +28,7 @@ from stateful_workflow.ledger import (
     StateUnreadable,
     Verdict,
 )
-from stateful_workflow.messages import Message, parse
+from stateful_workflow.sealed.message import Message, parse
 from tests.builders import (
     NOW,
     ROOT,

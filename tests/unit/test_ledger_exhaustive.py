@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from stateful_workflow import ledger as ledger_module
 from stateful_workflow.errors import MessageRefused
-from stateful_workflow.issuers import Issuer, verify
-from stateful_workflow.ledger import Child, Ledger, Order, Place, Verdict
-from stateful_workflow.messages import DEFAULT_NAME, Message
+from stateful_workflow.node import ledger as ledger_module
+from stateful_workflow.node.ledger import Child, Ledger, Order, Place, Verdict
+from stateful_workflow.sealed.issuers import Issuer, verify
+from stateful_workflow.sealed.message import DEFAULT_NAME, Message
 from tests.builders import NOW, ROOT, TREE, issuer, revocation, token, trusted
 
 PATH = (ROOT, "mid", "leaf")

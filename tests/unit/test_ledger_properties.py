@@ -17,8 +17,8 @@ from hypothesis.stateful import (
 )
 
 from stateful_workflow.errors import MessageRefused
-from stateful_workflow.ledger import ALL, Child, Ledger, Order, Place, Verdict
-from stateful_workflow.messages import Message
+from stateful_workflow.node.ledger import ALL, Child, Ledger, Order, Place, Verdict
+from stateful_workflow.sealed.message import Message
 from tests.builders import NOW, ROOT, TREE, issuer, revocation, token, trusted
 
 PATH = (ROOT, "mid", "leaf")

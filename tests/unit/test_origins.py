@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from temporalio.testing import ActivityEnvironment
 
 from stateful_workflow import OriginNotAllowed, OriginTransport, TokenAuth
-from stateful_workflow.activity import ActivityTokens, running
-from stateful_workflow.headers import Use
-from stateful_workflow.messages import DEFAULT_NAME
-from stateful_workflow.origins import allowed_origin, is_allowed, origin_of
+from stateful_workflow.node.headers import Use
+from stateful_workflow.sealed.message import DEFAULT_NAME
+from stateful_workflow.sealed.origins import allowed_origin, is_allowed, origin_of
+from stateful_workflow.use.tokens import ActivityTokens, running
 
 from ..builders import CLAIMS, ROOT, TOKEN, TREE, keyring, unrecorded
 

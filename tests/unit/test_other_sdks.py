@@ -6,9 +6,9 @@ import pytest
 from temporalio.client import WorkflowQueryFailedError
 
 from stateful_workflow import NoWorkerAnswers
+from stateful_workflow.client.walk import query_error
 from stateful_workflow.errors import NotStateful
-from stateful_workflow.forwarding import has_no_query
-from stateful_workflow.tree import query_error
+from stateful_workflow.use.asking import has_no_query
 
 WORDS = {
     "Python": "Query handler for 'apiTokenStatus' expected but not found, known queries: [a]",

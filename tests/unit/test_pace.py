@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stateful_workflow.pace import SignalPace
+from stateful_workflow.worker.pace import SignalPace
 
 times = st.lists(st.floats(0, 100), max_size=50).map(sorted)
 

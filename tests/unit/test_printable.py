@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import stateful_workflow
-from stateful_workflow.printable import printable
+from stateful_workflow.text.printable import printable
 from tests.terminal import HOSTILE, VISIBLE, unprintable
 
 PACKAGE = Path(stateful_workflow.__file__).parent

@@ -11,10 +11,11 @@ from collections.abc import Callable
 import pytest
 from temporalio.exceptions import CancelledError
 
-from stateful_workflow import AuditFailed, recorder
+from stateful_workflow import AuditFailed
 from stateful_workflow.audit import AuditEvent
-from stateful_workflow.metrics import Metrics
-from stateful_workflow.recorder import FailureRule, Recorder, SinkWriter, writer_of
+from stateful_workflow.record import recorder
+from stateful_workflow.record.metrics import Metrics
+from stateful_workflow.record.recorder import FailureRule, Recorder, SinkWriter, writer_of
 
 EVENT = AuditEvent(time=1.0, action="read", outcome="success", name="apiToken", workflow_id="w")
 RULES: list[FailureRule] = ["block", "continue"]

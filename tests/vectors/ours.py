@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Final, NamedTuple, cast
 
-from stateful_workflow.messages import decode_base64url
+from stateful_workflow.sealed.message import decode_base64url
 from tests.builders import Json
 
 VECTORS = cast(

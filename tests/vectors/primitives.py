@@ -13,7 +13,7 @@ from joserfc.jwe import GeneralJSONEncryption, JWERegistry, Recipient
 from joserfc.jwk import OKPKey
 from joserfc.jws import JWSRegistry
 
-from stateful_workflow.messages import (
+from stateful_workflow.sealed.message import (
     CONTENT_ALGORITHM,
     KEY_ALGORITHM,
     SIGNATURE_ALGORITHM,

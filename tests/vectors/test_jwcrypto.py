@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import pytest
 
-from stateful_workflow.keyring import Keyring
-from stateful_workflow.messages import (
+from stateful_workflow.sealed.keyring import Keyring
+from stateful_workflow.sealed.message import (
     CONTENT_ALGORITHM,
     KEY_ALGORITHM,
     SIGNATURE_ALGORITHM,

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from joserfc.jwk import OKPKey
 
-from stateful_workflow.issuers import verify
-from stateful_workflow.jose import verify_signature
-from stateful_workflow.messages import parse
+from stateful_workflow.sealed.crypto import verify_signature
+from stateful_workflow.sealed.issuers import verify
+from stateful_workflow.sealed.message import parse
 from tests.builders import CLAIMS, NAMESPACE, NOW, TOKEN, keyring
 
 from .primitives import AGREEMENT, CONTENT, SIGNATURE, WRAPPING

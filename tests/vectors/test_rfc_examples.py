@@ -16,7 +16,7 @@ from joserfc.jwe import CompactEncryption, JWERegistry, Recipient
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from stateful_workflow.errors import TokenMalformed
-from stateful_workflow.messages import decode_base64url, encode_base64url, parse
+from stateful_workflow.sealed.message import decode_base64url, encode_base64url, parse
 from tests.builders import Json, keyring_of
 
 from .primitives import (

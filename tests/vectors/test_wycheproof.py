@@ -17,7 +17,7 @@ from joserfc.errors import DecodeError
 from joserfc.jwk import OKPKey
 
 from stateful_workflow.errors import KeyringError, TokenMalformed
-from stateful_workflow.messages import PROTECTED, encode_base64url, parse
+from stateful_workflow.sealed.message import PROTECTED, encode_base64url, parse
 from tests.builders import (
     CLAIMS,
     NAMESPACE,

@@ -8,7 +8,7 @@ from contextlib import suppress
 from traceback import format_exception
 from typing import Any
 
-from ..printable import printable
+from ..text.printable import printable
 
 __all__ = ["main"]
 

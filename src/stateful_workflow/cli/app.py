@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 
 from ..engine import start_engine
+from ..text.output import Commands, say
 from . import audit, codec_server, keys, token, tree
 from .common import Json, Namespace, needing, run
-from .output import Commands, say
 
 app = typer.Typer(
     name="stateful",

@@ -15,18 +15,18 @@ from typing import Annotated, Any, BinaryIO, Final
 
 import typer
 
-from ..audit import segments
-from ..audit.chain import Checkpoint, Line, RecordedEvent, format_time, public_key
-from ..audit.events import AuditEvent
-from ..audit.reviewing import BEHIND, Finding
-from ..audit.reviewing import review as review_events
-from ..audit.verification import chains, find, read
-from ..audit.verification import verify as verify_chain
 from ..errors import AuditBroken, AuditError
-from ..keyring import Keyring
-from ..strict_json import json_object
+from ..record.audit import segments
+from ..record.audit.chain import Checkpoint, Line, RecordedEvent, format_time, public_key
+from ..record.audit.reviewing import BEHIND, Finding
+from ..record.audit.reviewing import review as review_events
+from ..record.audit.verification import chains, find, read
+from ..record.audit.verification import verify as verify_chain
+from ..record.event import AuditEvent
+from ..sealed.keyring import Keyring
+from ..text.output import Escaped, out, print_json, say, unrepeated
+from ..text.strict_json import json_object
 from .common import Json, KeyringPath, reported, run
-from .output import Escaped, out, print_json, say, unrepeated
 
 POLL_SECONDS: Final = 0.2
 

@@ -10,9 +10,9 @@ from typing import Annotated, Final
 import typer
 
 from ..errors import StatefulError
-from ..keyring import Keyring
+from ..sealed.keyring import Keyring
+from ..text.output import say
 from .common import KeyringPath, needing, run
-from .output import say
 
 BEARER_VARIABLE: Final = "STATEFUL_CODEC_BEARER"
 """Holds the secret that requests must carry, where no file is given."""
@@ -68,7 +68,7 @@ async def _codec_server(
     keyring_path: Path | None,
 ) -> int:
     with needing("the codec server", "cli,codec"):
-        from ..codec_server import DEFAULT_UI_ORIGINS, codec_app, serve_codec
+        from ..web.codec_server import DEFAULT_UI_ORIGINS, codec_app, serve_codec
     keyring = Keyring.load(keyring_path)
     bearer = _read_bearer(bearer_file)
     try:

@@ -16,8 +16,8 @@ from temporalio.envconfig import ClientConfig
 from temporalio.service import RPCError
 
 from ..errors import OperationFailed, StatefulError
-from ..keyring_file import KEYRING_VARIABLE
-from .output import Failed
+from ..sealed.keyring_file import KEYRING_VARIABLE
+from ..text.output import Failed
 
 AUDIT_VARIABLE: Final = "STATEFUL_AUDIT"
 CONNECT_SECONDS: Final = 15

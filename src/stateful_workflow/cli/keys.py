@@ -11,11 +11,11 @@ import typer
 from rich.table import Table
 
 from ..errors import KeyringError
-from ..keyring import Keyring
-from ..keyring_file import KEYRING_VARIABLE
-from ..keys import DEFAULT_AUDIENCE, KeyInfo
+from ..sealed.keyring import Keyring
+from ..sealed.keyring_file import KEYRING_VARIABLE
+from ..sealed.keys import DEFAULT_AUDIENCE, KeyInfo
+from ..text.output import out, print_json, say
 from .common import Json, KeyringPath, reported
-from .output import out, print_json, say
 
 app = typer.Typer(help="Make keyrings and change their keys.", no_args_is_help=True)
 

@@ -14,13 +14,14 @@ import typer
 from rich.table import Table
 
 from ..audit import AuditFile
-from ..client import TokenClient
+from ..client.client import TokenClient
 from ..errors import AuditError, NotConverged, StatefulError
-from ..keyring import Keyring
-from ..messages import DEFAULT_NAME
-from ..origins import allowed_origin
-from ..printable import printable
-from ..status import TokenStatus
+from ..node.status import TokenStatus
+from ..sealed.keyring import Keyring
+from ..sealed.message import DEFAULT_NAME
+from ..sealed.origins import allowed_origin
+from ..text.output import out, print_json, say, unrepeated
+from ..text.printable import printable
 from .common import (
     Address,
     AuditPath,
@@ -32,7 +33,6 @@ from .common import (
     connect,
     run,
 )
-from .output import out, print_json, say, unrepeated
 from .tree import show_tree
 
 app = typer.Typer(help="Set, look at and end a token at a workflow.", no_args_is_help=True)

@@ -14,11 +14,12 @@ from rich.live import Live
 from rich.tree import Tree
 from temporalio.service import RPCError
 
-from ..client import TokenClient
+from ..client.client import TokenClient
 from ..errors import NoWorkerAnswers
-from ..messages import DEFAULT_NAME
-from ..printable import printable
-from ..status import TokenStatus, TokenTree, TreeNode
+from ..node.status import TokenStatus, TokenTree, TreeNode
+from ..sealed.message import DEFAULT_NAME
+from ..text.output import Escaped, out, print_json, say
+from ..text.printable import printable
 from .common import (
     Address,
     Json,
@@ -28,7 +29,6 @@ from .common import (
     connect,
     run,
 )
-from .output import Escaped, out, print_json, say
 
 NOT_CONVERGED = 3
 """Exit status: some node has not accepted the newest version."""

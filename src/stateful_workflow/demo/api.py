@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ..serving import served
+from ..web.serving import served
 
 _HOST: Final = "127.0.0.1"
 _LATENCY_SECONDS: Final = (0.03, 0.05, 0.08, 0.04, 0.12, 0.06, 0.15)

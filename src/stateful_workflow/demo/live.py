@@ -14,10 +14,10 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.tree import Tree
 
-from ..cli.output import Escaped, Output
-from ..client import TokenClient
+from ..client.client import TokenClient
 from ..errors import OperationFailed
-from ..status import TokenState, TokenTree, TreeNode
+from ..node.status import TokenState, TokenTree, TreeNode
+from ..text.output import Escaped, Output
 from .api import Call
 
 _STYLES: Final = ("cyan", "yellow", "magenta", "green")

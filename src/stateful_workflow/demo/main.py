@@ -14,13 +14,13 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from ..audit import AuditFile, AuditSink
-from ..cli.output import out, say
-from ..client import TokenClient
+from ..client.client import TokenClient
 from ..engine import EmbeddedEngine, start_engine
 from ..errors import NotConverged, OperationFailed
-from ..keyring import Keyring
-from ..plugin import StatefulPlugin
-from ..status import TokenTree
+from ..node.status import TokenTree
+from ..sealed.keyring import Keyring
+from ..text.output import out, say
+from ..worker.plugin import StatefulPlugin
 from .api import RunningApi, serve_api
 from .live import Progress
 from .report import VERSIONS, Report, Rotations, count, read_record

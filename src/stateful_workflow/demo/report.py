@@ -23,7 +23,7 @@ from temporalio.client import Client
 
 from ..audit import read, verify
 from ..errors import AuditBroken, OperationFailed
-from ..status import TokenTree
+from ..node.status import TokenTree
 from .api import Call, TokenApi
 from .search import occurrences
 from .workflows import Cleanup, has_token

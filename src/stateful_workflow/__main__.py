@@ -1,5 +1,0 @@
-"""``python -m stateful_workflow`` is the command ``stateful``."""
-
-from .cli import main
-
-main()

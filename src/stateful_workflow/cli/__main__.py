@@ -1,0 +1,5 @@
+"""``python -m stateful_workflow.cli`` is the command ``stateful``."""
+
+from . import main
+
+main()

@@ -1,0 +1,1 @@
+"""Set, rotate, read and walk a tree from outside."""

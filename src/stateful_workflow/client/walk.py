@@ -1,0 +1,341 @@
+"""Walk a tree of workflows by queries, once or until it has converged."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection, Coroutine, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import partial
+from typing import Any, Final, cast
+
+from temporalio.client import Client, WorkflowQueryFailedError, WorkflowQueryRejectedError
+from temporalio.common import QueryRejectCondition, RawValue
+from temporalio.service import RPCError, RPCStatusCode
+
+from ..errors import (
+    AnswerMalformed,
+    NotStateful,
+    NoWorkerAnswers,
+    OperationFailed,
+    WorkflowNotFound,
+)
+from ..node.answers import ChildStatus, HeldToken, NodeStatus, node_status
+from ..node.budget import FEW_ROTATIONS
+from ..node.contract import STATUS_QUERY
+from ..node.ledger import ALL
+from ..node.status import TokenState, TokenTree, TreeNode
+from ..use.asking import has_no_query, never_ran, read_answer
+
+MAX_CONCURRENT_QUERIES: Final = 50
+
+_QUERY_TIMEOUT: Final = timedelta(seconds=10)
+_FIRST_PAUSE_SECONDS: Final = 0.01
+_LONGEST_PAUSE_SECONDS: Final = 0.15
+_LONGEST_RESPITE_SECONDS: Final = 1.0
+"""After an answer that was long in coming, as the status of 1,900 children is."""
+
+_LAST_LOOK_SECONDS: Final = 1.0
+"""For what was not seen at the deadline; and before it, for those below a node that lacks nothing
+but has a child it could not tell."""
+
+_MOST_VISITS: Final = 4
+"""Of one workflow that several name as their child, each expecting something else of it."""
+
+_NEVER_RAN: Final = NodeStatus("", "", "", None, (), (), (), (), (), False, False, None)
+
+_FOREIGN: Final = "not of this tree: it was started without its state and is a root of its own"
+
+Expected = Mapping[str, int]
+"""For each authority the version that stands there, as the nearest live node above says."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a workflow answered to `apiTokenStatus`, and whether it is closed.
+
+    Attributes:
+        node: what was answered.
+        status: the same as it came; what `node` has of it is as `node` has it.
+        closed: the workflow has ended.
+    """
+
+    node: NodeStatus
+    status: Mapping[str, Any]
+    closed: bool
+
+
+async def ask(client: Client, workflow_id: str, timeout: timedelta | None = None) -> Answer:
+    """Ask one workflow for its status, each of two calls within the timeout (None: 10 s).
+
+    Raises:
+        WorkflowNotFound, NotStateful, NoWorkerAnswers, OperationFailed: it cannot be asked.
+        AnswerMalformed: it does not answer with a status.
+    """
+    query = partial(
+        client.get_workflow_handle(workflow_id).query,
+        STATUS_QUERY,
+        result_type=RawValue,
+        rpc_timeout=_QUERY_TIMEOUT if timeout is None else timeout,
+    )
+    closed = False
+    try:
+        try:
+            answer: object = await query(reject_condition=QueryRejectCondition.NOT_OPEN)
+        except (WorkflowQueryRejectedError, ValueError) as error:
+            # A status that the SDK does not know, such as paused, is a ValueError, and not closed.
+            closed = isinstance(error, WorkflowQueryRejectedError)
+            answer = await query(reject_condition=QueryRejectCondition.NONE)
+    except (WorkflowQueryFailedError, RPCError) as error:
+        if closed and isinstance(error, RPCError) and never_ran(error):
+            return Answer(_NEVER_RAN, {}, closed=True)
+        raise query_error(error, workflow_id) from None
+    except Exception as error:  # noqa: BLE001 - what a codec raises
+        raise AnswerMalformed(
+            f"the answer of workflow {workflow_id} cannot be decoded: {type(error).__name__}"
+        ) from None
+    return read_answer(
+        client,
+        workflow_id,
+        STATUS_QUERY,
+        answer,
+        lambda value: Answer(node_status(value), cast("dict[str, Any]", value), closed),
+    )
+
+
+def query_error(error: WorkflowQueryFailedError | RPCError, workflow_id: str) -> OperationFailed:
+    """Say what a failed query or signal means and what to do."""
+    if isinstance(error, WorkflowQueryFailedError):
+        if has_no_query(error):
+            return NotStateful(
+                f"workflow {workflow_id} is not a StatefulWorkflow (it has no such query)"
+            )
+        return NoWorkerAnswers(f"workflow {workflow_id} could not answer: {error}")
+    if error.status == RPCStatusCode.NOT_FOUND or never_ran(error):
+        return WorkflowNotFound(f"there is no open workflow {workflow_id}: {error.message}")
+    if error.status in (
+        RPCStatusCode.DEADLINE_EXCEEDED,
+        RPCStatusCode.CANCELLED,
+        RPCStatusCode.FAILED_PRECONDITION,
+    ):
+        return NoWorkerAnswers(
+            f"no worker answered for workflow {workflow_id}: is one running on its task queue? "
+            "(Just after one was killed this takes some seconds; try again.)"
+        )
+    return OperationFailed(
+        f"workflow {workflow_id} could not be asked ({error.status.name}): {error.message}"
+    )
+
+
+class TreeWalk:
+    """One walk over a tree, for one credential name.
+
+    Args:
+        client: asks the workflows.
+        name: credential name.
+        deadline: `time.monotonic` seconds until which nodes that are behind are asked again, and
+            soon after which the walk ends; None asks each node once, however long that takes.
+    """
+
+    def __init__(self, client: Client, name: str, deadline: float | None = None) -> None:
+        self._client = client
+        self._name = name
+        self._deadline = deadline
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT_QUERIES)
+        self._nodes: dict[str, TreeNode] = {}
+        self._parents: dict[str, str | None] = {}
+        self._children: dict[str, list[str]] = {}
+        self._visits: dict[str, list[tuple[Expected, bool]]] = {}
+        self._root = ""
+
+    async def run(self, workflow_id: str) -> TokenTree:
+        """Walk from a workflow down.
+
+        Raises:
+            WorkflowNotFound, NotStateful, NoWorkerAnswers, OperationFailed: of the first node.
+        """
+        self._parents[workflow_id] = None
+        answer = await ask(self._client, workflow_id, self._timeout())
+        await self._visit(workflow_id, (), {}, answer)
+        return TokenTree(self._name, tuple(self._in_order(workflow_id)))
+
+    def _in_order(self, workflow_id: str) -> Iterator[TreeNode]:
+        """Parents before their children, siblings as their parent started them."""
+        rest = [workflow_id]
+        while rest:
+            node = self._nodes.get(rest.pop())
+            if node is not None:
+                yield node
+                rest.extend(reversed(self._children.get(node.id, ())))
+
+    async def _visit(
+        self,
+        workflow_id: str,
+        above: tuple[str, ...],
+        expected: Expected,
+        answer: Answer | None = None,
+        *,
+        withheld: bool = False,
+        by_update: bool = False,
+    ) -> None:
+        pause = _FIRST_PAUSE_SECONDS
+        asked = time.monotonic()
+        node = self._unseen(workflow_id, "not asked in time")
+        while True:
+            if answer is None:
+                async with self._slots:
+                    asked = time.monotonic()
+                    if self._left() < -_LAST_LOOK_SECONDS:
+                        break
+                    try:
+                        answer = await ask(self._client, workflow_id, self._timeout())
+                    except (WorkflowNotFound, NotStateful):
+                        return
+                    except OperationFailed as error:
+                        node = self._unseen(workflow_id, str(error))
+            if answer is not None:
+                root = answer.node.root
+                if root and root != (self._root or root):
+                    # Started before its parent took part, it has no state from above.
+                    node = self._unseen(workflow_id, _FOREIGN)
+                    seen = answer.node
+                    self._note(replace(node, type=seen.type, api_url=seen.api_url, current=True))
+                    return
+                self._root = self._root or root
+                node = self._node(answer, workflow_id, expected, withheld=withheld)
+                if not self._is_awaited(node, answer):
+                    break
+            if self._left() <= 0:
+                break
+            respite = min(2 * (time.monotonic() - asked), _LONGEST_RESPITE_SECONDS)
+            await asyncio.sleep(min(max(pause, respite), self._left()))
+            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+            answer = None
+        self._note(replace(node, by_update=by_update))
+        if answer is not None:
+            await self._visit_children(answer, (*above, workflow_id), expected)
+
+    async def _visit_children(
+        self, answer: Answer, above: tuple[str, ...], expected: Expected
+    ) -> None:
+        status, parent = answer.node, above[-1]
+        below = expected if answer.closed else {**expected, **_standing(status, self._name)}
+        visits: list[Coroutine[Any, Any, None]] = []
+        for child in status.children:
+            if child.id in above:
+                problem = f"names {child.id}, which is no child of its, as one"
+                self._note(replace(self._nodes[parent], current=False, problem=problem))
+                continue
+            if child.id not in self._parents:
+                self._parents[child.id] = parent
+                self._children.setdefault(parent, []).append(child.id)
+            if not child.confirmed:
+                # It will hold what its parent wrote into its start, which may be old by now.
+                self._note(replace(self._unseen(child.id, "starting"), type=child.type))
+                continue
+            # Several may name it, and not all of them truly: it is to be what each of them expects.
+            withheld = _is_withheld(child, self._name)
+            visit = self._expected_of(child, below, status), withheld
+            visits_of = self._visits.setdefault(child.id, [])
+            if visit in visits_of:
+                continue
+            if len(visits_of) == _MOST_VISITS:
+                self._note(self._unseen(child.id, f"more than {_MOST_VISITS} name it as a child"))
+                continue
+            visits_of.append(visit)
+            visits.append(
+                self._visit(child.id, above, visit[0], withheld=withheld, by_update=child.by_update)
+            )
+        await asyncio.gather(*visits)
+
+    def _note(self, node: TreeNode) -> None:
+        """Keep how a workflow was seen; where it was seen twice, how it was found behind."""
+        before = self._nodes.get(node.id)
+        if before is None or (before.current and not node.current):
+            self._nodes[node.id] = node
+
+    def _unseen(self, workflow_id: str, problem: str) -> TreeNode:
+        parent = self._parents[workflow_id]
+        return TreeNode(workflow_id, "", parent, current=False, problem=problem)
+
+    def _node(
+        self, answer: Answer, workflow_id: str, expected: Expected, *, withheld: bool
+    ) -> TreeNode:
+        status = answer.node
+        held = _standing(status, self._name)
+        behind = any(held.get(authority, 0) < version for authority, version in expected.items())
+        of_name = (t for t in status.tokens if t.status.name == self._name and t.in_force)
+        in_force = next(of_name, None)
+        withheld = withheld or _is_named(status.withheld, self._name)
+        few = None if status.budget is None or status.budget >= FEW_ROTATIONS else status.budget
+        return TreeNode(
+            id=workflow_id,
+            type=status.type,
+            parent=self._parents[workflow_id],
+            state=_state(in_force, status, self._name, withheld=withheld),
+            version=None if in_force is None else in_force.version,
+            fingerprint=None if in_force is None else in_force.status.fingerprint,
+            authority=None if in_force is None else in_force.authority,
+            api_url=status.api_url,
+            withheld=withheld,
+            closed=answer.closed,
+            current=answer.closed or not (behind or status.recovering),
+            undelivered=tuple(
+                sorted({id for id, name in status.undelivered if name == self._name})
+            ),
+            rotations_left=None if answer.closed else few,
+        )
+
+    def _expected_of(self, child: ChildStatus, below: Expected, status: NodeStatus) -> Expected:
+        if not _is_withheld(child, self._name):
+            return below
+        if _is_named(child.hard, self._name):
+            return {}
+        # A revocation goes on to a child that is withheld from now on.
+        return {
+            token.authority: token.version
+            for token in status.tokens
+            if token.status.name == self._name and token.inherit is False
+        }
+
+    def _is_awaited(self, node: TreeNode, answer: Answer) -> bool:
+        """Whether a node is to be asked again: it is behind, starts a child or has one to tell."""
+        if answer.closed:
+            return False
+        if not node.current or not all(child.confirmed for child in answer.node.children):
+            return True
+        return bool(node.undelivered) and self._left() > _LAST_LOOK_SECONDS
+
+    def _left(self) -> float:
+        """Seconds until what is behind is asked no more; 0 where each node is asked once."""
+        return 0.0 if self._deadline is None else self._deadline - time.monotonic()
+
+    def _timeout(self) -> timedelta | None:
+        if self._deadline is None:
+            return None
+        return min(_QUERY_TIMEOUT, timedelta(seconds=max(self._left(), _LAST_LOOK_SECONDS)))
+
+
+def _standing(status: NodeStatus, name: str) -> dict[str, int]:
+    return {token.authority: token.version for token in status.tokens if token.status.name == name}
+
+
+def _is_withheld(child: ChildStatus, name: str) -> bool:
+    return name not in child.shared and _is_named(child.withheld, name)
+
+
+def _is_named(names: Collection[str], name: str) -> bool:
+    return ALL in names or name in names
+
+
+def _state(
+    in_force: HeldToken | None, status: NodeStatus, name: str, *, withheld: bool
+) -> TokenState:
+    if in_force is not None:
+        return in_force.status.at(time.time()).state
+    if status.recovering or name in status.waiting:
+        return "waiting"
+    if status.needs_set:
+        return "needs_set"
+    return "withheld" if withheld else "none"

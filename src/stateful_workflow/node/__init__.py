@@ -1,0 +1,1 @@
+"""A workflow's part in a tree; runs in workflow code and is deterministic."""

@@ -1,0 +1,150 @@
+"""What travels in Temporal headers: written and read here, in JSON.
+
+Headers hold sealed tokens and public keys only. They are always converted by the
+SDK's default payload converter, whatever converter the user has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from temporalio.api.common.v1 import Payload
+from temporalio.converter import PayloadConverter
+
+from .contract import NODE_HEADER, USE_HEADER
+from .ledger import check_format
+
+RULES: Final = 2
+"""Of which commands a run emits; one keeps to those it was started by.
+
+Rules 2 ask at once after a child that did not settle, and whose child one is that runs already.
+"""
+
+
+@dataclass(frozen=True)
+class Start:
+    """The `stateful-node` header: the state a run wakes with.
+
+    Attributes:
+        ledger: what `Ledger.dump` wrote.
+        run: id of the run that wrote it by continuing as new; None at a start.
+        api_url: the workflow's own API address.
+        parent_api_url: its parent's, for a child that has none of its own.
+        waiting: messages not judged yet.
+        lost: the state of an earlier run was lost, and nothing was set since.
+        rules: of the commands that the run emits; see `RULES`.
+    """
+
+    ledger: Mapping[str, Any]
+    run: str | None = None
+    api_url: str | None = None
+    parent_api_url: str | None = None
+    waiting: tuple[str, ...] = ()
+    lost: bool = False
+    rules: int = RULES
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON data."""
+        return {
+            "ledger": self.ledger,
+            "run": self.run,
+            "api_url": self.api_url,
+            "parent_api_url": self.parent_api_url,
+            "waiting": list(self.waiting),
+            "lost": self.lost,
+            "rules": self.rules,
+        }
+
+    def to_payload(self) -> Payload:
+        """The header's payload."""
+        return _to_payload(self.to_json())
+
+    @classmethod
+    def from_headers(cls, headers: Mapping[str, Payload]) -> Start | None:
+        """Read the header, or None where there is none.
+
+        Raises:
+            ValueError: where it is there and malformed.
+            StateTooNew: where a later version of this library wrote it.
+        """
+        data = _from_headers(headers, NODE_HEADER)
+        return None if data is None else cls.from_json(data)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Start:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: where it is malformed.
+            StateTooNew: where a later version of this library wrote it.
+        """
+        try:
+            if not isinstance(data["ledger"], dict):
+                raise TypeError("its ledger is no object")
+            ledger = cast("dict[str, Any]", data["ledger"])
+            check_format(ledger)  # first: a later format may have any other members
+            return cls(
+                ledger=ledger,
+                run=data["run"],
+                api_url=data["api_url"],
+                parent_api_url=data["parent_api_url"],
+                waiting=tuple(data["waiting"]),
+                lost=bool(data["lost"]),
+                rules=int(data.get("rules", 1)),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the header {NODE_HEADER} is malformed: {error}") from None
+
+
+@dataclass(frozen=True)
+class Use:
+    """The `stateful-use` header: what an activity of a node may open, and where it stands.
+
+    Attributes:
+        root, tree: where the workflow stands.
+        api_url: the workflow's own API address.
+        tokens: for each credential name its state and, where it is held and small
+            enough, the sealed token.
+        own: for each name the revocation that stands at the workflow itself, where one does:
+            what `seal_token` has to come after.
+        last: for each such name the token that it revoked there, whose terms the next one keeps.
+    """
+
+    root: str
+    tree: str
+    api_url: str | None
+    tokens: Mapping[str, Mapping[str, str | None]]
+    own: Mapping[str, str]
+    last: Mapping[str, str]
+
+    def to_payload(self) -> Payload:
+        """The header's payload."""
+        return _to_payload(dataclasses.asdict(self))
+
+    @classmethod
+    def from_headers(cls, headers: Mapping[str, Payload]) -> Use | None:
+        """Read the header; None where there is none or this worker cannot decode it."""
+        try:
+            data = _from_headers(headers, USE_HEADER)
+            return None if data is None else cls(**data)
+        except (TypeError, ValueError):
+            return None
+
+
+def _to_payload(data: Mapping[str, Any]) -> Payload:
+    return PayloadConverter.default.to_payload(data)
+
+
+def _from_headers(headers: Mapping[str, Payload], name: str) -> dict[str, Any] | None:
+    payload = headers.get(name)
+    # Under HeaderCodecBehavior.WORKFLOW_ONLY_CODEC activity headers arrive encrypted.
+    if payload is None or payload.metadata.get("encoding") != b"json/plain":
+        return None
+    try:
+        data: object = PayloadConverter.default.from_payload(payload)
+    except (ValueError, RecursionError):
+        raise ValueError(f"the header {name} is not JSON") from None
+    return cast("dict[str, Any]", data) if isinstance(data, dict) else None

@@ -1,0 +1,290 @@
+"""Messages on their way into a node: queued, judged, or waiting for their issuer to be known.
+
+Runs in workflow code. A message is queued as the text that it came as; reading and judging it is
+spread over activations, so that no flood of messages makes one too long. An unknown issuer is
+looked up in the worker's keyring by the *trust* local activity (docs/design.md, decisions 3
+and 4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Final
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import FailureError
+
+from ..errors import MessageRefused, TokenForged, TooManyWaiting
+from ..sealed.message import Message, named_issuer, parse
+from .contract import TRUST, TrustResult
+from .ledger import Ledger, Verdict, read_trusted
+from .record import NodeRecord
+
+# The SDK takes an activation of 2 s for a deadlock. A signature takes about 0.15 ms, a thousand
+# characters 0.04 ms to read: together 0.35 s at most. The next ones wait for a timer, which the
+# server fires up to 1 s late: a run that closes has 10 s for the 10,000 signals it may have got.
+_JUDGED_AT_ONCE: Final = 1_000
+_READ_AT_ONCE: Final = 4_000_000
+"""Characters."""
+
+_TRUST_EVERY_MS: Final = 60_000
+_TRUST_FOR_NEW_MS: Final = 5_000
+_TRUST_FOR_UPDATE_MS: Final = 1_000
+_TRUST_AT_ONCE_BYTES: Final = 1_000_000
+_TRUST_ANSWERS: Final = 10
+_ANSWER_UPDATE_WITHIN: Final = timedelta(seconds=10)
+_UPDATES_WAITING: Final = 3
+"""Updates of unknown issuers that a node lets wait at a time: the server lets ten be open."""
+
+
+def now_ms() -> int:
+    """The workflow's clock, in Unix milliseconds."""
+    return workflow.time_ns() // 1_000_000
+
+
+class Inbox:
+    """What a node has been sent and has not judged, and the judging of it.
+
+    Args:
+        ledger: holds what is accepted and counts what is not.
+        record: of the node.
+    """
+
+    def __init__(self, ledger: Ledger, record: NodeRecord) -> None:
+        self._ledger = ledger
+        self._record = record
+        self._queue: deque[str | Message] = deque()
+        self._waiting: dict[str, Message] = {}
+        self._answers: dict[str, int] = {}
+        self._looked_up: set[str] = set()
+        self._updates_waiting = 0
+        self._judged = 0
+        self._read = 0
+        self._judged_at = 0
+        self._trust_asked: int | None = None
+        self._trust_soon = False
+        self._trust_failed = False
+
+    @property
+    def waiting(self) -> list[Message]:
+        """The messages that wait for their issuer to be known."""
+        return list(self._waiting.values())
+
+    def waits(self, name: str) -> bool:
+        """Whether a message of a credential name waits for its issuer to be known."""
+        return any(message.claims.name == name for message in self._waiting.values())
+
+    def within(self, size: int) -> tuple[list[str], list[str]]:
+        """Of what was not judged, what is to be carried into the next run, and what is left out.
+
+        Of each issuer one after the other, known ones first, and the shorter first: nobody
+        keeps another's message out by sending many or long ones under one key id.
+
+        Args:
+            size: characters the carried ones may have together.
+        """
+        entries = [*self._waiting.values(), *self._queue]
+        texts = [entry if isinstance(entry, str) else entry.text for entry in entries]
+        places: Counter[str] = Counter()
+        ranked: list[tuple[bool, int, int, int]] = []
+        for index, text in sorted(enumerate(texts), key=lambda entry: len(entry[1])):
+            issuer = named_issuer(text)
+            ranked.append((issuer not in self._ledger.trusted, places[issuer], len(text), index))
+            places[issuer] += 1
+        carried: set[int] = set()
+        for _, _, length, index in sorted(ranked):
+            size -= length
+            if size < 0:
+                break
+            carried.add(index)
+        return (
+            [text for index, text in enumerate(texts) if index in carried],
+            [text for index, text in enumerate(texts) if index not in carried],
+        )
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything waits."""
+        return bool(self._queue or self._waiting)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all is judged that can be judged now."""
+        return not self._queue and not self._trust_soon
+
+    def queue(self, texts: Iterable[str], *, first: bool = False) -> None:
+        """Take messages to be judged later, at the end of the queue or before all others."""
+        if first:
+            self._queue.extendleft(reversed(list(texts)))
+        else:
+            self._queue.extend(texts)
+
+    def put(self, text: str) -> None:
+        """Judge a message now, or queue it where others wait or the activation is long enough."""
+        if self._queue or not self._may_judge(text):
+            self._queue.append(text)
+        else:
+            self._judge(text)
+
+    def judge(self, message: Message) -> Verdict:
+        """Judge a message now and count a refusal.
+
+        Raises:
+            MessageRefused: the subclass says why.
+        """
+        try:
+            verdict = self._ledger.accept(message, now_ms())
+        except MessageRefused as error:
+            self.reject(error, message)
+            raise
+        if verdict is Verdict.ACCEPTED:
+            self._record.accepted(message)
+        return verdict
+
+    def reject(self, error: MessageRefused, message: Message | None = None) -> None:
+        """Count a refusal, and put it on record."""
+        self._ledger.reject(error, now_ms(), message)
+        self._record.rejected(error, message)
+
+    def admit_update(self, message: Message) -> None:
+        """Judge the message of an update before it enters history, and change nothing.
+
+        Raises:
+            TooManyWaiting: its issuer is not known, and updates enough wait for theirs already.
+            MessageRefused: the subclass says why.
+        """
+        verdict = self._ledger.check(message, now_ms())
+        if verdict is Verdict.WAITING and self._updates_waiting >= _UPDATES_WAITING:
+            raise TooManyWaiting(
+                f"workflow {self._ledger.path[-1]}: {_UPDATES_WAITING} updates of issuers that are "
+                "not known here wait already; signal the message instead"
+            )
+
+    def look_up(self, message: Message) -> None:
+        """Have the unknown issuer of an update's message looked up soon."""
+        self._wait_for(message)
+        self._trust_soon = True
+
+    async def until_known(self, message: Message) -> None:
+        """Wait until the issuer of an update's message is known, for 10 s at most.
+
+        Raises:
+            TokenForged: where it is not known by then; the message stays waiting.
+            MessageRefused: where the message was not taken.
+        """
+        self._updates_waiting += 1
+        try:
+            with suppress(asyncio.TimeoutError):
+                await workflow.wait_condition(
+                    lambda: message.hash not in self._answers, timeout=_ANSWER_UPDATE_WITHIN
+                )
+        finally:
+            self._updates_waiting -= 1
+        if self._ledger.check(message, now_ms()) is Verdict.WAITING:
+            raise TokenForged(
+                f"workflow {self._ledger.path[-1]}: issuer {message.issuer} is not known yet, and "
+                "the message waits; give the workers the new public keyring"
+            )
+
+    def hurry(self) -> None:
+        """Look unknown issuers up soon: the run is about to close."""
+        self._trust_soon = bool(self._waiting)
+
+    def _judge(self, entry: str | Message) -> None:
+        message: Message | None = None
+        try:
+            message = parse(entry) if isinstance(entry, str) else entry
+            verdict = self._ledger.accept(message, now_ms())
+            answers = self._answers.get(message.hash, 0)
+            if verdict is Verdict.WAITING and answers >= _TRUST_ANSWERS:
+                raise TokenForged(f"issuer {message.issuer} is unknown to {answers} keyrings")
+        except MessageRefused as error:
+            self.reject(error, message)
+            verdict = None
+        if message is None:
+            return
+        if verdict is Verdict.WAITING:
+            self._wait_for(message)
+            return
+        self._answers.pop(message.hash, None)
+        if verdict is Verdict.ACCEPTED:
+            self._record.accepted(message)
+
+    def _wait_for(self, message: Message) -> None:
+        self._waiting.setdefault(message.hash, message)
+        self._answers.setdefault(message.hash, 0)
+
+    def _may_judge(self, entry: str | Message) -> bool:
+        now = workflow.time_ns()
+        if now != self._judged_at:
+            self._judged_at, self._judged, self._read = now, 0, 0
+        self._judged += 1
+        self._read += len(entry) if isinstance(entry, str) else 0
+        return self._judged <= _JUDGED_AT_ONCE and self._read <= _READ_AT_ONCE
+
+    # --- what the node's loop calls ------------------------------------------
+
+    @property
+    def due(self) -> int | None:
+        """When there is something to do, in Unix milliseconds; None for never."""
+        if self._queue:
+            return 0
+        if not self._waiting:
+            return None
+        waiting = sum(len(message.text) for message in self._waiting.values())
+        # Not again at once where no worker has keys to answer with: that would never end.
+        at_once = waiting >= _TRUST_AT_ONCE_BYTES and not self._trust_failed
+        if self._trust_asked is None or at_once:
+            return 0
+        return self._trust_asked + self._pause_ms()
+
+    def _pause_ms(self) -> int:
+        """From one lookup to the next; a key id that none has looked for yet waits for none."""
+        if self._trust_soon:
+            return _TRUST_FOR_UPDATE_MS
+        is_new = any(m.issuer not in self._looked_up for m in self._waiting.values())
+        return _TRUST_FOR_NEW_MS if is_new else _TRUST_EVERY_MS
+
+    async def step(self) -> None:
+        """Judge what is queued, or look up the issuers that are waited for."""
+        if not self._queue:
+            await self._renew_trust()
+            return
+        while self._queue and self._may_judge(self._queue[0]):
+            self._judge(self._queue.popleft())
+        if self._queue:
+            await workflow.sleep(timedelta(milliseconds=1))
+
+    async def _renew_trust(self) -> None:
+        self._trust_soon = False
+        self._trust_asked = now_ms()
+        self._looked_up = {message.issuer for message in self._waiting.values()}
+        try:
+            answer = await workflow.execute_local_activity(
+                TRUST,
+                result_type=TrustResult,
+                schedule_to_close_timeout=timedelta(seconds=5),
+                retry_policy=RetryPolicy(
+                    initial_interval=timedelta(milliseconds=200), maximum_attempts=3
+                ),
+            )
+            trusted = read_trusted(answer.trusted)
+        except (FailureError, ValueError):
+            self._trust_failed = True
+            return
+        self._trust_failed = False
+        if self._ledger.trust(trusted, answer.revoked):
+            # Keys change in the keyring alone, so this gives nobody a cheap lookup.
+            self._trust_asked = None
+        known = self._ledger.trusted.keys() | self._ledger.revoked
+        back: list[Message] = []
+        for message in self.waiting:
+            self._answers[message.hash] += 1
+            if message.issuer in known or self._answers[message.hash] >= _TRUST_ANSWERS:
+                back.append(self._waiting.pop(message.hash))
+        self._queue.extendleft(reversed(back))

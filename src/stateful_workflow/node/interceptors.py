@@ -1,0 +1,245 @@
+"""Carry a node's state across starts, children, continue-as-new and into activities.
+
+Plain SDK calls (`workflow.start_child_workflow`, `workflow.continue_as_new`,
+`workflow.execute_activity`) need nothing added: what has to travel goes into their
+headers here. Workflows that are no `StatefulWorkflow` pass through untouched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, NoReturn, TypeVar
+
+from temporalio import workflow
+from temporalio.api.common.v1 import Payload
+from temporalio.api.sdk.v1 import WorkflowMetadata
+from temporalio.exceptions import (
+    CancelledError,
+    ChildWorkflowError,
+    TerminatedError,
+    TimeoutError,
+    WorkflowAlreadyStartedError,
+)
+from temporalio.worker import (
+    ContinueAsNewInput,
+    ExecuteWorkflowInput,
+    HandleQueryInput,
+    HandleSignalInput,
+    HandleUpdateInput,
+    StartActivityInput,
+    StartChildWorkflowInput,
+    StartLocalActivityInput,
+    WorkflowInboundInterceptor,
+    WorkflowOutboundInterceptor,
+)
+
+from ..errors import TokenMalformed
+from ..sealed.message import DEFAULT_NAME, valid_name
+from .contract import (
+    ACTIVITIES,
+    MESSAGE,
+    NODE_HEADER,
+    REPORT,
+    STATE_QUERY,
+    STATUS_QUERY,
+    URL,
+    USE_HEADER,
+)
+from .node import Node, argument, warn
+from .workflow import node_of, withheld_here
+
+_METADATA: Final = "__temporal_workflow_metadata"
+"""The query with which Temporal's UI asks a workflow for its details."""
+
+T = TypeVar("T")
+
+
+def _node() -> Node | None:
+    return node_of(workflow.instance())
+
+
+class NodeInbound(WorkflowInboundInterceptor):
+    """Answers the contract's signals, updates and queries, and sees a run through its end."""
+
+    def init(self, outbound: WorkflowOutboundInterceptor) -> None:
+        """See the base class."""
+        self._outbound = NodeOutbound(outbound)
+        super().init(self._outbound)
+
+    async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:
+        """Recover what a retry lost, run, and finish forwarding before the run closes."""
+        node = _node()
+        if node is None:
+            return await super().execute_workflow(input)
+        if node.recovering:
+            await node.recover()
+        node.ask()
+        node.wake()
+        try:
+            result = await self._until_continued(
+                node, lambda: super(NodeInbound, self).execute_workflow(input)
+            )
+        except Exception as error:
+            if workflow.is_failure_exception(error):
+                await node.drain()
+            raise
+        await node.drain()
+        return result
+
+    async def _until_continued(self, node: Node, run: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await run()
+        except workflow.ContinueAsNewError:
+            await node.drain()
+            self._outbound.write_next_run(node)
+            raise
+
+    async def handle_signal(self, input: HandleSignalInput) -> None:
+        """Take the contract's signals; no input of theirs raises."""
+        node = _node()
+        if node is None:
+            return await super().handle_signal(input)
+        node.signals += 1
+        if input.signal == MESSAGE:
+            return node.on_signal(input.args)
+        if input.signal == URL:
+            return node.on_url(input.args)
+        if input.signal == REPORT:
+            return node.on_report(input.args)
+        await node.ready()
+        return await self._until_continued(
+            node, lambda: super(NodeInbound, self).handle_signal(input)
+        )
+
+    def handle_update_validator(self, input: HandleUpdateInput) -> None:
+        """Turn a bad message down before it enters history."""
+        node = _node()
+        if node is None or input.update != MESSAGE:
+            return super().handle_update_validator(input)
+        return node.validate_update(input.args)
+
+    async def handle_update_handler(self, input: HandleUpdateInput) -> Any:
+        """Take a message and answer with the status."""
+        node = _node()
+        if node is None:
+            return await super().handle_update_handler(input)
+        node.updates += 1
+        if input.update == MESSAGE:
+            return await node.on_update(input.args)
+        await node.ready()
+        return await super().handle_update_handler(input)
+
+    async def handle_query(self, input: HandleQueryInput) -> Any:
+        """Answer the contract's queries."""
+        node = _node()
+        if node is None:
+            return await super().handle_query(input)
+        if input.query == MESSAGE:
+            return node.describe(_name(input.args))
+        if input.query == STATUS_QUERY:
+            return node.describe_all()
+        if input.query == STATE_QUERY:
+            return node.describe_state()
+        if input.query == URL:
+            return node.api_url
+        answer = await super().handle_query(input)
+        if input.query == _METADATA and isinstance(answer, WorkflowMetadata):
+            answer.current_details = node.details(answer.current_details)
+        return answer
+
+
+class NodeOutbound(WorkflowOutboundInterceptor):
+    """Writes the headers of children, of the next run and of activities."""
+
+    def __init__(self, next: WorkflowOutboundInterceptor) -> None:
+        super().__init__(next)
+        self._continued: list[ContinueAsNewInput] = []
+
+    def continue_as_new(self, input: ContinueAsNewInput) -> NoReturn:
+        """Keep the input; its header is written once forwarding has settled."""
+        node = _node()
+        if node is not None:
+            dying = node.dying_children()
+            if dying:
+                warn(
+                    f"Workflow {workflow.info().workflow_id} continues as new with children that "
+                    f"their parent close policy ends now: {', '.join(dying)}. Start them with "
+                    "ParentClosePolicy.ABANDON to keep them."
+                )
+            self._continued.append(input)
+        super().continue_as_new(input)
+
+    def write_next_run(self, node: Node) -> None:
+        """Put the node's state into the header of the run that continues this one."""
+        for continued in self._continued:
+            continued.headers = {**continued.headers, NODE_HEADER: node.carry()}
+
+    async def start_child_workflow(
+        self, input: StartChildWorkflowInput
+    ) -> workflow.ChildWorkflowHandle[Any, Any]:
+        """Give the child its state and follow it from start to end."""
+        node = _node()
+        if node is None:
+            return await super().start_child_workflow(input)
+        await node.before_start(input.id)
+        header = node.start_child(
+            input.id,
+            input.workflow,
+            withheld_here(),
+            dies_with_run=input.parent_close_policy is not workflow.ParentClosePolicy.ABANDON,
+        )
+        start = node.ledger.children[input.id].start
+        input.headers = {**input.headers, NODE_HEADER: header}
+        try:
+            handle = await super().start_child_workflow(input)
+        except asyncio.CancelledError:
+            node.child_start_given_up(input.id, start)
+            raise
+        except BaseException as error:
+            runs = isinstance(error, WorkflowAlreadyStartedError)
+            node.child_failed_to_start(input.id, start, runs=runs)
+            raise
+        node.child_started(input.id)
+        handle.add_done_callback(
+            lambda child: node.child_ended(input.id, start, settled=_has_settled(child))
+        )
+        return handle
+
+    def start_activity(self, input: StartActivityInput) -> workflow.ActivityHandle[Any]:
+        """Give the activity what it may open."""
+        input.headers = _with_use(input.activity, input.headers, local=False)
+        return super().start_activity(input)
+
+    def start_local_activity(self, input: StartLocalActivityInput) -> workflow.ActivityHandle[Any]:
+        """Give the local activity what it may open."""
+        input.headers = _with_use(input.activity, input.headers, local=True)
+        return super().start_local_activity(input)
+
+
+def _name(args: Sequence[Any]) -> str:
+    """The credential name that a query asks for.
+
+    Raises:
+        TokenMalformed: where it is none.
+    """
+    name = argument(args) if args else DEFAULT_NAME
+    if not isinstance(name, str) or not valid_name(name):
+        raise TokenMalformed("the query takes a credential name")
+    return name
+
+
+def _has_settled(child: asyncio.Task[Any]) -> bool:
+    """Whether a closed child finished its forwarding first."""
+    error = None if child.cancelled() else child.exception()
+    cause = error.cause if isinstance(error, ChildWorkflowError) else None
+    return not isinstance(cause, (TerminatedError, TimeoutError, CancelledError))
+
+
+def _with_use(
+    activity: str, headers: Mapping[str, Payload], *, local: bool
+) -> Mapping[str, Payload]:
+    node = _node()
+    if node is None or activity in ACTIVITIES:
+        return headers
+    return {**headers, USE_HEADER: node.use(local=local).to_payload()}

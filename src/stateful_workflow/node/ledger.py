@@ -1,0 +1,635 @@
+"""What one node holds and owes: the pure state machine of the protocol.
+
+A ledger judges messages, holds the newest of each (name, authority), knows which
+token is in force here, and which messages each child still lacks. It takes the
+time as an argument and knows nothing of Temporal; `stateful_workflow.node.node` is its
+only driver. Rules: docs/design.md, decisions 3 to 5.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from ..errors import (
+    MessageRefused,
+    TokenConflict,
+    TokenForged,
+    TokenMalformed,
+    TokenStale,
+    TokenWithheld,
+    WrongAuthority,
+    WrongTree,
+)
+from ..sealed.issuers import Issuer, verify
+from ..sealed.message import CLOCK_TOLERANCE_MS, Message, parse
+
+Order = tuple[int, str]
+"""Version, then SHA-256 of the message: newer compares greater."""
+
+Place = tuple[str, str]
+"""Credential name and authority: where a message stands."""
+
+ALL: Final = "*"
+"""In a set of withheld names: every name."""
+
+FORMAT: Final = 1
+"""Of the carried state; raised by a version that older ones would misread."""
+
+TOO_NEW: Final = "the carried state has format"
+"""How what is said of a `StateTooNew` begins: a failed query brings the words alone."""
+
+REMEMBERED_REJECTIONS: Final = 20
+
+
+class Verdict(enum.Enum):
+    """What became of a message that was not refused."""
+
+    ACCEPTED = "accepted"
+    KNOWN = "known"
+    WAITING = "waiting"
+
+
+class StateUnreadable(ValueError):
+    """A carried state is malformed."""
+
+
+class StateTooNew(Exception):
+    """A carried state is of a format that only a later version of this library reads.
+
+    It fails the workflow task, not the workflow (as a `StatefulError` would), so that the
+    state stays in the history until a newer worker takes the task over.
+    """
+
+
+@dataclass(frozen=True)
+class Child:
+    """A child as its parent knows it.
+
+    Attributes:
+        id: workflow id.
+        type: workflow type.
+        confirmed: its start is confirmed, so that "not found" means it is gone.
+        ended: it is known to be closed; its own live children are still to be adopted.
+        unsettled: it ended before it had passed on all that it was told.
+        running: it could not be started, since one of its id runs, and it is not known whose.
+        dies_with_run: its parent close policy ends it when this run closes.
+        withheld: names it was started without (hard); may contain `ALL`.
+        delivered: the newest message it was given for each place.
+        epoch: the ledger's epoch when it was started.
+        start: which of this node's starts it is; the same id can be started again.
+        replaces: while its start is open, the confirmed child of the same id before it.
+    """
+
+    id: str
+    type: str
+    confirmed: bool = False
+    ended: bool = False
+    unsettled: bool = False
+    running: bool = False
+    dies_with_run: bool = False
+    withheld: frozenset[str] = frozenset()
+    delivered: Mapping[Place, Order] = field(default_factory=dict[Place, Order])
+    epoch: int = 0
+    start: int = 0
+    replaces: Child | None = None
+
+    @property
+    def has_question(self) -> bool:
+        """Whether something is to be asked about it (`stateful_workflow.node.questions`)."""
+        return self.unsettled or self.running
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """One message that was not taken: when (Unix milliseconds), why, and which."""
+
+    at: int
+    reason: str
+    fingerprint: str | None
+    issuer: str | None
+
+
+class Ledger:
+    """The state of one node.
+
+    Args:
+        path: workflow ids from the root to this node, both included.
+        tree: the tree's id.
+        trusted: issuers whose messages count here, by key id.
+        boundary: for a name (or `ALL`) the index in the path of the lowest workflow
+            that was started without it; only authorities from there on count.
+    """
+
+    def __init__(
+        self,
+        path: tuple[str, ...],
+        tree: str,
+        trusted: Mapping[str, Issuer] | None = None,
+        boundary: Mapping[str, int] | None = None,
+    ) -> None:
+        if not path:
+            raise ValueError("a node's path ends with the node itself")
+        self.path = path
+        self.tree = tree
+        self.trusted = dict(trusted or {})
+        self.revoked: set[str] = set()
+        self.boundary = dict(boundary or {})
+        self.held: dict[Place, Message] = {}
+        self.last: dict[str, Message] = {}
+        self.floors: dict[Place, dict[str, Order]] = {}
+        self.children: dict[str, Child] = {}
+        self.soft: dict[str, dict[str, bool]] = {}
+        self.rejected: dict[str, int] = {}
+        self.rejections: deque[Rejection] = deque(maxlen=REMEMBERED_REJECTIONS)
+        self.epoch = 0
+        self.starts = 0
+
+    # --- judging -------------------------------------------------------------
+
+    def check(self, message: Message, now: int) -> Verdict:
+        """Judge a message and change nothing; `now` is Unix milliseconds.
+
+        Raises:
+            MessageRefused: the subclass says why.
+        """
+        claims = message.claims
+        where = f"workflow {self.path[-1]}"
+        if claims.root != self.path[0] or claims.tree != self.tree:
+            raise WrongTree(
+                f"{where}: the message is for tree {claims.tree} of root {claims.root}, "
+                f"this is tree {self.tree} of root {self.path[0]}; read the status and seal again"
+            )
+        if claims.authority not in self.path:
+            raise WrongAuthority(
+                f"{where}: the message was set at {claims.authority}, which is not above this node"
+            )
+        if self.path.index(claims.authority) < self.lowest(claims.name):
+            raise TokenWithheld(
+                f"{where} or one above it was started without {claims.name}; "
+                "only a message set at or below there is taken"
+            )
+        place = (claims.name, claims.authority)
+        held = self.held.get(place)
+        if held is not None and held.hash == message.hash:
+            return Verdict.KNOWN
+        if claims.version > now + CLOCK_TOLERANCE_MS:
+            raise TokenMalformed(
+                f"{where}: version {claims.version} is more than 5 minutes ahead of the clock"
+            )
+        if message.issuer in self.revoked:
+            raise TokenForged(f"{where}: issuer {message.issuer} was revoked")
+        # Before the floors: the answer of the keyring may take the one in the way.
+        if message.issuer not in self.trusted:
+            return Verdict.WAITING
+        top = self._top(place)
+        # One exactly at the floor was accepted above this node and never reached it.
+        if top is not None and message.order < top[1]:
+            if top[0] == message.issuer:
+                raise TokenStale(
+                    f"{where}: version {claims.version} of {claims.name} is not newer than "
+                    f"{top[1][0]}; read the status and set again"
+                )
+            raise TokenConflict(
+                f"{where}: issuer {top[0]} has set version {top[1][0]} of {claims.name}, "
+                f"newer than {claims.version}; read the status and decide which one stands"
+            )
+        verify(message, self.trusted)
+        return Verdict.ACCEPTED
+
+    def accept(self, message: Message, now: int) -> Verdict:
+        """Judge a message and hold it where it is accepted.
+
+        Raises:
+            MessageRefused: the state is unchanged; see `reject` for the record of it.
+        """
+        verdict = self.check(message, now)
+        if verdict is Verdict.ACCEPTED:
+            self._hold(message)
+            self.epoch += 1
+        return verdict
+
+    def reject(self, error: MessageRefused, now: int, message: Message | None = None) -> None:
+        """Count a refusal by its reason and remember the last few."""
+        reason = type(error).__name__
+        self.rejected[reason] = self.rejected.get(reason, 0) + 1
+        self.rejections.append(
+            Rejection(
+                now,
+                reason,
+                None if message is None else message.fingerprint,
+                None if message is None else message.issuer,
+            )
+        )
+
+    def _hold(self, message: Message) -> None:
+        place = (message.claims.name, message.claims.authority)
+        before = self.held.get(place)
+        self.held[place] = message
+        if place[1] == self.path[-1]:
+            # Of a token that is revoked here the next one keeps the terms.
+            if message.kind == "token":
+                self.last.pop(place[0], None)
+            elif before is not None and before.kind == "token":
+                self.last[place[0]] = before
+        self.floors.setdefault(place, {})[message.issuer] = message.order
+
+    # --- what is in force ----------------------------------------------------
+
+    def floor(self, name: str, authority: str) -> Order | None:
+        """The highest order accepted there, over the issuers trusted now."""
+        top = self._top((name, authority))
+        return None if top is None else top[1]
+
+    def _top(self, place: Place) -> tuple[str, Order] | None:
+        orders = [
+            (issuer, order)
+            for issuer, order in self.floors.get(place, {}).items()
+            if issuer in self.trusted
+        ]
+        return max(orders, key=lambda entry: entry[1], default=None)
+
+    def overtaken(self, message: Message) -> dict[str, int]:
+        """The other trusted issuers who had set one in a held message's place, and its version."""
+        orders = self.floors.get((message.claims.name, message.claims.authority), {})
+        return {
+            issuer: order[0]
+            for issuer, order in orders.items()
+            if issuer != message.issuer and issuer in self.trusted and order < message.order
+        }
+
+    def lowest(self, name: str) -> int:
+        """Index in the path of the highest authority that counts here for a name."""
+        return max(self.boundary.get(name, 0), self.boundary.get(ALL, 0))
+
+    def in_force(self, name: str) -> Message | None:
+        """The nearest authority's message: a token, a revocation that ends the search, or None."""
+        for authority in reversed(self.path[self.lowest(name) :]):
+            message = self.held.get((name, authority))
+            if message is not None and message.claims.inherit is not True:
+                return message
+        return None
+
+    def names(self) -> list[str]:
+        """The credential names anything is held for, sorted."""
+        return sorted({name for name, _ in self.held})
+
+    def is_withheld(self, name: str) -> bool:
+        """Whether this node or one above it was started without the name."""
+        return self.lowest(name) > 0
+
+    # --- children ------------------------------------------------------------
+
+    def start_child(self, child: Child, *, with_messages: bool = True) -> dict[str, Any]:
+        """Register a child about to start and return the state it starts with.
+
+        Floors go to every child, messages to those they are not withheld from, or to
+        none where `with_messages` is false (they are pending then).
+        """
+        held = {
+            place: message
+            for place, message in self.held.items()
+            if with_messages and not self._is_kept_from(child, message)
+        }
+        self.starts += 1
+        before = self.children.get(child.id)
+        self.children[child.id] = replace(
+            child,
+            start=self.starts,
+            replaces=before if before is None or before.confirmed else before.replaces,
+            epoch=self.epoch if with_messages else -1,
+            delivered={place: message.order for place, message in held.items()},
+        )
+        start = Ledger(
+            (*self.path, child.id),
+            self.tree,
+            self.trusted,
+            {**self.boundary, **{name: len(self.path) for name in child.withheld}},
+        )
+        start.revoked = self.revoked
+        start.held = held
+        start.floors = self.floors
+        return start.dump()
+
+    def confirm_child(self, child_id: str) -> bool:
+        """Note that a child's start is confirmed; whether anything moved since it was written."""
+        child = self.children.get(child_id)
+        if child is None:
+            return False
+        self.children[child_id] = replace(child, confirmed=True, replaces=None)
+        return child.epoch != self.epoch
+
+    def start_failed(self, child_id: str, start: int) -> None:
+        """Note that a start failed; a live child of the same id, known before, stays."""
+        if not self.is_of(child_id, start):
+            return
+        child = self.children[child_id]
+        if child.replaces is None:
+            self.forget_child(child_id)
+        else:
+            self.children[child_id] = child.replaces
+
+    def is_new(self, child_id: str, start: int) -> bool:
+        """Whether no workflow of this id was known here before that start."""
+        child = self.children.get(child_id)
+        is_first = child is not None and child.start == start and child.replaces is None
+        return is_first and child_id not in self.path
+
+    def runs_already(self, child_id: str) -> None:
+        """Note that a child was not started since one of its id runs; whose, is to be asked."""
+        self.children[child_id] = replace(self.children[child_id], running=True)
+
+    def take_back(self, child_id: str) -> None:
+        """Take one that runs already for a child which an earlier run of this node started.
+
+        It got nothing with the start that failed. What that was to withhold it may have got from
+        the first one, so it is withheld from now on: it still gets revocations.
+        """
+        child = self.children[child_id]
+        self.children[child_id] = replace(
+            child, confirmed=True, running=False, withheld=frozenset(), delivered={}
+        )
+        for name in sorted(child.withheld):
+            self.withhold(child_id, None if name == ALL else name)
+
+    def confirm_children(self) -> None:
+        """Take every child for started: a later run is told of none of their starts."""
+        for child in list(self.children.values()):
+            if not child.running:
+                self.confirm_child(child.id)
+
+    def end_child(self, child_id: str, start: int | None = None, *, settled: bool = True) -> None:
+        """Note that a child has closed; it stays until its own live children are adopted.
+
+        A `start` that is not the child's says that another one of the same id took its place.
+        """
+        child = self.children.get(child_id)
+        if child is not None and (start is None or start == child.start):
+            self.children[child_id] = replace(child, ended=True, unsettled=not settled)
+
+    def reopen_child(self, child_id: str) -> None:
+        """Take back that a child has closed: its handle was given up, and it goes on."""
+        child = self.children[child_id]
+        self.children[child_id] = replace(child, ended=False, unsettled=False)
+
+    def forgo_answers(self) -> None:
+        """Ask no questions: closed children are left to the fan-out, strangers forgotten."""
+        for child in list(self.children.values()):
+            if child.unsettled:
+                self.children[child.id] = replace(child, unsettled=False)
+            elif child.running:
+                self.start_failed(child.id, child.start)
+
+    def is_of(self, child_id: str, start: int) -> bool:
+        """Whether a child is the one of that start, and not a later one of its id."""
+        child = self.children.get(child_id)
+        return child is not None and child.start == start
+
+    def forget_child(self, child_id: str) -> None:
+        """Drop a child that never started or is plain; what is withheld by its id stays so."""
+        self.children.pop(child_id, None)
+
+    def adopt(self, closed_id: str, orphans: Iterable[tuple[Child, Mapping[str, bool]]]) -> None:
+        """Take over the children of a closed child; whatever was withheld on the way stays so.
+
+        Args:
+            orphans: each of its children, with what it kept from it softly (name to whether).
+        """
+        closed = self.children.get(closed_id)
+        soft = self.soft.get(closed_id, {})
+        self.forget_child(closed_id)
+        for orphan, kept in orphans:
+            if orphan.id == closed_id or orphan.id in self.children or orphan.id in self.path:
+                continue
+            hard = orphan.withheld | (frozenset[str]() if closed is None else closed.withheld)
+            self.children[orphan.id] = replace(
+                orphan, confirmed=True, withheld=hard, delivered={}, epoch=self.epoch
+            )
+            every = (soft, kept, self.soft.get(orphan.id, {}))
+            if any(every):
+                self.soft[orphan.id] = {
+                    name: any(one.get(name, one.get(ALL, False)) for one in every)
+                    for name in sorted({ALL}.union(*every))
+                }
+
+    def withhold(self, child_id: str, name: str | None) -> None:
+        """From now on pass a name (None: every one) to this child no more (soft)."""
+        if name is None:
+            self.soft[child_id] = {ALL: True}
+        else:
+            self.soft.setdefault(child_id, {})[name] = True
+
+    def share(self, child_id: str, name: str | None) -> None:
+        """Undo `withhold`; what was withheld at the child's start stays withheld."""
+        if name is None:
+            self.soft.pop(child_id, None)
+        else:
+            self.soft.setdefault(child_id, {})[name] = False
+
+    def withheld_from(self, child_id: str) -> tuple[str, ...]:
+        """The names a child is not given by this node, hard or soft; may contain `ALL`."""
+        child = self.children[child_id]
+        soft = self.soft.get(child_id, {})
+        return tuple(sorted(child.withheld | {name for name, on in soft.items() if on}))
+
+    def shared_with(self, child_id: str) -> tuple[str, ...]:
+        """The names a child is given by this node although `withheld_from` says `ALL`."""
+        child = self.children[child_id]
+        soft = self.soft.get(child_id, {})
+        names = {name for name, on in soft.items() if not on}
+        return tuple(sorted(name for name in names if not self._withheld_from(child, name)))
+
+    def _withheld_from(self, child: Child, name: str) -> bool:
+        if ALL in child.withheld or name in child.withheld:
+            return True
+        soft = self.soft.get(child.id, {})
+        return soft.get(name, soft.get(ALL, False))
+
+    def _is_kept_from(self, child: Child, message: Message) -> bool:
+        name = message.claims.name
+        # What takes a token away goes on to a child that is not to have it: it may hold it.
+        if message.claims.inherit is False:
+            return ALL in child.withheld or name in child.withheld
+        return self._withheld_from(child, name)
+
+    def pending(self, child_id: str) -> list[Message]:
+        """The held messages a child should have and was not given."""
+        child = self.children[child_id]
+        return [
+            message
+            for place, message in self.held.items()
+            if child.delivered.get(place) != message.order
+            and not self._is_kept_from(child, message)
+        ]
+
+    def to_tell(self) -> Iterator[tuple[Child, list[Message]]]:
+        """The live, confirmed children that lack something, with what they lack."""
+        for child in self.children.values():
+            if child.confirmed and not child.ended:
+                messages = self.pending(child.id)
+                if messages:
+                    yield child, messages
+
+    def delivered(self, child_id: str, messages: Iterable[Message]) -> None:
+        """Note what a child was given."""
+        child = self.children.get(child_id)
+        if child is None:
+            return
+        told = {(m.claims.name, m.claims.authority): m.order for m in messages}
+        self.children[child_id] = replace(child, delivered={**child.delivered, **told})
+
+    # --- carrying ------------------------------------------------------------
+
+    def dump(self) -> dict[str, Any]:
+        """The state as JSON data: sealed tokens and public keys only."""
+        return {
+            "format": FORMAT,
+            "tree": self.tree,
+            "path": list(self.path),
+            "trusted": {kid: issuer.to_json() for kid, issuer in self.trusted.items()},
+            "revoked": sorted(self.revoked),
+            "boundary": self.boundary,
+            "held": [message.text for message in self.held.values()],
+            "last": [message.text for message in self.last.values()],
+            "floors": [[*place, orders] for place, orders in self.floors.items()],
+            "children": [
+                {
+                    "id": child.id,
+                    "type": child.type,
+                    "confirmed": child.confirmed,
+                    "ended": child.ended,
+                    "unsettled": child.unsettled,
+                    "running": child.running,
+                    "withheld": sorted(child.withheld),
+                    "delivered": [[*place, *order] for place, order in child.delivered.items()],
+                }
+                for child in self.children.values()
+            ],
+            "soft": self.soft,
+            "rejected": self.rejected,
+            "rejections": [[r.at, r.reason, r.fingerprint, r.issuer] for r in self.rejections],
+        }
+
+    @classmethod
+    def load(cls, data: Mapping[str, Any]) -> Ledger:
+        """Read a state that `dump` wrote.
+
+        Raises:
+            StateUnreadable: where it is malformed.
+            StateTooNew: where it is of a later format.
+        """
+        ledger = cls(("",), "")
+        ledger.restore(data)
+        return ledger
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Replace this state by one that `dump` wrote.
+
+        Raises:
+            StateUnreadable: as `load`; the state is to be thrown away then.
+            StateTooNew: as `load`.
+        """
+        check_format(data)
+        if data.get("format") not in range(1, FORMAT + 1):
+            raise StateUnreadable(f"the carried state has no known format: {data.get('format')!r}")
+        try:
+            self._restore(data)
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            OverflowError,
+            AttributeError,
+            TokenMalformed,
+        ) as error:
+            raise StateUnreadable(f"the carried state is malformed: {error}") from None
+
+    def _restore(self, data: Mapping[str, Any]) -> None:
+        self.path = tuple(str(part) for part in data["path"])
+        if not self.path:
+            raise ValueError("the path is empty")
+        self.tree = str(data["tree"])
+        self.trusted = read_trusted(data["trusted"])
+        self.revoked = {str(kid) for kid in data["revoked"]}
+        self.boundary = {str(name): int(index) for name, index in data["boundary"].items()}
+        messages = [parse(text) for text in data["held"]]
+        self.held = {(m.claims.name, m.claims.authority): m for m in messages}
+        self.last = {m.claims.name: m for m in map(parse, data.get("last", ()))}
+        self.floors = {
+            (str(name), str(authority)): {
+                str(kid): (int(version), str(digest)) for kid, (version, digest) in orders.items()
+            }
+            for name, authority, orders in data["floors"]
+        }
+        children = [_child(child) for child in data["children"]]
+        self.children = {child.id: child for child in children}
+        self.soft = {
+            str(child): {str(name): bool(on) for name, on in names.items()}
+            for child, names in data["soft"].items()
+        }
+        self.rejected = {str(name): int(count) for name, count in data["rejected"].items()}
+        self.rejections = deque(
+            (Rejection(int(at), str(reason), *rest) for at, reason, *rest in data["rejections"]),
+            maxlen=REMEMBERED_REJECTIONS,
+        )
+        self.epoch = 0
+
+    def trust(self, issuers: Mapping[str, Issuer], revoked: Iterable[str] = ()) -> bool:
+        """Learn issuers, and whether any key was new or newly revoked.
+
+        A revoked one is never trusted again, and its floors fall away.
+
+        It only adds and revokes, so that an answer from an older keyring takes nothing back;
+        of the limits of an issuer the last answer counts.
+        """
+        before = set(self.trusted), set(self.revoked)
+        self.revoked |= set(revoked)
+        self.trusted = {
+            kid: issuer
+            for kid, issuer in {**self.trusted, **issuers}.items()
+            if kid not in self.revoked
+        }
+        return (set(self.trusted), self.revoked) != before
+
+
+def check_format(data: Mapping[str, Any]) -> None:
+    """Look at the format of a carried state, before anything else of it is believed.
+
+    Raises:
+        StateTooNew: where it is later than this version's.
+    """
+    found = data.get("format")
+    if isinstance(found, int) and found > FORMAT:
+        raise StateTooNew(
+            f"{TOO_NEW} {found}, and this version of stateful-workflow reads formats "
+            f"up to {FORMAT}. Upgrade this worker; the state is kept, and the workflow goes on "
+            "where a newer worker takes it over"
+        )
+
+
+def read_trusted(data: Mapping[str, object]) -> dict[str, Issuer]:
+    """Read trusted issuers from a state or a keyring's answer.
+
+    Raises:
+        ValueError, AttributeError: where one is malformed.
+    """
+    return {str(kid): Issuer.from_json(issuer) for kid, issuer in data.items()}
+
+
+def _child(data: Mapping[str, Any]) -> Child:
+    return Child(
+        id=str(data["id"]),
+        type=str(data["type"]),
+        confirmed=bool(data["confirmed"]),
+        ended=bool(data["ended"]),
+        unsettled=data.get("unsettled") is True,
+        running=data.get("running") is True,
+        withheld=frozenset(str(name) for name in data["withheld"]),
+        delivered={
+            (str(name), str(authority)): (int(version), str(digest))
+            for name, authority, version, digest in data["delivered"]
+        },
+    )

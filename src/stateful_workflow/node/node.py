@@ -1,0 +1,714 @@
+"""One workflow's live part in a tree.
+
+Runs inside workflow code, so everything here follows from the run's history: the
+header it was started with, the signals and updates it got, and recorded results of
+the activities in `stateful_workflow.worker.courier`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, Literal, cast
+
+from temporalio import workflow
+from temporalio.api.common.v1 import Payload
+from temporalio.common import RawValue, RetryPolicy
+from temporalio.exceptions import FailureError
+
+from ..errors import MessageRefused, TokenForged, TokenMalformed
+from ..sealed.message import DEFAULT_NAME, Message, named_issuer, parse
+from ..sealed.origins import allowed_origin, is_allowed, origin_of
+from ..text.printable import printable
+from .budget import FEW_ROTATIONS, Used, cost_of_rotation, rotations_left
+from .contract import NODE_HEADER, RECOVER, RecoverResult
+from .describe import describe_ledger, details_line, status_of
+from .fanout import Fanout
+from .headers import RULES, Start, Use
+from .inbox import Inbox, now_ms
+from .ledger import ALL, Child, Ledger, Place, StateTooNew, StateUnreadable, Verdict
+from .questions import Questions
+from .record import NodeRecord
+from .status import TokenState, TokenStatus
+
+_DRAIN: Final = timedelta(seconds=10)
+_ADOPTION: Final = timedelta(seconds=5)
+_ADOPTION_TRIES: Final = 3
+_STARTED_WITHIN: Final = timedelta(seconds=3)
+_ASK_AGAIN: Final = timedelta(seconds=10)
+_HEADER_BYTES_A_TASK: Final = 1_000_000
+_CARRIED_WAITING_BYTES: Final = 500_000
+_USE_BYTES: Final = 4096
+_ASKS: Final = "stateful-ask"
+_LARGEST_ARGUMENT: Final = 32_768
+"""Bytes of a payload: the largest message in any encoding a converter is likely to give it."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a workflow class says of its node; acts when a child or a run starts, never after.
+
+    Attributes:
+        share: workflow types the tokens are passed to; None means all that `withhold` leaves.
+        withhold: workflow types they are not passed to.
+        api_url: the address a workflow has when it is started without one.
+    """
+
+    share: tuple[str, ...] | None = None
+    withhold: tuple[str, ...] = ()
+    api_url: str | None = None
+
+    def withholds(self, child_type: str) -> bool:
+        """Whether a child of this type is started without the tokens."""
+        if self.share is not None and child_type not in self.share:
+            return True
+        return child_type in self.withhold
+
+
+class Node:
+    """The state of one run and what keeps it true.
+
+    Args:
+        settings: of the workflow's class.
+        headers: the ones the run was started with.
+
+    Raises:
+        StateTooNew: where they hold a state that only a newer worker can read.
+    """
+
+    def __init__(self, settings: Settings, headers: Mapping[str, Payload]) -> None:
+        info = workflow.info()
+        self._settings = settings
+        start = _read_start(headers)
+        if start is None:
+            self.ledger = Ledger((info.workflow_id,), info.first_execution_run_id)
+            self.api_url = settings.api_url
+        else:
+            self.ledger = Ledger.load(start.ledger)
+            self.ledger.confirm_children()
+            own = start.api_url if start.api_url is not None else settings.api_url
+            self.api_url = own if own is not None else start.parent_api_url
+        # A run without the header may have been begun by any version of this library.
+        self._rules = 1 if start is None else start.rules
+        written_by = None if start is None else start.run
+        # Retries and cron runs wake with the header of the first start (decision 7).
+        self.recovering = info.continued_run_id is not None and info.continued_run_id != written_by
+        self._first_held: dict[Place, Message] = {}
+        if self.recovering:
+            self._first_held, self.ledger.held = self.ledger.held, {}
+        self._lost = start is not None and start.lost
+        self._reports: dict[str, dict[str, int]] = {}
+        self._record = NodeRecord()
+        self._inbox = Inbox(self.ledger, self._record)
+        self._fanout = Fanout(self.ledger, self._record)
+        self._questions = Questions(self.ledger, self._found_children)
+        self._given_up: list[tuple[str, int]] = []
+        self._asking_later: asyncio.Task[None] | None = None
+        if start is not None:
+            self._inbox.queue(start.waiting)
+        self.signals = 0
+        self.updates = 0
+        self._warned = False
+        self._updates = 0
+        self._header_bytes = 0
+        self._header_at = 0
+        self._woken = False
+        self._resting = False
+        self._task: asyncio.Task[None] | None = None
+        self._context = contextvars.copy_context()
+        self._record_start()
+
+    def _record_start(self) -> None:
+        reason = "start" if workflow.info().continued_run_id is None else "continued"
+        for name in self.ledger.names():
+            message = self.ledger.in_force(name)
+            if message is not None:
+                self._record.accepted(message, reason)
+
+    # --- messages in ---------------------------------------------------------
+
+    def on_signal(self, args: Sequence[Any]) -> None:
+        """Take a message from the `apiToken` signal; whatever it is, nothing is raised."""
+        try:
+            text = argument(args)
+            if not isinstance(text, str):
+                raise TokenMalformed("the message is not a string")
+        except TokenMalformed as error:
+            self._inbox.reject(error)
+            return
+        before = self.ledger.epoch
+        if self.recovering:
+            self._inbox.queue([text])
+        else:
+            self._inbox.put(text)
+        self._follow(before)
+        self.wake()
+
+    def validate_update(self, args: Sequence[Any]) -> None:
+        """Turn down an update before it enters history.
+
+        Raises:
+            MessageRefused: the subclass is the named error of the contract.
+        """
+        message: Message | None = None
+        try:
+            message = parse(argument(args))
+            if not self.recovering:
+                self._inbox.admit_update(message)
+        except MessageRefused as error:
+            self._record.rejected(error, message)
+            raise
+
+    async def on_update(self, args: Sequence[Any]) -> dict[str, Any]:
+        """Take a message from the `apiToken` update and answer with the status.
+
+        Raises:
+            MessageRefused: where it was turned down after all.
+        """
+        return (await self.take(parse(argument(args)))).to_json()
+
+    async def take(self, message: Message) -> TokenStatus:
+        """Judge a message, waiting for its issuer to become known, and return the status.
+
+        Raises:
+            MessageRefused: the state is unchanged but for the record of the refusal.
+        """
+        self._updates += 1
+        before = self.ledger.epoch
+        try:
+            await self.ready()
+            if self._inbox.judge(message) is Verdict.WAITING:
+                self._inbox.look_up(message)
+                self.wake()
+                await self._inbox.until_known(message)
+            self._follow(before)
+            self.wake()
+        finally:
+            self._updates -= 1
+        return self.status(message.claims.name)
+
+    def on_report(self, args: Sequence[Any]) -> None:
+        """Note that an API refused a token this node is the authority of; raises nothing."""
+        try:
+            report = argument(args)
+        except TokenMalformed:
+            return
+        if not isinstance(report, dict):
+            return
+        members = cast("dict[str, Any]", report)
+        name = members.get("name")
+        held = self.ledger.held.get((name, self.ledger.path[-1])) if isinstance(name, str) else None
+        if held is not None and members.get("fingerprint") == held.fingerprint:
+            seen = self._reports.get(held.claims.name, {}).get(held.fingerprint, 0)
+            self._reports[held.claims.name] = {held.fingerprint: seen + 1}
+
+    def on_url(self, args: Sequence[Any]) -> None:
+        """Take an API address from a signal; only one whose origin a held token is signed for."""
+        try:
+            self.api_url = self._signalled_url(argument(args))
+        except TokenMalformed as error:
+            self._inbox.reject(error)
+
+    def _signalled_url(self, url: object) -> str:
+        if not isinstance(url, str):
+            raise TokenMalformed("the API address is not a string")
+        try:
+            origin = allowed_origin(url)  # by signal not even a path: only where, not what
+            origin_of(url)
+        except ValueError as error:
+            raise TokenMalformed(f"the API address is refused: {error}") from None
+        tokens = [self.ledger.in_force(name) for name in self.ledger.names()]
+        if not any(token and is_allowed(origin, token.claims.origins) for token in tokens):
+            raise TokenMalformed(f"{origin} is among the signed origins of no token held here")
+        return origin
+
+    # --- what is shown -------------------------------------------------------
+
+    def status(self, name: str) -> TokenStatus:
+        """What is known of a credential here."""
+        message = self.ledger.in_force(name)
+        if message is None:
+            return TokenStatus(name, self._state_without(name))
+        return status_of(self.ledger, message, now_ms())
+
+    def _state_without(self, name: str) -> TokenState:
+        if self.recovering or self._inbox.waits(name):
+            return "waiting"
+        if self._needs_set():
+            return "needs_set"
+        return "withheld" if self.ledger.is_withheld(name) else "none"
+
+    def _needs_set(self) -> bool:
+        return self._lost and not self.ledger.held
+
+    def describe(self, name: str) -> dict[str, Any] | None:
+        """The answer of the `apiToken` query: status and sealed token, or None."""
+        status = self.status(name)
+        if status.state == "none":
+            return None
+        return {**status.to_json(), "sealed": self._sealed(name)}
+
+    def _sealed(self, name: str) -> str | None:
+        message = self.ledger.in_force(name)
+        return message.text if message is not None and message.kind == "token" else None
+
+    def describe_all(self) -> dict[str, Any]:
+        """The answer of the `apiTokenStatus` query; never a sealed token."""
+        return {
+            **describe_ledger(
+                self.ledger,
+                now_ms(),
+                self._inbox.waiting,
+                self._fanout.reasons,
+                self._fanout.by_update,
+            ),
+            "type": workflow.info().workflow_type,
+            "api_url": self.api_url,
+            "needs_set": self._needs_set(),
+            "recovering": self.recovering,
+            "reports": self._reports,
+            "budget": {**self._used().to_json(), "rotations_left": self.rotations_left()},
+        }
+
+    def _used(self) -> Used:
+        info = workflow.info()
+        events, size = info.get_current_history_length(), info.get_current_history_size()
+        return Used(events, size, self.signals, self.updates)
+
+    def rotations_left(self) -> int:
+        """How many more rotations this run takes, by the server's limits as they are shipped."""
+        cost = cost_of_rotation(self.ledger, by_activity=self._fanout.by_activity)
+        return rotations_left(self._used(), cost, is_root=len(self.ledger.path) == 1)
+
+    def details(self, theirs: str) -> str:
+        """Temporal's own workflow details: what the user's code has there, and a line of ours."""
+        ledger = self.ledger
+        withheld = {name for name in ledger.boundary if ledger.is_withheld(name)}
+        waiting = {message.claims.name for message in self._inbox.waiting}
+        names = {*ledger.names(), *waiting, *withheld - {ALL}}
+        if ALL in withheld or self._needs_set() or self.recovering:
+            names |= {DEFAULT_NAME}
+        statuses = [self.status(name) for name in sorted(names)]
+        line = details_line(statuses, ledger.path[-1], withheld)
+        return "\n\n".join(text for text in (theirs, line) if text)
+
+    def use(self, *, local: bool) -> Use:
+        """What an activity of this node may open, as it stands now.
+
+        A local one carries every token, since it cannot ask; others only what is small.
+        """
+        ledger = self.ledger
+        own = ledger.path[-1]
+        tokens: dict[str, Mapping[str, str | None]] = {}
+        room = _USE_BYTES
+        for name in ledger.names():
+            sealed = self._sealed(name)
+            room -= 0 if sealed is None else len(sealed)
+            tokens[name] = {
+                "state": self.status(name).state,
+                "sealed": sealed if local or room >= 0 else None,
+            }
+        return Use(
+            root=ledger.path[0],
+            tree=ledger.tree,
+            api_url=self.api_url,
+            tokens=tokens,
+            own={
+                name: message.text
+                for (name, at), message in ledger.held.items()
+                if at == own and message.kind == "revocation"
+            },
+            last={name: message.text for name, message in ledger.last.items()},
+        )
+
+    # --- children ------------------------------------------------------------
+
+    def start_child(
+        self, child_id: str, child_type: str, withheld: frozenset[str], *, dies_with_run: bool
+    ) -> Payload:
+        """Register a child about to start and return its header."""
+        if self._settings.withholds(child_type):
+            withheld |= {ALL}
+        now = workflow.time_ns()
+        if now != self._header_at:
+            self._header_at, self._header_bytes = now, 0
+        self._header_bytes += sum(len(message.text) for message in self.ledger.held.values())
+        # The server terminates a parent whose one task carries too much (decision 7).
+        fits = self._header_bytes <= _HEADER_BYTES_A_TASK
+        child = Child(child_id, child_type, dies_with_run=dies_with_run, withheld=withheld)
+        state = self.ledger.start_child(child, with_messages=fits)
+        for name in sorted(withheld):
+            self._record.kept_from("withhold", child_id, child_type, name, "start")
+        return Start(state, parent_api_url=self.api_url).to_payload()
+
+    def child_started(self, child_id: str) -> None:
+        """A child's start was confirmed."""
+        self._fanout.child_started(child_id)
+        self.wake()
+
+    def child_failed_to_start(self, child_id: str, start: int, *, runs: bool) -> None:
+        """A child's start failed; one of the same id that lives is told what came meanwhile.
+
+        Where one runs that was not known here, this run may be a reset one, which starts what it
+        has started before: the server is asked whose child it is.
+        """
+        if runs and self.ledger.is_new(child_id, start):
+            self.ledger.runs_already(child_id)
+        else:
+            self.ledger.start_failed(child_id, start)
+        child = self.ledger.children.get(child_id)
+        if child is not None and child.has_question:
+            self.ask()
+        self._fanout.again()
+        self.wake()
+
+    def child_start_given_up(self, child_id: str, start: int) -> None:
+        """This workflow was cancelled while a child was being started, which may run all the same.
+
+        The server is asked after a while: a start that is under way is not known to it at once.
+        """
+        if not self.ledger.is_of(child_id, start) or not self._may_ask():
+            self.child_failed_to_start(child_id, start, runs=False)
+            return
+        self._given_up.append((child_id, start))
+        if self._asking_later is None or self._asking_later.done():
+            self._asking_later = asyncio.create_task(self._ask_later())
+
+    async def _ask_later(self) -> None:
+        await workflow.sleep(_STARTED_WITHIN)
+        for child_id, start in self._given_up:
+            if self.ledger.is_of(child_id, start):
+                self.ledger.runs_already(child_id)
+        self._given_up.clear()
+        self.ask()
+
+    def _may_ask(self) -> bool:
+        """Whether a question may follow here, which an older version of this library did not ask.
+
+        The patch alone does not tell: for a task without commands that an update follows it says
+        yes to what is old, where the workflow is in no cache (docs/design.md, decision 21).
+        """
+        return self._rules >= RULES and workflow.patched(_ASKS)
+
+    async def before_start(self, child_id: str) -> None:
+        """Where a closed child of this id is known, adopt what it left alive, within 15 s."""
+
+        def is_ended() -> bool:
+            child = self.ledger.children.get(child_id)
+            return child is not None and child.ended
+
+        if child_id not in self.ledger.children:
+            return
+        # In one workflow task signals come before the children's ends, whatever the history
+        # says: after a timer those are known.
+        await workflow.sleep(timedelta(milliseconds=1))
+        if not is_ended():
+            return
+        for _ in range(_ADOPTION_TRIES):
+            self._fanout.again()
+            self.wake()
+            try:
+                await workflow.wait_condition(lambda: not is_ended(), timeout=_ADOPTION)
+            except asyncio.TimeoutError:
+                continue
+            return
+        warn(
+            f"Workflow {self.ledger.path[-1]} starts {child_id} again before the first one could "
+            "be asked for its children"
+        )
+
+    def child_ended(self, child_id: str, start: int, *, settled: bool) -> None:
+        """A child closed, the one of that start; `settled` where it had passed on all before."""
+        self.ledger.end_child(child_id, start, settled=settled)
+        self._fanout.child_ended()
+        if not settled:
+            self.ask()
+        self.wake()
+
+    def _found_children(self) -> None:
+        self._fanout.again()
+        self.wake()
+
+    def withhold(self, child_id: str, name: str | None) -> None:
+        """Pass a name (None: all) to this child no more."""
+        self.ledger.withhold(child_id, name)
+        self._record_kept("withhold", child_id, name)
+
+    def share(self, child_id: str, name: str | None) -> None:
+        """Pass it again, the newest at once."""
+        self.ledger.share(child_id, name)
+        self._record_kept("share", child_id, name)
+        self._fanout.again()
+        self.wake()
+
+    def _record_kept(
+        self, action: Literal["withhold", "share"], child_id: str, name: str | None
+    ) -> None:
+        child = self.ledger.children.get(child_id)
+        child_type = None if child is None else child.type
+        self._record.kept_from(action, child_id, child_type, ALL if name is None else name)
+
+    # --- the loop behind the handlers ----------------------------------------
+
+    def _follow(self, epoch: int) -> None:
+        """Where a message was accepted since, forward on behalf of whoever sent it.
+
+        What a tracing interceptor keeps in context variables so goes along to the children.
+        """
+        if self.ledger.epoch != epoch:
+            self._context = contextvars.copy_context()
+            self._warn_of_the_end()
+
+    def _warn_of_the_end(self) -> None:
+        if self._warned or self.rotations_left() >= FEW_ROTATIONS:
+            return
+        self._warned = True
+        warn(
+            f"Workflow {self.ledger.path[-1]} takes about {self.rotations_left()} more rotations "
+            "in this run, then the server ends it or turns them away. Let it continue as new"
+        )
+
+    def ask(self) -> None:
+        """Ask what there is to ask, now that there may be something."""
+        if self.recovering:
+            return
+        if any(child.has_question for child in self.ledger.children.values()):
+            if self._may_ask():
+                self._questions.begin()
+            else:
+                self.ledger.forgo_answers()
+
+    def wake(self) -> None:
+        """Let the loop look again; it runs only while there is something to do."""
+        self._woken = True
+        if not self.recovering and self._busy() and (self._task is None or self._task.done()):
+            self._task = asyncio.create_task(self._work())
+
+    def _busy(self) -> bool:
+        return self._inbox.is_busy or self._fanout.is_busy
+
+    async def _work(self) -> None:
+        while self._busy():
+            self._woken = False
+            if _is_past(self._inbox.due):
+                await self._inbox.step()
+            elif _is_past(self._fanout.due):
+                _enter(self._context)
+                await self._fanout.step()
+            else:
+                await self._rest()
+
+    async def _rest(self) -> None:
+        due = [at for at in (self._inbox.due, self._fanout.due) if at is not None]
+        self._resting = True
+        try:
+            await workflow.wait_condition(
+                lambda: self._woken, timeout=timedelta(milliseconds=max(min(due) - now_ms(), 1))
+            )
+        except asyncio.TimeoutError:
+            return
+        finally:
+            self._resting = False
+
+    # --- the run's ends ------------------------------------------------------
+
+    async def ready(self) -> None:
+        """Wait until the state of a run before this one is recovered: nothing is used before."""
+        if self.recovering:
+            await workflow.wait_condition(lambda: not self.recovering)
+
+    async def recover(self) -> None:
+        """Ask the closed run before this one for its state; until then nothing is used.
+
+        Raises:
+            StateTooNew: only a newer worker can read it.
+        """
+        info = workflow.info()
+        try:
+            answer = await _ask_closed_run()
+            if answer.too_new:
+                # The local activity's answer is not recorded by a task that fails.
+                raise StateTooNew(
+                    f"workflow {info.workflow_id}: the worker that was asked for the state of run "
+                    f"{info.continued_run_id} cannot read it. Upgrade that worker; the state is "
+                    "kept, and the workflow goes on once a newer worker answers"
+                )
+            if answer.state is not None:
+                with _naming_the_workflow():
+                    self._resume(Start.from_json(answer.state))
+            elif answer.asked:
+                self.ledger.held = self._first_held
+                self._fanout.again()
+            self._lost = self._lost or not answer.asked
+        except ValueError as error:
+            warn(f"The state of run {info.continued_run_id}: {error}")
+            self._lost = True
+        if self._lost:
+            warn(
+                f"Run {info.continued_run_id} could not be asked for its state; set the token of "
+                f"workflow {info.workflow_id} again"
+            )
+        self._first_held = {}
+        self.recovering = False
+        self._record_start()
+        self.ask()
+        self.wake()
+
+    def _resume(self, start: Start) -> None:
+        if tuple(start.ledger.get("path", ())) != self.ledger.path:
+            raise StateUnreadable("the run before stood at another place in the tree")
+        self.ledger.restore(start.ledger)
+        self.ledger.confirm_children()
+        self._lost = start.lost
+        if start.api_url is not None:
+            self.api_url = start.api_url
+        self._inbox.queue(start.waiting, first=True)
+        self._fanout.again()
+
+    def carry(self) -> Payload:
+        """The header of the next run; what finds no room in it is counted as refused."""
+        _, left_out = self._inbox.within(_CARRIED_WAITING_BYTES)
+        for text in left_out:
+            issuer = named_issuer(text)
+            self._inbox.reject(TokenForged(f"issuer {issuer} is not known, and too many waited"))
+        return self._carried(workflow.info().run_id).to_payload()
+
+    def describe_state(self) -> dict[str, Any]:
+        """The answer of the `statefulState` query: what the next run would be given."""
+        return self._carried(None).to_json()
+
+    def _carried(self, run: str | None) -> Start:
+        waiting, _ = self._inbox.within(_CARRIED_WAITING_BYTES)
+        return Start(
+            self.ledger.dump(),
+            run,
+            self.api_url,
+            None,
+            tuple(waiting),
+            self.recovering or self._needs_set(),
+        )
+
+    def dying_children(self) -> list[str]:
+        """Ids of live children whose close policy ends them with this run."""
+        return [
+            child.id
+            for child in self.ledger.children.values()
+            if child.dies_with_run and not child.ended
+        ]
+
+    async def drain(self) -> None:
+        """Finish judging and forwarding before the run closes, within 10 s."""
+        self._inbox.hurry()
+        self.wake()
+        if self._is_settled():
+            return
+        try:
+            await workflow.wait_condition(self._is_settled, timeout=_DRAIN)
+        except asyncio.TimeoutError:
+            return
+
+    def _is_settled(self) -> bool:
+        if self._updates or not self._inbox.is_settled:
+            return False
+        if any(not child.confirmed for child in self.ledger.children.values()):
+            return False
+        idle = self._task is None or self._task.done()
+        return idle or (self._resting and not self._woken)
+
+
+def argument(args: Sequence[Any]) -> object:
+    """The one argument of a handler; its size is looked at before it is decoded.
+
+    Raises:
+        TokenMalformed: where there is not exactly one, or it is too large, or cannot be decoded.
+    """
+    if len(args) != 1:
+        raise TokenMalformed(f"exactly one argument is expected, not {len(args)}")
+    value: object = args[0]
+    if not isinstance(value, RawValue):
+        return value
+    if value.payload.ByteSize() > _LARGEST_ARGUMENT:
+        raise TokenMalformed(f"the argument has more than {_LARGEST_ARGUMENT:,} bytes")
+    try:
+        return cast("object", workflow.payload_converter().from_payload(value.payload))
+    except Exception as error:  # noqa: BLE001 - the converter is the user's, and may raise anything
+        raise TokenMalformed(f"the argument cannot be decoded: {type(error).__name__}") from None
+
+
+def warn(text: str) -> None:
+    """Log a warning of workflow code; in it may stand what others chose."""
+    workflow.logger.warning(printable(text))
+
+
+def _read_start(headers: Mapping[str, Payload]) -> Start | None:
+    try:
+        with _naming_the_workflow():
+            start = Start.from_headers(headers)
+    except ValueError as error:
+        warn(f"{error}; the workflow is taken for a root")
+        return None
+    if start is None:
+        return None
+    info = workflow.info()
+    path: object = start.ledger.get("path")
+    chain = [str(part) for part in cast("list[object]", path)] if isinstance(path, list) else []
+    above = [] if info.parent is None else [info.parent.workflow_id]
+    if not chain or chain[-1] != info.workflow_id or chain[:-1][-1:] not in ([], above):
+        warn(f"The header {NODE_HEADER} was not written for this workflow; it is taken for a root")
+        return None
+    return start
+
+
+@contextmanager
+def _naming_the_workflow() -> Generator[None, None, None]:
+    try:
+        yield
+    except StateTooNew as error:
+        raise StateTooNew(f"workflow {workflow.info().workflow_id}: {error}") from None
+
+
+async def _ask_closed_run() -> RecoverResult:
+    info = workflow.info()
+    args = [info.workflow_id, info.continued_run_id]
+    try:
+        answer = await workflow.execute_local_activity(
+            RECOVER,
+            args=args,
+            result_type=RecoverResult,
+            start_to_close_timeout=timedelta(seconds=8),
+            retry_policy=RetryPolicy(maximum_attempts=1),
+        )
+        if answer.asked or not answer.again:
+            return answer
+        while True:
+            answer = await workflow.execute_activity(
+                RECOVER,
+                args=args,
+                result_type=RecoverResult,
+                start_to_close_timeout=timedelta(seconds=8),
+                schedule_to_close_timeout=timedelta(seconds=30),
+                retry_policy=RetryPolicy(maximum_attempts=3),
+            )
+            if not answer.too_new:
+                return answer
+            warn(
+                f"Workflow {info.workflow_id} waits: a worker cannot read the state of run "
+                f"{info.continued_run_id}. Upgrade that worker"
+            )
+            await workflow.sleep(_ASK_AGAIN)
+    except FailureError:
+        return RecoverResult(asked=False)
+
+
+def _is_past(at: int | None) -> bool:
+    return at is not None and now_ms() >= at
+
+
+def _enter(context: contextvars.Context) -> None:
+    """Give the running task the variables of another context."""
+    for variable, value in context.items():
+        variable.set(value)

@@ -1,0 +1,204 @@
+"""The base class of workflows that take part in a tree."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from temporalio import workflow
+from temporalio.common import RawValue
+from typing_extensions import Self
+
+from ..errors import PluginMissing
+from ..sealed.message import DEFAULT_NAME, SealedToken, parse
+from ..sealed.origins import origin_of
+from .contract import MESSAGE, REPORT, STATE_QUERY, STATUS_QUERY, URL
+from .ledger import ALL
+from .node import Node, Settings
+from .record import RECORDER
+from .status import TokenStatus
+
+_withheld_here: ContextVar[frozenset[str]] = ContextVar(
+    "stateful-withholding", default=frozenset[str]()
+)
+
+
+class StatefulWorkflow:
+    """Base class of a workflow that holds tokens and passes them to its children.
+
+    Subclass it and decorate as usual; ``super().__init__()`` need not be called::
+
+        @workflow.defn
+        class Tenant(StatefulWorkflow, withhold=("Cleanup",)):
+            @workflow.run
+            async def run(self, name: str) -> None: ...
+
+    Class keywords (they act when a child or a run is started, and are part of the state
+    from then on):
+
+    - ``withhold``: workflow types the tokens are never passed to;
+    - ``share``: the only workflow types they are passed to (``()`` for none);
+    - ``api_url``: the address of a workflow that is started without one.
+    """
+
+    _stateful_settings: ClassVar[Settings] = Settings()
+    stateful_node: Node
+    """What takes part in the tree; not for workflow code."""
+
+    def __init_subclass__(
+        cls,
+        *,
+        share: Sequence[str] | None = None,
+        withhold: Sequence[str] | None = None,
+        api_url: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init_subclass__(**kwargs)
+        for keyword, value in (("share", share), ("withhold", withhold)):
+            if isinstance(value, str):
+                raise TypeError(f"{cls.__name__}: {keyword}= takes a tuple of workflow types")
+        if share is not None and withhold is not None:
+            raise TypeError(f"{cls.__name__}: give share= or withhold=, not both")
+        settings = cls._stateful_settings
+        if share is not None:
+            settings = replace(settings, share=tuple(share), withhold=())
+        if withhold is not None:
+            settings = replace(settings, share=None, withhold=tuple(withhold))
+        if api_url is not None:
+            origin_of(api_url)
+            settings = replace(settings, api_url=api_url)
+        cls._stateful_settings = settings
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Make the node before any `__init__`, so that a subclass need not call it.
+
+        Raises:
+            PluginMissing: on a worker without `StatefulPlugin`.
+        """
+        instance = super().__new__(cls)
+        if workflow.in_workflow():
+            if RECORDER not in workflow.extern_functions():
+                raise PluginMissing(
+                    f"{cls.__name__} is a StatefulWorkflow, but this worker has no StatefulPlugin; "
+                    "give it to Client.connect(plugins=[StatefulPlugin()])"
+                )
+            instance.stateful_node = Node(cls._stateful_settings, workflow.info().headers)
+        return instance
+
+    # --- in workflow code ----------------------------------------------------
+
+    @property
+    def api_url(self) -> str | None:
+        """This workflow's own API address.
+
+        Set at the start, by the class keyword, by this workflow's code, or by the `apiUrl`
+        signal; a child started without one begins with its parent's and keeps it.
+        """
+        return self.stateful_node.api_url
+
+    @api_url.setter
+    def api_url(self, url: str | None) -> None:
+        if url is not None:
+            origin_of(url)
+        self.stateful_node.api_url = url
+
+    @property
+    def api_token_status(self) -> TokenStatus | None:
+        """What is known of the default credential without opening it; None where nothing is."""
+        return self.token_status(DEFAULT_NAME)
+
+    def token_status(self, name: str) -> TokenStatus | None:
+        """What is known of a credential without opening it; None where nothing is."""
+        status = self.stateful_node.status(name)
+        return None if status.state == "none" else status
+
+    async def set_api_token(self, sealed: SealedToken) -> TokenStatus:
+        """Set what an issuer's activity sealed with `seal_token`, for this tree from here down.
+
+        Raises:
+            MessageRefused: where it is not taken; the subclass says why.
+        """
+        return await self.stateful_node.take(parse(sealed))
+
+    def withhold(self, child_id: str, *, name: str | None = None) -> None:
+        """Pass a token (None: every one) to this child no more, from now on.
+
+        May be called before the child's start. What the child holds already stays with it:
+        to cut it off, withhold and then rotate, or revoke at the child.
+        """
+        self.stateful_node.withhold(child_id, name)
+
+    def share(self, child_id: str, *, name: str | None = None) -> None:
+        """Undo `withhold`: the newest token is delivered at once.
+
+        A child started withheld (class keyword or `withholding`) stays so; only an issuer
+        can set a token at it.
+        """
+        self.stateful_node.share(child_id, name)
+
+    @contextmanager
+    def withholding(self, *, name: str | None = None) -> Generator[None, None, None]:
+        """Start children inside this block without a token (None: any), for good.
+
+        The start has to *begin* inside the block: a coroutine of `start_child_workflow` that is
+        made there and awaited after it starts its child with the token.
+
+        Such a child refuses the name by itself, from whomever it comes, except what an
+        issuer sets at that child.
+        """
+        reset = _withheld_here.set(_withheld_here.get() | {ALL if name is None else name})
+        try:
+            yield
+        finally:
+            _withheld_here.reset(reset)
+
+    # --- from outside; the interceptor answers these before they are reached --
+
+    @workflow.signal(name=MESSAGE)
+    def _on_api_token(self, message: RawValue) -> None:
+        raise NotImplementedError
+
+    @workflow.update(name=MESSAGE)
+    async def _update_api_token(self, message: RawValue) -> dict[str, Any]:
+        raise NotImplementedError
+
+    @_update_api_token.validator
+    def _validate_api_token(self, message: RawValue) -> None:
+        raise NotImplementedError
+
+    @workflow.query(name=MESSAGE)
+    def _query_api_token(self, name: RawValue) -> dict[str, Any] | None:
+        raise NotImplementedError
+
+    @workflow.query(name=STATUS_QUERY)
+    def _query_api_token_status(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    @workflow.query(name=STATE_QUERY)
+    def _query_state(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    @workflow.signal(name=REPORT)
+    def _on_api_token_report(self, report: RawValue) -> None:
+        raise NotImplementedError
+
+    @workflow.signal(name=URL)
+    def _on_api_url(self, url: RawValue) -> None:
+        raise NotImplementedError
+
+    @workflow.query(name=URL)
+    def _query_api_url(self) -> str | None:
+        raise NotImplementedError
+
+
+def withheld_here() -> frozenset[str]:
+    """The names that children started in the current context are started without."""
+    return _withheld_here.get()
+
+
+def node_of(instance: object) -> Node | None:
+    """The node of a workflow instance, or None where it takes no part in a tree."""
+    return instance.stateful_node if isinstance(instance, StatefulWorkflow) else None

@@ -1,0 +1,1 @@
+"""What stands on record of what happens to tokens."""

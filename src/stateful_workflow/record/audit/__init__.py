@@ -1,0 +1,1 @@
+"""A file of events whose every change is seen: written, verified, reviewed."""

@@ -1,0 +1,233 @@
+"""What an issuer signs next: what was asked for, and what a verified message carries on. Pure.
+
+A workflow's answer is not signed, and whoever polls its task queue can write it. So nothing of an
+answer is signed but its root and its tree, which only choose where the message counts; and of
+these the server confirms the first, and a verified message both. The origins, types and readers
+of the next token come from the caller, or from the message that stands there and that this
+keyring verifies now.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Literal
+
+from ..errors import IssuerLimited, OriginsMissing, TokenForged, TokenMalformed, WrongAuthority
+from .issuers import Issuer, verify
+from .message import CLOCK_TOLERANCE_MS, Claims, Message, parse
+from .origins import allowed_origin
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the caller asks for a token.
+
+    Attributes:
+        origins: where it may be sent; None keeps those of the token that stands there.
+        expires_in: seconds or a timedelta from now; None for no expiry, whatever the last one had.
+        types: workflow types whose activities may open it; None keeps those of the token that
+            stands there (a rotation must not widen by saying nothing), "any" lifts the limit.
+        readers: likewise the audiences of the readers it is sealed for.
+    """
+
+    origins: Sequence[str] | None = None
+    expires_in: timedelta | float | None = None
+    types: Sequence[str] | Literal["any"] | None = None
+    readers: Sequence[str] | Literal["any"] | None = None
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a workflow says when a message is to be set at it; nobody vouches for it.
+
+    Attributes:
+        root, tree: where it says that it stands.
+        own: the message that stands there with the workflow as its authority, as it travels.
+        last: where that is a revocation, the token before it.
+        above: a message in force there that was set above it.
+    """
+
+    root: str
+    tree: str
+    own: str | None = None
+    last: str | None = None
+    above: str | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a message is to be set, and the verified message that stands there.
+
+    Attributes:
+        name, namespace, root, tree, authority: as `Claims`.
+        before: what stands there; None where nothing does, or nothing that this keyring verifies.
+        terms: of the token that stands there, or that was revoked there last.
+        stranger: key id of the issuer whose message stands there and is not verified here.
+        is_verified: whether a verified message names the root and the tree.
+    """
+
+    name: str
+    namespace: str
+    root: str
+    tree: str
+    authority: str
+    before: Message | None = None
+    terms: Claims | None = None
+    stranger: str | None = None
+    is_verified: bool = False
+
+    def token(self, terms: Terms, now: float) -> Claims:
+        """The claims of the next token here; `now` is Unix seconds.
+
+        Raises:
+            OriginsMissing: no origins are asked for, and no verified token has any.
+            ValueError: an origin is refused, or the expiry is not ahead.
+            TokenMalformed: the version that stands here is too far ahead of the clock.
+        """
+        held, origins = self.terms, terms.origins
+        if origins is None:
+            if held is None:
+                raise OriginsMissing(self._why_origins())
+            origins = held.origins
+        if isinstance(origins, str):
+            raise ValueError("origins= takes a list of origins")
+        seconds = terms.expires_in
+        if isinstance(seconds, timedelta):
+            seconds = seconds.total_seconds()
+        if seconds is not None and seconds <= 0:
+            raise ValueError("expires_in must be ahead of now")
+        return replace(
+            self._claims(now),
+            expires_at=None if seconds is None else math.ceil(now + seconds),
+            origins=tuple(allowed_origin(origin) for origin in origins),
+            types=kept("types", terms.types, None if held is None else held.types),
+            audiences=kept("readers", terms.readers, None if held is None else held.audiences),
+        )
+
+    def revocation(self, now: float, *, inherit: bool) -> Claims:
+        """The claims of a revocation here; `now` is Unix seconds.
+
+        Raises:
+            TokenMalformed: as `token`.
+        """
+        return replace(self._claims(now), inherit=inherit)
+
+    def _claims(self, now: float) -> Claims:
+        newest = 0 if self.before is None else self.before.claims.version
+        version = next_version(newest, now)
+        return Claims(self.name, self.namespace, self.root, self.tree, self.authority, version)
+
+    def _why_origins(self) -> str:
+        asked = "give origins=[…]: where it may be sent"
+        if self.stranger is None:
+            return f"no {self.name} stands at workflow {self.authority} to keep them of; {asked}"
+        return (
+            f"the {self.name} at workflow {self.authority} is signed by issuer {self.stranger}, "
+            f"which this keyring does not trust, or not for that; {asked}"
+        )
+
+
+def verified_place(
+    said: Said, *, name: str, namespace: str, authority: str, trusted: Mapping[str, Issuer]
+) -> Place:
+    """What may be signed of what a workflow says.
+
+    Args:
+        said: the workflow's answer.
+        name, namespace, authority: what is asked for, the client's own, and the workflow's id.
+        trusted: the keyring's issuers now.
+
+    Raises:
+        MessageRefused: the answer holds a message that is not what it must be; the subclass says
+            what is wrong.
+    """
+
+    def verified(text: str | None) -> Message | None:
+        return None if text is None else _verified(parse(text), name, namespace, trusted)
+
+    before, last, above = verified(said.own), verified(said.last), verified(said.above)
+    for message in (before, last):
+        if message is not None and message.claims.authority != authority:
+            raise WrongAuthority(
+                f"workflow {authority} answered with a message that was set at "
+                f"{message.claims.authority} in the place of its own; nothing was signed"
+            )
+    token = next((m for m in (before, last) if m is not None and m.kind == "token"), None)
+    known = before or above
+    return Place(
+        name,
+        namespace,
+        said.root if known is None else known.claims.root,
+        said.tree if known is None else known.claims.tree,
+        authority,
+        before,
+        None if token is None else token.claims,
+        stranger=parse(said.own).issuer if said.own is not None and before is None else None,
+        is_verified=known is not None,
+    )
+
+
+def _verified(
+    message: Message, name: str, namespace: str, trusted: Mapping[str, Issuer]
+) -> Message | None:
+    """A message, or None where this keyring does not vouch for it here."""
+    if message.issuer not in trusted or message.claims.namespace != namespace:
+        return None
+    try:
+        verify(message, trusted)
+    except IssuerLimited:
+        return None
+    if message.claims.name != name:
+        raise TokenForged(
+            f"a message for {message.claims.name} was given for {name}; nothing was signed"
+        )
+    return message
+
+
+def next_version(newest: int, now: float) -> int:
+    """The version after `newest`: Unix milliseconds, or two more where clocks disagree.
+
+    Two, since one more is what the same token sealed anew takes, which must not come after.
+
+    Args:
+        newest: the version that stands, 0 where none does.
+        now: Unix seconds.
+
+    Raises:
+        TokenMalformed: `newest` is so far ahead of the clock that no node would take the next.
+    """
+    return capped(max(int(now * 1000), newest + 2), now)
+
+
+def capped(version: int, now: float) -> int:
+    """A version that a node takes at this time.
+
+    Raises:
+        TokenMalformed: it is more than 5 minutes ahead of `now` (Unix seconds).
+    """
+    if version > now * 1000 + CLOCK_TOLERANCE_MS:
+        raise TokenMalformed(
+            "the version that stands there is more than 5 minutes ahead of this machine's clock: "
+            "set the clock, or find out who gave out such a message; nothing was signed"
+        )
+    return version
+
+
+def kept(
+    option: str, given: Sequence[str] | None, held: Sequence[str] | None
+) -> tuple[str, ...] | None:
+    """A limit of a token about to be sealed, where None keeps what is held and "any" lifts it.
+
+    Raises:
+        ValueError: where another string is given in the place of a list.
+    """
+    if given is None:
+        return None if held is None else tuple(held)
+    if given == "any":
+        return None
+    if isinstance(given, str):
+        raise ValueError(f'{option}= takes a list, or "any"')
+    return tuple(given)

@@ -1,0 +1,181 @@
+"""A keyring's keys as JWKs: read strictly, and written (RFC 7517, RFC 8037).
+
+What is ours about a key stands in one member, ``stateful``, of its JWK. A member in it
+that is not known here makes the keyring unusable, since it may be a restriction.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, cast
+
+from ..errors import KeyringError
+from ..text.strict_json import NamedTwice, loads
+from .crypto import Curve, Key
+from .issuers import LIMITS, Issuer, texts
+from .message import valid_name
+from .origins import allowed_origin
+
+KeyKind = Literal["issuer", "reader"]
+
+CURVES: Final[dict[KeyKind, Curve]] = {"issuer": "Ed25519", "reader": "X25519"}
+DEFAULT_AUDIENCE: Final = "default"
+
+_KINDS: Final[dict[str, KeyKind]] = {"Ed25519": "issuer", "X25519": "reader"}
+_USE: Final[dict[KeyKind, str]] = {"issuer": "sig", "reader": "enc"}
+
+
+@dataclass(frozen=True)
+class KeyInfo:
+    """What may be shown of a key.
+
+    Attributes:
+        kid: RFC 7638 thumbprint.
+        kind: issuer (Ed25519, signs) or reader (X25519, opens).
+        private: whether its private half can be used here.
+        retired: seals, or is sealed for, no more; what there is stays good.
+        revoked: of an issuer: what it signed is refused. Of a reader: is sealed for no more.
+        names, roots, origins: limits of an issuer, see `Issuer`; None means none.
+        audience: of a reader: whom it stands for, a task queue or a label of your choice.
+    """
+
+    kid: str
+    kind: KeyKind
+    private: bool
+    retired: bool = False
+    revoked: bool = False
+    names: tuple[str, ...] | None = None
+    roots: tuple[str, ...] | None = None
+    origins: tuple[str, ...] | None = None
+    audience: str | None = None
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it seals, or is sealed for, from now on."""
+        return not (self.retired or self.revoked)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A key with what the keyring says of it."""
+
+    info: KeyInfo
+    key: Key
+
+    def issuer(self) -> Issuer:
+        """As others see it: public key and limits."""
+        info = self.info
+        return Issuer(self.key.public, info.names, info.roots, info.origins)
+
+
+def checked(info: KeyInfo) -> KeyInfo:
+    """The same with its limits in canonical form.
+
+    Raises:
+        KeyringError: where a limit or the audience is malformed.
+    """
+    for name in info.names or ():
+        if not valid_name(name):
+            raise KeyringError(f"an issuer's limit names {name!r}, which is no credential name")
+    for text in (*(info.roots or ()), *(() if info.audience is None else (info.audience,))):
+        if not text or not text.isprintable():
+            raise KeyringError("a root's prefix or an audience is empty or not printable")
+    if info.origins is None:
+        return info
+    try:
+        origins = tuple(allowed_origin(origin) for origin in info.origins)
+    except ValueError as error:
+        raise KeyringError(f"an issuer's limit has an origin that is refused: {error}") from None
+    return replace(info, origins=origins)
+
+
+def read_set(text: str) -> list[Entry]:
+    """Read a JWK Set (RFC 7517 section 5).
+
+    Raises:
+        KeyringError: where it is malformed.
+    """
+    data = _json(text)
+    if data is None:
+        raise KeyringError("not JSON")
+    members = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
+    keys: object = members.get("keys")
+    if not isinstance(keys, list):
+        raise KeyringError("not a JWK Set: no list 'keys' (RFC 7517 section 5)")
+    return [_read(key) for key in cast("list[object]", keys)]
+
+
+def write_set(entries: Iterable[Entry]) -> str:
+    """The JWK Set, private halves included where they are here."""
+    return json.dumps({"keys": [_write(entry) for entry in entries]}, indent=2) + "\n"
+
+
+def _json(text: str) -> object:
+    try:
+        return loads(text)
+    except NamedTwice:
+        raise KeyringError("names a member twice") from None
+    except ValueError:
+        return None
+
+
+def _read(data: object) -> Entry:
+    jwk = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
+    kind = _KINDS.get(str(jwk.get("crv")))
+    if jwk.get("kty") != "OKP" or kind is None:
+        raise KeyringError("a key is neither Ed25519 nor X25519 (RFC 8037)")
+    settings = jwk.get("stateful", {})
+    if not isinstance(settings, dict):
+        raise KeyringError("a key's member 'stateful' is not an object")
+    try:
+        key = Key.from_jwk(jwk)
+    except ValueError as error:
+        raise KeyringError(str(error)) from None
+    if jwk.get("kid", key.kid) != key.kid:
+        raise KeyringError(f"a key's kid is not its RFC 7638 thumbprint {key.kid}")
+    return Entry(_info(key, kind, cast("dict[str, object]", settings)), key)
+
+
+def _info(key: Key, kind: KeyKind, settings: dict[str, object]) -> KeyInfo:
+    known = {"retired", "revoked", *(LIMITS if kind == "issuer" else ("audience",))}
+    unknown = settings.keys() - known
+    if unknown:
+        raise KeyringError(f"a key has settings this version does not know: {sorted(unknown)}")
+    flags = {name: settings.get(name, False) for name in ("retired", "revoked")}
+    if not all(isinstance(flag, bool) for flag in flags.values()):
+        raise KeyringError("a key's retired or revoked is not a boolean")
+    try:
+        limits = {name: texts(settings[name]) for name in LIMITS if name in settings}
+    except ValueError:
+        raise KeyringError("a key's names, roots or origins is not a list of strings") from None
+    audience = settings.get("audience", DEFAULT_AUDIENCE) if kind == "reader" else None
+    if audience is not None and not isinstance(audience, str):
+        raise KeyringError("a key's audience is not a string")
+    return checked(
+        KeyInfo(
+            key.kid,
+            kind,
+            key.has_private,
+            retired=flags["retired"] is True,
+            revoked=flags["revoked"] is True,
+            audience=audience,
+            **limits,
+        )
+    )
+
+
+def _write(entry: Entry) -> dict[str, object]:
+    info = entry.info
+    jwk = {**entry.key.to_jwk(private=True), "kid": info.kid, "use": _USE[info.kind]}
+    settings: dict[str, object] = {
+        name: True for name in ("retired", "revoked") if getattr(info, name)
+    }
+    limits = {name: getattr(info, name) for name in LIMITS}
+    settings.update((name, list(of)) for name, of in limits.items() if of is not None)
+    if info.audience not in (None, DEFAULT_AUDIENCE):
+        settings["audience"] = info.audience
+    if settings:
+        jwk["stateful"] = settings
+    return jwk

@@ -1,0 +1,247 @@
+"""Give an activity its tokens, and keep them out of what it gives back."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from datetime import datetime, timezone
+from typing import Any
+
+from temporalio import activity
+from temporalio.api.common.v1 import Payload
+from temporalio.api.failure.v1 import Failure
+from temporalio.client import Client
+from temporalio.converter import ActivitySerializationContext, DataConverter
+from temporalio.exceptions import ApplicationError
+from temporalio.worker import (
+    ActivityInboundInterceptor,
+    ActivityOutboundInterceptor,
+    ExecuteActivityInput,
+)
+
+from ..errors import StatefulError, TokenExposed
+from ..node.contract import ACTIVITIES, USE_HEADER
+from ..node.headers import Use
+from ..record.event import AuditEvent
+from ..record.recorder import Recorder
+from ..sealed.keyring import Keyring
+from .tokens import EVENTS, ActivityTokens, InProcess, Returned, running
+
+
+class ActivityInbound(ActivityInboundInterceptor):
+    """Gives an activity of a node its tokens, the newest where they may be old.
+
+    Args:
+        next: what runs the activity.
+        keyring: gives this process's keyring, or raises KeyringError.
+        client: the worker's client, which asks the workflow.
+        recorder: gives what is put on record with.
+    """
+
+    def __init__(
+        self,
+        next: ActivityInboundInterceptor,
+        keyring: Callable[[], Keyring],
+        client: Client,
+        recorder: Callable[[], Recorder],
+    ) -> None:
+        super().__init__(next)
+        self._keyring = keyring
+        self._client = client
+        self._recorder = recorder
+        self._outbound: ActivityOutbound | None = None
+
+    def init(self, outbound: ActivityOutboundInterceptor) -> None:
+        """See the base class."""
+        self._outbound = ActivityOutbound(outbound)
+        super().init(self._outbound)
+
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:
+        """Run the activity with its tokens; what holds one of them does not leave it."""
+        info = activity.info()
+        if USE_HEADER not in input.headers or info.activity_type in ACTIVITIES:
+            return await super().execute_activity(input)
+        tokens = await self._tokens(input.headers)
+        gate = _Gate(tokens, self._client.data_converter)
+        if self._outbound is not None:
+            self._outbound.gate = gate
+            self._outbound.is_heard = not _is_in_process(input)
+        await tokens.refresh_all()
+        await tokens.confirm_root()
+        try:
+            result = await self._run(input, tokens)
+            gate.check("return", [result])
+            gate.raise_held_back()
+        except BaseException as error:
+            scrubbed = gate.scrubbed(error)
+            if scrubbed is None:
+                raise
+        else:
+            return result
+        # Outside the except clause, so that it does not carry what it replaces.
+        raise scrubbed
+
+    async def _tokens(self, headers: Mapping[str, Payload]) -> ActivityTokens:
+        info = activity.info()
+        # A local activity's query would wait for the workflow task that waits for it.
+        client = None if info.is_local else self._client
+        age = (datetime.now(timezone.utc) - info.current_attempt_scheduled_time).total_seconds()
+        return ActivityTokens(
+            await _use(headers, self._client),
+            self._keyring,
+            self._recorder(),
+            client,
+            time.monotonic() - max(age, 0.0),
+            must_ask=client is not None and info.attempt > 1,
+        )
+
+    async def _run(self, input: ExecuteActivityInput, tokens: ActivityTokens) -> Any:
+        if not _is_in_process(input):
+            with running(tokens):
+                return await super().execute_activity(input)
+        # What it opens over there has to be known here, and on record before.
+        recorded = await tokens.open_ahead()
+        keyring = None
+        with suppress(StatefulError):
+            keyring = self._keyring()
+        input.fn = InProcess(
+            input.fn,
+            tokens,
+            recorded,
+            None if keyring is None else keyring.path,
+            None if keyring is None else keyring.allow_group_read,
+        )
+        try:
+            returned: Returned = await super().execute_activity(input)
+        except BaseException as error:
+            self._record(vars(error).pop(EVENTS, None))
+            raise
+        self._record(returned.events)
+        return returned.result
+
+    def _record(self, events: Iterable[AuditEvent] | None) -> None:
+        """Record what came back from a process, or that it did not: nobody knows how much."""
+        recorder = self._recorder()
+        if events is None:
+            recorder.lose()
+            return
+        for event in events:
+            recorder.record(event)
+
+
+class ActivityOutbound(ActivityOutboundInterceptor):
+    """Refuses a heartbeat that holds an opened token."""
+
+    def __init__(self, next: ActivityOutboundInterceptor) -> None:
+        super().__init__(next)
+        self.gate: _Gate | None = None
+        self.is_heard = True
+        """Whether the activity hears what is raised here; one in a process does at its end."""
+
+    def heartbeat(self, *details: Any) -> None:
+        """See the base class.
+
+        Raises:
+            TokenExposed: where a detail holds a token that the activity has opened.
+        """
+        try:
+            if self.gate is not None:
+                self.gate.check("heartbeat", details)
+        except TokenExposed:
+            # It would end the thread that takes the heartbeats of every process.
+            if not self.is_heard:
+                return
+            raise
+        super().heartbeat(*details)
+
+
+class _Gate:
+    """What an activity gives back passes here, before anything is encoded by a codec."""
+
+    def __init__(self, tokens: ActivityTokens, converter: DataConverter) -> None:
+        info = activity.info()
+        context = ActivitySerializationContext(
+            namespace=info.namespace,
+            workflow_id=info.workflow_id,
+            workflow_type=info.workflow_type,
+            activity_type=info.activity_type,
+            activity_id=info.activity_id,
+            activity_task_queue=info.task_queue,
+            is_local=info.is_local,
+        )
+        self._secrets = tokens.secrets
+        self._converter = converter.with_context(context)
+        self._where = f"activity {info.activity_type} of workflow {info.workflow_id}"
+        self._held_back: TokenExposed | None = None
+
+    def check(self, what: str, values: Any) -> None:
+        """Let values through that hold no opened token.
+
+        Raises:
+            TokenExposed: where one does.
+        """
+        if self._secrets.are_none:
+            return
+        payloads = self._converter.payload_converter.to_payloads(values)
+        name = self._secrets.found_in(payload.SerializeToString() for payload in payloads)
+        if name is not None:
+            self._held_back = TokenExposed(
+                f"{self._where} was about to {what} its {name} in clear text, where everybody who "
+                "reads the workflow's history sees it; give back something else"
+            )
+            raise self._held_back
+
+    def raise_held_back(self) -> None:
+        """Raise what a heartbeat of another process could not be told.
+
+        Raises:
+            TokenExposed: where one was refused.
+        """
+        if self._held_back is not None:
+            raise self._held_back
+
+    def scrubbed(self, error: BaseException) -> BaseException | None:
+        """The same failure without the tokens it holds, or None where it holds none."""
+        if self._secrets.are_none:
+            return None
+        failure = Failure()
+        converters = self._converter
+        try:
+            converters.failure_converter.to_failure(error, converters.payload_converter, failure)
+        except Exception:  # noqa: BLE001 - the converter is the user's; what it says may hold one
+            return self._unencodable(error)
+        # The traceback, with what the failure leaves out, goes into the worker's log.
+        logged = "".join(traceback.format_exception(error)).encode(errors="replace")
+        if self._secrets.found_in([failure.SerializeToString(), logged]) is None:
+            return None
+        if isinstance(error, asyncio.CancelledError):
+            return asyncio.CancelledError()
+        self._secrets.redact(failure)
+        if self._secrets.found_in([failure.SerializeToString()]) is not None:
+            return self._unencodable(error)
+        try:
+            return converters.failure_converter.from_failure(failure, converters.payload_converter)
+        except Exception:  # noqa: BLE001 - likewise
+            return self._unencodable(error)
+
+    def _unencodable(self, error: BaseException) -> ApplicationError:
+        kind = type(error).__name__
+        return ApplicationError(f"{self._where} raised {kind}; what it says is left out", type=kind)
+
+
+def _is_in_process(input: ExecuteActivityInput) -> bool:
+    return isinstance(input.executor, concurrent.futures.ProcessPoolExecutor)
+
+
+async def _use(headers: Mapping[str, Payload], client: Client) -> Use | None:
+    use = Use.from_headers(headers)
+    codec = client.data_converter.payload_codec
+    if use is not None or codec is None:
+        return use
+    # Under HeaderCodecBehavior.WORKFLOW_ONLY_CODEC it arrives as the workflow side encoded it.
+    (decoded,) = await codec.decode([headers[USE_HEADER]])
+    return Use.from_headers({USE_HEADER: decoded})

@@ -1,0 +1,240 @@
+"""Wire everything into a client and its workers."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from temporalio import workflow
+from temporalio.client import Client
+from temporalio.plugin import SimplePlugin
+from temporalio.worker import (
+    ActivityInboundInterceptor,
+    Interceptor,
+    WorkerConfig,
+    WorkflowInboundInterceptor,
+    WorkflowInterceptorClassInput,
+    WorkflowRunner,
+)
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
+
+from ..errors import KeyringError, StatefulError
+from ..node.interceptors import NodeInbound
+from ..node.record import RECORDER
+from ..node.workflow import StatefulWorkflow
+from ..record.event import AuditSink
+from ..record.metrics import Metrics
+from ..record.recorder import FailureRule, Recorder, SinkWriter
+from ..sealed.keyring import Keyring, self_check
+from ..sealed.keyring_file import KEYRING_VARIABLE
+from ..sealed.keyring_source import KeyringSource
+from ..text.printable import printable
+from ..use.interceptors import ActivityInbound
+from .courier import NodeActivities
+from .pace import SignalPace
+
+_log = logging.getLogger(__name__)
+
+_PASSED_THROUGH = ("stateful_workflow", "joserfc", "cryptography", "httpx", "idna")
+
+
+class StatefulPlugin(SimplePlugin):
+    """Adds tokens to a Temporal client and to every worker made from it.
+
+    Give it to ``Client.connect(plugins=[StatefulPlugin()])``; workers take it from there.
+
+    Args:
+        keyring: opens tokens in activities and names the trusted issuers. None loads the
+            file that ``$STATEFUL_KEYRING`` names, where it is set; else there are no keys,
+            which is enough for workers that neither open tokens nor meet new issuers. One that
+            was loaded from a file follows that file (see `KeyringSource`).
+        audit: where every event goes that happens to a token in this process (see
+            `stateful_workflow.audit`); None keeps no record.
+        audit_failure: what happens when that fails. "block": no activity opens a token, and no
+            client sets or reads one, without its record; a revocation is sent even so.
+            "continue": all goes on. Either way the next record says how many are missing, and
+            nodes never wait for one.
+        max_signals_per_second: what this process's nodes signal to their children a second at
+            most, so that a rotation leaves others their share of the namespace's rate limit
+            (docs/scaling.md); None for no limit. A rotation takes longer by it, and a node
+            that tells its children for more than about a second does so by an ordinary activity.
+
+    Raises:
+        KeyringError: where ``$STATEFUL_KEYRING`` names a file that cannot be used.
+        ValueError: where `audit_failure` is none of its values, or `max_signals_per_second` is
+            below 1.
+    """
+
+    def __init__(
+        self,
+        keyring: Keyring | None = None,
+        *,
+        audit: AuditSink | None = None,
+        audit_failure: FailureRule = "block",
+        max_signals_per_second: float | None = None,
+    ) -> None:
+        if keyring is None and KEYRING_VARIABLE in os.environ:
+            keyring = Keyring.load()
+        self._keyring = None if keyring is None else KeyringSource(keyring)
+        self.sink_writer = SinkWriter(audit, audit_failure)
+        """Writes this process's events."""
+        self._pace = SignalPace(max_signals_per_second)
+        self._interceptor = _WorkerInterceptor(self)
+        super().__init__(
+            "stateful-workflow",
+            workflow_runner=_pass_through,
+            interceptors=[self._interceptor],
+            workflow_failure_exception_types=[StatefulError],
+        )
+
+    @property
+    def keyring(self) -> Keyring | None:
+        """This process's keyring, as its file is now."""
+        return None if self._keyring is None else self._keyring.current()
+
+    def look_at_keyring(self) -> Keyring | None:
+        """This process's keyring, its file looked at now: a node asks once a minute at most."""
+        return None if self._keyring is None else self._keyring.current(look=True)
+
+    def require_keyring(self) -> Keyring:
+        """This process's keyring.
+
+        Raises:
+            KeyringError: where there is none.
+        """
+        keyring = self.keyring
+        if keyring is None:
+            raise KeyringError(
+                f"no keyring in this process: set ${KEYRING_VARIABLE} or give StatefulPlugin one"
+            )
+        return keyring
+
+    def _can_open(self) -> bool:
+        keyring = self.keyring
+        return keyring is not None and any(
+            key.kind == "reader" and key.private for key in keyring.keys()
+        )
+
+    def complete(self, other: StatefulPlugin) -> None:
+        """Take what a second plugin on the same worker has and this one has not.
+
+        Raises:
+            ValueError: both have a sink or a limit of signals, and not the same.
+        """
+        if self._keyring is None:
+            self._keyring = other._keyring
+        if not self.sink_writer.is_on:
+            self.sink_writer = other.sink_writer
+        elif other.sink_writer.is_on and other.sink_writer.sink is not self.sink_writer.sink:
+            raise ValueError("the StatefulPlugins of client and worker have different audit= sinks")
+        if self._pace.per_second is None:
+            self._pace = other._pace
+        elif other._pace.per_second not in (None, self._pace.per_second):
+            raise ValueError(
+                "the StatefulPlugins of client and worker have different max_signals_per_second="
+            )
+
+    def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
+        """Add what a worker with workflows needs; an activity-only one gets the interceptor alone.
+
+        Raises:
+            KeyringError: where the cryptographic library does not do what it must.
+        """
+        for interceptor in config.get("interceptors", ()):
+            if isinstance(interceptor, _WorkerInterceptor):
+                # Given to the client and to the worker: the client's stands, once.
+                interceptor.plugin.complete(self)
+                return config
+        self_check()
+        config = super().configure_worker(config)
+        client = config["client"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
+        # One plugin may serve workers of several clients; activities ask through their worker's.
+        bound = _WorkerInterceptor(self, client)
+        config["interceptors"] = [
+            bound if interceptor is self._interceptor else interceptor
+            for interceptor in config.get("interceptors", ())
+        ]
+        workflows = config.get("workflows", ())
+        if config.get("activities") and not self._can_open():
+            _log.warning(
+                "The worker of task queue %s has activities and no reader key: they cannot open a "
+                "token. Set $%s, or give StatefulPlugin a keyring",
+                printable(str(config.get("task_queue"))),
+                KEYRING_VARIABLE,
+            )
+        if workflows:
+            theirs = cast("Sequence[Callable[..., Any]]", config.get("activities", ()))
+            ordinary = len(theirs) > 0 or _others_bring_activities(config)
+            if not ordinary:
+                # Else this worker would start to take the activity workers' tasks.
+                config["no_remote_activities"] = True
+            ours = NodeActivities(
+                client,
+                self.look_at_keyring,
+                bound.recorder,
+                lambda: self._pace,
+                _plain_types(workflows),
+                ordinary=ordinary and not config.get("no_remote_activities", False),
+                cached=config.get("max_cached_workflows", 1) > 0,
+            )
+            config["activities"] = [*theirs, *ours.all()]
+        return config
+
+
+class _WorkerInterceptor(Interceptor):
+    def __init__(self, plugin: StatefulPlugin, client: Client | None = None) -> None:
+        self.plugin = plugin
+        self._client = client
+        self._metrics = Metrics.of(client)
+
+    def recorder(self) -> Recorder:
+        """Puts on record what happens in this worker; a replayer's is no record."""
+        writer = SinkWriter(None) if self._client is None else self.plugin.sink_writer
+        identity = None if self._client is None else self._client.identity
+        return Recorder(writer, self._metrics, identity)
+
+    def workflow_interceptor_class(
+        self, input: WorkflowInterceptorClassInput
+    ) -> type[WorkflowInboundInterceptor] | None:
+        input.unsafe_extern_functions[RECORDER] = self.recorder
+        return NodeInbound
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
+        if self._client is None:
+            return next
+        return ActivityInbound(next, self.plugin.require_keyring, self._client, self.recorder)
+
+
+def _pass_through(runner: WorkflowRunner | None) -> WorkflowRunner:
+    # Verifying a forged message in a second copy of the cryptographic library, as the plain
+    # sandbox makes one, aborts the worker process.
+    if isinstance(runner, SandboxedWorkflowRunner):
+        return dataclasses.replace(
+            runner, restrictions=runner.restrictions.with_passthrough_modules(*_PASSED_THROUGH)
+        )
+    if runner is None:
+        return _pass_through(SandboxedWorkflowRunner())
+    return runner
+
+
+def _others_bring_activities(config: WorkerConfig) -> bool:
+    """Whether another plugin adds activities; those of the worker come after the client's."""
+    client = config["client"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
+    plugins = [*client.config(active_config=True)["plugins"], *config.get("plugins", ())]
+    return any(
+        isinstance(plugin, SimplePlugin) and bool(cast("object", plugin.activities))
+        for plugin in plugins
+    )
+
+
+def _plain_types(workflows: Sequence[type[Any]]) -> list[str]:
+    # The SDK has no public way from a class to its workflow type.
+    definitions = [
+        workflow._Definition.must_from_class(cls)  # pyright: ignore[reportPrivateUsage]
+        for cls in workflows
+        if not issubclass(cls, StatefulWorkflow)
+    ]
+    return [definition.name for definition in definitions if definition.name is not None]
