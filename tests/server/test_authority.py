@@ -332,7 +332,7 @@ async def test_two_issuers_who_rotate_again_and_again_end_with_one_token_everywh
     issuers: Issuers, queue: str, known: bool, cached_workflows: int
 ) -> None:
     if not known and cached_workflows == 0:
-        pytest.skip("the SDK may answer an update that waits twice: Known limits, docs/design.md")
+        pytest.skip("the SDK may answer an update that waits twice: docs/decisions/known-limits.md")
     starter = issuers.us if known else TokenClient(issuers.client, issuers.alone)
     await start(starter, queue, TREE)
 

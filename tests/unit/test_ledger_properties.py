@@ -66,7 +66,7 @@ def restarted(ledger: Ledger) -> Ledger:
 
 
 def newest(of: Iterable[Message]) -> dict[Place, Message]:
-    """The newest message of each place: what decisions 2 and 3 say is held."""
+    """The newest message of each place: what docs/decisions/02 and 03 say is held."""
     found: dict[Place, Message] = {}
     for one in sorted(of, key=lambda message: message.order):
         found[place_of(one)] = one
@@ -74,7 +74,7 @@ def newest(of: Iterable[Message]) -> dict[Place, Message]:
 
 
 def nearest(held: Mapping[Place, Message], name: str, path: Iterable[str]) -> Message | None:
-    """What decision 5 says is in force at the end of a path."""
+    """What docs/decisions/07 says is in force at the end of a path."""
     for authority in reversed(list(path)):
         found = held.get((name, authority))
         if found is not None and found.claims.inherit is not True:

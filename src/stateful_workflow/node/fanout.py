@@ -1,7 +1,7 @@
 """Keep a node's children told: what each lacks, sent by one fan-out at a time.
 
 Runs in workflow code. Each fan-out takes the newest state: first a local activity of
-about a second, then ordinary activities for what is left (docs/design.md, decision 6).
+about a second, then ordinary activities for what is left (docs/decisions/09-telling.md).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Runs in workflow code. A message is queued as the text that it came as; reading and judging it is
 spread over activations, so that no flood of messages makes one too long. An unknown issuer is
-looked up in the worker's keyring by the *trust* local activity (docs/design.md, decisions 3
-and 4).
+looked up in the worker's keyring by the *trust* local activity (docs/decisions/03-judging.md to
+06-looking-up-issuers.md).
 """
 
 from __future__ import annotations

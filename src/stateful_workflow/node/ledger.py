@@ -3,7 +3,7 @@
 A ledger judges messages, holds the newest of each (name, authority), knows which
 token is in force here, and which messages each child still lacks. It takes the
 time as an argument and knows nothing of Temporal; `stateful_workflow.node.node` is its
-only driver. Rules: docs/design.md, decisions 3 to 5.
+only driver. Rules: docs/decisions/03-judging.md to 08-floors.md.
 """
 
 from __future__ import annotations

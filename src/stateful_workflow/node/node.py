@@ -95,7 +95,7 @@ class Node:
         # A run without the header may have been begun by any version of this library.
         self._rules = 1 if start is None else start.rules
         written_by = None if start is None else start.run
-        # Retries and cron runs wake with the header of the first start (decision 7).
+        # Retries and cron runs wake with the first header (docs/decisions/23-retried-runs.md).
         self.recovering = info.continued_run_id is not None and info.continued_run_id != written_by
         self._first_held: dict[Place, Message] = {}
         if self.recovering:
@@ -337,7 +337,7 @@ class Node:
         if now != self._header_at:
             self._header_at, self._header_bytes = now, 0
         self._header_bytes += sum(len(message.text) for message in self.ledger.held.values())
-        # The server terminates a parent whose one task carries too much (decision 7).
+        # The server ends a parent whose one task carries too much (docs/decisions/22-headers.md).
         fits = self._header_bytes <= _HEADER_BYTES_A_TASK
         child = Child(child_id, child_type, dies_with_run=dies_with_run, withheld=withheld)
         state = self.ledger.start_child(child, with_messages=fits)
@@ -390,7 +390,7 @@ class Node:
         """Whether a question may follow here, which an older version of this library did not ask.
 
         The patch alone does not tell: for a task without commands that an update follows it says
-        yes to what is old, where the workflow is in no cache (docs/design.md, decision 21).
+        yes to what is old, where the workflow is in no cache (docs/decisions/18-rules-of-a-run.md).
         """
         return self._rules >= RULES and workflow.patched(_ASKS)
 

@@ -7,7 +7,7 @@ reset starts again what it has started before.
 
 A question is asked for 20 s and then, where nothing is answered, by an activity that the server
 repeats without an event for each attempt; a new question takes that one's place, so that what is
-silent holds up no other (docs/design.md, decision 6). Where no worker takes ordinary activities
+silent holds up no other (docs/decisions/16-questions.md). Where no worker takes ordinary activities
 of this library, the worker at hand asks.
 """
 

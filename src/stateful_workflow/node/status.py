@@ -38,7 +38,7 @@ class TokenStatus:
     Attributes:
         name: credential name.
         state: see `TokenState`.
-        version: Unix milliseconds at issue (see the design's "version"), or None.
+        version: Unix milliseconds at issue (docs/decisions/02-few-claims.md), or None.
         fingerprint: names the version; 16 hex characters.
         authority: workflow id at which it was set.
         issuer: key id of who signed it.

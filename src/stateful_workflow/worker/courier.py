@@ -2,7 +2,7 @@
 
 Their names stand in histories, so they never change. `statefulForward` runs first as a
 local activity for about a second and then, for what is left, as an ordinary one
-(docs/design.md, decision 6).
+(docs/decisions/09-telling.md).
 """
 
 from __future__ import annotations
