@@ -53,7 +53,7 @@ def status(root: str = "acme", **members: object) -> Json:
         "waiting": [],
         "rejections": {"counts": {}, "last": []},
         "reports": {},
-        "budget": {"events": 3, "bytes": 9, "signals": 0, "updates": 0, "rotations_left": 8526},
+        "signals": 3,
         **members,
     }
 
@@ -111,8 +111,8 @@ MALFORMED: dict[str, Json] = {
     "tree number": {"tree": 7},
     "type object": {"type": {"a": 1}},
     "api_url number": {"api_url": 7},
-    "budget list": {"budget": []},
-    "budget negative": {"budget": {"rotations_left": -1}},
+    "signals list": {"signals": []},
+    "signals negative": {"signals": -1},
     "undelivered id object": {"undelivered": [{"id": {}, "name": "apiToken"}]},
     "undelivered ids mixed": {
         "undelivered": [{"id": 1, "name": "apiToken"}, {"id": "a", "name": "apiToken"}]

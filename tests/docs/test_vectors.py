@@ -203,7 +203,7 @@ STATUS_ONLY_FROM_THE_NODE = {
     "needs_set",
     "recovering",
     "reports",
-    "budget",
+    "signals",
 }
 
 

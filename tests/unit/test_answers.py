@@ -66,7 +66,7 @@ def test_of_a_genuine_status_everything_is_read() -> None:
     assert (read.root, read.tree, read.type) == (ROOT, TREE, "Liar")
     assert read.undelivered == (("acme-a", "apiToken"),)
     assert read.waiting == ("billing",)
-    assert read.budget == 8526
+    assert read.signals == 3
 
 
 def test_a_node_may_know_more_children_than_one_run_may_have_open() -> None:
@@ -102,7 +102,7 @@ def test_of_a_child_only_the_id_has_to_be_there() -> None:
     assert (child.type, child.confirmed, child.withheld) == ("", False, ())
 
 
-@pytest.mark.parametrize("member", ["api_url", "budget"])
+@pytest.mark.parametrize("member", ["api_url", "signals"])
 def test_a_member_that_may_be_null_may_be_absent(member: str) -> None:
     absent = {name: value for name, value in status().items() if name != member}
 

@@ -160,7 +160,7 @@ def test_a_tree_is_drawn_with_what_each_node_holds() -> None:
             TreeNode("tenant", "Tenant", None, "held", 100_000, "aa" * 8, undelivered=("old",)),
             TreeNode("[red]sync", "Sync", "tenant", "held", 40_000, "bb" * 8, current=False),
             TreeNode("cleanup", "Cleanup", "tenant", withheld=True, closed=True),
-            TreeNode("full", "Sync", "tenant", "held", 40_000, "bb" * 8, rotations_left=42),
+            TreeNode("full", "Sync", "tenant", "held", 40_000, "bb" * 8, signals=8042),
             TreeNode("lost", "Sync", "tenant", problem="no worker answers", current=False),
         ),
     )
@@ -172,7 +172,7 @@ def test_a_tree_is_drawn_with_what_each_node_holds() -> None:
     assert lines[1].endswith(f"tenant Tenant held {'aa' * 8} 30 s old undelivered: old")
     assert lines[2].endswith(f"[red]sync Sync held {'bb' * 8} 2 min old behind")
     assert lines[3].endswith("cleanup Cleanup withheld closed")
-    assert lines[4].endswith("2 min old about 42 rotations left: continue as new")
+    assert lines[4].endswith("2 min old 8,042 of 10,000 signals: continue as new")
     assert lines[5].endswith("lost Sync none behind no worker answers")
 
 

@@ -172,7 +172,7 @@ class Liar:
         if self.asked > 2:
             raise TokenNotSet("enough")
         many = [replace(NODE, id=f"{HOSTILE}{n}", parent=HOSTILE) for n in range(11)]
-        return TokenTree(HOSTILE, (replace(NODE, rotations_left=self.asked), *many))
+        return TokenTree(HOSTILE, (replace(NODE, signals=self.asked), *many))
 
     async def status(self, workflow_id: str, name: str) -> TokenStatus:
         if self.error is not None:

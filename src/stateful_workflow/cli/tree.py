@@ -16,6 +16,7 @@ from temporalio.service import RPCError
 
 from ..client.client import TokenClient
 from ..errors import NoWorkerAnswers
+from ..node.contract import MAX_SIGNALS
 from ..node.status import TokenStatus, TokenTree, TreeNode
 from ..sealed.message import DEFAULT_NAME
 from ..text.output import Escaped, out, print_json, say
@@ -232,8 +233,8 @@ def _what(node: TreeNode, now: float) -> Escaped:
         line.append(" behind", "red")
     if node.by_update:
         line.append(" told by update: its run takes no more signals", "yellow")
-    if node.rotations_left is not None:
-        line.append(f" about {node.rotations_left} rotations left: continue as new", "yellow")
+    if node.signals is not None:
+        line.append(f" {node.signals:,} of {MAX_SIGNALS:,} signals: continue as new", "yellow")
     if node.undelivered:
         line.append(f" undelivered: {_some(node.undelivered)}", "yellow")
     if node.problem is not None:

@@ -22,8 +22,7 @@ from ..errors import (
     WorkflowNotFound,
 )
 from ..node.answers import ChildStatus, HeldToken, NodeStatus, node_status
-from ..node.budget import FEW_ROTATIONS
-from ..node.contract import STATUS_QUERY
+from ..node.contract import MANY_SIGNALS, STATUS_QUERY
 from ..node.ledger import ALL
 from ..node.status import TokenState, TokenTree, TreeNode
 from ..use.asking import has_no_query, never_ran, read_answer
@@ -43,7 +42,7 @@ but has a child it could not tell."""
 _MOST_VISITS: Final = 4
 """Of one workflow that several name as their child, each expecting something else of it."""
 
-_NEVER_RAN: Final = NodeStatus("", "", "", None, (), (), (), (), (), False, False, None)
+_NEVER_RAN: Final = NodeStatus("", "", "", None, (), (), (), (), (), False, False, 0)
 
 _FOREIGN: Final = "not of this tree: it was started without its state and is a root of its own"
 
@@ -268,7 +267,7 @@ class TreeWalk:
         of_name = (t for t in status.tokens if t.status.name == self._name and t.in_force)
         in_force = next(of_name, None)
         withheld = withheld or _is_named(status.withheld, self._name)
-        few = None if status.budget is None or status.budget >= FEW_ROTATIONS else status.budget
+        many = None if answer.closed or status.signals < MANY_SIGNALS else status.signals
         return TreeNode(
             id=workflow_id,
             type=status.type,
@@ -284,7 +283,7 @@ class TreeWalk:
             undelivered=tuple(
                 sorted({id for id, name in status.undelivered if name == self._name})
             ),
-            rotations_left=None if answer.closed else few,
+            signals=many,
         )
 
     def _expected_of(self, child: ChildStatus, below: Expected, status: NodeStatus) -> Expected:

@@ -122,7 +122,6 @@ _TOKEN: Final[Mapping[str, _Check]] = {
 }
 _MESSAGE: Final = _text(1, MAX_MESSAGE_BYTES)
 _SEALED: Final = {"sealed": _or(None, _MESSAGE)}
-_LEFT: Final = {"rotations_left": _or(None, _integer(0))}
 
 
 @dataclass(frozen=True)
@@ -178,8 +177,8 @@ def _child(value: object) -> ChildStatus:
 class NodeStatus:
     """An answer to `apiTokenStatus`; an empty root where the run closed before it ran.
 
-    Of `undelivered` the child's id and the credential name, of `waiting` the name, of `budget`
-    how many more rotations the run takes.
+    Of `undelivered` the child's id and the credential name, of `waiting` the name; `signals` are
+    those that its run has taken.
     """
 
     root: str = _member(_ID)
@@ -196,7 +195,7 @@ class NodeStatus:
     waiting: tuple[str, ...] = _member(_list(lambda value: _read(value, {"name": _NAME})["name"]))
     needs_set: bool = _member(_FLAG)
     recovering: bool = _member(_FLAG)
-    budget: int | None = _member(_or(None, lambda value: _read(value, _LEFT)["rotations_left"]))
+    signals: int = _member(_or(0, _integer(0)))
 
 
 def node_status(answer: object) -> NodeStatus:

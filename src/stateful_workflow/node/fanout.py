@@ -62,8 +62,6 @@ class Fanout:
         """For each child that could not be told, why."""
         self.by_update: set[str] = set()
         """The children whose run takes no more signals, so that they are told by update."""
-        self.by_activity = False
-        """Whether any fan-out of this run took more than its local attempt."""
 
     def again(self) -> None:
         """Something changed beside the messages held: look at the children once more."""
@@ -112,7 +110,6 @@ class Fanout:
         since = self._ledger.epoch - self._told_epoch + self._asked
         if first and before + since > 1:
             self._follows = self._again = True
-        self.by_activity = self.by_activity or bool(result.left)
         if result.left and result.ordinary:
             result = await self._fan_out(_ORDINARY_SECONDS, _ordinarily)
             self._again = self._again or bool(result.left)

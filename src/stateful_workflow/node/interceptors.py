@@ -100,7 +100,7 @@ class NodeInbound(WorkflowInboundInterceptor):
         node = _node()
         if node is None:
             return await super().handle_signal(input)
-        node.signals += 1
+        node.count_signal()
         if input.signal == MESSAGE:
             return node.on_signal(input.args)
         if input.signal == URL:
@@ -124,7 +124,6 @@ class NodeInbound(WorkflowInboundInterceptor):
         node = _node()
         if node is None:
             return await super().handle_update_handler(input)
-        node.updates += 1
         if input.update == MESSAGE:
             return await node.on_update(input.args)
         await node.ready()

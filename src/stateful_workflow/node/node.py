@@ -24,7 +24,7 @@ from ..errors import MessageRefused, TokenForged, TokenMalformed
 from ..sealed.message import DEFAULT_NAME, Message, named_issuer, parse
 from ..sealed.origins import allowed_origin, is_allowed, origin_of
 from ..text.printable import printable
-from .budget import FEW_ROTATIONS, Used, cost_of_rotation, rotations_left
+from . import contract
 from .contract import NODE_HEADER, RECOVER, RecoverResult
 from .describe import describe_ledger, details_line, status_of
 from .fanout import Fanout
@@ -111,7 +111,6 @@ class Node:
         if start is not None:
             self._inbox.queue(start.waiting)
         self.signals = 0
-        self.updates = 0
         self._warned = False
         self._updates = 0
         self._header_bytes = 0
@@ -271,18 +270,8 @@ class Node:
             "needs_set": self._needs_set(),
             "recovering": self.recovering,
             "reports": self._reports,
-            "budget": {**self._used().to_json(), "rotations_left": self.rotations_left()},
+            "signals": self.signals,
         }
-
-    def _used(self) -> Used:
-        info = workflow.info()
-        events, size = info.get_current_history_length(), info.get_current_history_size()
-        return Used(events, size, self.signals, self.updates)
-
-    def rotations_left(self) -> int:
-        """How many more rotations this run takes, by the server's limits as they are shipped."""
-        cost = cost_of_rotation(self.ledger, by_activity=self._fanout.by_activity)
-        return rotations_left(self._used(), cost, is_root=len(self.ledger.path) == 1)
 
     def details(self, theirs: str) -> str:
         """Temporal's own workflow details: what the user's code has there, and a line of ours."""
@@ -461,15 +450,16 @@ class Node:
         """
         if self.ledger.epoch != epoch:
             self._context = contextvars.copy_context()
-            self._warn_of_the_end()
 
-    def _warn_of_the_end(self) -> None:
-        if self._warned or self.rotations_left() >= FEW_ROTATIONS:
+    def count_signal(self) -> None:
+        """Count a signal that this run takes, a user's too, and warn when it takes few more."""
+        self.signals += 1
+        if self.signals < contract.MANY_SIGNALS or self._warned:
             return
         self._warned = True
         warn(
-            f"Workflow {self.ledger.path[-1]} takes about {self.rotations_left()} more rotations "
-            "in this run, then the server ends it or turns them away. Let it continue as new"
+            f"Workflow {self.ledger.path[-1]} has taken {self.signals:,} of the "
+            f"{contract.MAX_SIGNALS:,} signals that a run may have. Let it continue as new"
         )
 
     def ask(self) -> None:

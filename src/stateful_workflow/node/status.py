@@ -115,8 +115,8 @@ class TreeNode:
         current: it has accepted the newest version it is entitled to.
         undelivered: ids of children it has not yet reached.
         by_update: its run takes no more signals, so that its parent tells it by update.
-        rotations_left: how many more rotations its run takes, where they are few (under 100), so
-            that it should continue as new; None where there are enough.
+        signals: how many its run has taken, where these are 80% of the server's limit or more, so
+            that it should continue as new; None below.
         problem: why it could not be asked, or None.
     """
 
@@ -133,7 +133,7 @@ class TreeNode:
     current: bool = True
     undelivered: tuple[str, ...] = ()
     by_update: bool = False
-    rotations_left: int | None = None
+    signals: int | None = None
     problem: str | None = None
 
 
@@ -159,8 +159,8 @@ class TokenTree:
 
     @property
     def nearly_full(self) -> tuple[TreeNode, ...]:
-        """The live nodes that should continue as new, since their run takes few more rotations."""
-        return tuple(node for node in self.nodes if node.rotations_left is not None)
+        """The live nodes that should continue as new, since their run takes few more signals."""
+        return tuple(node for node in self.nodes if node.signals is not None)
 
     @property
     def converged(self) -> bool:
