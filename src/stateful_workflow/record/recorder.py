@@ -81,8 +81,7 @@ class SinkWriter:
             raise ValueError(f'audit_failure is "block" or "continue", not {failure!r}')
         self.sink = sink
         self._is_local = getattr(sink, "is_local", False) is True
-        self.blocks = sink is not None and failure == "block"
-        """Whether opening and setting wait for their record."""
+        self._blocks = sink is not None and failure == "block"
         self._begin()
 
     def _begin(self) -> None:
@@ -132,7 +131,7 @@ class SinkWriter:
             raise _failed(event, "the sink did not answer in time") from None
 
     def _require(self, event: AuditEvent, lost: Lost) -> Written | None:
-        if not self.blocks:
+        if not self._blocks:
             self.write(event, lost)
             return None
         self._mind_fork()
@@ -175,8 +174,8 @@ class SinkWriter:
     def _try(self, event: AuditEvent, lost: Lost) -> None:
         try:
             self._write(event)
-        except (CancelledError, KeyboardInterrupt):  # told to this thread, wherever it is
-            self._lose(None, lost)
+        except (CancelledError, KeyboardInterrupt) as error:  # told to this thread, wherever it is
+            self._lose(error, lost)
             raise
         except BaseException as error:  # noqa: BLE001 - the sink is the user's
             self._lose(error, lost)
@@ -199,12 +198,7 @@ class SinkWriter:
                     raise
         sink.record(event)
 
-    def lose(self, lost: Lost) -> None:
-        """Note that an event never came here."""
-        if self.sink is not None:
-            self._lose(None, lost)
-
-    def _lose(self, error: BaseException | None, lost: Lost) -> None:
+    def _lose(self, error: BaseException, lost: Lost) -> None:
         lost()
         with self._lock:
             self._lost += 1
@@ -278,11 +272,6 @@ class Recorder:
         self.metrics = metrics
         self.identity = identity
 
-    @property
-    def blocks(self) -> bool:
-        """Whether opening and setting wait for their record."""
-        return self._writer.blocks
-
     def require(self, event: AuditEvent) -> None:
         """Record what may not be done without its record.
 
@@ -301,10 +290,6 @@ class Recorder:
         """Record what has happened; nothing is raised."""
         self._writer.write(event, self.metrics.lost)
         self.metrics.count(event)
-
-    def lose(self) -> None:
-        """Note that what happened elsewhere was not told here."""
-        self._writer.lose(self.metrics.lost)
 
 
 def writer_of(plugins: Iterable[object]) -> SinkWriter:
@@ -333,9 +318,8 @@ def _failed(event: AuditEvent, why: str) -> AuditFailed:
     )
 
 
-def _said(error: BaseException | None) -> str:
-    said = printable(f"{type(error).__name__}: {error}")
-    return "it did not come back" if error is None else said
+def _said(error: BaseException) -> str:
+    return printable(f"{type(error).__name__}: {error}")
 
 
 def _is_on_loop() -> bool:
