@@ -11,7 +11,6 @@ import asyncio
 import atexit
 import concurrent.futures
 import logging
-import os
 import queue
 import threading
 import time
@@ -82,10 +81,6 @@ class SinkWriter:
         self.sink = sink
         self._is_local = getattr(sink, "is_local", False) is True
         self._blocks = sink is not None and failure == "block"
-        self._begin()
-
-    def _begin(self) -> None:
-        self._process = os.getpid()
         self._lock = threading.Lock()
         self._lost = 0
         self._queue: queue.Queue[_Item] = queue.Queue(MAX_QUEUED)
@@ -134,7 +129,6 @@ class SinkWriter:
         if not self._blocks:
             self.write(event, lost)
             return None
-        self._mind_fork()
         if not self._is_local:
             written = Written()
             self._put(_Item(event, lost, written))
@@ -157,7 +151,6 @@ class SinkWriter:
         """
         if self.sink is None:
             return
-        self._mind_fork()
         if self._is_local:
             self._try(event, lost)
         else:
@@ -206,11 +199,6 @@ class SinkWriter:
         if is_first:
             # In a thread: a handler of the log may be what the sink waits for.
             _start(lambda: _log.error("Audit events are lost for a while: %s", _said(error)))
-
-    def _mind_fork(self) -> None:
-        """Begin anew in a forked process: the thread, and who held the lock, stayed behind."""
-        if self._process != os.getpid():
-            self._begin()
 
     # --- by the thread -------------------------------------------------------
 
