@@ -201,4 +201,4 @@ def test_the_first_plugin_that_keeps_a_record_is_the_one() -> None:
     without, with_one = Plugin(None), Plugin(Sink())
 
     assert writer_of([object(), without, with_one]) is with_one.sink_writer
-    assert not writer_of([object(), without]).is_on
+    assert writer_of([object(), without]).sink is None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from .ledger import Child, Ledger
 
@@ -46,15 +46,6 @@ class Used:
     bytes: int
     signals: int
     updates: int
-
-    def to_json(self) -> dict[str, Any]:
-        """The same as JSON data."""
-        return {
-            "events": self.events,
-            "bytes": self.bytes,
-            "signals": self.signals,
-            "updates": self.updates,
-        }
 
 
 @dataclass(frozen=True)

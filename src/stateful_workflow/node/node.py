@@ -271,7 +271,7 @@ class Node:
             "needs_set": self._needs_set(),
             "recovering": self.recovering,
             "reports": self._reports,
-            "budget": {**self._used().to_json(), "rotations_left": self.rotations_left()},
+            "budget": {**vars(self._used()), "rotations_left": self.rotations_left()},
         }
 
     def _used(self) -> Used:

@@ -87,11 +87,6 @@ class SinkWriter:
         self._thread: threading.Thread | None = None
         self._busy_since: float | None = None
 
-    @property
-    def is_on(self) -> bool:
-        """Whether there is a sink."""
-        return self.sink is not None
-
     def require(self, event: AuditEvent, lost: Lost) -> None:
         """Write what must be on record before what it tells of is done, and wait for it.
 
@@ -284,7 +279,7 @@ def writer_of(plugins: Iterable[object]) -> SinkWriter:
     """What the first of these that keeps a record writes with; where none does, nothing is kept."""
     for plugin in plugins:
         writer = getattr(plugin, "sink_writer", None)
-        if isinstance(writer, SinkWriter) and writer.is_on:
+        if isinstance(writer, SinkWriter) and writer.sink is not None:
             return writer
     return SinkWriter(None)
 

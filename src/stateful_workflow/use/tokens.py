@@ -101,10 +101,6 @@ class ActivityTokens:
         self._asked_at: dict[str, float] = {}
         self._standing = {} if use is None else _standing(use)
 
-    def names(self) -> set[str]:
-        """The credential names worth asking for."""
-        return {DEFAULT_NAME} | (set() if self.use is None else set(self.use.tokens))
-
     def open(self, name: str) -> ApiToken:
         """Check the token whole, as it is known now, open it, and put that on record.
 
@@ -336,7 +332,8 @@ class ActivityTokens:
 
     async def refresh_all(self) -> None:
         """Refresh every name; a failure is remembered and raised where a token is used."""
-        for name in sorted(self.names()):
+        carried = set[str]() if self.use is None else self.use.tokens.keys()
+        for name in sorted({DEFAULT_NAME} | carried):
             with suppress(NewestUnknown):
                 await self.refresh(name)
 
