@@ -200,7 +200,7 @@ class AuditBroken(AuditError):
 
 
 class PluginMissing(StatefulError):
-    """A `StatefulWorkflow` or an activity runs on a worker without `StatefulPlugin`."""
+    """A worker or an activity without `StatefulPlugin`, or an activity in a process pool."""
 
 
 class EngineError(StatefulError):

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import json
-import multiprocessing
 import threading
-import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -29,7 +24,7 @@ from temporalio.client import (
     WorkflowUpdateStage,
 )
 from temporalio.service import RPCError, RPCStatusCode
-from temporalio.worker import Replayer, SharedStateManager, Worker
+from temporalio.worker import Replayer, Worker
 
 from stateful_workflow import (
     AuditFailed,
@@ -48,7 +43,7 @@ from stateful_workflow.sealed.message import parse
 from .api import Api, start_api
 from .conftest import start_worker
 from .support import Unreachable, eventually, nodes_run, sealed_at
-from .use_workflows import ASYNC_ACTIVITIES, SYNC_ACTIVITIES, USE_WORKFLOWS, Caller, Job
+from .use_workflows import ASYNC_ACTIVITIES, USE_WORKFLOWS, Caller, Job
 from .workflows import WORKFLOWS, Node, Plan
 
 FIRST, SECOND = "audit-canary-first", "audit-canary-second"
@@ -365,65 +360,6 @@ async def test_a_request_to_another_origin_is_refused_on_record(
     ] * 2
 
 
-@asynccontextmanager
-async def in_a_process(
-    workflows: Client,
-    user: Client,
-    queue: str,
-    first: tuple[Callable[[str], None], str] | None = None,
-) -> AsyncGenerator[concurrent.futures.ProcessPoolExecutor, None]:
-    """Workers of which one runs activities in a process, which is busy with something first."""
-    spawn = multiprocessing.get_context("spawn")
-    with (
-        spawn.Manager() as manager,
-        concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool,
-    ):
-        busy = None if first is None else pool.submit(*first)
-        async with (
-            Worker(
-                workflows, task_queue=queue, workflows=USE_WORKFLOWS, activities=ASYNC_ACTIVITIES
-            ),
-            Worker(
-                user,
-                task_queue=f"{queue}-use",
-                activities=SYNC_ACTIVITIES,
-                activity_executor=pool,
-                shared_state_manager=SharedStateManager.create_from_multiprocessing(manager),
-                max_concurrent_activities=1,
-            ),
-        ):
-            yield pool
-        if busy is not None:
-            busy.result(20)
-
-
-async def test_in_a_process_reads_and_uses_stand_on_record_too(
-    audited: Client,
-    queue: str,
-    engine: EmbeddedEngine,
-    keyring: Keyring,
-    api: Api,
-    record: Recorded,
-    tmp_path: Path,
-) -> None:
-    keyring.save(tmp_path / "keyring.json")
-    user = await connect(engine, Keyring.load(tmp_path / "keyring.json"), record)
-    async with in_a_process(audited, user, queue):
-        root = await start(TokenClient(audited, keyring), queue, api)
-        job = Job([api.url("items")], activity="call_sync", queue=f"{queue}-use")
-        await root.execute_update("do", job)
-        evil = replace(job, urls=["https://evil.example.net/x"])
-        await root.execute_update("do", evil)
-        api.valid = set()
-        failing = replace(job, insist=True)
-        with pytest.raises(WorkflowUpdateFailedError):
-            await root.execute_update("do", failing)
-
-    assert [e.status for e in record.of("use")] == [200, 401]
-    assert [e.reason for e in record.of("refuse")] == ["OriginNotAllowed"]
-    assert len(record.of("read", activity_type="call_sync")) == 3
-
-
 async def test_each_request_of_a_redirect_chain_that_fails_at_last_is_a_use(
     use: str, audited: Client, keyring: Keyring, api: Api, record: Recorded
 ) -> None:
@@ -438,43 +374,6 @@ async def test_each_request_of_a_redirect_chain_that_fails_at_last_is_a_use(
     assert answers == ["ConnectError"]
     assert len(api.calls) == 3
     assert [(e.origin, e.status) for e in record.of("use")] == [(api.origin, 307)] * 3
-
-
-async def test_a_key_that_came_after_a_process_was_given_its_activity_opens_nothing_there(
-    audited: Client,
-    queue: str,
-    engine: EmbeddedEngine,
-    keyring: Keyring,
-    api: Api,
-    record: Recorded,
-    tmp_path: Path,
-) -> None:
-    """The process reads the keyring's file itself, later than the worker did."""
-    path = tmp_path / "keyring.json"
-    keyring.public().save(path)
-    user = await connect(engine, Keyring.load(path), record)
-    async with in_a_process(audited, user, queue, (wait_for_file, str(tmp_path / "go"))) as pool:
-        root = await start(TokenClient(audited, keyring), queue, api)
-        job = Job([api.url("items")], activity="call_sync", queue=f"{queue}-use")
-        update = await root.start_update("do", job, wait_for_stage=WorkflowUpdateStage.ACCEPTED)
-
-        async def is_in_the_pool() -> bool:
-            return len(pool._pending_work_items) > 0  # pyright: ignore[reportPrivateUsage]
-
-        await eventually(is_in_the_pool)
-        keyring.save(path, replace=True)
-        (tmp_path / "go").touch()
-        answers = await update.result()
-
-    assert answers[0].startswith("AuditFailed")
-    assert api.calls == []
-    assert record.of("read") == []
-
-
-def wait_for_file(path: str) -> None:
-    give_up = time.monotonic() + 30
-    while not Path(path).exists() and time.monotonic() < give_up:
-        time.sleep(0.02)
 
 
 async def test_a_failed_delivery_is_on_record_for_each_message_that_did_not_arrive(

@@ -53,7 +53,6 @@ from stateful_workflow.demo.api import IssuedToken, TokenApi
 from stateful_workflow.engine import EmbeddedEngine, start_engine
 from stateful_workflow.sealed.keyring_file import FileContent
 from stateful_workflow.sealed.message import Claims, parse
-from stateful_workflow.use.tokens import Returned
 
 from .api import Api, start_api
 from .support import eventually, sealed_at, status_of
@@ -456,10 +455,9 @@ class _Holder:
     "record",
     [
         lambda: FileContent(Path("keyring.json"), SECRET, Path(__file__).stat(), (1, 2, 3)),
-        lambda: Returned(SECRET, []),
         lambda: TokenApi(client_secret=SECRET, issued={SECRET: IssuedToken(1, 0.0)}),
     ],
-    ids=["a keyring file", "a result from a process", "the demo's API"],
+    ids=["a keyring file", "the demo's API"],
 )
 def test_a_record_that_holds_a_secret_does_not_print_it(record: Callable[[], object]) -> None:
     assert found(SECRET, repr([record()]).encode()) == []

@@ -6,8 +6,7 @@ import asyncio
 import re
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,7 +20,6 @@ from stateful_workflow import Keyring, NotConverged, StatefulPlugin, TokenClient
 from stateful_workflow.audit import AuditEvent, AuditSink
 from stateful_workflow.engine import EmbeddedEngine, start_engine
 from stateful_workflow.errors import MessageRefused
-from stateful_workflow.record import metrics
 from stateful_workflow.record.metrics import BUCKETS, NAMES, Metrics
 from stateful_workflow.sealed.message import Claims, parse
 
@@ -170,7 +168,7 @@ async def test_a_worker_that_has_done_nothing_shows_zeros_to_count_from(
     seen = await own.scrape()
 
     assert {sample.value for sample in seen.samples} == {0}
-    assert {"stateful_audit_lost", "stateful_nodes_behind"} <= seen.metrics
+    assert "stateful_audit_lost" in seen.metrics
     rejections = {
         sample.labels["reason"] for sample in seen.samples if sample.name == "stateful_messages"
     }
@@ -297,20 +295,17 @@ async def test_events_that_the_audit_sink_does_not_take_are_counted_at_once(
 # --- who is behind -------------------------------------------------------------------------------
 
 
-@asynccontextmanager
-async def one_child_cannot_be_told(
-    exporter: Exporter, **options: Any
-) -> AsyncGenerator[tuple[Client, TokenClient], None]:
-    """A tree whose child `root-far` takes no more signals and has no worker yet."""
-    keyring = Keyring.generate()
+async def test_a_child_that_cannot_be_told_is_a_failed_delivery_and_a_rotation_not_converged(
+    own: Exporter, keyring: Keyring
+) -> None:
     async with start_engine(ui=False, extra_args=FEW_SIGNALS) as engine:
-        client = await exporter.connect(engine.address, keyring)
+        client = await own.connect(engine.address, keyring)
         tokens = TokenClient(client, keyring)
-        async with start_worker(client, "q", **options):
+        async with start_worker(client, "q"):
             root = await tokens.start_workflow(
                 Node.run, Plan(), id="root", task_queue="q", api_token=FIRST, api_url=URL
             )
-            await root.signal("add_elsewhere", "far")
+            await root.signal("add_elsewhere", "far")  # where no worker runs yet
 
             async def is_started() -> bool:
                 children = (await status_of(client, "root"))["children"]
@@ -319,72 +314,31 @@ async def one_child_cannot_be_told(
             await eventually(is_started)
             far = client.get_workflow_handle("root-far")
             await asyncio.gather(*[far.signal("note", str(n)) for n in range(SIGNALS)])
-            yield client, tokens
+            with pytest.raises(NotConverged):
+                await tokens.rotate("root", SECOND, timeout=0.5)
 
+            async def has_failed() -> bool:
+                seen = await own.scrape()
+                return seen.total("stateful_messages", action="forward", outcome="failure") >= 1
 
-async def test_a_child_that_cannot_be_told_is_behind_until_it_is_told(own: Exporter) -> None:
-    async with one_child_cannot_be_told(own) as (client, tokens):
-        assert await are_behind(own, 0)
-        with pytest.raises(NotConverged):
-            await tokens.rotate("root", SECOND, timeout=0.5)
-
-        await eventually(lambda: are_behind(own, 1))
-
-        async def has_failed() -> bool:
+            await eventually(has_failed)
             seen = await own.scrape()
-            return seen.total("stateful_messages", action="forward", outcome="failure") >= 1
+            assert seen.total("stateful_not_converged", name="apiToken") == 1
+            assert seen.total("stateful_convergence_count") == 0
 
-        await eventually(has_failed)
-        seen = await own.scrape()
-        assert seen.total("stateful_not_converged", name="apiToken") == 1
-        assert seen.total("stateful_convergence_count") == 0
-
-        async with start_worker(client, "nobody"):
-            await eventually(lambda: are_behind(own, 0))
-            await tokens.rotate("root", THIRD, timeout=WITHIN)
-        assert (await own.scrape()).total("stateful_convergence_count") == 1
-
-
-async def test_a_node_that_is_terminated_is_soon_not_counted_any_more(
-    own: Exporter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(metrics, "FORGET_SECONDS", 3.0)
-    async with one_child_cannot_be_told(own) as (client, tokens):
-        await tokens.set("root", SECOND)
-        await eventually(lambda: are_behind(own, 1))
-        await client.get_workflow_handle("root").terminate()
-        await eventually(lambda: are_behind(own, 0))
-
-
-async def test_a_node_that_is_replayed_for_every_task_counts_once(own: Exporter) -> None:
-    async with one_child_cannot_be_told(own, max_cached_workflows=0) as (_, tokens):
-        await tokens.set("root", SECOND)
-
-        async def has_been_retried() -> bool:
-            seen = await own.scrape()
-            assert seen.total("stateful_nodes_behind") <= 1
-            return seen.total("stateful_messages", action="forward", outcome="failure") >= 2
-
-        await eventually(has_been_retried)
-        await eventually(lambda: are_behind(own, 1))
-
-
-async def are_behind(exporter: Exporter, children: int) -> bool:
-    return (await exporter.scrape()).total("stateful_nodes_behind") == children
+            async with start_worker(client, "nobody"):
+                await tokens.rotate("root", THIRD, timeout=WITHIN)
+            assert (await own.scrape()).total("stateful_convergence_count") == 1
 
 
 async def test_the_clients_and_workers_of_a_process_are_counted_together(own: Exporter) -> None:
     lazy = partial(Client.connect, "127.0.0.1:1", runtime=own.runtime, lazy=True)
     first, second = Metrics.of(await lazy()), Metrics.of(await lazy())
 
-    for run_id, metrics_of, children, together in (
-        ("one", first, 2, 2),
-        ("other", second, 3, 5),
-        ("one", second, 1, 4),
-        ("other", first, 0, 1),
-    ):
-        metrics_of.owes(run_id, children)
-        assert await are_behind(own, together)
+    for metrics in (first, second, first):
+        metrics.lost()
+
+    assert (await own.scrape()).total("stateful_audit_lost") == 3
 
 
 # --- labels --------------------------------------------------------------------------------------
@@ -465,7 +419,6 @@ async def test_every_metric_is_scraped_with_few_labels_and_no_workflow_id_among_
         "stateful_propagation": {"name"},
         "stateful_token_age": {"name"},
         "stateful_token_remaining": {"name"},
-        "stateful_nodes_behind": set(),
     }
     ids = [value for value in seen.label_values if queue in value]
     assert ids == []

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -37,7 +35,6 @@ from temporalio.worker import (
     ActivityInboundInterceptor,
     ExecuteActivityInput,
     Interceptor,
-    SharedStateManager,
     StartActivityInput,
     Worker,
     WorkflowInboundInterceptor,
@@ -51,7 +48,6 @@ from stateful_workflow.engine import EmbeddedEngine, start_engine
 from stateful_workflow.sealed.message import Claims
 
 from .support import Unreachable, events_of, eventually, nodes_run, status_of
-from .use_workflows import SYNC_ACTIVITIES, USE_WORKFLOWS, Caller, Job
 from .workflows import ACTIVITIES, WORKFLOWS, Node, Plan, shown
 
 URL = "https://api.example.com"
@@ -363,38 +359,6 @@ async def test_a_tree_lives_behind_an_encrypting_codec(
     }
     plain = headers is HeaderCodecBehavior.NO_CODEC
     assert encodings == {b"json/plain" if plain else b"binary/encrypted"}
-
-
-async def test_a_process_opens_tokens_whose_header_came_encrypted(
-    engine: EmbeddedEngine, keyring: Keyring, queue: str, tmp_path: Path
-) -> None:
-    keyring.save(tmp_path / "keyring.json")
-    client = await connect(
-        engine,
-        StatefulPlugin(Keyring.load(tmp_path / "keyring.json")),
-        data_converter=DataConverter(payload_codec=_Encrypts()),
-        header_codec_behavior=HeaderCodecBehavior.WORKFLOW_ONLY_CODEC,
-    )
-    spawn = multiprocessing.get_context("spawn")
-    with (
-        spawn.Manager() as manager,
-        concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool,
-    ):
-        async with Worker(
-            client,
-            task_queue=queue,
-            workflows=USE_WORKFLOWS,
-            activities=SYNC_ACTIVITIES,
-            activity_executor=pool,
-            shared_state_manager=SharedStateManager.create_from_multiprocessing(manager),
-            max_concurrent_activities=1,
-        ):
-            root = await TokenClient(client, keyring).start_workflow(
-                Caller.run, id=queue, task_queue=queue, api_token="first", api_url=URL
-            )
-            seen = await root.execute_update(Caller.do, Job(activity="look_sync"))
-
-    assert seen == ["first", URL]
 
 
 Traced = Callable[[EmbeddedEngine, Keyring, InMemorySpanExporter], Awaitable[Client]]

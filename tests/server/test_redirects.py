@@ -84,7 +84,7 @@ async def workflows(client: Client, queue: str) -> AsyncIterator[Worker]:
 
 @pytest.fixture(params=["async", "thread"])
 async def place(request: pytest.FixtureRequest, user: Client, queue: str) -> AsyncIterator[Place]:
-    async with place_of(request.param, user, f"{queue}-use", {}) as place:
+    async with place_of(request.param, user, f"{queue}-use") as place:
         yield place
 
 

@@ -67,21 +67,6 @@ async def user(engine: EmbeddedEngine, keyring_file: Path) -> Client:
     return await connect(engine, StatefulPlugin(Keyring.load(keyring_file)))
 
 
-@pytest.fixture(scope="module")
-def processes() -> Iterator[dict[str, Any]]:
-    """Worker options for activities in a process of their own."""
-    spawn = multiprocessing.get_context("spawn")
-    with (
-        spawn.Manager() as manager,
-        concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool,
-    ):
-        yield {
-            "activity_executor": pool,
-            "shared_state_manager": SharedStateManager.create_from_multiprocessing(manager),
-            "max_concurrent_activities": 1,
-        }
-
-
 @pytest.fixture
 async def workflows(client: Client, queue: str) -> AsyncIterator[Worker]:
     """A worker that runs the workflows, and asynchronous activities beside them."""
@@ -103,33 +88,23 @@ class Place:
         return Job(list(urls), activity=activity + kind, queue=self.queue, **options)
 
 
-@pytest.fixture(params=["async", "thread", "process"])
-async def place(
-    request: pytest.FixtureRequest, user: Client, queue: str, processes: dict[str, Any]
-) -> AsyncIterator[Place]:
-    async with place_of(request.param, user, f"{queue}-use", processes) as place:
-        yield place
-
-
 @pytest.fixture(params=["async", "thread"])
-async def live_place(
-    request: pytest.FixtureRequest, user: Client, queue: str
-) -> AsyncIterator[Place]:
-    """A `place` whose activities can ask their workflow while they run."""
-    async with place_of(request.param, user, f"{queue}-use", {}) as place:
+async def place(request: pytest.FixtureRequest, user: Client, queue: str) -> AsyncIterator[Place]:
+    async with place_of(request.param, user, f"{queue}-use") as place:
         yield place
 
 
 class place_of:
-    def __init__(self, kind: str, client: Client, queue: str, processes: dict[str, Any]) -> None:
+    def __init__(self, kind: str, client: Client, queue: str) -> None:
         options: dict[str, Any] = {"activities": ASYNC_ACTIVITIES}
         self._threads: concurrent.futures.ThreadPoolExecutor | None = None
         if kind == "thread":
             self._threads = concurrent.futures.ThreadPoolExecutor(1)
-            options = {"activity_executor": self._threads, "max_concurrent_activities": 1}
-        elif kind == "process":
-            options = dict(processes)
-        options.setdefault("activities", SYNC_ACTIVITIES)
+            options = {
+                "activities": SYNC_ACTIVITIES,
+                "activity_executor": self._threads,
+                "max_concurrent_activities": 1,
+            }
         self._worker = Worker(client, task_queue=queue, **options)
         self._place = Place(kind, queue)
 
@@ -245,39 +220,34 @@ async def test_no_token_stays_behind_for_the_activity_after(
     assert [text.partition(":")[0] for text in seen] == ["PluginMissing"] * 2
 
 
-# --- processes -----------------------------------------------------------------------------------
-
-
-async def test_a_process_takes_the_keyring_from_the_file_the_environment_names(
-    engine: EmbeddedEngine,
-    tokens: TokenClient,
-    queue: str,
-    api: Api,
-    keyring_file: Path,
-    processes: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+async def test_in_a_process_pool_no_token_is_at_hand_and_the_error_says_what_to_do(
+    tokens: TokenClient, user: Client, queue: str, api: Api, method: str
 ) -> None:
     root = await start(tokens, queue, api)
-    monkeypatch.setenv("STATEFUL_KEYRING", str(keyring_file))
-    user = await connect(engine, StatefulPlugin())
+    context = multiprocessing.get_context(method)
+    with (
+        context.Manager() as manager,
+        concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool,
+    ):
+        async with Worker(
+            user,
+            task_queue=f"{queue}-use",
+            activities=SYNC_ACTIVITIES,
+            activity_executor=pool,
+            shared_state_manager=SharedStateManager.create_from_multiprocessing(manager),
+            max_concurrent_activities=1,
+        ):
+            place = Place("process", f"{queue}-use")
+            said = await root.execute_update(Caller.do, place.job(activity="look"))
+            said += await root.execute_update(Caller.do, place.job(api.url("x")))
 
-    async with place_of("process", user, f"{queue}-use", processes) as place:
-        seen = await root.execute_update(Caller.do, place.job(activity="look"))
-
-    assert seen[0] == "first"
-
-
-async def test_a_process_without_a_keyring_file_says_what_to_do(
-    tokens: TokenClient, client: Client, queue: str, api: Api, processes: dict[str, Any]
-) -> None:
-    root = await start(tokens, queue, api)
-
-    async with place_of("process", client, f"{queue}-use", processes) as place:
-        seen, address = await root.execute_update(Caller.do, place.job(activity="look"))
-
-    assert seen.startswith("KeyringError: ")
-    assert "$STATEFUL_KEYRING or Keyring.load(path)" in seen
-    assert address == api.origin
+    assert len(said) == 3
+    for error in said:
+        assert error.startswith("PluginMissing: ")
+        assert "process pool" in error
+        assert "ThreadPoolExecutor" in error
+    assert api.calls == []
 
 
 # --- the newest ----------------------------------------------------------------------------------
@@ -289,14 +259,14 @@ async def test_a_refused_token_is_replaced_in_place_by_a_newer_one(
     tokens: TokenClient,
     queue: str,
     api: Api,
-    live_place: Place,
+    place: Place,
     monkeypatch: pytest.MonkeyPatch,
     body: str | None,
     key: bool,
 ) -> None:
     set_fresh_seconds(monkeypatch, NEVER_OLD)
     root = await start(tokens, queue, api)
-    job = live_place.job(api.url("before"), api.gate("g"), api.url("after"), body=body, key=key)
+    job = place.job(api.url("before"), api.gate("g"), api.url("after"), body=body, key=key)
     running = asyncio.create_task(root.execute_update(Caller.do, job))
     await api.reached("g")
 
@@ -317,13 +287,13 @@ async def test_a_body_that_streams_is_not_sent_twice(
     tokens: TokenClient,
     queue: str,
     api: Api,
-    live_place: Place,
+    place: Place,
     monkeypatch: pytest.MonkeyPatch,
     key: bool,
 ) -> None:
     set_fresh_seconds(monkeypatch, NEVER_OLD)
     root = await start(tokens, queue, api)
-    job = live_place.job(api.gate("g"), api.url("after"), body="stream", key=key)
+    job = place.job(api.gate("g"), api.url("after"), body="stream", key=key)
     running = asyncio.create_task(root.execute_update(Caller.do, job))
     await api.reached("g")
 
@@ -340,13 +310,13 @@ async def test_a_refused_token_that_was_revoked_meanwhile_says_so(
     tokens: TokenClient,
     queue: str,
     api: Api,
-    live_place: Place,
+    place: Place,
     monkeypatch: pytest.MonkeyPatch,
     key: bool,
 ) -> None:
     set_fresh_seconds(monkeypatch, NEVER_OLD)
     root = await start(tokens, queue, api)
-    job = live_place.job(api.gate("g"), api.url("after"), api.url("again"), key=key)
+    job = place.job(api.gate("g"), api.url("after"), api.url("again"), key=key)
     running = asyncio.create_task(root.execute_update(Caller.do, job))
     await api.reached("g")
 
@@ -364,7 +334,7 @@ async def test_a_refused_token_that_is_the_newest_is_reported_to_its_authority(
     client: Client,
     queue: str,
     api: Api,
-    live_place: Place,
+    place: Place,
     monkeypatch: pytest.MonkeyPatch,
     key: bool,
 ) -> None:
@@ -374,7 +344,7 @@ async def test_a_refused_token_that_is_the_newest_is_reported_to_its_authority(
     assert status is not None
     api.valid = set()
 
-    assert await root.execute_update(Caller.do, live_place.job(api.url("x"), key=key)) == ["401"]
+    assert await root.execute_update(Caller.do, place.job(api.url("x"), key=key)) == ["401"]
 
     assert api.tokens() == ["first"]
     assert (await status_of(client, queue))["reports"] == {"apiToken": {status.fingerprint: 1}}
@@ -420,23 +390,6 @@ async def test_a_retried_attempt_uses_the_newest(
     )
 
 
-async def test_in_a_process_a_refused_token_fails_the_attempt_and_the_next_has_the_newest(
-    tokens: TokenClient, user: Client, queue: str, api: Api, processes: dict[str, Any]
-) -> None:
-    root = await start(tokens, queue, api)
-    async with place_of("process", user, f"{queue}-use", processes) as place:
-        job = place.job(api.gate("g"), api.url("x"), insist=True, attempts=2)
-        running = asyncio.create_task(root.execute_update(Caller.do, job))
-        await api.reached("g")
-        await tokens.rotate(queue, "second", timeout=20)
-        api.valid = {"second"}
-        api.open("g")
-
-        assert await running == ["200"]
-
-    assert api.tokens() == ["first", "second"]
-
-
 async def test_a_retried_attempt_that_cannot_ask_fails_rather_than_use_an_old_token(
     tokens: TokenClient,
     client: Client,
@@ -448,7 +401,7 @@ async def test_a_retried_attempt_that_cannot_ask_fails_rather_than_use_an_old_to
 ) -> None:
     monkeypatch.setattr("stateful_workflow.use.tokens._QUERY_TIMEOUT", timedelta(seconds=1))
     root = await start(tokens, queue, api)
-    async with place_of("async", user, f"{queue}-use", {}) as place:
+    async with place_of("async", user, f"{queue}-use") as place:
         job = place.job(api.gate("g"), api.url("x"), succeed_at=2, attempts=0)
         running = asyncio.create_task(root.execute_update(Caller.do, job))
         await api.reached("g")
@@ -489,7 +442,7 @@ async def test_an_answer_that_cannot_be_read_counts_as_none(
     plugin = StatefulPlugin(Keyring.load(keyring_file))
     user = await connect(engine, plugin, interceptors=[Garbles()])
     root = await start(tokens, queue, api)
-    async with place_of("async", user, f"{queue}-use", {}) as place:
+    async with place_of("async", user, f"{queue}-use") as place:
         job = place.job(api.url("x"), succeed_at=2, attempts=0)
         assert await root.execute_update(Caller.do, job) == ["200"]
 
@@ -521,7 +474,7 @@ async def test_an_activity_scheduled_long_ago_asks_before_it_uses_what_it_carrie
 
     await tokens.rotate(queue, "second", timeout=20)
     await passed(since, 0.3)
-    async with place_of("async", user, f"{queue}-use", {}):
+    async with place_of("async", user, f"{queue}-use"):
         assert await running == ["200"]
 
     assert api.tokens() == [used]
@@ -531,12 +484,12 @@ async def test_a_long_activity_turns_to_the_newest_without_being_refused(
     tokens: TokenClient,
     queue: str,
     api: Api,
-    live_place: Place,
+    place: Place,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     set_fresh_seconds(monkeypatch, 0.3)
     root = await start(tokens, queue, api)
-    job = live_place.job(api.url("before"), api.gate("g"), api.url("after"))
+    job = place.job(api.url("before"), api.gate("g"), api.url("after"))
     running = asyncio.create_task(root.execute_update(Caller.do, job))
     await api.reached("g")
     since = time.time()
@@ -563,7 +516,7 @@ async def test_a_token_near_its_expiry_is_asked_for_again_before_use(
     await scheduled_at(root)
 
     await tokens.rotate(queue, "second", timeout=20)
-    async with place_of("async", user, f"{queue}-use", {}):
+    async with place_of("async", user, f"{queue}-use"):
         assert await running == ["200"]
 
     assert api.tokens() == ["second"]
@@ -636,7 +589,7 @@ async def test_what_an_issuer_signed_who_is_revoked_in_the_workers_keyring_is_no
         key["stateful"] = {"revoked": key["use"] == "sig"}
     user = await connect(engine, StatefulPlugin(Keyring.from_json(json.dumps(keys))))
 
-    async with place_of("async", user, f"{queue}-use", {}) as place:
+    async with place_of("async", user, f"{queue}-use") as place:
         seen = await root.execute_update(Caller.do, place.job(activity="look"))
 
     assert seen[0].startswith("TokenRevoked: ")
@@ -670,7 +623,7 @@ async def test_an_activity_worker_without_a_reader_key_says_whose_key_it_lacks(
     root = await start(tokens, queue, api)
     user = await connect(engine, StatefulPlugin(keyring.public()))
 
-    async with place_of("async", user, f"{queue}-use", {}) as place:
+    async with place_of("async", user, f"{queue}-use") as place:
         seen = await root.execute_update(Caller.do, place.job(activity="look"))
 
     (reader,) = [info.kid for info in keyring.keys() if info.kind == "reader"]

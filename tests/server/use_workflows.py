@@ -1,4 +1,4 @@
-"""Workflows whose activities use tokens in every way there is: async, in threads, in processes."""
+"""Workflows whose activities use tokens in every way there is: async and in threads."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ async def call(job: Job) -> list[str]:
 
 @activity.defn
 def call_sync(job: Job) -> list[str]:
-    """`call` for threads and processes."""
+    """`call` for threads and process pools."""
     transport = httpx.HTTPTransport(uds=job.uds)
     options: dict[str, Any] = (
         _through(OriginTransport(transport, name=job.name), job)
@@ -142,7 +142,7 @@ async def look(job: Job) -> list[str]:
 
 @activity.defn
 def look_sync(job: Job) -> list[str]:
-    """`look` for threads and processes."""
+    """`look` for threads and process pools."""
     return _look(job)
 
 

@@ -423,30 +423,6 @@ def test_a_forked_process_cannot_write_into_the_chain_of_its_parent(path: Path) 
     assert workflows(path) == ["orders/1", "orders/3"]
 
 
-@posix
-def test_a_forked_process_that_lives_on_does_not_keep_the_file_locked(path: Path) -> None:
-    writer = python(
-        "record = AuditFile(sys.argv[1])\n"
-        "record.record(event)\n"
-        "child = os.fork()\n"
-        "if child == 0: time.sleep(60)\n"
-        "print(child, flush=True)\n"
-        "time.sleep(60)\n",
-        path,
-        wait=False,
-    )
-    assert writer.stdout is not None
-    child = int(writer.stdout.readline())
-    try:
-        os.kill(writer.pid, signal.SIGKILL)
-        writer.wait(10)
-        write(path, 1)
-    finally:
-        os.kill(child, signal.SIGKILL)
-        writer.stdout.close()
-    assert workflows(path) == ["other", "orders/1"]
-
-
 # --- segments ----------------------------------------------------------------
 
 

@@ -19,7 +19,6 @@ from .contract import FORWARD, ForwardRequest, ForwardResult
 from .describe import read_children
 from .inbox import now_ms
 from .ledger import Child, Ledger
-from .record import NodeRecord
 
 _LOCAL_SECONDS: Final = 1.0
 _ORDINARY_SECONDS: Final = 5.0
@@ -43,12 +42,10 @@ class Fanout:
 
     Args:
         ledger: knows what each child lacks.
-        record: of the node.
     """
 
-    def __init__(self, ledger: Ledger, record: NodeRecord) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._record = record
         self._told_epoch = ledger.epoch
         self._again = next(ledger.to_tell(), None) is not None
         self._retry_at: int | None = None
@@ -142,7 +139,6 @@ class Fanout:
             indexes = [messages.setdefault(message.text, len(messages)) for message in lacking]
             targets.append((child.id, child.type, indexes))
             told[child.id] = lacking
-        self._record.owes(len(owed))
         # Who did not settle is asked beside the fan-outs (`questions`).
         children = self._ledger.children.values()
         ended_children = (child for child in children if child.ended and not child.unsettled)
@@ -181,7 +177,6 @@ class Fanout:
             else:
                 self._ledger.delivered(child_id, messages)
                 self.by_update.discard(child_id)
-        self._record.owes(len(told.keys() & {*result.left, *result.failed}))
         self.by_update |= {child_id for child_id in result.by_update if self._is_same(child_id)}
         self.by_update &= self._ledger.children.keys()
         for child_id, orphans in result.closed.items():

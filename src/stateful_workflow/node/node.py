@@ -104,7 +104,7 @@ class Node:
         self._reports: dict[str, dict[str, int]] = {}
         self._record = NodeRecord()
         self._inbox = Inbox(self.ledger, self._record)
-        self._fanout = Fanout(self.ledger, self._record)
+        self._fanout = Fanout(self.ledger)
         self._questions = Questions(self.ledger, self._found_children)
         self._given_up: list[tuple[str, int]] = []
         self._asking_later: asyncio.Task[None] | None = None

@@ -58,10 +58,6 @@ class NodeRecord:
         """A name ("*" for every one) is withheld from a child from now on, or shared again."""
         self._record(action, "success", reason, name=name, child_id=child_id, child_type=child_type)
 
-    def owes(self, children: int) -> None:
-        """So many children are to be told; a replay leads to the same number."""
-        self._recorder.metrics.owes(workflow.info().run_id, children)
-
     def _record(
         self, action: Action, outcome: Outcome, reason: str | None, **about: Unpack[About]
     ) -> bool:

@@ -11,7 +11,6 @@
 ``stateful_propagation``      histogram  from a message's issue until a node accepted it, by name
 ``stateful_token_age``        histogram  since a token was issued, when it was opened, by name
 ``stateful_token_remaining``  histogram  until a token expires, when it was opened, by name
-``stateful_nodes_behind``     gauge      children that this process has yet to tell
 ============================  =========  ======================================================
 
 All times are seconds, whatever unit the runtime takes for durations; `BUCKETS` are what to give
@@ -25,11 +24,7 @@ name, and a gauge would show the last of them for ever.
 
 from __future__ import annotations
 
-import threading
-import time
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Final
 
 from temporalio.client import Client
@@ -49,7 +44,6 @@ NAMES: Final = (
     "stateful_propagation",
     "stateful_token_age",
     "stateful_token_remaining",
-    "stateful_nodes_behind",
 )
 """Every metric."""
 
@@ -68,12 +62,9 @@ BUCKETS: Final[Mapping[str, Sequence[float]]] = {
 }
 """Upper bounds in seconds for ``histogram_bucket_overrides`` of the SDK's exporters."""
 
-FORGET_SECONDS: Final = 900.0
-"""A node that owes something tries again after five minutes at most; this is long after."""
-
 
 class Metrics:
-    """The metrics of one runtime, shared by its clients and workers.
+    """The metrics of one client or worker; those of one runtime count together.
 
     Args:
         meter: of the runtime.
@@ -103,19 +94,11 @@ class Metrics:
         self._remaining = meter.create_histogram_float(
             "stateful_token_remaining", "Until a token expires, when it was opened", "s"
         )
-        self._behind = meter.create_gauge(
-            "stateful_nodes_behind", "Children that this process has yet to tell"
-        )
-        self._owed: dict[str, tuple[int, float]] = {}
-        self._owed_together = 0
-        self._timer: threading.Timer | None = None
-        self._lock = threading.Lock()
         self._begin_at_zero()
 
     def _begin_at_zero(self) -> None:
         # Prometheus sees no increase in a counter whose first sample is 1.
         self._lost.add(0)
-        self._behind.set(0)
         for reason in _names_of(MessageRefused):
             self._messages.add(0, _message_labels("reject", "failure", reason))
         for reason in _names_of(KeyringError, MessageRefused, TokenUnavailable, UseRefused):
@@ -127,11 +110,7 @@ class Metrics:
         if client is None:
             return cls(MetricMeter.noop)
         runtime = client.service_client.config.runtime or Runtime.default()
-        with _of_runtimes_lock:
-            metrics = _of_runtimes.get(runtime)
-            if metrics is None:
-                metrics = _of_runtimes[runtime] = cls(runtime.metric_meter)
-            return metrics
+        return cls(runtime.metric_meter)
 
     def count(self, event: AuditEvent) -> None:
         """Count an event."""
@@ -175,52 +154,6 @@ class Metrics:
     def not_converged(self, name: str) -> None:
         """A rotation did not reach every node in the time it was given."""
         self._not_converged.add(1, {"name": name})
-
-    def owes(self, run_id: str, children: int) -> None:
-        """A node has so many children to tell; each time it tries, it says so again.
-
-        One that is not heard of for `FORGET_SECONDS` is not counted any more: nobody tells a
-        worker that a workflow was terminated, or that another worker has it now.
-
-        Args:
-            run_id: of the node, so that a replay counts once.
-            children: how many.
-        """
-        with self._lock:
-            before, _ = self._owed.pop(run_id, (0, 0.0))
-            if children:
-                self._owed[run_id] = (children, time.monotonic())
-            self._show_owed(children - before)
-            self._watch()
-
-    def _show_owed(self, change: int) -> None:
-        if change:
-            self._owed_together += change
-            self._behind.set(self._owed_together)
-
-    def _watch(self) -> None:
-        if self._owed and self._timer is None:
-            # The one heard of longest ago stands first.
-            _, heard_at = next(iter(self._owed.values()))
-            seconds = heard_at + FORGET_SECONDS - time.monotonic()
-            timer = threading.Timer(max(seconds, 0.0), self._forget)
-            timer.daemon = True
-            with suppress(RuntimeError):  # no thread can be started: the next one who owes tries
-                timer.start()
-                self._timer = timer
-
-    def _forget(self) -> None:
-        with self._lock:
-            self._timer = None
-            oldest = time.monotonic() - FORGET_SECONDS
-            gone = [key for key, (_, heard_at) in self._owed.items() if heard_at <= oldest]
-            self._show_owed(-sum(self._owed.pop(key)[0] for key in gone))
-            self._watch()
-
-
-# A runtime has one gauge of a name, whoever sets it.
-_of_runtimes: Final[weakref.WeakKeyDictionary[Runtime, Metrics]] = weakref.WeakKeyDictionary()
-_of_runtimes_lock: Final = threading.Lock()
 
 
 def _message_labels(action: str, outcome: str, reason: str, name: str = "") -> dict[str, str]:

@@ -11,7 +11,6 @@ import asyncio
 import atexit
 import concurrent.futures
 import logging
-import os
 import queue
 import threading
 import time
@@ -81,22 +80,12 @@ class SinkWriter:
             raise ValueError(f'audit_failure is "block" or "continue", not {failure!r}')
         self.sink = sink
         self._is_local = getattr(sink, "is_local", False) is True
-        self.blocks = sink is not None and failure == "block"
-        """Whether opening and setting wait for their record."""
-        self._begin()
-
-    def _begin(self) -> None:
-        self._process = os.getpid()
+        self._blocks = sink is not None and failure == "block"
         self._lock = threading.Lock()
         self._lost = 0
         self._queue: queue.Queue[_Item] = queue.Queue(MAX_QUEUED)
         self._thread: threading.Thread | None = None
         self._busy_since: float | None = None
-
-    @property
-    def is_on(self) -> bool:
-        """Whether there is a sink."""
-        return self.sink is not None
 
     def require(self, event: AuditEvent, lost: Lost) -> None:
         """Write what must be on record before what it tells of is done, and wait for it.
@@ -132,10 +121,9 @@ class SinkWriter:
             raise _failed(event, "the sink did not answer in time") from None
 
     def _require(self, event: AuditEvent, lost: Lost) -> Written | None:
-        if not self.blocks:
+        if not self._blocks:
             self.write(event, lost)
             return None
-        self._mind_fork()
         if not self._is_local:
             written = Written()
             self._put(_Item(event, lost, written))
@@ -158,7 +146,6 @@ class SinkWriter:
         """
         if self.sink is None:
             return
-        self._mind_fork()
         if self._is_local:
             self._try(event, lost)
         else:
@@ -175,8 +162,8 @@ class SinkWriter:
     def _try(self, event: AuditEvent, lost: Lost) -> None:
         try:
             self._write(event)
-        except (CancelledError, KeyboardInterrupt):  # told to this thread, wherever it is
-            self._lose(None, lost)
+        except (CancelledError, KeyboardInterrupt) as error:  # told to this thread, wherever it is
+            self._lose(error, lost)
             raise
         except BaseException as error:  # noqa: BLE001 - the sink is the user's
             self._lose(error, lost)
@@ -199,12 +186,7 @@ class SinkWriter:
                     raise
         sink.record(event)
 
-    def lose(self, lost: Lost) -> None:
-        """Note that an event never came here."""
-        if self.sink is not None:
-            self._lose(None, lost)
-
-    def _lose(self, error: BaseException | None, lost: Lost) -> None:
+    def _lose(self, error: BaseException, lost: Lost) -> None:
         lost()
         with self._lock:
             self._lost += 1
@@ -212,11 +194,6 @@ class SinkWriter:
         if is_first:
             # In a thread: a handler of the log may be what the sink waits for.
             _start(lambda: _log.error("Audit events are lost for a while: %s", _said(error)))
-
-    def _mind_fork(self) -> None:
-        """Begin anew in a forked process: the thread, and who held the lock, stayed behind."""
-        if self._process != os.getpid():
-            self._begin()
 
     # --- by the thread -------------------------------------------------------
 
@@ -278,11 +255,6 @@ class Recorder:
         self.metrics = metrics
         self.identity = identity
 
-    @property
-    def blocks(self) -> bool:
-        """Whether opening and setting wait for their record."""
-        return self._writer.blocks
-
     def require(self, event: AuditEvent) -> None:
         """Record what may not be done without its record.
 
@@ -302,16 +274,12 @@ class Recorder:
         self._writer.write(event, self.metrics.lost)
         self.metrics.count(event)
 
-    def lose(self) -> None:
-        """Note that what happened elsewhere was not told here."""
-        self._writer.lose(self.metrics.lost)
-
 
 def writer_of(plugins: Iterable[object]) -> SinkWriter:
     """What the first of these that keeps a record writes with; where none does, nothing is kept."""
     for plugin in plugins:
         writer = getattr(plugin, "sink_writer", None)
-        if isinstance(writer, SinkWriter) and writer.is_on:
+        if isinstance(writer, SinkWriter) and writer.sink is not None:
             return writer
     return SinkWriter(None)
 
@@ -333,9 +301,8 @@ def _failed(event: AuditEvent, why: str) -> AuditFailed:
     )
 
 
-def _said(error: BaseException | None) -> str:
-    said = printable(f"{type(error).__name__}: {error}")
-    return "it did not come back" if error is None else said
+def _said(error: BaseException) -> str:
+    return printable(f"{type(error).__name__}: {error}")
 
 
 def _is_on_loop() -> bool:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
@@ -23,13 +21,12 @@ from temporalio.worker import (
     ExecuteActivityInput,
 )
 
-from ..errors import StatefulError, TokenExposed
+from ..errors import TokenExposed
 from ..node.contract import ACTIVITIES, USE_HEADER
 from ..node.headers import Use
-from ..record.event import AuditEvent
 from ..record.recorder import Recorder
 from ..sealed.keyring import Keyring
-from .tokens import EVENTS, ActivityTokens, InProcess, Returned, running
+from .tokens import ActivityTokens, running
 
 
 class ActivityInbound(ActivityInboundInterceptor):
@@ -69,13 +66,12 @@ class ActivityInbound(ActivityInboundInterceptor):
         gate = _Gate(tokens, self._client.data_converter)
         if self._outbound is not None:
             self._outbound.gate = gate
-            self._outbound.is_heard = not _is_in_process(input)
         await tokens.refresh_all()
         await tokens.confirm_root()
         try:
-            result = await self._run(input, tokens)
+            with running(tokens):
+                result = await super().execute_activity(input)
             gate.check("return", [result])
-            gate.raise_held_back()
         except BaseException as error:
             scrubbed = gate.scrubbed(error)
             if scrubbed is None:
@@ -99,39 +95,6 @@ class ActivityInbound(ActivityInboundInterceptor):
             must_ask=client is not None and info.attempt > 1,
         )
 
-    async def _run(self, input: ExecuteActivityInput, tokens: ActivityTokens) -> Any:
-        if not _is_in_process(input):
-            with running(tokens):
-                return await super().execute_activity(input)
-        # What it opens over there has to be known here, and on record before.
-        recorded = await tokens.open_ahead()
-        keyring = None
-        with suppress(StatefulError):
-            keyring = self._keyring()
-        input.fn = InProcess(
-            input.fn,
-            tokens,
-            recorded,
-            None if keyring is None else keyring.path,
-            None if keyring is None else keyring.allow_group_read,
-        )
-        try:
-            returned: Returned = await super().execute_activity(input)
-        except BaseException as error:
-            self._record(vars(error).pop(EVENTS, None))
-            raise
-        self._record(returned.events)
-        return returned.result
-
-    def _record(self, events: Iterable[AuditEvent] | None) -> None:
-        """Record what came back from a process, or that it did not: nobody knows how much."""
-        recorder = self._recorder()
-        if events is None:
-            recorder.lose()
-            return
-        for event in events:
-            recorder.record(event)
-
 
 class ActivityOutbound(ActivityOutboundInterceptor):
     """Refuses a heartbeat that holds an opened token."""
@@ -139,8 +102,6 @@ class ActivityOutbound(ActivityOutboundInterceptor):
     def __init__(self, next: ActivityOutboundInterceptor) -> None:
         super().__init__(next)
         self.gate: _Gate | None = None
-        self.is_heard = True
-        """Whether the activity hears what is raised here; one in a process does at its end."""
 
     def heartbeat(self, *details: Any) -> None:
         """See the base class.
@@ -148,14 +109,8 @@ class ActivityOutbound(ActivityOutboundInterceptor):
         Raises:
             TokenExposed: where a detail holds a token that the activity has opened.
         """
-        try:
-            if self.gate is not None:
-                self.gate.check("heartbeat", details)
-        except TokenExposed:
-            # It would end the thread that takes the heartbeats of every process.
-            if not self.is_heard:
-                return
-            raise
+        if self.gate is not None:
+            self.gate.check("heartbeat", details)
         super().heartbeat(*details)
 
 
@@ -176,7 +131,6 @@ class _Gate:
         self._secrets = tokens.secrets
         self._converter = converter.with_context(context)
         self._where = f"activity {info.activity_type} of workflow {info.workflow_id}"
-        self._held_back: TokenExposed | None = None
 
     def check(self, what: str, values: Any) -> None:
         """Let values through that hold no opened token.
@@ -189,20 +143,10 @@ class _Gate:
         payloads = self._converter.payload_converter.to_payloads(values)
         name = self._secrets.found_in(payload.SerializeToString() for payload in payloads)
         if name is not None:
-            self._held_back = TokenExposed(
+            raise TokenExposed(
                 f"{self._where} was about to {what} its {name} in clear text, where everybody who "
                 "reads the workflow's history sees it; give back something else"
             )
-            raise self._held_back
-
-    def raise_held_back(self) -> None:
-        """Raise what a heartbeat of another process could not be told.
-
-        Raises:
-            TokenExposed: where one was refused.
-        """
-        if self._held_back is not None:
-            raise self._held_back
 
     def scrubbed(self, error: BaseException) -> BaseException | None:
         """The same failure without the tokens it holds, or None where it holds none."""
@@ -231,10 +175,6 @@ class _Gate:
     def _unencodable(self, error: BaseException) -> ApplicationError:
         kind = type(error).__name__
         return ApplicationError(f"{self._where} raised {kind}; what it says is left out", type=kind)
-
-
-def _is_in_process(input: ExecuteActivityInput) -> bool:
-    return isinstance(input.executor, concurrent.futures.ProcessPoolExecutor)
 
 
 async def _use(headers: Mapping[str, Payload], client: Client) -> Use | None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Final, Literal
 
 from temporalio import activity
 from temporalio.client import Client, WorkflowQueryFailedError
@@ -35,8 +35,7 @@ from ..node.contract import MESSAGE, REPORT
 from ..node.headers import Use
 from ..node.status import cure
 from ..record.event import Action, AuditEvent, Outcome, of_message
-from ..record.metrics import Metrics
-from ..record.recorder import Recorder, SinkWriter
+from ..record.recorder import Recorder
 from ..sealed.issuing import Place, Said, Terms, verified_place
 from ..sealed.keyring import Keyring
 from ..sealed.message import DEFAULT_NAME, Message, SealedToken, parse
@@ -45,11 +44,6 @@ from ..text.printable import printable
 from .asking import read_answer
 from .exposure import OpenedSecrets
 from .parents import confirm_root
-
-T = TypeVar("T")
-
-EVENTS: Final = "_stateful_events"
-"""Attribute of an error that left a pool's process: what is to be put on record."""
 
 FRESH_SECONDS: Final = 5.0
 """A token carried or asked for longer ago than this is asked for again before use."""
@@ -75,7 +69,7 @@ class ActivityTokens:
             workflow is asked.
         keyring: gives this process's keyring, or raises KeyringError.
         recorder: puts on record what is opened, used and refused.
-        client: asks the workflow; None in a process pool and for local activities.
+        client: asks the workflow; None for local activities.
         fresh_since: `time.monotonic` seconds at which `use` was true.
         must_ask: on an attempt after the first, what came along may be dead: nothing is
             used before the workflow has answered.
@@ -92,6 +86,7 @@ class ActivityTokens:
         must_ask: bool = False,
     ) -> None:
         self._info = activity.info()
+        self.process = os.getpid()
         self.use = use
         self._must_ask = must_ask
         self.keyring = keyring
@@ -105,10 +100,6 @@ class ActivityTokens:
         self._carried_at = fresh_since
         self._asked_at: dict[str, float] = {}
         self._standing = {} if use is None else _standing(use)
-
-    def names(self) -> set[str]:
-        """The credential names worth asking for."""
-        return {DEFAULT_NAME} | (set() if self.use is None else set(self.use.tokens))
 
     def open(self, name: str) -> ApiToken:
         """Check the token whole, as it is known now, open it, and put that on record.
@@ -124,33 +115,15 @@ class ActivityTokens:
 
     async def open_async(self, name: str) -> ApiToken:
         """As `open`, in a thread where a KMS or an HSM is asked; the loop waits for no sink."""
-        token = await self._where_it_may_wait(lambda: self._checked(name))
+        try:
+            asks = self.keyring().has_openers
+        except KeyringError:
+            asks = False  # opening says it
+        # No thread otherwise: a user's threads may be waiting for this loop.
+        token = await asyncio.to_thread(self._checked, name) if asks else self._checked(name)
         await self.recorder.require_async(self._read(token))
         self._measure(token)
         return token
-
-    async def open_ahead(self) -> frozenset[str]:
-        """Open, on record, all that a process which cannot reach the sink may open over there.
-
-        What is refused is left for the process to meet.
-
-        Returns:
-            The fingerprints of what is on record now.
-
-        Raises:
-            AuditFailed: an opened token could not be put on record.
-        """
-        recorded: set[str] = set()
-        for name in sorted(self.names()):
-            standing = self._standing.get(name, Standing("none"))
-            try:
-                token = await self._where_it_may_wait(partial(self._open, name, standing))
-            except StatefulError:
-                continue
-            await self.recorder.require_async(self._read(token))
-            self._measure(token)
-            recorded.add(token.fingerprint)
-        return frozenset(recorded)
 
     def _checked(self, name: str) -> ApiToken:
         standing = self._standing.get(name, Standing("none"))
@@ -288,14 +261,6 @@ class ActivityTokens:
         self.secrets.add(name, secret)
         return ApiToken(standing.message, secret)
 
-    async def _where_it_may_wait(self, opening: Callable[[], T]) -> T:
-        # No thread otherwise: a user's threads may be waiting for this loop.
-        try:
-            elsewhere = self.keyring().has_openers
-        except KeyringError:
-            elsewhere = False  # opening says it
-        return await asyncio.to_thread(opening) if elsewhere else opening()
-
     def has_other_than(self, token: ApiToken) -> bool:
         """Whether what is known of a name now is another message than a token's, or none."""
         message = self._standing.get(token.name, Standing("none")).message
@@ -367,7 +332,8 @@ class ActivityTokens:
 
     async def refresh_all(self) -> None:
         """Refresh every name; a failure is remembered and raised where a token is used."""
-        for name in sorted(self.names()):
+        carried = set[str]() if self.use is None else self.use.tokens.keys()
+        for name in sorted({DEFAULT_NAME} | carried):
             with suppress(NewestUnknown):
                 await self.refresh(name)
 
@@ -387,21 +353,6 @@ class ActivityTokens:
         except RPCError as error:
             said = f"Workflow {token.authority} could not be told that its token was refused"
             activity.logger.warning(printable(f"{said}: {error.message}"))
-
-    def carried(self) -> Use | None:
-        """`use` with what was learned since, to be carried to another process."""
-        if self.use is None:
-            return None
-        return replace(
-            self.use,
-            tokens={
-                name: {
-                    "state": standing.state,
-                    "sealed": None if standing.message is None else standing.message.text,
-                }
-                for name, standing in self._standing.items()
-            },
-        )
 
 
 def _standing(use: Use) -> dict[str, Standing]:
@@ -426,14 +377,16 @@ def activity_tokens() -> ActivityTokens:
     """The running activity's tokens.
 
     Raises:
-        PluginMissing: outside an activity, on a worker without the plugin, or for an activity
-            of a workflow that is no `StatefulWorkflow`.
+        PluginMissing: outside an activity, on a worker without the plugin, for an activity of a
+            workflow that is no `StatefulWorkflow`, or in a process pool.
     """
     tokens = _current.get()
-    if tokens is None:
+    # A process that was forked in an activity would have that one's tokens for ever.
+    if tokens is None or tokens.process != os.getpid():
         raise PluginMissing(
             "tokens are at hand only in activities that a StatefulWorkflow started, on a worker "
-            "with StatefulPlugin"
+            "with StatefulPlugin, and not in a process pool, where nothing can renew them: run "
+            "the activity in threads (ThreadPoolExecutor), or make it async"
         )
     return tokens
 
@@ -441,7 +394,7 @@ def activity_tokens() -> ActivityTokens:
 def current_token(name: str = DEFAULT_NAME) -> ApiToken:
     """The token of the running activity's workflow, opened here and checked whole.
 
-    Works in async activities, in threads and in process pools.
+    Works in async activities and in threads, not in process pools.
 
     Raises:
         PluginMissing: see `activity_tokens`.
@@ -519,86 +472,3 @@ def running(tokens: ActivityTokens) -> Generator[None, None, None]:
         yield
     finally:
         _current.reset(reset)
-
-
-class Collected:
-    """What happened in a pool's process, to be put on record when it comes back.
-
-    Args:
-        recorded: fingerprints of the tokens whose opening is on record already.
-        blocks: whether no other one may be opened.
-    """
-
-    is_local = True
-
-    def __init__(self, recorded: frozenset[str], *, blocks: bool) -> None:
-        self.events: list[AuditEvent] = []
-        self._recorded = recorded
-        self._blocks = blocks
-
-    def record(self, event: AuditEvent) -> None:
-        """See `AuditSink`.
-
-        Raises:
-            LookupError: what is opened here would be on record only afterwards.
-        """
-        if event.action == "read":
-            if event.fingerprint in self._recorded:
-                return
-            if self._blocks:
-                raise LookupError("it was not on record when the activity went to its process")
-        self.events.append(event)
-
-
-@dataclass(frozen=True)
-class Returned:
-    """What an activity in a pool's process returned, and what is to be put on record."""
-
-    result: Any = field(repr=False)
-    events: list[AuditEvent]
-
-
-class InProcess:
-    """A sync activity on its way to a process pool, with what it needs to open tokens there.
-
-    Only sealed tokens are pickled; the process loads the keyring from its file.
-    """
-
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        tokens: ActivityTokens,
-        recorded: frozenset[str],
-        keyring_path: Path | None,
-        allow_group_read: bool | None = None,
-    ) -> None:
-        self._function = function
-        self._recorded = recorded
-        self._blocks = tokens.recorder.blocks
-        self._identity = tokens.recorder.identity
-        self._use = tokens.carried()
-        self._unknown = {name: str(error) for name, error in tokens.unknown.items()}
-        self._keyring_path = keyring_path
-        self._allow_group_read = allow_group_read
-
-    def __call__(self, *args: Any) -> Any:
-        """Run the activity in the pool's process."""
-        collected = Collected(self._recorded, blocks=self._blocks)
-        recorder = Recorder(SinkWriter(collected), Metrics.of(None), self._identity)
-        tokens = ActivityTokens(self._use, self._keyring, recorder, None, time.monotonic())
-        tokens.unknown = {name: NewestUnknown(text) for name, text in self._unknown.items()}
-        try:
-            with running(tokens):
-                return Returned(self._function(*args), collected.events)
-        except BaseException as error:
-            # Pickled along with the error.
-            setattr(error, EVENTS, collected.events)
-            raise
-
-    def _keyring(self) -> Keyring:
-        if self._keyring_path is None:
-            raise KeyringError(
-                "an activity in a process pool loads its keyring from a file: start the worker "
-                "with $STATEFUL_KEYRING or Keyring.load(path)"
-            )
-        return Keyring.load(self._keyring_path, allow_group_read=self._allow_group_read)

@@ -126,9 +126,9 @@ class StatefulPlugin(SimplePlugin):
         """
         if self._keyring is None:
             self._keyring = other._keyring
-        if not self.sink_writer.is_on:
+        if self.sink_writer.sink is None:
             self.sink_writer = other.sink_writer
-        elif other.sink_writer.is_on and other.sink_writer.sink is not self.sink_writer.sink:
+        elif other.sink_writer.sink not in (None, self.sink_writer.sink):
             raise ValueError("the StatefulPlugins of client and worker have different audit= sinks")
         if self._pace.per_second is None:
             self._pace = other._pace

@@ -51,10 +51,11 @@ _log = logging.getLogger("stateful_workflow.audit_file")
 class AuditFile:
     """Writes events to a file: JSON lines, each with the hash of the one before.
 
-    A chain has one writer: give each process a file of its own. The file is locked
-    (``PATH.lock``) for as long as it is open, and what is in it is gone on with. Each event is
-    one write of one whole line, so that a process that is killed loses none. There is no fsync
-    for each, so that a machine that loses power may lose the last seconds.
+    A chain has one writer: give each process a file of its own, and open it after a fork, not
+    before. The file is locked (``PATH.lock``) for as long as it is open, and what is in it is
+    gone on with. Each event is one write of one whole line, so that a process that is killed
+    loses none. There is no fsync for each, so that a machine that loses power may lose the last
+    seconds.
 
     After every 1,000 lines, after 60 s and when it is closed, also at the end of the process,
     a checkpoint is written, signed with the key of this file. Whoever keeps a checkpoint
@@ -128,7 +129,6 @@ class AuditFile:
         except BaseException:
             self._release()
             raise
-        _open_files.add(self._forget)
         atexit.register(self.close)
         with self._changed:
             self._start_thread()
@@ -145,7 +145,11 @@ class AuditFile:
             AuditError: the file is closed, or this process was forked from the one that opened it.
             OSError, ValueError: it could not be written; the file is as it was before.
         """
-        self._check_process()
+        if os.getpid() != self._process:
+            raise AuditError(
+                f"the audit file {self.path} belongs to the process that opened it, and this one "
+                "was forked from that: make an AuditFile with a path of its own after the fork"
+            )
         with self._changed:
             if self._closed:
                 raise AuditError(f"the audit file {self.path} is closed")
@@ -174,7 +178,6 @@ class AuditFile:
             thread.join(HAND_SECONDS)
             if thread.is_alive():
                 _log.error("The last checkpoint of %s was not taken in time", self._name)
-        _open_files.discard(self._forget)
         atexit.unregister(self.close)
         self._release()
 
@@ -416,42 +419,10 @@ class AuditFile:
             error.strerror,
         )
 
-    # --- processes -----------------------------------------------------------
-
-    def _check_process(self) -> None:
-        if os.getpid() != self._process:
-            raise AuditError(
-                f"the audit file {self.path} belongs to the process that opened it, and this one "
-                "was forked from that: make an AuditFile with a path of its own after the fork"
-            )
-
     def _release(self) -> None:
-        import fcntl
-
-        # A forked process may still have it open, and would keep it locked.
-        fcntl.flock(self._lock, fcntl.LOCK_UN)
-        self._forget()
-
-    def _forget(self) -> None:
-        """Close what is open, and no more: in a forked process the parent's file stays its own."""
         for descriptor in (self._descriptor, self._lock):
             _close(descriptor)
         self._descriptor = None
-
-
-# A flock belongs to the open file description, which survives a fork: the file would stay locked
-# for as long as the forked process lives, also when its parent is gone. So it closes it at once.
-_open_files: set[Callable[[], None]] = set()
-
-
-def _forget_all() -> None:
-    for forget in _open_files:
-        forget()
-    _open_files.clear()  # in one that is forked from this, the numbers may be of other files
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)
 
 
 def _close(descriptor: int | None) -> None:
