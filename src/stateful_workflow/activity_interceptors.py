@@ -28,6 +28,7 @@ from .audit.events import AuditEvent
 from .errors import StatefulError, TokenExposed
 from .headers import Use
 from .keyring import Keyring
+from .parents import ConfirmedRoots
 from .recorder import Recorder
 from .wire import ACTIVITIES, USE_HEADER
 
@@ -40,6 +41,7 @@ class ActivityInbound(ActivityInboundInterceptor):
         keyring: gives this process's keyring, or raises KeyringError.
         client: the worker's client, which asks the workflow.
         recorder: gives what is put on record with.
+        roots: asks the server for the root of a workflow's tree.
     """
 
     def __init__(
@@ -48,8 +50,10 @@ class ActivityInbound(ActivityInboundInterceptor):
         keyring: Callable[[], Keyring],
         client: Client,
         recorder: Callable[[], Recorder],
+        roots: ConfirmedRoots,
     ) -> None:
         super().__init__(next)
+        self._roots = roots
         self._keyring = keyring
         self._client = client
         self._recorder = recorder
@@ -71,7 +75,7 @@ class ActivityInbound(ActivityInboundInterceptor):
             self._outbound.gate = gate
             self._outbound.is_heard = not _is_in_process(input)
         await tokens.refresh_all()
-        await tokens.confirm_root()
+        await tokens.confirm_root(self._roots)
         try:
             result = await self._run(input, tokens)
             gate.check("return", [result])

@@ -21,7 +21,7 @@ from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import FailureError
 
 from .budget import FEW_ROTATIONS, Used, cost_of_rotation, rotations_left
-from .describe import describe_ledger, details_line, status_of
+from .describe import describe_ledger, details_line, first_of_each_name, status_of
 from .errors import MessageRefused, TokenForged, TokenMalformed
 from .fanout import Fanout
 from .forwarding import RecoverResult
@@ -289,7 +289,7 @@ class Node:
         """Temporal's own workflow details: what the user's code has there, and a line of ours."""
         ledger = self.ledger
         withheld = {name for name in ledger.boundary if ledger.is_withheld(name)}
-        waiting = {message.claims.name for message in self._inbox.waiting}
+        waiting = {message.claims.name for message in first_of_each_name(self._inbox.waiting)}
         names = {*ledger.names(), *waiting, *withheld - {ALL}}
         if ALL in withheld or self._needs_set() or self.recovering:
             names |= {DEFAULT_NAME}

@@ -32,6 +32,7 @@ from .keyring_source import KeyringSource
 from .metrics import Metrics
 from .node_record import RECORDER
 from .pace import SignalPace
+from .parents import ConfirmedRoots
 from .printable import printable
 from .recorder import FailureRule, Recorder, SinkWriter
 from .workflow import StatefulWorkflow
@@ -189,6 +190,7 @@ class _WorkerInterceptor(Interceptor):
         self.plugin = plugin
         self._client = client
         self._metrics = Metrics.of(client)
+        self._roots = None if client is None else ConfirmedRoots(client)
 
     def recorder(self) -> Recorder:
         """Puts on record what happens in this worker; a replayer's is no record."""
@@ -203,9 +205,11 @@ class _WorkerInterceptor(Interceptor):
         return NodeInbound
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
-        if self._client is None:
+        if self._client is None or self._roots is None:
             return next
-        return ActivityInbound(next, self.plugin.require_keyring, self._client, self.recorder)
+        return ActivityInbound(
+            next, self.plugin.require_keyring, self._client, self.recorder, self._roots
+        )
 
 
 def _pass_through(runner: WorkflowRunner | None) -> WorkflowRunner:

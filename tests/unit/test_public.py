@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Final
+from typing import Final, cast
 
 import stateful_workflow
 import stateful_workflow.audit
@@ -35,14 +35,14 @@ def _of_module(module: ModuleType) -> Iterator[str]:
                 if not member.startswith("_"):
                     yield f"    {member}{_member(of)}"
         else:
-            yield f"{full}{_signature(value)}"  # pyright: ignore[reportUnknownArgumentType]
+            yield f"{full}{_signature(value)}"
 
 
 def _member(value: object) -> str:
     if isinstance(value, property):
         return ": property"
     if isinstance(value, (classmethod, staticmethod)):
-        return _signature(value.__func__)
+        return _signature(getattr(cast("object", value), "__func__", None))
     return _signature(value) if inspect.isfunction(value) else ""
 
 
