@@ -7,6 +7,7 @@
     │   ├── TokenMalformed          not in the wire format
     │   ├── TokenForged             no trusted issuer signed it
     │   │   └── IssuerLimited       one did whose key is limited to other uses
+    │   ├── TokenKnown              an update with what the node holds already
     │   ├── TokenStale              the issuer has set a newer one here
     │   ├── TokenConflict           another issuer's newer one stands here
     │   ├── TooManyWaiting          an update among too many that name unknown issuers
@@ -69,6 +70,10 @@ class TokenForged(MessageRefused):
 
 class IssuerLimited(TokenForged):
     """The issuer's key is limited to other names, roots or origins than these."""
+
+
+class TokenKnown(MessageRefused):
+    """The node holds this very message already; nothing is to be done."""
 
 
 class TokenStale(MessageRefused):

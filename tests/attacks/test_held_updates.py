@@ -22,11 +22,12 @@ from temporalio.service import RPCError
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import start_engine
-from stateful_workflow.sealed.message import encode_base64url
+from stateful_workflow.sealed.message import Claims, encode_base64url
 
 from ..server.conftest import start_worker
-from ..server.support import events_of, nodes_run, status_of
+from ..server.support import events_of, eventually, nodes_run, sealed_at, status_of
 from ..server.workflows import Node, Plan
+from .test_sizes import of_twelve_readers, resigned
 
 POINT = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
 
@@ -59,11 +60,14 @@ async def test_updates_of_strangers_hold_nobody_off(
         tree = (await status_of(client, queue))["tree"]
         handle = outsider.get_workflow_handle(queue)
         turned_down: set[str | None] = set()
+        over = asyncio.Event()
 
         async def hold() -> None:
-            while True:
+            while not over.is_set():
                 try:
-                    await handle.execute_update("apiToken", forged(queue, tree))
+                    await handle.execute_update(
+                        "apiToken", forged(queue, tree), rpc_timeout=timedelta(seconds=15)
+                    )
                 except WorkflowUpdateFailedError as error:
                     if isinstance(error.cause, ApplicationError):
                         turned_down.add(error.cause.type)
@@ -78,9 +82,8 @@ async def test_updates_of_strangers_hold_nobody_off(
             assert (await tokens.revoke(queue)).state == "revoked"
             assert (await tokens.set(queue, "third")).state == "held"
         finally:
-            for holder in holders:
-                holder.cancel()
-            await asyncio.gather(*holders, return_exceptions=True)
+            over.set()  # the SDK makes another error of a cancellation
+            await asyncio.gather(*holders)
         assert (await tokens.get(f"{queue}-a")).reveal() == "third"
         # What is turned down stands in no history: three of them wait at a time, for 10 s.
         accepted = await events_of(
@@ -122,3 +125,66 @@ async def test_where_no_update_finds_room_a_rotation_and_a_revocation_are_signal
             assert (await tokens.rotate(queue, "second", timeout=40)).converged
             assert (await tokens.get(f"{queue}-a")).reveal() == "second"
             assert (await tokens.revoke(queue)).state == "revoked"
+
+
+@pytest.mark.timeout(120)
+async def test_an_update_with_what_is_queued_after_ten_answers_stops_no_loop(
+    client: Client, outsider: Client, tokens: TokenClient, queue: str
+) -> None:
+    """A message of an unknown issuer comes by update while its copy is about to be given up."""
+    async with start_worker(client, queue):
+        await tokens.start_workflow(
+            Node.run,
+            Plan({"a": Plan()}),
+            id=queue,
+            task_queue=queue,
+            api_token="first",
+            origins=["https://api.example.com"],
+        )
+        await nodes_run(tokens, queue, 2)
+        tree = (await status_of(client, queue))["tree"]
+        handle = outsider.get_workflow_handle(queue)
+        # So much that it is looked up again and again at once, and judged in several turns.
+        claims = Claims("apiToken", client.namespace, queue, tree, queue, int(time.time() * 1000))
+        large = of_twelve_readers(claims)
+        flood = [resigned(large) for _ in range(1_100)]
+        for text in flood:
+            await handle.signal("apiToken", text)
+
+        async def given_up() -> bool:
+            counts = (await status_of(client, queue))["rejections"]["counts"]
+            for text in flood[-3:]:
+                with suppress(WorkflowUpdateFailedError):
+                    await handle.execute_update("apiToken", text)
+            return counts.get("TokenForged", 0) > 0
+
+        await eventually(given_up, within=60)
+        assert (await tokens.rotate(queue, "second", timeout=30)).converged
+        assert (await tokens.revoke(queue)).state == "revoked"
+
+        async def is_told() -> bool:
+            status = await tokens.status(f"{queue}-a")
+            return status is not None and status.state == "revoked"
+
+        await eventually(is_told)
+
+
+async def test_a_message_that_is_held_already_uses_up_no_update(
+    client: Client, outsider: Client, tokens: TokenClient, queue: str
+) -> None:
+    async with start_worker(client, queue):
+        root = await tokens.start_workflow(
+            Node.run,
+            Plan(),
+            id=queue,
+            task_queue=queue,
+            api_token="first",
+            origins=["https://api.example.com"],
+        )
+        held = await sealed_at(client, queue)
+        for _ in range(3):
+            with pytest.raises(WorkflowUpdateFailedError) as failed:
+                await outsider.get_workflow_handle(queue).execute_update("apiToken", held)
+            assert isinstance(failed.value.cause, ApplicationError)
+            assert failed.value.cause.type == "TokenKnown"
+        assert await events_of(root, "WORKFLOW_EXECUTION_UPDATE_ACCEPTED") == []

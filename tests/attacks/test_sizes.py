@@ -19,7 +19,8 @@ from temporalio.api.common.v1 import Payload
 from temporalio.client import Client, WorkflowQueryFailedError, WorkflowUpdateFailedError
 from temporalio.common import RawValue
 
-from stateful_workflow import Keyring, TokenClient
+from stateful_workflow import Keyring, StatefulPlugin, TokenClient
+from stateful_workflow.engine import EmbeddedEngine
 from stateful_workflow.sealed.message import Claims, decode_base64url, encode_base64url, parse
 
 from ..server.conftest import start_worker
@@ -149,11 +150,8 @@ async def test_reports_of_megabytes_and_thousands_of_large_messages_fit_their_ac
     for _ in range(20):
         payload = Payload(metadata={"encoding": b"json/plain"}, data=data)
         await send(outsider, queue, "apiTokenReport", [payload])
-    strangers = Keyring.generate()
-    for n in range(11):
-        strangers = strangers.add_reader(f"r{n}")
-    claims = Claims("apiToken", client.namespace, queue, tree, queue, 1, origins=(ORIGIN,))
-    sealed = parse(strangers.seal(replace(claims, version=int(time.time() * 1000)), "x"))
+    claims = Claims("apiToken", client.namespace, queue, tree, queue, int(time.time() * 1000))
+    sealed = parse(of_twelve_readers(claims))
     for _ in range(2_000):
         await outsider.get_workflow_handle(queue).signal("apiToken", resigned(sealed.text))
     async with start_worker(client, queue):
@@ -167,6 +165,14 @@ async def test_reports_of_megabytes_and_thousands_of_large_messages_fit_their_ac
             assert status["rejections"]["counts"] == {"TokenForged": 2_000}
 
         await eventually(all_judged, within=60)
+
+
+def of_twelve_readers(claims: Claims) -> str:
+    """A well-formed message of 4,600 characters, by a stranger."""
+    strangers = Keyring.generate()
+    for n in range(11):
+        strangers = strangers.add_reader(f"r{n}")
+    return strangers.seal(claims, "x")
 
 
 def resigned(text: str) -> str:
@@ -223,3 +229,35 @@ async def test_a_strangers_message_does_not_hold_off_a_new_issuer(
             return sum(e.HasField("marker_recorded_event_attributes") for e in history.events) > 1
 
         await eventually(looked_up_again)
+
+
+@pytest.mark.timeout(120)
+async def test_thousands_of_messages_of_an_issuer_who_becomes_known_are_judged_in_turns(
+    engine: EmbeddedEngine, keyring: Keyring, tokens: TokenClient, queue: str
+) -> None:
+    """What waited for him goes back into the queue: no activation judges all of it."""
+    both = keyring.add_issuer()
+    newcomer = both.only(issuers=True)
+    plugin = StatefulPlugin(both)
+    client = await Client.connect(engine.address, namespace=engine.namespace, plugins=[plugin])
+    await tokens.start_workflow(
+        Node.run, Plan(), id=queue, task_queue=queue, api_token="first", origins=[ORIGIN]
+    )
+    async with start_worker(client, queue):
+        first = parse(await sealed_at(client, queue)).claims
+    handle = client.get_workflow_handle(queue)
+    texts = [
+        newcomer.seal(replace(first, version=first.version + 1 + n), f"token {n}")
+        for n in range(1_500)
+    ]
+    for text in texts:
+        await handle.signal("apiToken", text)
+    async with start_worker(client, queue):
+
+        async def all_judged() -> None:
+            status = await status_of(client, queue)
+            assert (status["waiting_count"], status["rejections"]["counts"]) == (0, {})
+            assert await sealed_at(client, queue) == texts[-1]
+
+        await eventually(all_judged, within=60)
+        assert await takes_it(client, queue)

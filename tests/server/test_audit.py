@@ -165,6 +165,8 @@ async def test_a_start_and_a_rotation_stand_on_record_at_every_hop(
     a, b, c = f"{queue}-a", f"{queue}-a-b", f"{queue}-c"
 
     assert record.outcomes("set") == [("set", "unknown", None), ("set", "success", None)] * 2
+    terms = {(e.origins, e.types, e.readers) for e in record.of("set")}
+    assert terms == {(URL, None, None)}, "what was carried on stands there, too"
     started = record.of("accept", reason="start")
     assert {e.workflow_id for e in started} == {queue, a, b}
     rotated = record.of("accept", version=version)

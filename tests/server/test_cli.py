@@ -133,7 +133,13 @@ async def test_a_rotation_is_awaited_and_its_tree_shown(
         tree = json.loads(done.stdout.splitlines()[-1])
         assert tree["converged"]
         assert len({node["fingerprint"] for node in tree["nodes"]}) == 1
+        assert tree["signed"]["origins"] == [ORIGIN], "the terms that it carries on are shown"
         assert (await tokens.get(f"{queue}-b")).reveal() == "second"
+
+        done = await stateful(environment, "token", "rotate", queue, stdin="third")
+        fingerprint = (await tokens.get(queue)).fingerprint
+        shown = f"signed apiToken {fingerprint} for {ORIGIN}; types any; readers any"
+        assert done.stdout.splitlines()[0] == shown
 
 
 async def test_what_workflows_may_choose_is_escaped(

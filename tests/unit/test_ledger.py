@@ -920,7 +920,8 @@ def test_a_state_without_a_known_format_is_malformed(number: object) -> None:
         Ledger.load({})
 
 
-@pytest.mark.parametrize("member", sorted(busy().dump().keys() - {"format"}))
+# Recorded histories have states from before `last`.
+@pytest.mark.parametrize("member", sorted(busy().dump().keys() - {"format", "last"}))
 def test_a_state_that_lacks_a_member_is_not_read(member: str) -> None:
     state = busy().dump()
     del state[member]

@@ -42,11 +42,11 @@ from ..errors import (
     MessageRefused,
     NotConverged,
     NotStateful,
-    NoWorkerAnswers,
     OperationFailed,
     OutcomeUnknown,
     StatefulError,
     TokenForged,
+    TokenKnown,
     TokenNotSet,
     TokenRevoked,
     TokenStale,
@@ -68,7 +68,7 @@ from ..sealed.message import DEFAULT_NAME, Message, parse
 from ..sealed.origins import origin_of
 from ..sealed.token import ApiToken
 from ..use.asking import read_answer
-from ..use.parents import confirm_root
+from ..use.parents import confirm_above
 from .walk import TreeWalk, ask, query_error
 
 P = ParamSpec("P")
@@ -441,7 +441,7 @@ class TokenClient:
             held = await self.get(workflow_id, name)
             claims = held.message.claims
             with self._sealing("reseal", claims.authority, name):
-                await confirm_root(self._client, claims.authority, claims.root)
+                await confirm_above(self._client, claims.authority, claims.root)
                 claims = replace(
                     claims,
                     # Not the time: whatever is set meanwhile is newer.
@@ -465,6 +465,7 @@ class TokenClient:
         make: Callable[[Place], str],
     ) -> tuple[TokenStatus, Message]:
         """Sign for a workflow what its verified message and the server let one, and send it."""
+        first: Place | None = None
         for attempt in range(1, _ATTEMPTS + 1):
             with self._sealing(action, workflow_id, name):
                 place = verified_place(
@@ -474,7 +475,13 @@ class TokenClient:
                     authority=workflow_id,
                     trusted=keyring.trusted(),
                 )
-                await confirm_root(self._client, workflow_id, place.root)
+                await confirm_above(self._client, workflow_id, place.root)
+                first = first or place
+                if action != "revoke" and place.is_revoked and place.before != first.before:
+                    raise TokenStale(
+                        f"workflow {workflow_id}: its {name} was revoked meanwhile, which stands; "
+                        "set it again where that is meant"
+                    )
                 text = await asyncio.to_thread(make, place)
             try:
                 return await self._update(action, workflow_id, text), parse(text)
@@ -578,6 +585,8 @@ class TokenClient:
             answer = await asyncio.wait_for(asyncio.shield(update), _UPDATE_ALONE_SECONDS)
         except WorkflowUpdateFailedError as error:
             refusal = _refusal(error, workflow_id)
+            if isinstance(refusal, TokenKnown):
+                return TokenStatus.of_message(parse(message)).at(time.time())
             if not isinstance(refusal, TooManyWaiting):
                 raise refusal from None
             return await self._signal_and_confirm(workflow_id, message, None, str(refusal))
@@ -625,21 +634,17 @@ class TokenClient:
                     return self._read_status(workflow_id, update.result())
                 except WorkflowUpdateFailedError as error:
                     refusal = _refusal(error, workflow_id)
-                    if not isinstance(refusal, TooManyWaiting):
+                    if not isinstance(refusal, TooManyWaiting | TokenKnown):
                         raise refusal from None
                 except (RPCError, WorkflowUpdateRPCTimeoutOrCancelledError):
                     pass  # the signal is on its way
                 update = None
-            with suppress(NoWorkerAnswers):
+            # Whatever keeps it from being read now: it was signalled, and may be applied.
+            with suppress(StatefulError):
                 own = (await self._place(workflow_id, name)).own
                 stands = None if own is None else parse(own)
                 if stands is not None and stands.hash == message.hash:
                     return TokenStatus.of_message(stands).at(time.time())
-                if stands is not None and stands.order > message.order:
-                    raise TokenStale(
-                        f"workflow {workflow_id}: a newer {name} was set meanwhile; read the "
-                        "status and set again"
-                    )
             await asyncio.sleep(_CONFIRM_EVERY_SECONDS)
 
     async def _signal(self, workflow_id: str, message: str) -> None:
@@ -692,6 +697,7 @@ class TokenClient:
         message = parse(answer.sealed)
         if message.claims.name != name:
             raise TokenForged(f"workflow {workflow_id} answered with another credential's message")
+        await confirm_above(self._client, workflow_id, message.claims.authority)
         return message
 
     async def status(self, workflow_id: str, name: str = DEFAULT_NAME) -> TokenStatus | None:

@@ -130,7 +130,7 @@ def describe_ledger(
                 "version": message.claims.version,
                 "fingerprint": message.fingerprint,
             }
-            for message in _shown(waiting)
+            for message in first_of_each_name(waiting)
         ],
         "waiting_count": len(waiting),
         "rejections": {
@@ -156,7 +156,7 @@ def _signed(ledger: Ledger, message: Message) -> dict[str, str]:
     return {"message": message.text} | ({} if last is None else {"last": last.text})
 
 
-def _shown(waiting: Sequence[Message]) -> list[Message]:
+def first_of_each_name(waiting: Sequence[Message]) -> list[Message]:
     """The first few that wait, of as many credential names as can be: anybody can send them."""
     seen: set[str] = set()
     first = [m for m in waiting if not (m.claims.name in seen or seen.add(m.claims.name))]

@@ -19,7 +19,7 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import FailureError
 
-from ..errors import MessageRefused, TokenForged, TooManyWaiting
+from ..errors import MessageRefused, TokenForged, TokenKnown, TooManyWaiting
 from ..sealed.message import Message, named_issuer, parse
 from .contract import TRUST, TrustResult
 from .ledger import Ledger, Verdict, read_trusted
@@ -155,10 +155,15 @@ class Inbox:
         """Judge the message of an update before it enters history, and change nothing.
 
         Raises:
+            TokenKnown: the node holds it already; a repetition is to use up no update.
             TooManyWaiting: its issuer is not known, and updates enough wait for theirs already.
             MessageRefused: the subclass says why.
         """
         verdict = self._ledger.check(message, now_ms())
+        if verdict is Verdict.KNOWN:
+            raise TokenKnown(
+                f"workflow {self._ledger.path[-1]} holds this very message already; read the status"
+            )
         if verdict is Verdict.WAITING and self._updates_waiting >= _UPDATES_WAITING:
             raise TooManyWaiting(
                 f"workflow {self._ledger.path[-1]}: {_UPDATES_WAITING} updates of issuers that are "
@@ -185,11 +190,14 @@ class Inbox:
                 )
         finally:
             self._updates_waiting -= 1
-        if self._ledger.check(message, now_ms()) is Verdict.WAITING:
+        verdict = self._ledger.check(message, now_ms())
+        if verdict is Verdict.WAITING:
             raise TokenForged(
                 f"workflow {self._ledger.path[-1]}: issuer {message.issuer} is not known yet, and "
                 "the message waits; give the workers the new public keyring"
             )
+        if verdict is Verdict.ACCEPTED:  # its issuer is known by now, and the queue is long
+            self._judge(message)
 
     def hurry(self) -> None:
         """Look unknown issuers up soon: the run is about to close."""
@@ -211,6 +219,7 @@ class Inbox:
         if verdict is Verdict.WAITING:
             self._wait_for(message)
             return
+        self._waiting.pop(message.hash, None)  # an update brought it while it was queued
         self._answers.pop(message.hash, None)
         if verdict is Verdict.ACCEPTED:
             self._record.accepted(message)

@@ -26,7 +26,7 @@ from ..sealed.origins import allowed_origin, is_allowed, origin_of
 from ..text.printable import printable
 from . import contract
 from .contract import NODE_HEADER, RECOVER, RecoverResult
-from .describe import describe_ledger, details_line, status_of
+from .describe import describe_ledger, details_line, first_of_each_name, status_of
 from .fanout import Fanout
 from .headers import RULES, Start, Use
 from .inbox import Inbox, now_ms
@@ -277,7 +277,7 @@ class Node:
         """Temporal's own workflow details: what the user's code has there, and a line of ours."""
         ledger = self.ledger
         withheld = {name for name in ledger.boundary if ledger.is_withheld(name)}
-        waiting = {message.claims.name for message in self._inbox.waiting}
+        waiting = {message.claims.name for message in first_of_each_name(self._inbox.waiting)}
         names = {*ledger.names(), *waiting, *withheld - {ALL}}
         if ALL in withheld or self._needs_set() or self.recovering:
             names |= {DEFAULT_NAME}

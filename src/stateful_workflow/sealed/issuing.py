@@ -66,7 +66,6 @@ class Place:
         before: what stands there; None where nothing does, or nothing that this keyring verifies.
         terms: of the token that stands there, or that was revoked there last.
         stranger: key id of the issuer whose message stands there and is not verified here.
-        is_verified: whether a verified message names the root and the tree.
     """
 
     name: str
@@ -77,7 +76,11 @@ class Place:
     before: Message | None = None
     terms: Claims | None = None
     stranger: str | None = None
-    is_verified: bool = False
+
+    @property
+    def is_revoked(self) -> bool:
+        """Whether a verified revocation stands here that ends the search for a token."""
+        return self.before is not None and self.before.claims.inherit is False
 
     def token(self, terms: Terms, now: float) -> Claims:
         """The claims of the next token here; `now` is Unix seconds.
@@ -166,7 +169,6 @@ def verified_place(
         before,
         None if token is None else token.claims,
         stranger=parse(said.own).issuer if said.own is not None and before is None else None,
-        is_verified=known is not None,
     )
 
 

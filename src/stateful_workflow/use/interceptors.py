@@ -26,6 +26,7 @@ from ..node.contract import ACTIVITIES, USE_HEADER
 from ..node.headers import Use
 from ..record.recorder import Recorder
 from ..sealed.keyring import Keyring
+from .parents import ConfirmedRoots
 from .tokens import ActivityTokens, running
 
 
@@ -37,6 +38,7 @@ class ActivityInbound(ActivityInboundInterceptor):
         keyring: gives this process's keyring, or raises KeyringError.
         client: the worker's client, which asks the workflow.
         recorder: gives what is put on record with.
+        roots: asks the server for the root of a workflow's tree.
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class ActivityInbound(ActivityInboundInterceptor):
         keyring: Callable[[], Keyring],
         client: Client,
         recorder: Callable[[], Recorder],
+        roots: ConfirmedRoots,
     ) -> None:
         super().__init__(next)
+        self._roots = roots
         self._keyring = keyring
         self._client = client
         self._recorder = recorder
@@ -67,7 +71,7 @@ class ActivityInbound(ActivityInboundInterceptor):
         if self._outbound is not None:
             self._outbound.gate = gate
         await tokens.refresh_all()
-        await tokens.confirm_root()
+        await tokens.confirm_root(self._roots)
         try:
             with running(tokens):
                 result = await super().execute_activity(input)

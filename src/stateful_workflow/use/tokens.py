@@ -43,7 +43,7 @@ from ..sealed.token import ApiToken
 from ..text.printable import printable
 from .asking import read_answer
 from .exposure import OpenedSecrets
-from .parents import confirm_root
+from .parents import ConfirmedRoots
 
 FRESH_SECONDS: Final = 5.0
 """A token carried or asked for longer ago than this is asked for again before use."""
@@ -96,7 +96,7 @@ class ActivityTokens:
         self.unknown: dict[str, NewestUnknown] = {}
         self.secrets = OpenedSecrets()
         """What has been opened here, to be kept out of what the activity gives back."""
-        self._root_is_confirmed = False
+        self._root: str | None = None
         self._carried_at = fresh_since
         self._asked_at: dict[str, float] = {}
         self._standing = {} if use is None else _standing(use)
@@ -217,27 +217,25 @@ class ActivityTokens:
             authority=self._info.workflow_id,
             trusted=keyring.trusted(),
         )
-        if not (place.is_verified or self._root_is_confirmed):
+        if place.root != self._root:
             raise WrongTree(
-                f"nobody vouches for {place.root} as the root of workflow {place.authority}'s tree"
+                f"the server does not say that workflow {place.authority} stands below "
+                f"{place.root}; nothing was signed"
             )
         return place
 
-    async def confirm_root(self) -> None:
-        """Where a first token may be sealed here, ask the server for the workflow's root.
+    async def confirm_root(self, roots: ConfirmedRoots) -> None:
+        """Where a token may be sealed here, ask the server for the root of the workflow's tree.
 
-        Only an issuer's worker asks, and only below a root whose token did not come along.
+        Only an issuer's worker asks, once for each run of a workflow.
         """
-        workflow_id = self._info.workflow_id
-        if self.use is None or workflow_id is None or self.client is None:
-            self._root_is_confirmed = self.client is None  # a local activity's header is our own
-        elif self.use.root == workflow_id:
-            self._root_is_confirmed = True
-        elif not any(standing.message for standing in self._standing.values()):
-            with suppress(StatefulError):
-                if self.keyring().can_seal:
-                    await confirm_root(self.client, workflow_id, self.use.root)
-                    self._root_is_confirmed = True
+        workflow_id, run_id = self._info.workflow_id, self._info.workflow_run_id
+        if self.use is None or workflow_id is None or run_id is None:
+            return
+        with suppress(StatefulError):
+            if self.keyring().can_seal:
+                await roots.confirm(workflow_id, run_id, self.use.root)
+                self._root = self.use.root
 
     def _open(self, name: str, standing: Standing) -> ApiToken:
         if name in self.unknown:

@@ -33,6 +33,7 @@ from ..sealed.keyring_file import KEYRING_VARIABLE
 from ..sealed.keyring_source import KeyringSource
 from ..text.printable import printable
 from ..use.interceptors import ActivityInbound
+from ..use.parents import ConfirmedRoots
 from .courier import NodeActivities
 from .pace import SignalPace
 
@@ -189,6 +190,7 @@ class _WorkerInterceptor(Interceptor):
         self.plugin = plugin
         self._client = client
         self._metrics = Metrics.of(client)
+        self._roots = None if client is None else ConfirmedRoots(client)
 
     def recorder(self) -> Recorder:
         """Puts on record what happens in this worker; a replayer's is no record."""
@@ -203,9 +205,11 @@ class _WorkerInterceptor(Interceptor):
         return NodeInbound
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
-        if self._client is None:
+        if self._client is None or self._roots is None:
             return next
-        return ActivityInbound(next, self.plugin.require_keyring, self._client, self.recorder)
+        return ActivityInbound(
+            next, self.plugin.require_keyring, self._client, self.recorder, self._roots
+        )
 
 
 def _pass_through(runner: WorkflowRunner | None) -> WorkflowRunner:
