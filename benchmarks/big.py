@@ -120,7 +120,7 @@ async def rotate(
 
 def look(engine: EmbeddedEngine, folder: Path) -> dict[str, Any]:
     """Look at the tree from the command line."""
-    command = [sys.executable, "-m", "stateful_workflow", "tree", ROOT]
+    command = [sys.executable, "-m", "stateful_workflow.cli", "tree", ROOT]
     with (folder / "tree").open("w+b") as output:
         begun = time.perf_counter()
         process = subprocess.Popen(

@@ -174,7 +174,7 @@ class Reader:
         self._names: dict[str, Any] = {"__name__": "__main__"}
         program = home / "bin" / "stateful"
         program.parent.mkdir()
-        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m stateful_workflow "$@"\n')
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m stateful_workflow.cli "$@"\n')
         program.chmod(0o755)
 
     @property

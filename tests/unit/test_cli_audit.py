@@ -480,7 +480,7 @@ def test_the_key_that_a_checkpoint_names_is_one_or_is_not_shown(path: Path) -> N
 def following(path: Path) -> Iterator[subprocess.Popen[str]]:
     write(path, 1)
     started = subprocess.Popen(
-        [sys.executable, "-m", "stateful_workflow", "audit", "tail", path, "-f"],
+        [sys.executable, "-m", "stateful_workflow.cli", "audit", "tail", path, "-f"],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"NO_COLOR": "1"},

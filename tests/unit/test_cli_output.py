@@ -113,9 +113,9 @@ def test_ids_are_neither_markup_nor_emoji(capsys: pytest.CaptureFixture[str]) ->
 
 def test_an_error_that_nobody_expected_is_escaped_too() -> None:
     code = (
-        "from stateful_workflow import client; from stateful_workflow.cli import main\n"
+        "from stateful_workflow import Keyring; from stateful_workflow.cli import main\n"
         "def fail(*_): raise RuntimeError('\\x1b]0;evil\\x07')\n"
-        "client.Keyring.load = fail; main()"
+        "Keyring.load = fail; main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "keys", "list"],
