@@ -72,8 +72,10 @@ async def worker(client: Client, queue: str) -> AsyncIterator[Worker]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up soon on workers that do not answer."""
-    for module in ("client", "tree"):
-        monkeypatch.setattr(f"stateful_workflow.{module}._QUERY_TIMEOUT", timedelta(seconds=2))
+    for module in ("client", "walk"):
+        monkeypatch.setattr(
+            f"stateful_workflow.client.{module}._QUERY_TIMEOUT", timedelta(seconds=2)
+        )
     for wait in ("_UPDATE_ALONE_SECONDS", "_CONFIRM_SECONDS"):
         monkeypatch.setattr(f"stateful_workflow.client.client.{wait}", 0.5)
 
