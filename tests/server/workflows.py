@@ -408,9 +408,12 @@ class Liar:
 
     @workflow.query(name="apiToken")
     def token(self, name: str) -> dict[str, Any]:
-        texts = ("name", "state", "fingerprint", "authority", "issuer", "sealed")
+        texts = ("fingerprint", "authority", "issuer")
         lists = ("origins", "types", "readers")
         return {
+            "name": name,
+            "state": "held",
+            "sealed": None,
             **dict.fromkeys(texts, HOSTILE_NAME),
             **{key: [HOSTILE_NAME] for key in lists},
             "version": 100_000,
@@ -420,7 +423,7 @@ class Liar:
 
     @workflow.query(name="apiTokenStatus")
     def status(self) -> dict[str, Any]:
-        held = {**self.token(""), "name": "apiToken", "in_force": True, "inherit": None}
+        held = {**self.token("apiToken"), "kind": "token", "in_force": True, "inherit": None}
         lists: dict[str, list[str]] = {"hard": [], "withheld": [], "shared": []}
         child = {"id": HOSTILE_NAME, "type": HOSTILE_NAME, "confirmed": False, **lists}
         return {
