@@ -8,7 +8,7 @@ from collections.abc import Collection, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from temporalio.client import Client, WorkflowQueryFailedError, WorkflowQueryRejectedError
 from temporalio.common import QueryRejectCondition, RawValue
@@ -56,12 +56,10 @@ class Answer:
 
     Attributes:
         node: what was answered.
-        status: the same as it came; what `node` has of it is as `node` has it.
         closed: the workflow has ended.
     """
 
     node: NodeStatus
-    status: Mapping[str, Any]
     closed: bool
 
 
@@ -88,7 +86,7 @@ async def ask(client: Client, workflow_id: str, timeout: timedelta | None = None
             answer = await query(reject_condition=QueryRejectCondition.NONE)
     except (WorkflowQueryFailedError, RPCError) as error:
         if closed and isinstance(error, RPCError) and never_ran(error):
-            return Answer(_NEVER_RAN, {}, closed=True)
+            return Answer(_NEVER_RAN, closed=True)
         raise query_error(error, workflow_id) from None
     except Exception as error:  # noqa: BLE001 - what a codec raises
         raise AnswerMalformed(
@@ -99,7 +97,7 @@ async def ask(client: Client, workflow_id: str, timeout: timedelta | None = None
         workflow_id,
         STATUS_QUERY,
         answer,
-        lambda value: Answer(node_status(value), cast("dict[str, Any]", value), closed),
+        lambda value: Answer(node_status(value), closed),
     )
 
 
