@@ -25,13 +25,11 @@ HELD: Json = {
 CHILD: Json = {
     "id": "phantom",
     "type": "Node",
-    "confirmed": True,
-    "ended": False,
-    "running": False,
+    "life": "running",
+    "reason": None,
     "withheld": [],
     "shared": [],
     "hard": [],
-    "by_update": False,
 }
 
 
@@ -54,6 +52,7 @@ def status(root: str = "acme", **members: object) -> Json:
         "rejections": {"counts": {}, "last": []},
         "reports": {},
         "signals": 3,
+        "courier": "q:stateful",
         **members,
     }
 
@@ -96,9 +95,9 @@ MALFORMED: dict[str, Json] = {
     "child id empty": _child(id=""),
     "child id 2,000 characters": _child(id="x" * 2000),
     "child id surrogate": _child(id="\ud800"),
-    "child id unconfirmed object": _child(id={}, confirmed=False),
+    "child id starting object": _child(id={}, life="starting"),
     "child type object": _child(type={}),
-    "child confirmed text": _child(confirmed="yes"),
+    "child life unknown": _child(life="undead"),
     "child withheld text": _child(withheld="*"),
     "child hard numbers": _child(hard=[1]),
     "child twice": {"children": [CHILD, CHILD]},

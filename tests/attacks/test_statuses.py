@@ -97,7 +97,7 @@ async def started(
 
         async def all_run() -> bool:
             children = (await status_of(client, queue))["children"]
-            return [child["confirmed"] for child in children] == [True] * (2 + liars)
+            return [child["life"] for child in children] == ["running"] * (2 + liars)
 
         await eventually(all_run)
         yield tree

@@ -169,7 +169,7 @@ class Site(Reader):
 
         async def is_started() -> bool:
             children = (await status_of(self.client, ROOT))["children"]
-            return [child["confirmed"] for child in children] == [True]
+            return [child["life"] for child in children] == ["running"]
 
         await eventually(is_started)
 

@@ -309,7 +309,7 @@ async def test_a_child_that_cannot_be_told_is_a_failed_delivery_and_a_rotation_n
 
             async def is_started() -> bool:
                 children = (await status_of(client, "root"))["children"]
-                return [child["confirmed"] for child in children] == [True]
+                return [child["life"] for child in children] == ["running"]
 
             await eventually(is_started)
             far = client.get_workflow_handle("root-far")

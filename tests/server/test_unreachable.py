@@ -1,14 +1,13 @@
-"""A child that takes no more signals is told by update; what does not answer is asked again."""
+"""Children that cannot be told or found at once: they are shown, and it is tried again."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from temporalio import activity
 from temporalio.client import Client, WorkflowHandle
-from temporalio.worker import Worker
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import EmbeddedEngine, start_engine
@@ -43,84 +42,75 @@ async def start(tokens: TokenClient, queue: str, plan: Plan) -> WorkflowHandle[A
     )
 
 
-async def test_a_child_whose_signal_limit_is_used_up_is_told_by_update_and_the_tree_says_so() -> (
-    None
-):
-    keyring = Keyring.generate()
+@pytest.fixture
+async def few_signals(keyring: Keyring) -> AsyncIterator[Client]:
+    """A client of a server that lets a run take few signals."""
     async with start_engine(ui=False, extra_args=FEW_SIGNALS) as engine:
-        client = await Client.connect(engine.address, plugins=[StatefulPlugin(keyring)])
-        tokens = TokenClient(client, keyring)
-        async with start_worker(client, "q"):
-            await tokens.start_workflow(
-                Node.run,
-                Plan({"a": Plan({"b": Plan()}), "c": Plan()}),
-                id="root",
-                task_queue="q",
-                api_token="first",
-                api_url=URL,
-            )
-            await nodes_run(tokens, "root", 4)
-            full = client.get_workflow_handle("root-a")
-            await asyncio.gather(*[full.signal("note", str(n)) for n in range(SIGNALS)])
-
-            tree = await tokens.rotate("root", "second", timeout=20)
-
-            assert [node.id for node in tree.nodes if node.by_update] == ["root-a"]
-            for node in ("root-a", "root-a-b", "root-c"):
-                assert (await tokens.get(node)).reveal() == "second"
-            assert len(await events_of(full, "WORKFLOW_EXECUTION_UPDATE_ACCEPTED")) == 1
-            children = (await status_of(client, "root"))["children"]
-            assert {c["id"]: c["by_update"] for c in children} == {"root-a": True, "root-c": False}
-
-            # Its next run takes signals again.
-            await full.execute_update("move_on")
-            await nodes_run(tokens, "root", 4)
-            tree = await tokens.rotate("root", "third", timeout=20)
-
-            assert [node.id for node in tree.nodes if node.by_update] == []
-            assert (await tokens.get("root-a-b")).reveal() == "third"
+        yield await Client.connect(engine.address, plugins=[StatefulPlugin(keyring)])
 
 
-async def test_a_child_that_neither_takes_signals_nor_answers_is_listed_and_told_later() -> None:
-    keyring = Keyring.generate()
-    async with start_engine(ui=False, extra_args=FEW_SIGNALS) as engine:
-        client = await Client.connect(engine.address, plugins=[StatefulPlugin(keyring)])
-        tokens = TokenClient(client, keyring)
-        async with start_worker(client, "q"):
-            await tokens.start_workflow(
-                Node.run, Plan(), id="root", task_queue="q", api_token="first", api_url=URL
-            )
-            root = client.get_workflow_handle("root")
-            await root.signal("add_elsewhere", "far")  # nobody polls its task queue
-            far = client.get_workflow_handle("root-far")
+async def test_a_child_whose_run_takes_no_more_signals_is_handed_the_message_by_update(
+    few_signals: Client, keyring: Keyring
+) -> None:
+    tokens = TokenClient(few_signals, keyring)
+    async with start_worker(few_signals, "q"):
+        await start(tokens, "q", Plan({"a": Plan({"b": Plan()}), "c": Plan()}))
+        await nodes_run(tokens, "q", 4)
+        full = few_signals.get_workflow_handle("q-a")
+        await asyncio.gather(*[full.signal("note", str(n)) for n in range(SIGNALS)])
 
-            async def use_up_its_signals() -> None:
-                for n in range(SIGNALS):
-                    await far.signal("note", str(n))
+        await tokens.rotate("q", "second", timeout=20)
 
-            async def is_started() -> bool:
-                return [c["confirmed"] for c in (await status_of(client, "root"))["children"]] == [
-                    True
-                ]
+        for node in ("q-a", "q-a-b", "q-c"):
+            assert (await tokens.get(node)).reveal() == "second"
+        assert len(await events_of(full, "WORKFLOW_EXECUTION_UPDATE_ACCEPTED")) == 1
 
-            await eventually(is_started)
-            await use_up_its_signals()
+        await tokens.revoke("q")
 
-            await tokens.set("root", "second")
+        async def is_revoked_below() -> bool:
+            states = [await tokens.status(node) for node in ("q-a", "q-a-b", "q-c")]
+            return [state and state.state for state in states] == ["revoked"] * 3
 
-            async def is_listed() -> None:
-                undelivered = (await status_of(client, "root"))["undelivered"]
-                assert [child["id"] for child in undelivered] == ["root-far"]
-                assert "no more signals" in undelivered[0]["reason"]
+        await eventually(is_revoked_below)
+        assert len(await events_of(full, "WORKFLOW_EXECUTION_UPDATE_ACCEPTED")) == 2
 
-            await eventually(is_listed)
-            async with start_worker(client, "nobody"):
+        # Its next run takes signals again.
+        await full.execute_update("move_on")
+        await nodes_run(tokens, "q", 4)
+        await tokens.rotate("q", "third", timeout=20, origins=[URL])
 
-                async def is_told() -> bool:
-                    return (await status_of(client, "root"))["undelivered"] == []
+        assert (await tokens.get("q-a-b")).reveal() == "third"
+        assert await events_of(full, "WORKFLOW_EXECUTION_UPDATE_ACCEPTED") == []
 
-                await eventually(is_told)
-                assert (await tokens.get("root-far")).reveal() == "second"
+
+async def test_a_child_that_cannot_be_told_is_listed_with_the_reason(
+    few_signals: Client, keyring: Keyring
+) -> None:
+    tokens = TokenClient(few_signals, keyring)
+    async with start_worker(few_signals, "q"):
+        root = await start(tokens, "q", Plan())
+        await root.signal("add_elsewhere", "far")  # nobody polls its task queue
+        far = few_signals.get_workflow_handle("q-far")
+
+        async def is_started() -> bool:
+            children = (await status_of(few_signals, "q"))["children"]
+            return [child["life"] for child in children] == ["running"]
+
+        await eventually(is_started)
+        await asyncio.gather(*[far.signal("note", str(n)) for n in range(SIGNALS)])
+
+        await tokens.set("q", "second")
+
+        async def is_listed() -> None:
+            undelivered = (await status_of(few_signals, "q"))["undelivered"]
+            assert [child["id"] for child in undelivered] == ["q-far"]
+            assert "limit for signal" in undelivered[0]["reason"]
+
+        await eventually(is_listed)
+        async with start_worker(few_signals, "nobody"):
+            await tokens.rotate("q", "third", timeout=20)
+
+            assert (await tokens.get("q-far")).reveal() == "third"
 
 
 @pytest.fixture
@@ -192,7 +182,7 @@ async def test_children_that_do_not_fit_into_one_request_are_told_by_the_next(
 ) -> None:
     """Those that cannot be reached stand first, and hold up neither the others nor the loop."""
     three = 3 * len(f"{queue}-aNode")
-    monkeypatch.setattr("stateful_workflow.node.fanout._REQUEST_BYTES", three)
+    monkeypatch.setattr("stateful_workflow.node.telling._REQUEST_BYTES", three)
     unreachable = Unreachable()
     reaching = await Client.connect(
         engine.address, plugins=[StatefulPlugin(keyring)], interceptors=[unreachable]
@@ -214,31 +204,7 @@ async def test_children_that_do_not_fit_into_one_request_are_told_by_the_next(
         unreachable.ids.clear()
 
         await eventually(lambda: hold_it("abcdefg"))
-        assert len(await events_of(root, "MARKER_RECORDED")) < 20
-
-
-@activity.defn
-async def something_else() -> None:
-    """What a worker of activities alone runs."""
-
-
-@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside_an_activity_worker"])
-async def test_where_no_worker_takes_its_activities_the_nodes_own_worker_asks(
-    client: Client, tokens: TokenClient, queue: str, engine: EmbeddedEngine, beside: bool
-) -> None:
-    plain = await Client.connect(engine.address)
-    async with (
-        start_worker(client, queue, activities=[]),
-        Worker(plain, task_queue=queue if beside else f"{queue}-2", activities=[something_else]),
-    ):
-        root = await start(tokens, queue, Plan({"a": Plan({"x": Plan()})}))
-        await nodes_run(tokens, queue, 3)
-
-        await client.get_workflow_handle(f"{queue}-a").terminate()
-
-        await knows(client, queue, f"{queue}-a-x")
-        failed = "ACTIVITY_TASK_FAILED" if beside else "ACTIVITY_TASK_TIMED_OUT"
-        assert len(await events_of(root, failed)) == 1
+        assert len(await events_of(root, "ACTIVITY_TASK_SCHEDULED")) < 20
 
 
 async def test_a_child_whose_handle_was_given_up_is_a_child_still(
@@ -251,7 +217,7 @@ async def test_a_child_whose_handle_was_given_up_is_a_child_still(
         async def is_open_again() -> bool:
             children = (await status_of(client, queue))["children"]
             activities = await events_of(root, "ACTIVITY_TASK_COMPLETED")
-            return len(activities) == 1 and [child["ended"] for child in children] == [False]
+            return bool(activities) and [child["life"] for child in children] == ["running"]
 
         await eventually(is_open_again)
         await tokens.rotate(queue, "second", timeout=20)
@@ -302,27 +268,6 @@ async def test_a_child_whose_start_was_never_sent_is_forgotten(
         await knows(client, queue)
 
 
-async def test_answers_that_are_too_long_for_one_result_come_one_after_the_other(
-    client: Client, tokens: TokenClient, queue: str
-) -> None:
-    """The server takes results of 2 MB; each of these children answers with 0.7 MB."""
-    names = ["a", "b", "c", "d"]
-    async with start_worker(client, queue):
-        root = await start(tokens, queue, Plan({name: Plan(type="Talkative") for name in names}))
-
-        async def are_started() -> bool:
-            children = (await status_of(client, queue))["children"]
-            return [child["confirmed"] for child in children] == [True] * len(names)
-
-        await eventually(are_started)
-        for name in names:
-            await client.get_workflow_handle(f"{queue}-{name}").terminate()
-
-        await knows(client, queue, within=60)
-        assert await events_of(root, "WORKFLOW_TASK_FAILED") == []
-        assert len(await events_of(root, "ACTIVITY_TASK_COMPLETED")) >= len(names)
-
-
 async def test_a_continued_run_goes_on_asking_what_a_terminated_child_leaves_alive(
     client: Client, tokens: TokenClient, queue: str, asking: Client, silent: Silent
 ) -> None:
@@ -338,31 +283,7 @@ async def test_a_continued_run_goes_on_asking_what_a_terminated_child_leaves_ali
         await knows(client, queue, f"{queue}-a-x")
 
 
-async def test_a_run_that_has_no_header_asks_with_its_next_fan_out(
-    client: Client, tokens: TokenClient, queue: str, asking: Client
-) -> None:
-    """An older version may have begun it, whose history is to be borne out."""
-    async with start_worker(asking, queue):
-        root = await client.start_workflow(
-            Node.run, Plan({"a": Plan({"x": Plan()})}), id=queue, task_queue=queue
-        )
-        await nodes_run(tokens, queue, 3)
-        await client.get_workflow_handle(f"{queue}-a").terminate()
-
-        async def is_noted() -> bool:
-            return (await status_of(client, queue))["children"][0]["ended"] is True
-
-        await eventually(is_noted)
-        assert await events_of(root, "ACTIVITY_TASK_SCHEDULED") == []
-        assert await events_of(root, "MARKER_RECORDED") == []
-
-        await tokens.rotate(queue, "second", timeout=20, origins=[URL])
-
-        await knows(client, queue, f"{queue}-a-x")
-        assert (await tokens.get(f"{queue}-a-x")).reveal() == "second"
-
-
-async def test_a_reset_run_counts_a_child_as_starting_until_it_says_whose_it_is(
+async def test_a_reset_run_is_not_converged_until_the_server_says_whose_child_runs_already(
     client: Client, tokens: TokenClient, queue: str, asking: Client, silent: Silent
 ) -> None:
     async with start_worker(asking, queue):
@@ -374,10 +295,12 @@ async def test_a_reset_run_counts_a_child_as_starting_until_it_says_whose_it_is(
 
         await reset(client, queue, first_task)
 
-        async def is_starting() -> bool:
-            return [node.problem for node in (await tokens.tree(queue)).nodes] == [None, "starting"]
+        async def is_in_doubt() -> bool:
+            children = (await status_of(client, queue))["children"]
+            return [child["life"] for child in children] == ["in_doubt"]
 
-        await eventually(is_starting)
+        await eventually(is_in_doubt)
+        assert not (await tokens.tree(queue)).converged
         await silent.is_asked()
         silent.workflow_id = None
         assert (await tokens.rotate(queue, "second", timeout=20)).converged

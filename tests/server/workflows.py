@@ -380,23 +380,6 @@ class Quitter(_Controlled):
             raise
 
 
-@workflow.defn
-class Talkative:
-    """No node, and yet it answers as one that has many children."""
-
-    @workflow.run
-    async def run(self, plan: Plan) -> str:
-        await workflow.wait_condition(lambda: False)
-        return "never"
-
-    @workflow.query(name="apiTokenStatus")
-    def status(self) -> dict[str, Any]:
-        own = workflow.info().workflow_id
-        names = [f"{n:02}".ljust(64, "x") for n in range(64)]
-        lists = {"hard": names, "withheld": names, "shared": names}
-        return {"children": [{"id": f"{own}-{n}", "type": "Node", **lists} for n in range(55)]}
-
-
 @workflow.defn(name=HOSTILE_NAME)
 class Liar:
     """No node, and yet it answers as one, with what a terminal would act upon in every text."""
@@ -425,7 +408,7 @@ class Liar:
     def status(self) -> dict[str, Any]:
         held = {**self.token("apiToken"), "kind": "token", "in_force": True, "inherit": None}
         lists: dict[str, list[str]] = {"hard": [], "withheld": [], "shared": []}
-        child = {"id": HOSTILE_NAME, "type": HOSTILE_NAME, "confirmed": False, **lists}
+        child = {"id": HOSTILE_NAME, "type": HOSTILE_NAME, "life": "starting", **lists}
         return {
             "root": workflow.info().workflow_id,
             "tree": HOSTILE_NAME,
@@ -543,7 +526,6 @@ WORKFLOWS: list[type] = [
     Quitter,
     Regional,
     Sharer,
-    Talkative,
     Ticker,
 ]
 ACTIVITIES: list[Any] = [fetch_and_seal, reveal, reveal_address, reveal_again]

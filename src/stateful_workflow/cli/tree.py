@@ -231,8 +231,6 @@ def _what(node: TreeNode, now: float) -> Escaped:
         line.append(" closed", "dim")
     if not node.current:
         line.append(" behind", "red")
-    if node.by_update:
-        line.append(" told by update: its run takes no more signals", "yellow")
     if node.signals is not None:
         line.append(f" {node.signals:,} of {MAX_SIGNALS:,} signals: continue as new", "yellow")
     if node.undelivered:

@@ -76,6 +76,7 @@ P = ParamSpec("P")
 _UPDATE_ALONE_SECONDS: Final = 3.0
 """How long an update has to be answered before the same message is signalled as well."""
 
+_HAND_DOWN_SECONDS: Final = 2.0
 _CONFIRM_SECONDS: Final = 15.0
 _CONFIRM_EVERY_SECONDS: Final = 0.2
 _NO_ANSWER: Final = "no answer: no worker runs, or as many updates are open as the server lets be"
@@ -378,7 +379,7 @@ class TokenClient:
         deadline = started + seconds
         terms = Terms(origins, expires_in, types, readers)
         _, message = await self._set(workflow_id, token, name, terms)
-        tree = await TreeWalk(self._client, name, deadline).run(workflow_id)
+        tree = await TreeWalk(self._client, name, deadline, message).run(workflow_id)
         tree = replace(tree, signed=TokenStatus.of_message(message))
         if not tree.converged:
             self._recorder.metrics.not_converged(name)
@@ -395,6 +396,7 @@ class TokenClient:
     async def revoke(self, workflow_id: str, name: str = DEFAULT_NAME) -> TokenStatus:
         """Take the token away from a workflow and all below it, except where one is set lower.
 
+        It waits for those below for 2 seconds at most; `tree` shows who is behind.
         It is sent even where it cannot be put on record.
 
         Raises: as `set`, but for AuditFailed.
@@ -415,7 +417,11 @@ class TokenClient:
             return keyring.revocation(place.revocation(time.time(), inherit=inherit))
 
         action = "inherit" if inherit else "revoke"
-        status, _ = await self._send(action, workflow_id, name, keyring, sign)
+        status, message = await self._send(action, workflow_id, name, keyring, sign)
+        # It stands; a workflow below that its parent cannot signal is handed it here.
+        with suppress(OperationFailed):
+            deadline = time.monotonic() + _HAND_DOWN_SECONDS
+            await TreeWalk(self._client, name, deadline, message).run(workflow_id)
         return status
 
     async def reseal(

@@ -5,12 +5,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection, Coroutine, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final
 
-from temporalio.client import Client, WorkflowQueryFailedError, WorkflowQueryRejectedError
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.client import (
+    Client,
+    WorkflowQueryFailedError,
+    WorkflowQueryRejectedError,
+    WorkflowUpdateFailedError,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
+)
 from temporalio.common import QueryRejectCondition, RawValue
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -22,9 +32,10 @@ from ..errors import (
     WorkflowNotFound,
 )
 from ..node.answers import ChildStatus, HeldToken, NodeStatus, node_status
-from ..node.contract import MANY_SIGNALS, STATUS_QUERY
-from ..node.ledger import ALL
+from ..node.contract import MANY_SIGNALS, MESSAGE, STATUS_QUERY
+from ..node.ledger import ALL, Life
 from ..node.status import TokenState, TokenTree, TreeNode
+from ..sealed.message import Message
 from ..use.asking import has_no_query, never_ran, read_answer
 
 MAX_CONCURRENT_QUERIES: Final = 50
@@ -39,12 +50,19 @@ _LAST_LOOK_SECONDS: Final = 1.0
 """For what was not seen at the deadline; and before it, for those below a node that lacks nothing
 but has a child it could not tell."""
 
+_HAND_OVER_SECONDS: Final = 5.0
 _MOST_VISITS: Final = 4
 """Of one workflow that several name as their child, each expecting something else of it."""
 
-_NEVER_RAN: Final = NodeStatus("", "", "", None, (), (), (), (), (), False, False, 0)
+_NEVER_RAN: Final = NodeStatus("", "", "", None, (), (), (), (), (), False, False, 0, None)
 
+_NO_COURIER: Final = (
+    "its children are told by nobody: no worker polls task queue {}. Run a worker with workflows "
+    "and StatefulPlugin for this workflow's task queue"
+)
 _FOREIGN: Final = "not of this tree: it was started without its state and is a root of its own"
+
+_NOT_YET_SEEN: Final = {Life.STARTING: "starting", Life.IN_DOUBT: "the server is asked for it"}
 
 Expected = Mapping[str, int]
 """For each authority the version that stands there, as the nearest live node above says."""
@@ -133,14 +151,24 @@ class TreeWalk:
         name: credential name.
         deadline: `time.monotonic` seconds until which nodes that are behind are asked again, and
             soon after which the walk ends; None asks each node once, however long that takes.
+        message: what to hand by update to a node that is behind since its parent cannot signal
+            it, as when its run takes no more signals.
     """
 
-    def __init__(self, client: Client, name: str, deadline: float | None = None) -> None:
+    def __init__(
+        self,
+        client: Client,
+        name: str,
+        deadline: float | None = None,
+        message: Message | None = None,
+    ) -> None:
         self._client = client
         self._name = name
         self._deadline = deadline
+        self._message = message
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_QUERIES)
         self._nodes: dict[str, TreeNode] = {}
+        self._couriers: dict[str, str | None] = {}
         self._parents: dict[str, str | None] = {}
         self._children: dict[str, list[str]] = {}
         self._visits: dict[str, list[tuple[Expected, bool]]] = {}
@@ -155,7 +183,37 @@ class TreeWalk:
         self._parents[workflow_id] = None
         answer = await ask(self._client, workflow_id, self._timeout())
         await self._visit(workflow_id, (), {}, answer)
-        return TokenTree(self._name, tuple(self._in_order(workflow_id)))
+        nodes = list(self._in_order(workflow_id))
+        idle = await self._queues_without_courier({node.id for node in nodes if node.undelivered})
+        return TokenTree(
+            self._name,
+            tuple(
+                replace(node, problem=_NO_COURIER.format(idle[node.id]))
+                if node.id in idle
+                else node
+                for node in nodes
+            ),
+        )
+
+    async def _queues_without_courier(self, ids: Collection[str]) -> Mapping[str, str]:
+        """Of nodes that have somebody to tell, whose couriers' task queue nobody polls, and it."""
+        queues = {id: queue for id in ids if (queue := self._couriers.get(id)) is not None}
+        polled = {queue: await self._is_polled(queue) for queue in sorted(set(queues.values()))}
+        return {id: queue for id, queue in queues.items() if not polled[queue]}
+
+    async def _is_polled(self, queue: str) -> bool:
+        request = DescribeTaskQueueRequest(
+            namespace=self._client.namespace,
+            task_queue=TaskQueue(name=queue),
+            task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
+        )
+        try:
+            answer = await self._client.workflow_service.describe_task_queue(
+                request, timeout=_QUERY_TIMEOUT
+            )
+        except RPCError:
+            return True  # nobody knows
+        return len(answer.pollers) > 0
 
     def _in_order(self, workflow_id: str) -> Iterator[TreeNode]:
         """Parents before their children, siblings as their parent started them."""
@@ -174,11 +232,14 @@ class TreeWalk:
         answer: Answer | None = None,
         *,
         withheld: bool = False,
-        by_update: bool = False,
+        of_parent: ChildStatus | None = None,
     ) -> None:
         pause = _FIRST_PAUSE_SECONDS
         asked = time.monotonic()
         node = self._unseen(workflow_id, "not asked in time")
+        reason = None if of_parent is None else of_parent.reason
+        is_untold = of_parent is not None and of_parent.life is Life.UNTOLD
+        may_hand = reason is not None and not is_untold
         while True:
             if answer is None:
                 async with self._slots:
@@ -200,16 +261,22 @@ class TreeWalk:
                     self._note(replace(node, type=seen.type, api_url=seen.api_url, current=True))
                     return
                 self._root = self._root or root
+                self._couriers[workflow_id] = answer.node.courier
                 node = self._node(answer, workflow_id, expected, withheld=withheld)
                 if not self._is_awaited(node, answer):
                     break
+                if may_hand and not node.current:
+                    may_hand = False
+                    await self._hand_over(workflow_id)
             if self._left() <= 0:
                 break
             respite = min(2 * (time.monotonic() - asked), _LONGEST_RESPITE_SECONDS)
             await asyncio.sleep(min(max(pause, respite), self._left()))
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
             answer = None
-        self._note(replace(node, by_update=by_update))
+        if is_untold and not node.closed and node.authority != workflow_id:
+            node = replace(node, current=False, problem=reason)
+        self._note(node)
         if answer is not None:
             await self._visit_children(answer, (*above, workflow_id), expected)
 
@@ -227,9 +294,10 @@ class TreeWalk:
             if child.id not in self._parents:
                 self._parents[child.id] = parent
                 self._children.setdefault(parent, []).append(child.id)
-            if not child.confirmed:
+            if child.life in _NOT_YET_SEEN:
                 # It will hold what its parent wrote into its start, which may be old by now.
-                self._note(replace(self._unseen(child.id, "starting"), type=child.type))
+                problem = child.reason or _NOT_YET_SEEN[child.life]
+                self._note(replace(self._unseen(child.id, problem), type=child.type))
                 continue
             # Several may name it, and not all of them truly: it is to be what each of them expects.
             withheld = _is_withheld(child, self._name)
@@ -242,7 +310,7 @@ class TreeWalk:
                 continue
             visits_of.append(visit)
             visits.append(
-                self._visit(child.id, above, visit[0], withheld=withheld, by_update=child.by_update)
+                self._visit(child.id, above, visit[0], withheld=withheld, of_parent=child)
             )
         await asyncio.gather(*visits)
 
@@ -285,6 +353,8 @@ class TreeWalk:
         )
 
     def _expected_of(self, child: ChildStatus, below: Expected, status: NodeStatus) -> Expected:
+        if child.life is Life.UNTOLD:
+            return {}
         if not _is_withheld(child, self._name):
             return below
         if _is_named(child.hard, self._name):
@@ -300,9 +370,27 @@ class TreeWalk:
         """Whether a node is to be asked again: it is behind, starts a child or has one to tell."""
         if answer.closed:
             return False
-        if not node.current or not all(child.confirmed for child in answer.node.children):
+        lives = {child.life for child in answer.node.children}
+        if not node.current or lives & _NOT_YET_SEEN.keys():
             return True
-        return bool(node.undelivered) and self._left() > _LAST_LOOK_SECONDS
+        # Whom it could not tell is looked at, and handed the message, all the same.
+        failed = {child.id for child in answer.node.children if child.reason is not None}
+        on_its_way = not failed.issuperset(node.undelivered)
+        return on_its_way and self._left() > _LAST_LOOK_SECONDS
+
+    async def _hand_over(self, workflow_id: str) -> None:
+        """Hand a node the message by update; what it says shows when it is asked again."""
+        if self._message is None:
+            return
+        handle = self._client.get_workflow_handle(workflow_id)
+        with suppress(
+            RPCError,
+            WorkflowUpdateFailedError,
+            WorkflowUpdateRPCTimeoutOrCancelledError,
+            asyncio.TimeoutError,
+        ):
+            update = handle.execute_update(MESSAGE, self._message.text, result_type=RawValue)
+            await asyncio.wait_for(update, _HAND_OVER_SECONDS)
 
     def _left(self) -> float:
         """Seconds until what is behind is asked no more; 0 where each node is asked once."""

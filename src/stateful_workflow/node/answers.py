@@ -7,14 +7,14 @@ and an absent one counts as null. No error here holds anything of the answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Final, cast, get_args
 
 from ..errors import AnswerMalformed
 from ..sealed.message import MAX_LIST, MAX_MESSAGE_BYTES, MAX_VERSION, Kind, valid_name
-from .ledger import ALL
+from .ledger import ALL, Life
 from .status import TokenState, TokenStatus
 
 MAX_ENTRIES: Final = 16_384
@@ -88,6 +88,10 @@ def _names(value: object) -> tuple[str, ...]:
     return tuple(name for name in _TEXTS(value) if name == ALL or valid_name(name))
 
 
+def _life(value: object) -> Life:
+    return Life(_LIFE(value))
+
+
 def _versions(value: object) -> dict[str, int]:
     return {_ID(issuer): _VERSION(version) for issuer, version in _OBJECT(value).items()}
 
@@ -108,7 +112,9 @@ _ID: Final = _text(1, 1_000)
 _ANY: Final = _text(0, 2 * 1024 * 1024)
 _TEXTS: Final = _list(_ANY)
 _VERSION: Final = _integer(1)
+_LIFE: Final = _one_of(tuple(life.value for life in Life))
 _KIND: Final = _one_of(get_args(Kind))
+_LISTED: Final = _or((), _list(lambda value: value))
 _CLAIMS: Final = _list(_text(1, 4_000), MAX_LIST)  # of up to 1,000 characters
 
 _TOKEN: Final[Mapping[str, _Check]] = {
@@ -152,14 +158,15 @@ class HeldToken:
 
 @dataclass(frozen=True)
 class ChildStatus:
-    """A child as its parent says: `ledger.Child`, and the names that it is kept from now."""
+    """A child as its parent says: `ledger.Child`, and the names that it is kept from now.
+
+    The reason is why the parent could not tell it, or not find out about it.
+    """
 
     id: str = _member(_ID)
     type: str = _member(_or("", _text(0, 1_000)))
-    confirmed: bool = _member(_or(False, _FLAG))
-    ended: bool = _member(_or(False, _FLAG))
-    running: bool = _member(_or(False, _FLAG))
-    by_update: bool = _member(_or(False, _FLAG))
+    life: Life = _member(_or(Life.RUNNING, _life))  # noqa: RUF009 - it is a dataclass field
+    reason: str | None = _member(_or(None, _ANY))
     withheld: tuple[str, ...] = _member(_or((), _names))
     shared: tuple[str, ...] = _member(_or((), _names))
     hard: tuple[str, ...] = _member(_or((), _names))
@@ -178,7 +185,7 @@ class NodeStatus:
     """An answer to `apiTokenStatus`; an empty root where the run closed before it ran.
 
     Of `undelivered` the child's id and the credential name, of `waiting` the name; `signals` are
-    those that its run has taken.
+    those that its run has taken, `courier` is the task queue of its workers' couriers.
     """
 
     root: str = _member(_ID)
@@ -196,6 +203,7 @@ class NodeStatus:
     needs_set: bool = _member(_FLAG)
     recovering: bool = _member(_FLAG)
     signals: int = _member(_or(0, _integer(0)))
+    courier: str | None = _member(_or(None, _ID))
 
 
 def node_status(answer: object) -> NodeStatus:
@@ -225,12 +233,18 @@ def token_answer(answer: object, name: str) -> TokenAnswer | None:
     return TokenAnswer(status, **_read(answer, _SEALED))
 
 
-def readable_children(entries: Iterable[object]) -> list[ChildStatus]:
-    """Those of the `children` in a status that can be read."""
-    read: list[ChildStatus] = []
+def kept_children(answer: object) -> Mapping[str, ChildStatus]:
+    """The children in an `apiTokenStatus` answer that can be read, by id.
+
+    Raises:
+        AnswerMalformed: there are too many of them, or it is no object.
+    """
+    entries = _LISTED(_OBJECT(answer).get("children"))
+    read: dict[str, ChildStatus] = {}
     for entry in entries:
         try:
-            read.append(_child(entry))
+            child = _child(entry)
         except AnswerMalformed:
             continue
+        read[child.id] = child
     return read

@@ -16,11 +16,16 @@ STATE_QUERY: Final = "statefulState"
 URL: Final = "apiUrl"
 REPORT: Final = "apiTokenReport"
 
-FORWARD: Final = "statefulForward"
-ASK: Final = "statefulAsk"
+TELL: Final = "statefulTell"
 TRUST: Final = "statefulTrust"
 RECOVER: Final = "statefulRecover"
-ACTIVITIES: Final = frozenset({FORWARD, ASK, TRUST, RECOVER})
+ACTIVITIES: Final = frozenset({TELL, TRUST, RECOVER})
+
+COURIER_QUEUE: Final = "{}:stateful"
+"""The task queue of a workflow's couriers, from the workflow's own."""
+
+FORMAT: Final = 1
+"""Of the courier's requests; a courier that does not know it leaves the task to a later one."""
 
 MAX_SIGNALS: Final = 10_000
 """Signals that the server, as it is shipped, lets one run take."""
@@ -31,88 +36,69 @@ MANY_SIGNALS: Final = 8_000
 NODE_HEADER: Final = "stateful-node"
 USE_HEADER: Final = "stateful-use"
 
-NO_ANSWER: Final = "NoAnswer"
-"""The type of the error with which `statefulAsk` says that nothing was answered."""
-
 
 @dataclass(frozen=True)
-class ForwardRequest:
-    """What to tell whom.
+class TellRequest:
+    """What to tell whom, and whom to look for.
 
     Attributes:
         messages: the distinct messages, as they travel.
         targets: for each child its id, its type, and the indexes of its messages.
-        ended: ids of children known to be closed, whose own children are to be found.
-        seconds: no delivery is begun after this time.
+        in_doubt: ids of workflows that may be running children of this one.
+        closed: id and type of closed children, whose own running children are to be found.
+        since: when this workflow's first run began, in Unix milliseconds.
+        patient: there was an attempt before: the server repeats this one until something comes
+            of it, and what the server does not know by now does not exist.
+        format: see `FORMAT`.
     """
 
     messages: list[str]
     targets: list[tuple[str, str, list[int]]]
-    ended: list[str]
-    seconds: float
+    in_doubt: list[str]
+    closed: list[tuple[str, str]]
+    since: int
+    patient: bool
+    format: int = FORMAT
 
 
 @dataclass(frozen=True)
-class ForwardResult:
+class Orphan:
+    """A running workflow below a closed child, and what the closed ones kept from it.
+
+    Attributes:
+        id, type: of the workflow.
+        hard: names it was started without; may contain `ALL`.
+        soft: names it was kept from later (true), or given although all are kept (false); None
+            where nobody can say, since its parent is gone or did not name it.
+    """
+
+    id: str
+    type: str
+    hard: list[str]
+    soft: dict[str, bool] | None
+
+
+@dataclass(frozen=True)
+class TellResult:
     """What came of it; a target that is not named was told.
 
     Attributes:
+        sent: how many of its messages one that was not told got all the same.
         left: ids that were not tried in time.
-        failed: ids that could not be told, with the reason.
+        failed: ids that could not be told, found or asked, with the reason.
         plain: ids whose workflow takes no part; they are not told again.
-        by_update: ids that were told by update, since their run takes no more signals.
-        closed: ids of closed children, with the children each last knew.
-        sent: how many of its messages one that is left or failed was sent all the same.
-        ordinary: whether this worker runs ordinary activities too.
+        mine: ids in doubt that are running children of this workflow.
+        orphans: for each closed child, also one that was a target, whom it leaves.
+        gone: ids in doubt that are nobody's, or another's.
     """
 
+    sent: dict[str, int] = field(default_factory=dict[str, int])
     left: list[str] = field(default_factory=list[str])
     failed: dict[str, str] = field(default_factory=dict[str, str])
     plain: list[str] = field(default_factory=list[str])
-    by_update: list[str] = field(default_factory=list[str])
-    closed: dict[str, list[dict[str, Any]]] = field(
-        default_factory=dict[str, "list[dict[str, Any]]"]
-    )
-    sent: dict[str, int] = field(default_factory=dict[str, int])
-    ordinary: bool = True
-
-
-@dataclass(frozen=True)
-class AskRequest:
-    """Who is asked what.
-
-    Attributes:
-        closed: ids of closed children, for the children they leave alive.
-        running: ids of workflows that ran when they were to be started, for whose they are.
-    """
-
-    closed: list[str]
-    running: list[str]
-
-
-@dataclass(frozen=True)
-class AskResult:
-    """What was answered; who is named nowhere did not answer.
-
-    Attributes:
-        closed: of those taken for closed, the children each last knew; none where its id is
-            another workflow's by now.
-        open: ids of those of them that run all the same, as this workflow's children.
-        running: for those that ran when they were to be started, the first run of the parent
-            that started each, in this workflow's chain of runs; None where the parent is another
-            workflow, or there is none.
-    """
-
-    closed: dict[str, list[dict[str, Any]]] = field(
-        default_factory=dict[str, "list[dict[str, Any]]"]
-    )
-    open: list[str] = field(default_factory=list[str])
-    running: dict[str, str | None] = field(default_factory=dict[str, "str | None"])
-
-    @property
-    def any(self) -> bool:
-        """Whether there is any answer."""
-        return bool(self.closed or self.open or self.running)
+    mine: list[str] = field(default_factory=list[str])
+    orphans: dict[str, list[Orphan]] = field(default_factory=dict[str, "list[Orphan]"])
+    gone: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True)
@@ -122,14 +108,10 @@ class RecoverResult:
     Attributes:
         asked: whether it could be asked.
         state: its last state, or None where it takes no part in a tree.
-        again: whether an ordinary activity may succeed where this local one did not.
-        too_new: whether a worker was asked that cannot read the run's state, and a newer one can.
     """
 
     asked: bool
     state: dict[str, Any] | None = None
-    again: bool = False
-    too_new: bool = False
 
 
 @dataclass(frozen=True)

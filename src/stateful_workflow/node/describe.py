@@ -6,15 +6,17 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
-from typing import Any, Final, cast
+from typing import Any, Final
 
-from ..errors import AnswerMalformed
-from ..sealed.message import MAX_LIST, Message
-from .answers import MAX_ENTRIES, readable_children
-from .ledger import ALL, Child, Ledger
+from ..sealed.message import Message
+from .ledger import ALL, Ledger, Life
 from .status import TokenStatus
 
 _SHOWN_WAITING: Final = 20
+_UNTOLD: Final = (
+    "not told, since nobody can say what its closed parent kept from it: set a token at it, or let "
+    "its parent's code share() it"
+)
 
 
 def status_of(ledger: Ledger, message: Message, now: int) -> TokenStatus:
@@ -23,55 +25,11 @@ def status_of(ledger: Ledger, message: Message, now: int) -> TokenStatus:
     return replace(status, overtaken=ledger.overtaken(message)).at(now / 1000)
 
 
-def known_children(status: object) -> list[dict[str, Any]]:
-    """The children in an `apiTokenStatus` answer, with what an adoption goes by and no more.
-
-    Without those that may not be its children at all, or cannot be read. More names than a few
-    are every name, or where shared, none.
-
-    Raises:
-        AnswerMalformed: there are too many of them.
-    """
-    listed = cast("dict[str, object]", status).get("children") if isinstance(status, dict) else None
-    children = cast("list[object]", listed) if isinstance(listed, list) else []
-    if len(children) > MAX_ENTRIES:
-        raise AnswerMalformed(f"it names more than {MAX_ENTRIES} children")
-    return [
-        {
-            "id": child.id,
-            "type": child.type,
-            "ended": child.ended,
-            "hard": _few(child.hard, [ALL]),
-            "withheld": _few(child.withheld, [ALL]),
-            "shared": _few(child.shared, []),
-        }
-        for child in readable_children(children)
-        if not child.running
-    ]
-
-
-def _few(names: tuple[str, ...], otherwise: list[str]) -> list[str]:
-    return list(names) if len(names) <= MAX_LIST else otherwise
-
-
-def read_children(children: Iterable[Mapping[str, Any]]) -> list[tuple[Child, dict[str, bool]]]:
-    """What `known_children` found, with what each child is kept from softly."""
-    read: list[tuple[Child, dict[str, bool]]] = []
-    # Once more, since a history may hold what an earlier version took.
-    for status in readable_children(children):
-        hard = frozenset(status.hard)
-        kept = {name: True for name in status.withheld if name not in hard}
-        child = Child(id=status.id, type=status.type, ended=status.ended, withheld=hard)
-        read.append((child, {**kept, **dict.fromkeys(status.shared, False)}))
-    return read
-
-
 def describe_ledger(
     ledger: Ledger,
     now: int,
     waiting: Sequence[Message],
     reasons: Mapping[str, str],
-    by_update: Collection[str] = (),
 ) -> dict[str, Any]:
     """The part of the `apiTokenStatus` answer that follows from the ledger.
 
@@ -79,7 +37,6 @@ def describe_ledger(
         now: Unix milliseconds.
         waiting: messages that wait for their issuer to be known.
         reasons: for children that could not be told, why.
-        by_update: children that are told by update.
     """
     return {
         "id": ledger.path[-1],
@@ -100,16 +57,13 @@ def describe_ledger(
             {
                 "id": child.id,
                 "type": child.type,
-                "confirmed": child.confirmed,
-                # Of one that did not settle it is not known; who takes it over finds out.
-                "ended": child.ended and not child.unsettled,
-                "running": child.running,
+                "life": child.life.value,
+                "reason": _UNTOLD if child.life is Life.UNTOLD else reasons.get(child.id),
                 "withheld": list(ledger.withheld_from(child.id)),
                 "shared": list(ledger.shared_with(child.id)),
                 "hard": sorted(child.withheld),
-                "by_update": child.id in by_update,
             }
-            for child in ledger.children.values()
+            for child in {**ledger.closed, **ledger.children}.values()
         ],
         "withheld": sorted(name for name, index in ledger.boundary.items() if index > 0),
         "undelivered": [

@@ -9,19 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from temporalio.api.common.v1 import Payload
 from temporalio.converter import PayloadConverter
 
 from .contract import NODE_HEADER, USE_HEADER
 from .ledger import check_format
-
-RULES: Final = 2
-"""Of which commands a run emits; one keeps to those it was started by.
-
-Rules 2 ask at once after a child that did not settle, and whose child one is that runs already.
-"""
 
 
 @dataclass(frozen=True)
@@ -35,7 +29,7 @@ class Start:
         parent_api_url: its parent's, for a child that has none of its own.
         waiting: messages not judged yet.
         lost: the state of an earlier run was lost, and nothing was set since.
-        rules: of the commands that the run emits; see `RULES`.
+        since: when the first run began, in Unix milliseconds; None at a start.
     """
 
     ledger: Mapping[str, Any]
@@ -44,7 +38,7 @@ class Start:
     parent_api_url: str | None = None
     waiting: tuple[str, ...] = ()
     lost: bool = False
-    rules: int = RULES
+    since: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The same as JSON data."""
@@ -55,7 +49,7 @@ class Start:
             "parent_api_url": self.parent_api_url,
             "waiting": list(self.waiting),
             "lost": self.lost,
-            "rules": self.rules,
+            "since": self.since,
         }
 
     def to_payload(self) -> Payload:
@@ -93,7 +87,7 @@ class Start:
                 parent_api_url=data["parent_api_url"],
                 waiting=tuple(data["waiting"]),
                 lost=bool(data["lost"]),
-                rules=int(data.get("rules", 1)),
+                since=None if data.get("since") is None else int(data["since"]),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"the header {NODE_HEADER} is malformed: {error}") from None

@@ -2,15 +2,15 @@
 
 Runs in workflow code. A message is queued as the text that it came as; reading and judging it is
 spread over activations, so that no flood of messages makes one too long. An unknown issuer is
-looked up in the worker's keyring by the *trust* local activity (docs/decisions/03-judging.md to
-06-looking-up-issuers.md).
+looked up in the keyring of the workflow's workers, by an activity of the courier
+(docs/decisions/03-judging.md to 06-looking-up-issuers.md).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import timedelta
 from typing import Final
@@ -24,6 +24,7 @@ from ..sealed.message import Message, named_issuer, parse
 from .contract import TRUST, TrustResult
 from .ledger import Ledger, Verdict, read_trusted
 from .record import NodeRecord
+from .telling import courier_queue
 
 # The SDK takes an activation of 2 s for a deadlock. A signature takes about 0.15 ms, a thousand
 # characters 0.04 ms to read: together 0.35 s at most. The next ones wait for a timer, which the
@@ -35,6 +36,7 @@ _READ_AT_ONCE: Final = 4_000_000
 _TRUST_EVERY_MS: Final = 60_000
 _TRUST_FOR_NEW_MS: Final = 5_000
 _TRUST_FOR_UPDATE_MS: Final = 1_000
+_TRUST_ATTEMPT: Final = timedelta(seconds=5)
 _TRUST_AT_ONCE_BYTES: Final = 1_000_000
 _TRUST_ANSWERS: Final = 10
 _ANSWER_UPDATE_WITHIN: Final = timedelta(seconds=10)
@@ -53,11 +55,18 @@ class Inbox:
     Args:
         ledger: holds what is accepted and counts what is not.
         record: of the node.
+        accepted: called after messages were accepted that had waited here.
     """
 
-    def __init__(self, ledger: Ledger, record: NodeRecord) -> None:
+    def __init__(self, ledger: Ledger, record: NodeRecord, accepted: Callable[[], None]) -> None:
         self._ledger = ledger
         self._record = record
+        self._accepted = accepted
+        self._begun = False
+        self._judging: asyncio.Task[None] | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self._is_asking = False
+        self._woken = False
         self._queue: deque[str | Message] = deque()
         self._waiting: dict[str, Message] = {}
         self._answers: dict[str, int] = {}
@@ -108,14 +117,14 @@ class Inbox:
         )
 
     @property
-    def is_busy(self) -> bool:
-        """Whether anything waits."""
-        return bool(self._queue or self._waiting)
-
-    @property
     def is_settled(self) -> bool:
         """Whether all is judged that can be judged now."""
-        return not self._queue and not self._trust_soon
+        return not self._queue and not (self._trust_soon and self._waiting) and not self._is_asking
+
+    def begin(self) -> None:
+        """Judge from now on what is queued, and look up issuers."""
+        self._begun = True
+        self._run()
 
     def queue(self, texts: Iterable[str], *, first: bool = False) -> None:
         """Take messages to be judged later, at the end of the queue or before all others."""
@@ -123,13 +132,15 @@ class Inbox:
             self._queue.extendleft(reversed(list(texts)))
         else:
             self._queue.extend(texts)
+        self._run()
 
     def put(self, text: str) -> None:
         """Judge a message now, or queue it where others wait or the activation is long enough."""
         if self._queue or not self._may_judge(text):
             self._queue.append(text)
-        else:
-            self._judge(text)
+        elif self._judge(text):
+            self._accepted()
+        self._run()
 
     def judge(self, message: Message) -> Verdict:
         """Judge a message now and count a refusal.
@@ -174,6 +185,7 @@ class Inbox:
         """Have the unknown issuer of an update's message looked up soon."""
         self._wait_for(message)
         self._trust_soon = True
+        self._run()
 
     async def until_known(self, message: Message) -> None:
         """Wait until the issuer of an update's message is known, for 10 s at most.
@@ -196,14 +208,17 @@ class Inbox:
                 f"workflow {self._ledger.path[-1]}: issuer {message.issuer} is not known yet, and "
                 "the message waits; give the workers the new public keyring"
             )
-        if verdict is Verdict.ACCEPTED:  # its issuer is known by now, and the queue is long
-            self._judge(message)
+        # Its issuer is known by now, and the queue is long.
+        if verdict is Verdict.ACCEPTED and self._judge(message):
+            self._accepted()
 
     def hurry(self) -> None:
         """Look unknown issuers up soon: the run is about to close."""
         self._trust_soon = bool(self._waiting)
+        self._run()
 
-    def _judge(self, entry: str | Message) -> None:
+    def _judge(self, entry: str | Message) -> bool:
+        """Judge what was queued or sent by signal; whether it was accepted."""
         message: Message | None = None
         try:
             message = parse(entry) if isinstance(entry, str) else entry
@@ -215,14 +230,15 @@ class Inbox:
             self.reject(error, message)
             verdict = None
         if message is None:
-            return
+            return False
         if verdict is Verdict.WAITING:
             self._wait_for(message)
-            return
+            return False
         self._waiting.pop(message.hash, None)  # an update brought it while it was queued
         self._answers.pop(message.hash, None)
         if verdict is Verdict.ACCEPTED:
             self._record.accepted(message)
+        return verdict is Verdict.ACCEPTED
 
     def _wait_for(self, message: Message) -> None:
         self._waiting.setdefault(message.hash, message)
@@ -236,15 +252,46 @@ class Inbox:
         self._read += len(entry) if isinstance(entry, str) else 0
         return self._judged <= _JUDGED_AT_ONCE and self._read <= _READ_AT_ONCE
 
-    # --- what the node's loop calls ------------------------------------------
+    # --- the loops behind the handlers ---------------------------------------
 
-    @property
-    def due(self) -> int | None:
-        """When there is something to do, in Unix milliseconds; None for never."""
-        if self._queue:
-            return 0
-        if not self._waiting:
-            return None
+    def _run(self) -> None:
+        self._woken = True
+        if not self._begun:
+            return
+        if self._queue and (self._judging is None or self._judging.done()):
+            self._judging = asyncio.create_task(self._judge_queue())
+        if self._waiting and (self._asking is None or self._asking.done()):
+            self._asking = asyncio.create_task(self._look_up_issuers())
+
+    async def _judge_queue(self) -> None:
+        while self._queue:
+            accepted = False
+            while self._queue and self._may_judge(self._queue[0]):
+                accepted = self._judge(self._queue.popleft()) or accepted
+            if accepted:
+                self._accepted()
+            self._run()
+            if self._queue:
+                await workflow.sleep(timedelta(milliseconds=1))
+
+    async def _look_up_issuers(self) -> None:
+        while self._waiting:
+            due = self._due()
+            if due > now_ms():
+                await self._rest(due)
+            else:
+                await self._renew_trust()
+
+    async def _rest(self, until: int) -> None:
+        """Wait until a time in Unix milliseconds, or until there is news."""
+        self._woken = False
+        with suppress(asyncio.TimeoutError):
+            await workflow.wait_condition(
+                lambda: self._woken, timeout=timedelta(milliseconds=until - now_ms())
+            )
+
+    def _due(self) -> int:
+        """When issuers are to be looked up, in Unix milliseconds."""
         waiting = sum(len(message.text) for message in self._waiting.values())
         # Not again at once where no worker has keys to answer with: that would never end.
         at_once = waiting >= _TRUST_AT_ONCE_BYTES and not self._trust_failed
@@ -259,25 +306,17 @@ class Inbox:
         is_new = any(m.issuer not in self._looked_up for m in self._waiting.values())
         return _TRUST_FOR_NEW_MS if is_new else _TRUST_EVERY_MS
 
-    async def step(self) -> None:
-        """Judge what is queued, or look up the issuers that are waited for."""
-        if not self._queue:
-            await self._renew_trust()
-            return
-        while self._queue and self._may_judge(self._queue[0]):
-            self._judge(self._queue.popleft())
-        if self._queue:
-            await workflow.sleep(timedelta(milliseconds=1))
-
     async def _renew_trust(self) -> None:
         self._trust_soon = False
         self._trust_asked = now_ms()
         self._looked_up = {message.issuer for message in self._waiting.values()}
+        self._is_asking = True
         try:
-            answer = await workflow.execute_local_activity(
+            answer = await workflow.execute_activity(
                 TRUST,
                 result_type=TrustResult,
-                schedule_to_close_timeout=timedelta(seconds=5),
+                task_queue=courier_queue(),
+                start_to_close_timeout=_TRUST_ATTEMPT,
                 retry_policy=RetryPolicy(
                     initial_interval=timedelta(milliseconds=200), maximum_attempts=3
                 ),
@@ -286,6 +325,8 @@ class Inbox:
         except (FailureError, ValueError):
             self._trust_failed = True
             return
+        finally:
+            self._is_asking = False
         self._trust_failed = False
         if self._ledger.trust(trusted, answer.revoked):
             # Keys change in the keyring alone, so this gives nobody a cheap lookup.
@@ -297,3 +338,4 @@ class Inbox:
             if message.issuer in known or self._answers[message.hash] >= _TRUST_ANSWERS:
                 back.append(self._waiting.pop(message.hash))
         self._queue.extendleft(reversed(back))
+        self._run()

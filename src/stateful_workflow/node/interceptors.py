@@ -46,7 +46,7 @@ from .contract import (
     URL,
     USE_HEADER,
 )
-from .node import Node, argument, warn
+from .node import Node, Starting, argument
 from .workflow import node_of, withheld_here
 
 _METADATA: Final = "__temporal_workflow_metadata"
@@ -74,8 +74,7 @@ class NodeInbound(WorkflowInboundInterceptor):
             return await super().execute_workflow(input)
         if node.recovering:
             await node.recover()
-        node.ask()
-        node.wake()
+        node.begin()
         try:
             result = await self._until_continued(
                 node, lambda: super(NodeInbound, self).execute_workflow(input)
@@ -159,13 +158,6 @@ class NodeOutbound(WorkflowOutboundInterceptor):
         """Keep the input; its header is written once forwarding has settled."""
         node = _node()
         if node is not None:
-            dying = node.dying_children()
-            if dying:
-                warn(
-                    f"Workflow {workflow.info().workflow_id} continues as new with children that "
-                    f"their parent close policy ends now: {', '.join(dying)}. Start them with "
-                    "ParentClosePolicy.ABANDON to keep them."
-                )
             self._continued.append(input)
         super().continue_as_new(input)
 
@@ -181,28 +173,19 @@ class NodeOutbound(WorkflowOutboundInterceptor):
         node = _node()
         if node is None:
             return await super().start_child_workflow(input)
-        await node.before_start(input.id)
-        header = node.start_child(
-            input.id,
-            input.workflow,
-            withheld_here(),
-            dies_with_run=input.parent_close_policy is not workflow.ParentClosePolicy.ABANDON,
-        )
-        start = node.ledger.children[input.id].start
+        header, child = node.start_child(input.id, input.workflow, withheld_here())
         input.headers = {**input.headers, NODE_HEADER: header}
         try:
             handle = await super().start_child_workflow(input)
         except asyncio.CancelledError:
-            node.child_start_given_up(input.id, start)
+            node.child_failed_to_start(child, may_run=True)
             raise
         except BaseException as error:
-            runs = isinstance(error, WorkflowAlreadyStartedError)
-            node.child_failed_to_start(input.id, start, runs=runs)
+            may_run = isinstance(error, WorkflowAlreadyStartedError)
+            node.child_failed_to_start(child, may_run=may_run)
             raise
-        node.child_started(input.id)
-        handle.add_done_callback(
-            lambda child: node.child_ended(input.id, start, settled=_has_settled(child))
-        )
+        node.child_started(child)
+        handle.add_done_callback(lambda handle: _note_end(node, child, handle))
         return handle
 
     def start_activity(self, input: StartActivityInput) -> workflow.ActivityHandle[Any]:
@@ -228,11 +211,13 @@ def _name(args: Sequence[Any]) -> str:
     return name
 
 
-def _has_settled(child: asyncio.Task[Any]) -> bool:
-    """Whether a closed child finished its forwarding first."""
-    error = None if child.cancelled() else child.exception()
+def _note_end(node: Node, child: Starting, handle: asyncio.Task[Any]) -> None:
+    error = None if handle.cancelled() else handle.exception()
     cause = error.cause if isinstance(error, ChildWorkflowError) else None
-    return not isinstance(cause, (TerminatedError, TimeoutError, CancelledError))
+    if handle.cancelled() or isinstance(cause, CancelledError):
+        node.child_in_doubt(child)  # only its handle may have been given up
+    else:
+        node.child_closed(child, settled=not isinstance(cause, TerminatedError | TimeoutError))
 
 
 def _with_use(

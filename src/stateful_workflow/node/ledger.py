@@ -26,6 +26,7 @@ from ..errors import (
 )
 from ..sealed.issuers import Issuer, verify
 from ..sealed.message import CLOCK_TOLERANCE_MS, Message, parse
+from .contract import Orphan
 
 Order = tuple[int, str]
 """Version, then SHA-256 of the message: newer compares greater."""
@@ -65,6 +66,25 @@ class StateTooNew(Exception):
     """
 
 
+class Life(enum.Enum):
+    """What a parent knows of a child's life."""
+
+    STARTING = "starting"
+    """Its start is neither confirmed nor refused."""
+
+    RUNNING = "running"
+    """Its start is confirmed, so that "not found" means it has closed."""
+
+    IN_DOUBT = "in_doubt"
+    """Its start was refused since its id runs, or was given up; the server is to be asked."""
+
+    UNTOLD = "untold"
+    """It runs, and is told nothing: nobody can say what its closed parent kept from it."""
+
+    CLOSED = "closed"
+    """Its own running children are still to be found."""
+
+
 @dataclass(frozen=True)
 class Child:
     """A child as its parent knows it.
@@ -72,35 +92,20 @@ class Child:
     Attributes:
         id: workflow id.
         type: workflow type.
-        confirmed: its start is confirmed, so that "not found" means it is gone.
-        ended: it is known to be closed; its own live children are still to be adopted.
-        unsettled: it ended before it had passed on all that it was told.
-        running: it could not be started, since one of its id runs, and it is not known whose.
-        dies_with_run: its parent close policy ends it when this run closes.
+        life: see `Life`.
         withheld: names it was started without (hard); may contain `ALL`.
         delivered: the newest message it was given for each place.
         epoch: the ledger's epoch when it was started.
         start: which of this node's starts it is; the same id can be started again.
-        replaces: while its start is open, the confirmed child of the same id before it.
     """
 
     id: str
     type: str
-    confirmed: bool = False
-    ended: bool = False
-    unsettled: bool = False
-    running: bool = False
-    dies_with_run: bool = False
+    life: Life = Life.STARTING
     withheld: frozenset[str] = frozenset()
     delivered: Mapping[Place, Order] = field(default_factory=dict[Place, Order])
     epoch: int = 0
     start: int = 0
-    replaces: Child | None = None
-
-    @property
-    def has_question(self) -> bool:
-        """Whether something is to be asked about it (`stateful_workflow.node.questions`)."""
-        return self.unsettled or self.running
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,7 @@ class Ledger:
         self.last: dict[str, Message] = {}
         self.floors: dict[Place, dict[str, Order]] = {}
         self.children: dict[str, Child] = {}
+        self.closed: dict[str, Child] = {}
         self.soft: dict[str, dict[str, bool]] = {}
         self.rejected: dict[str, int] = {}
         self.rejections: deque[Rejection] = deque(maxlen=REMEMBERED_REJECTIONS)
@@ -295,11 +301,9 @@ class Ledger:
             if with_messages and not self._is_kept_from(child, message)
         }
         self.starts += 1
-        before = self.children.get(child.id)
         self.children[child.id] = replace(
             child,
             start=self.starts,
-            replaces=before if before is None or before.confirmed else before.replaces,
             epoch=self.epoch if with_messages else -1,
             delivered={place: message.order for place, message in held.items()},
         )
@@ -314,43 +318,55 @@ class Ledger:
         start.floors = self.floors
         return start.dump()
 
-    def confirm_child(self, child_id: str) -> bool:
-        """Note that a child's start is confirmed; whether anything moved since it was written."""
-        child = self.children.get(child_id)
-        if child is None:
+    def confirm_child(self, child_id: str, start: int) -> bool:
+        """Note that a start is confirmed; whether anything moved since its header was written."""
+        if not self.is_of(child_id, start):
             return False
-        self.children[child_id] = replace(child, confirmed=True, replaces=None)
+        child = self.children[child_id]
+        self.children[child_id] = replace(child, life=Life.RUNNING)
         return child.epoch != self.epoch
 
+    def replaced(self, before: Child | None) -> bool:
+        """Note that a start under a running child's id was confirmed: that child has closed."""
+        if before is None or before.life is not Life.RUNNING:
+            return False
+        self.closed[before.id] = replace(before, life=Life.CLOSED)
+        return True
+
+    def restored(self, start: int, before: Child | None) -> bool:
+        """Note that a start under a running child's id failed: that child stays."""
+        if before is None or before.life is not Life.RUNNING or not self.is_of(before.id, start):
+            return False
+        self.children[before.id] = before
+        return True
+
     def start_failed(self, child_id: str, start: int) -> None:
-        """Note that a start failed; a live child of the same id, known before, stays."""
-        if not self.is_of(child_id, start):
-            return
-        child = self.children[child_id]
-        if child.replaces is None:
+        """Forget a child whose start failed for good, unless a later one of its id is there."""
+        if self.is_of(child_id, start):
             self.forget_child(child_id)
-        else:
-            self.children[child_id] = child.replaces
 
-    def is_new(self, child_id: str, start: int) -> bool:
-        """Whether no workflow of this id was known here before that start."""
-        child = self.children.get(child_id)
-        is_first = child is not None and child.start == start and child.replaces is None
-        return is_first and child_id not in self.path
+    def doubt_child(self, child_id: str, start: int) -> bool:
+        """Note that a start failed although one of its id may run; whether it is to be asked for.
 
-    def runs_already(self, child_id: str) -> None:
-        """Note that a child was not started since one of its id runs; whose, is to be asked."""
-        self.children[child_id] = replace(self.children[child_id], running=True)
+        Not where a later start is under way, and not where the id stands above this node.
+        """
+        if not self.is_of(child_id, start):
+            return False
+        if child_id in self.path:
+            self.forget_child(child_id)
+            return False
+        self.children[child_id] = replace(self.children[child_id], life=Life.IN_DOUBT)
+        return True
 
     def take_back(self, child_id: str) -> None:
-        """Take one that runs already for a child which an earlier run of this node started.
+        """Take one in doubt for a child, which an earlier start of this node began.
 
         It got nothing with the start that failed. What that was to withhold it may have got from
         the first one, so it is withheld from now on: it still gets revocations.
         """
         child = self.children[child_id]
         self.children[child_id] = replace(
-            child, confirmed=True, running=False, withheld=frozenset(), delivered={}
+            child, life=Life.RUNNING, withheld=frozenset(), delivered={}
         )
         for name in sorted(child.withheld):
             self.withhold(child_id, None if name == ALL else name)
@@ -358,30 +374,19 @@ class Ledger:
     def confirm_children(self) -> None:
         """Take every child for started: a later run is told of none of their starts."""
         for child in list(self.children.values()):
-            if not child.running:
-                self.confirm_child(child.id)
+            if child.life is Life.STARTING:
+                self.children[child.id] = replace(child, life=Life.RUNNING)
 
-    def end_child(self, child_id: str, start: int | None = None, *, settled: bool = True) -> None:
-        """Note that a child has closed; it stays until its own live children are adopted.
+    def close_child(self, child_id: str, start: int) -> bool:
+        """Note that a child has closed; it stays until its running children are found.
 
-        A `start` that is not the child's says that another one of the same id took its place.
+        Returns:
+            Whether it was the child of that start, and no later one of its id.
         """
-        child = self.children.get(child_id)
-        if child is not None and (start is None or start == child.start):
-            self.children[child_id] = replace(child, ended=True, unsettled=not settled)
-
-    def reopen_child(self, child_id: str) -> None:
-        """Take back that a child has closed: its handle was given up, and it goes on."""
-        child = self.children[child_id]
-        self.children[child_id] = replace(child, ended=False, unsettled=False)
-
-    def forgo_answers(self) -> None:
-        """Ask no questions: closed children are left to the fan-out, strangers forgotten."""
-        for child in list(self.children.values()):
-            if child.unsettled:
-                self.children[child.id] = replace(child, unsettled=False)
-            elif child.running:
-                self.start_failed(child.id, child.start)
+        if not self.is_of(child_id, start):
+            return False
+        self.closed[child_id] = replace(self.children.pop(child_id), life=Life.CLOSED)
+        return True
 
     def is_of(self, child_id: str, start: int) -> bool:
         """Whether a child is the one of that start, and not a later one of its id."""
@@ -392,23 +397,22 @@ class Ledger:
         """Drop a child that never started or is plain; what is withheld by its id stays so."""
         self.children.pop(child_id, None)
 
-    def adopt(self, closed_id: str, orphans: Iterable[tuple[Child, Mapping[str, bool]]]) -> None:
-        """Take over the children of a closed child; whatever was withheld on the way stays so.
-
-        Args:
-            orphans: each of its children, with what it kept from it softly (name to whether).
-        """
-        closed = self.children.get(closed_id)
+    def adopt(self, closed_id: str, orphans: Iterable[Orphan]) -> None:
+        """Take over whom a closed child leaves; whatever was withheld on the way stays so."""
+        closed = self.closed.pop(closed_id, None) or self.children.pop(closed_id, None)
         soft = self.soft.get(closed_id, {})
-        self.forget_child(closed_id)
-        for orphan, kept in orphans:
+        for orphan in orphans:
             if orphan.id == closed_id or orphan.id in self.children or orphan.id in self.path:
                 continue
-            hard = orphan.withheld | (frozenset[str]() if closed is None else closed.withheld)
-            self.children[orphan.id] = replace(
-                orphan, confirmed=True, withheld=hard, delivered={}, epoch=self.epoch
+            hard = frozenset(orphan.hard) | (closed.withheld if closed else frozenset[str]())
+            self.children[orphan.id] = Child(
+                orphan.id,
+                orphan.type,
+                Life.UNTOLD if orphan.soft is None else Life.RUNNING,
+                withheld=hard,
+                epoch=self.epoch,
             )
-            every = (soft, kept, self.soft.get(orphan.id, {}))
+            every = (soft, orphan.soft or {}, self.soft.get(orphan.id, {}))
             if any(every):
                 self.soft[orphan.id] = {
                     name: any(one.get(name, one.get(ALL, False)) for one in every)
@@ -423,7 +427,13 @@ class Ledger:
             self.soft.setdefault(child_id, {})[name] = True
 
     def share(self, child_id: str, name: str | None) -> None:
-        """Undo `withhold`; what was withheld at the child's start stays withheld."""
+        """Undo `withhold`; what was withheld at the child's start stays withheld.
+
+        Who is untold is told from now on: its parent is the node that says so.
+        """
+        child = self.children.get(child_id)
+        if child is not None and child.life is Life.UNTOLD:
+            self.children[child_id] = replace(child, life=Life.RUNNING)
         if name is None:
             self.soft.pop(child_id, None)
         else:
@@ -431,16 +441,19 @@ class Ledger:
 
     def withheld_from(self, child_id: str) -> tuple[str, ...]:
         """The names a child is not given by this node, hard or soft; may contain `ALL`."""
-        child = self.children[child_id]
+        child = self._any(child_id)
         soft = self.soft.get(child_id, {})
         return tuple(sorted(child.withheld | {name for name, on in soft.items() if on}))
 
     def shared_with(self, child_id: str) -> tuple[str, ...]:
         """The names a child is given by this node although `withheld_from` says `ALL`."""
-        child = self.children[child_id]
+        child = self._any(child_id)
         soft = self.soft.get(child_id, {})
         names = {name for name, on in soft.items() if not on}
         return tuple(sorted(name for name in names if not self._withheld_from(child, name)))
+
+    def _any(self, child_id: str) -> Child:
+        return self.children.get(child_id) or self.closed[child_id]
 
     def _withheld_from(self, child: Child, name: str) -> bool:
         if ALL in child.withheld or name in child.withheld:
@@ -466,9 +479,9 @@ class Ledger:
         ]
 
     def to_tell(self) -> Iterator[tuple[Child, list[Message]]]:
-        """The live, confirmed children that lack something, with what they lack."""
+        """The running children that lack something, with what they lack."""
         for child in self.children.values():
-            if child.confirmed and not child.ended:
+            if child.life is Life.RUNNING:
                 messages = self.pending(child.id)
                 if messages:
                     yield child, messages
@@ -499,14 +512,11 @@ class Ledger:
                 {
                     "id": child.id,
                     "type": child.type,
-                    "confirmed": child.confirmed,
-                    "ended": child.ended,
-                    "unsettled": child.unsettled,
-                    "running": child.running,
+                    "life": child.life.value,
                     "withheld": sorted(child.withheld),
                     "delivered": [[*place, *order] for place, order in child.delivered.items()],
                 }
-                for child in self.children.values()
+                for child in (*self.children.values(), *self.closed.values())
             ],
             "soft": self.soft,
             "rejected": self.rejected,
@@ -557,7 +567,7 @@ class Ledger:
         self.boundary = {str(name): int(index) for name, index in data["boundary"].items()}
         messages = [parse(text) for text in data["held"]]
         self.held = {(m.claims.name, m.claims.authority): m for m in messages}
-        self.last = {m.claims.name: m for m in map(parse, data.get("last", ()))}
+        self.last = {m.claims.name: m for m in map(parse, data["last"])}
         self.floors = {
             (str(name), str(authority)): {
                 str(kid): (int(version), str(digest)) for kid, (version, digest) in orders.items()
@@ -565,7 +575,8 @@ class Ledger:
             for name, authority, orders in data["floors"]
         }
         children = [_child(child) for child in data["children"]]
-        self.children = {child.id: child for child in children}
+        self.children = {child.id: child for child in children if child.life is not Life.CLOSED}
+        self.closed = {child.id: child for child in children if child.life is Life.CLOSED}
         self.soft = {
             str(child): {str(name): bool(on) for name, on in names.items()}
             for child, names in data["soft"].items()
@@ -623,10 +634,7 @@ def _child(data: Mapping[str, Any]) -> Child:
     return Child(
         id=str(data["id"]),
         type=str(data["type"]),
-        confirmed=bool(data["confirmed"]),
-        ended=bool(data["ended"]),
-        unsettled=data.get("unsettled") is True,
-        running=data.get("running") is True,
+        life=Life(data["life"]),
         withheld=frozenset(str(name) for name in data["withheld"]),
         delivered={
             (str(name), str(authority)): (int(version), str(digest))

@@ -8,7 +8,6 @@ the activities in `stateful_workflow.worker.courier`.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,23 +26,28 @@ from ..text.printable import printable
 from . import contract
 from .contract import NODE_HEADER, RECOVER, RecoverResult
 from .describe import describe_ledger, details_line, first_of_each_name, status_of
-from .fanout import Fanout
-from .headers import RULES, Start, Use
+from .headers import Start, Use
 from .inbox import Inbox, now_ms
-from .ledger import ALL, Child, Ledger, Place, StateTooNew, StateUnreadable, Verdict
-from .questions import Questions
+from .ledger import (
+    ALL,
+    Child,
+    Ledger,
+    Life,
+    Place,
+    StateTooNew,
+    StateUnreadable,
+    Verdict,
+)
 from .record import NodeRecord
 from .status import TokenState, TokenStatus
+from .telling import Telling, courier_queue
 
 _DRAIN: Final = timedelta(seconds=10)
-_ADOPTION: Final = timedelta(seconds=5)
-_ADOPTION_TRIES: Final = 3
-_STARTED_WITHIN: Final = timedelta(seconds=3)
-_ASK_AGAIN: Final = timedelta(seconds=10)
+_RECOVERY_ATTEMPT: Final = timedelta(seconds=10)
+_LONGEST_BACKOFF: Final = timedelta(seconds=10)
 _HEADER_BYTES_A_TASK: Final = 1_000_000
 _CARRIED_WAITING_BYTES: Final = 500_000
 _USE_BYTES: Final = 4096
-_ASKS: Final = "stateful-ask"
 _LARGEST_ARGUMENT: Final = 32_768
 """Bytes of a payload: the largest message in any encoding a converter is likely to give it."""
 
@@ -92,8 +96,8 @@ class Node:
             self.ledger.confirm_children()
             own = start.api_url if start.api_url is not None else settings.api_url
             self.api_url = own if own is not None else start.parent_api_url
-        # A run without the header may have been begun by any version of this library.
-        self._rules = 1 if start is None else start.rules
+        began = None if start is None else start.since
+        self._since = now_ms() if began is None else began
         written_by = None if start is None else start.run
         # Retries and cron runs wake with the first header (docs/decisions/23-retried-runs.md).
         self.recovering = info.continued_run_id is not None and info.continued_run_id != written_by
@@ -103,11 +107,8 @@ class Node:
         self._lost = start is not None and start.lost
         self._reports: dict[str, dict[str, int]] = {}
         self._record = NodeRecord()
-        self._inbox = Inbox(self.ledger, self._record)
-        self._fanout = Fanout(self.ledger)
-        self._questions = Questions(self.ledger, self._found_children)
-        self._given_up: list[tuple[str, int]] = []
-        self._asking_later: asyncio.Task[None] | None = None
+        self._telling = Telling(self.ledger, self._since)
+        self._inbox = Inbox(self.ledger, self._record, self._telling.follow)
         if start is not None:
             self._inbox.queue(start.waiting)
         self.signals = 0
@@ -115,10 +116,6 @@ class Node:
         self._updates = 0
         self._header_bytes = 0
         self._header_at = 0
-        self._woken = False
-        self._resting = False
-        self._task: asyncio.Task[None] | None = None
-        self._context = contextvars.copy_context()
         self._record_start()
 
     def _record_start(self) -> None:
@@ -139,13 +136,10 @@ class Node:
         except TokenMalformed as error:
             self._inbox.reject(error)
             return
-        before = self.ledger.epoch
         if self.recovering:
             self._inbox.queue([text])
         else:
             self._inbox.put(text)
-        self._follow(before)
-        self.wake()
 
     def validate_update(self, args: Sequence[Any]) -> None:
         """Turn down an update before it enters history.
@@ -177,15 +171,14 @@ class Node:
             MessageRefused: the state is unchanged but for the record of the refusal.
         """
         self._updates += 1
-        before = self.ledger.epoch
         try:
             await self.ready()
-            if self._inbox.judge(message) is Verdict.WAITING:
+            verdict = self._inbox.judge(message)
+            if verdict is Verdict.WAITING:
                 self._inbox.look_up(message)
-                self.wake()
                 await self._inbox.until_known(message)
-            self._follow(before)
-            self.wake()
+            elif verdict is Verdict.ACCEPTED:
+                self._telling.follow()
         finally:
             self._updates -= 1
         return self.status(message.claims.name)
@@ -262,8 +255,7 @@ class Node:
                 self.ledger,
                 now_ms(),
                 self._inbox.waiting,
-                self._fanout.reasons,
-                self._fanout.by_update,
+                self._telling.reasons,
             ),
             "type": workflow.info().workflow_type,
             "api_url": self.api_url,
@@ -271,6 +263,7 @@ class Node:
             "recovering": self.recovering,
             "reports": self._reports,
             "signals": self.signals,
+            "courier": courier_queue(),
         }
 
     def details(self, theirs: str) -> str:
@@ -317,8 +310,8 @@ class Node:
     # --- children ------------------------------------------------------------
 
     def start_child(
-        self, child_id: str, child_type: str, withheld: frozenset[str], *, dies_with_run: bool
-    ) -> Payload:
+        self, child_id: str, child_type: str, withheld: frozenset[str]
+    ) -> tuple[Payload, Starting]:
         """Register a child about to start and return its header."""
         if self._settings.withholds(child_type):
             withheld |= {ALL}
@@ -328,99 +321,39 @@ class Node:
         self._header_bytes += sum(len(message.text) for message in self.ledger.held.values())
         # The server ends a parent whose one task carries too much (docs/decisions/22-headers.md).
         fits = self._header_bytes <= _HEADER_BYTES_A_TASK
-        child = Child(child_id, child_type, dies_with_run=dies_with_run, withheld=withheld)
+        before = self.ledger.children.get(child_id)
+        child = Child(child_id, child_type, withheld=withheld)
         state = self.ledger.start_child(child, with_messages=fits)
         for name in sorted(withheld):
             self._record.kept_from("withhold", child_id, child_type, name, "start")
-        return Start(state, parent_api_url=self.api_url).to_payload()
+        header = Start(state, parent_api_url=self.api_url).to_payload()
+        return header, Starting(child_id, self.ledger.starts, before)
 
-    def child_started(self, child_id: str) -> None:
-        """A child's start was confirmed."""
-        self._fanout.child_started(child_id)
-        self.wake()
+    def child_started(self, child: Starting) -> None:
+        """A child's start was confirmed; one of the same id before it must have closed."""
+        if self.ledger.replaced(child.before):
+            self._telling.changed()
+        self._telling.child_started(child.id, child.start)
 
-    def child_failed_to_start(self, child_id: str, start: int, *, runs: bool) -> None:
-        """A child's start failed; one of the same id that lives is told what came meanwhile.
+    def child_failed_to_start(self, child: Starting, *, may_run: bool) -> None:
+        """A child's start failed, or was given up; it may run all the same.
 
-        Where one runs that was not known here, this run may be a reset one, which starts what it
-        has started before: the server is asked whose child it is.
+        This run may be a reset one, which starts what it has started before.
         """
-        if runs and self.ledger.is_new(child_id, start):
-            self.ledger.runs_already(child_id)
+        if self.ledger.restored(child.start, child.before):
+            self._telling.changed()
+        elif may_run:
+            self.child_in_doubt(child)
         else:
-            self.ledger.start_failed(child_id, start)
-        child = self.ledger.children.get(child_id)
-        if child is not None and child.has_question:
-            self.ask()
-        self._fanout.again()
-        self.wake()
+            self.ledger.start_failed(child.id, child.start)
 
-    def child_start_given_up(self, child_id: str, start: int) -> None:
-        """This workflow was cancelled while a child was being started, which may run all the same.
+    def child_in_doubt(self, child: Starting) -> None:
+        """A child may run, and nothing more is heard of it: the server is asked."""
+        self._telling.child_in_doubt(child.id, child.start)
 
-        The server is asked after a while: a start that is under way is not known to it at once.
-        """
-        if not self.ledger.is_of(child_id, start) or not self._may_ask():
-            self.child_failed_to_start(child_id, start, runs=False)
-            return
-        self._given_up.append((child_id, start))
-        if self._asking_later is None or self._asking_later.done():
-            self._asking_later = asyncio.create_task(self._ask_later())
-
-    async def _ask_later(self) -> None:
-        await workflow.sleep(_STARTED_WITHIN)
-        for child_id, start in self._given_up:
-            if self.ledger.is_of(child_id, start):
-                self.ledger.runs_already(child_id)
-        self._given_up.clear()
-        self.ask()
-
-    def _may_ask(self) -> bool:
-        """Whether a question may follow here, which an older version of this library did not ask.
-
-        The patch alone does not tell: for a task without commands that an update follows it says
-        yes to what is old, where the workflow is in no cache (docs/decisions/18-rules-of-a-run.md).
-        """
-        return self._rules >= RULES and workflow.patched(_ASKS)
-
-    async def before_start(self, child_id: str) -> None:
-        """Where a closed child of this id is known, adopt what it left alive, within 15 s."""
-
-        def is_ended() -> bool:
-            child = self.ledger.children.get(child_id)
-            return child is not None and child.ended
-
-        if child_id not in self.ledger.children:
-            return
-        # In one workflow task signals come before the children's ends, whatever the history
-        # says: after a timer those are known.
-        await workflow.sleep(timedelta(milliseconds=1))
-        if not is_ended():
-            return
-        for _ in range(_ADOPTION_TRIES):
-            self._fanout.again()
-            self.wake()
-            try:
-                await workflow.wait_condition(lambda: not is_ended(), timeout=_ADOPTION)
-            except asyncio.TimeoutError:
-                continue
-            return
-        warn(
-            f"Workflow {self.ledger.path[-1]} starts {child_id} again before the first one could "
-            "be asked for its children"
-        )
-
-    def child_ended(self, child_id: str, start: int, *, settled: bool) -> None:
+    def child_closed(self, child: Starting, *, settled: bool) -> None:
         """A child closed, the one of that start; `settled` where it had passed on all before."""
-        self.ledger.end_child(child_id, start, settled=settled)
-        self._fanout.child_ended()
-        if not settled:
-            self.ask()
-        self.wake()
-
-    def _found_children(self) -> None:
-        self._fanout.again()
-        self.wake()
+        self._telling.child_closed(child.id, child.start, settled=settled)
 
     def withhold(self, child_id: str, name: str | None) -> None:
         """Pass a name (None: all) to this child no more."""
@@ -431,8 +364,7 @@ class Node:
         """Pass it again, the newest at once."""
         self.ledger.share(child_id, name)
         self._record_kept("share", child_id, name)
-        self._fanout.again()
-        self.wake()
+        self._telling.changed()
 
     def _record_kept(
         self, action: Literal["withhold", "share"], child_id: str, name: str | None
@@ -440,16 +372,6 @@ class Node:
         child = self.ledger.children.get(child_id)
         child_type = None if child is None else child.type
         self._record.kept_from(action, child_id, child_type, ALL if name is None else name)
-
-    # --- the loop behind the handlers ----------------------------------------
-
-    def _follow(self, epoch: int) -> None:
-        """Where a message was accepted since, forward on behalf of whoever sent it.
-
-        What a tracing interceptor keeps in context variables so goes along to the children.
-        """
-        if self.ledger.epoch != epoch:
-            self._context = contextvars.copy_context()
 
     def count_signal(self) -> None:
         """Count a signal that this run takes, a user's too, and warn when it takes few more."""
@@ -462,47 +384,10 @@ class Node:
             f"{contract.MAX_SIGNALS:,} signals that a run may have. Let it continue as new"
         )
 
-    def ask(self) -> None:
-        """Ask what there is to ask, now that there may be something."""
-        if self.recovering:
-            return
-        if any(child.has_question for child in self.ledger.children.values()):
-            if self._may_ask():
-                self._questions.begin()
-            else:
-                self.ledger.forgo_answers()
-
-    def wake(self) -> None:
-        """Let the loop look again; it runs only while there is something to do."""
-        self._woken = True
-        if not self.recovering and self._busy() and (self._task is None or self._task.done()):
-            self._task = asyncio.create_task(self._work())
-
-    def _busy(self) -> bool:
-        return self._inbox.is_busy or self._fanout.is_busy
-
-    async def _work(self) -> None:
-        while self._busy():
-            self._woken = False
-            if _is_past(self._inbox.due):
-                await self._inbox.step()
-            elif _is_past(self._fanout.due):
-                _enter(self._context)
-                await self._fanout.step()
-            else:
-                await self._rest()
-
-    async def _rest(self) -> None:
-        due = [at for at in (self._inbox.due, self._fanout.due) if at is not None]
-        self._resting = True
-        try:
-            await workflow.wait_condition(
-                lambda: self._woken, timeout=timedelta(milliseconds=max(min(due) - now_ms(), 1))
-            )
-        except asyncio.TimeoutError:
-            return
-        finally:
-            self._resting = False
+    def begin(self) -> None:
+        """Judge and tell, now that the run begins or its state is recovered."""
+        self._inbox.begin()
+        self._telling.begin()
 
     # --- the run's ends ------------------------------------------------------
 
@@ -520,19 +405,11 @@ class Node:
         info = workflow.info()
         try:
             answer = await _ask_closed_run()
-            if answer.too_new:
-                # The local activity's answer is not recorded by a task that fails.
-                raise StateTooNew(
-                    f"workflow {info.workflow_id}: the worker that was asked for the state of run "
-                    f"{info.continued_run_id} cannot read it. Upgrade that worker; the state is "
-                    "kept, and the workflow goes on once a newer worker answers"
-                )
             if answer.state is not None:
                 with _naming_the_workflow():
                     self._resume(Start.from_json(answer.state))
             elif answer.asked:
                 self.ledger.held = self._first_held
-                self._fanout.again()
             self._lost = self._lost or not answer.asked
         except ValueError as error:
             warn(f"The state of run {info.continued_run_id}: {error}")
@@ -545,8 +422,6 @@ class Node:
         self._first_held = {}
         self.recovering = False
         self._record_start()
-        self.ask()
-        self.wake()
 
     def _resume(self, start: Start) -> None:
         if tuple(start.ledger.get("path", ())) != self.ledger.path:
@@ -556,8 +431,9 @@ class Node:
         self._lost = start.lost
         if start.api_url is not None:
             self.api_url = start.api_url
+        if start.since is not None:
+            self._since = start.since
         self._inbox.queue(start.waiting, first=True)
-        self._fanout.again()
 
     def carry(self) -> Payload:
         """The header of the next run; what finds no room in it is counted as refused."""
@@ -580,20 +456,12 @@ class Node:
             None,
             tuple(waiting),
             self.recovering or self._needs_set(),
+            self._since,
         )
-
-    def dying_children(self) -> list[str]:
-        """Ids of live children whose close policy ends them with this run."""
-        return [
-            child.id
-            for child in self.ledger.children.values()
-            if child.dies_with_run and not child.ended
-        ]
 
     async def drain(self) -> None:
         """Finish judging and forwarding before the run closes, within 10 s."""
         self._inbox.hurry()
-        self.wake()
         if self._is_settled():
             return
         try:
@@ -604,10 +472,18 @@ class Node:
     def _is_settled(self) -> bool:
         if self._updates or not self._inbox.is_settled:
             return False
-        if any(not child.confirmed for child in self.ledger.children.values()):
+        if any(child.life is Life.STARTING for child in self.ledger.children.values()):
             return False
-        idle = self._task is None or self._task.done()
-        return idle or (self._resting and not self._woken)
+        return self._telling.is_settled
+
+
+@dataclass(frozen=True)
+class Starting:
+    """A start of a child: which of the node's it is, and the child of that id before it."""
+
+    id: str
+    start: int
+    before: Child | None
 
 
 def argument(args: Sequence[Any]) -> object:
@@ -663,42 +539,14 @@ def _naming_the_workflow() -> Generator[None, None, None]:
 
 async def _ask_closed_run() -> RecoverResult:
     info = workflow.info()
-    args = [info.workflow_id, info.continued_run_id]
     try:
-        answer = await workflow.execute_local_activity(
+        return await workflow.execute_activity(
             RECOVER,
-            args=args,
+            args=[info.workflow_id, info.continued_run_id],
             result_type=RecoverResult,
-            start_to_close_timeout=timedelta(seconds=8),
-            retry_policy=RetryPolicy(maximum_attempts=1),
+            task_queue=courier_queue(),
+            start_to_close_timeout=_RECOVERY_ATTEMPT,
+            retry_policy=RetryPolicy(maximum_interval=_LONGEST_BACKOFF),
         )
-        if answer.asked or not answer.again:
-            return answer
-        while True:
-            answer = await workflow.execute_activity(
-                RECOVER,
-                args=args,
-                result_type=RecoverResult,
-                start_to_close_timeout=timedelta(seconds=8),
-                schedule_to_close_timeout=timedelta(seconds=30),
-                retry_policy=RetryPolicy(maximum_attempts=3),
-            )
-            if not answer.too_new:
-                return answer
-            warn(
-                f"Workflow {info.workflow_id} waits: a worker cannot read the state of run "
-                f"{info.continued_run_id}. Upgrade that worker"
-            )
-            await workflow.sleep(_ASK_AGAIN)
     except FailureError:
         return RecoverResult(asked=False)
-
-
-def _is_past(at: int | None) -> bool:
-    return at is not None and now_ms() >= at
-
-
-def _enter(context: contextvars.Context) -> None:
-    """Give the running task the variables of another context."""
-    for variable, value in context.items():
-        variable.set(value)

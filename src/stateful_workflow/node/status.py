@@ -114,7 +114,6 @@ class TreeNode:
         closed: the workflow has ended.
         current: it has accepted the newest version it is entitled to.
         undelivered: ids of children it has not yet reached.
-        by_update: its run takes no more signals, so that its parent tells it by update.
         signals: how many its run has taken, where these are 80% of the server's limit or more, so
             that it should continue as new; None below.
         problem: why it could not be asked, or None.
@@ -132,7 +131,6 @@ class TreeNode:
     closed: bool = False
     current: bool = True
     undelivered: tuple[str, ...] = ()
-    by_update: bool = False
     signals: int | None = None
     problem: str | None = None
 

@@ -36,7 +36,7 @@ class ActivityInbound(ActivityInboundInterceptor):
     Args:
         next: what runs the activity.
         keyring: gives this process's keyring, or raises KeyringError.
-        client: the worker's client, which asks the workflow.
+        client: gives the worker's client as it is now, which asks the workflow.
         recorder: gives what is put on record with.
         roots: asks the server for the root of a workflow's tree.
     """
@@ -45,7 +45,7 @@ class ActivityInbound(ActivityInboundInterceptor):
         self,
         next: ActivityInboundInterceptor,
         keyring: Callable[[], Keyring],
-        client: Client,
+        client: Callable[[], Client],
         recorder: Callable[[], Recorder],
         roots: ConfirmedRoots,
     ) -> None:
@@ -67,7 +67,7 @@ class ActivityInbound(ActivityInboundInterceptor):
         if USE_HEADER not in input.headers or info.activity_type in ACTIVITIES:
             return await super().execute_activity(input)
         tokens = await self._tokens(input.headers)
-        gate = _Gate(tokens, self._client.data_converter)
+        gate = _Gate(tokens, self._client().data_converter)
         if self._outbound is not None:
             self._outbound.gate = gate
         await tokens.refresh_all()
@@ -91,7 +91,7 @@ class ActivityInbound(ActivityInboundInterceptor):
         client = None if info.is_local else self._client
         age = (datetime.now(timezone.utc) - info.current_attempt_scheduled_time).total_seconds()
         return ActivityTokens(
-            await _use(headers, self._client),
+            await _use(headers, self._client()),
             self._keyring,
             self._recorder(),
             client,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
 
@@ -58,10 +59,10 @@ class ConfirmedRoots:
     """Asks the server once for each run: the parents of a run never change.
 
     Args:
-        client: asks the server.
+        client: gives the client that asks the server.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Callable[[], Client]) -> None:
         self._client = client
         self._confirmed: dict[str, str] = {}
 
@@ -69,7 +70,7 @@ class ConfirmedRoots:
         """As `confirm_above`, for the root that a run names."""
         if workflow_id == root or self._confirmed.get(run_id) == root:
             return
-        await confirm_above(self._client, workflow_id, root, run_id=run_id)
+        await confirm_above(self._client(), workflow_id, root, run_id=run_id)
         if len(self._confirmed) >= _REMEMBERED:
             self._confirmed.clear()
         self._confirmed[run_id] = root

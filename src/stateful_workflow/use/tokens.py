@@ -69,7 +69,7 @@ class ActivityTokens:
             workflow is asked.
         keyring: gives this process's keyring, or raises KeyringError.
         recorder: puts on record what is opened, used and refused.
-        client: asks the workflow; None for local activities.
+        client: gives the client that asks the workflow; None for local activities.
         fresh_since: `time.monotonic` seconds at which `use` was true.
         must_ask: on an attempt after the first, what came along may be dead: nothing is
             used before the workflow has answered.
@@ -80,7 +80,7 @@ class ActivityTokens:
         use: Use | None,
         keyring: Callable[[], Keyring],
         recorder: Recorder,
-        client: Client | None,
+        client: Callable[[], Client] | None,
         fresh_since: float,
         *,
         must_ask: bool = False,
@@ -289,13 +289,14 @@ class ActivityTokens:
         info = self._info
         if self.client is None or info.workflow_id is None:
             raise NewestUnknown("this activity cannot ask its workflow")
-        handle = self.client.get_workflow_handle(info.workflow_id, run_id=info.workflow_run_id)
+        client = self.client()
+        handle = client.get_workflow_handle(info.workflow_id, run_id=info.workflow_run_id)
         try:
             raw: object = await handle.query(
                 MESSAGE, name, result_type=RawValue, rpc_timeout=_QUERY_TIMEOUT
             )
             read = partial(token_answer, name=name)
-            self._learn(name, read_answer(self.client, info.workflow_id, MESSAGE, raw, read))
+            self._learn(name, read_answer(client, info.workflow_id, MESSAGE, raw, read))
         except (RPCError, WorkflowQueryFailedError, AnswerMalformed, MessageRefused) as error:
             raise NewestUnknown(
                 f"workflow {info.workflow_id} did not answer for its newest {name} "
@@ -339,7 +340,7 @@ class ActivityTokens:
         """Tell the authority that the API refused its token; nothing is raised if it is gone."""
         if self.client is None:
             return
-        handle = self.client.get_workflow_handle(token.authority)
+        handle = self.client().get_workflow_handle(token.authority)
         refused = {
             "name": token.name,
             "authority": token.authority,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
 
 from temporalio import workflow
 from temporalio.client import Client
@@ -14,6 +14,7 @@ from temporalio.plugin import SimplePlugin
 from temporalio.worker import (
     ActivityInboundInterceptor,
     Interceptor,
+    Worker,
     WorkerConfig,
     WorkflowInboundInterceptor,
     WorkflowInterceptorClassInput,
@@ -21,7 +22,7 @@ from temporalio.worker import (
 )
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
-from ..errors import KeyringError, StatefulError
+from ..errors import KeyringError, PluginMissing, StatefulError
 from ..node.interceptors import NodeInbound
 from ..node.record import RECORDER
 from ..node.workflow import StatefulWorkflow
@@ -34,7 +35,7 @@ from ..sealed.keyring_source import KeyringSource
 from ..text.printable import printable
 from ..use.interceptors import ActivityInbound
 from ..use.parents import ConfirmedRoots
-from .courier import NodeActivities
+from .courier import Beside, courier_beside
 from .pace import SignalPace
 
 _log = logging.getLogger(__name__)
@@ -60,8 +61,7 @@ class StatefulPlugin(SimplePlugin):
             nodes never wait for one.
         max_signals_per_second: what this process's nodes signal to their children a second at
             most, so that a rotation leaves others their share of the namespace's rate limit
-            (docs/scaling.md); None for no limit. A rotation takes longer by it, and a node
-            that tells its children for more than about a second does so by an ordinary activity.
+            (docs/scaling.md); None for no limit. A rotation takes longer by it.
 
     Raises:
         KeyringError: where ``$STATEFUL_KEYRING`` names a file that cannot be used.
@@ -144,11 +144,11 @@ class StatefulPlugin(SimplePlugin):
         Raises:
             KeyringError: where the cryptographic library does not do what it must.
         """
-        for interceptor in config.get("interceptors", ()):
-            if isinstance(interceptor, _WorkerInterceptor):
-                # Given to the client and to the worker: the client's stands, once.
-                interceptor.plugin.complete(self)
-                return config
+        bound = _ours(config)
+        if bound is not None:
+            # Given to the client and to the worker: the client's stands, once.
+            bound.plugin.complete(self)
+            return config
         self_check()
         config = super().configure_worker(config)
         client = config["client"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
@@ -158,7 +158,6 @@ class StatefulPlugin(SimplePlugin):
             bound if interceptor is self._interceptor else interceptor
             for interceptor in config.get("interceptors", ())
         ]
-        workflows = config.get("workflows", ())
         if config.get("activities") and not self._can_open():
             _log.warning(
                 "The worker of task queue %s has activities and no reader key: they cannot open a "
@@ -166,31 +165,47 @@ class StatefulPlugin(SimplePlugin):
                 printable(str(config.get("task_queue"))),
                 KEYRING_VARIABLE,
             )
-        if workflows:
-            theirs = cast("Sequence[Callable[..., Any]]", config.get("activities", ()))
-            ordinary = len(theirs) > 0 or _others_bring_activities(config)
-            if not ordinary:
-                # Else this worker would start to take the activity workers' tasks.
-                config["no_remote_activities"] = True
-            ours = NodeActivities(
-                client,
-                self.look_at_keyring,
-                bound.recorder,
-                lambda: self._pace,
-                _plain_types(workflows),
-                ordinary=ordinary and not config.get("no_remote_activities", False),
-                cached=config.get("max_cached_workflows", 1) > 0,
-            )
-            config["activities"] = [*theirs, *ours.all()]
         return config
+
+    async def run_worker(self, worker: Worker, next: Callable[[Worker], Awaitable[None]]) -> None:
+        """Run a courier beside a worker with workflows, and see which client the worker has."""
+        config = worker.config(active_config=True)
+        bound, workflows = _ours(config), config.get("workflows", ())
+        if bound is None or bound.plugin is not self:
+            await next(worker)  # given to the client and to the worker: the client's does it
+            return
+        bound.worker = worker
+        if not workflows:
+            await next(worker)
+            return
+        beside = Beside(
+            worker,
+            self.look_at_keyring,
+            bound.recorder,
+            lambda: self._pace,
+            stateful=_types(cls for cls in workflows if issubclass(cls, StatefulWorkflow)),
+            plain=_types(cls for cls in workflows if not issubclass(cls, StatefulWorkflow)),
+        )
+        async with courier_beside(beside):
+            await next(worker)
 
 
 class _WorkerInterceptor(Interceptor):
+    """What a plugin does in one worker, or in a replayer: one without a client."""
+
     def __init__(self, plugin: StatefulPlugin, client: Client | None = None) -> None:
         self.plugin = plugin
+        self.worker: Worker | None = None
         self._client = client
         self._metrics = Metrics.of(client)
-        self._roots = None if client is None else ConfirmedRoots(client)
+        self._roots = ConfirmedRoots(self._current_client)
+
+    def _current_client(self) -> Client:
+        """The worker's client, which may have been replaced since the worker was made."""
+        client = self._client if self.worker is None else self.worker.client
+        if client is None:
+            raise PluginMissing("a replayer has no client")
+        return client
 
     def recorder(self) -> Recorder:
         """Puts on record what happens in this worker; a replayer's is no record."""
@@ -205,10 +220,10 @@ class _WorkerInterceptor(Interceptor):
         return NodeInbound
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
-        if self._client is None or self._roots is None:
+        if self._client is None:
             return next
         return ActivityInbound(
-            next, self.plugin.require_keyring, self._client, self.recorder, self._roots
+            next, self.plugin.require_keyring, self._current_client, self.recorder, self._roots
         )
 
 
@@ -224,21 +239,18 @@ def _pass_through(runner: WorkflowRunner | None) -> WorkflowRunner:
     return runner
 
 
-def _others_bring_activities(config: WorkerConfig) -> bool:
-    """Whether another plugin adds activities; those of the worker come after the client's."""
-    client = config["client"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
-    plugins = [*client.config(active_config=True)["plugins"], *config.get("plugins", ())]
-    return any(
-        isinstance(plugin, SimplePlugin) and bool(cast("object", plugin.activities))
-        for plugin in plugins
-    )
+def _ours(config: WorkerConfig) -> _WorkerInterceptor | None:
+    """Our interceptor among those of a worker."""
+    for interceptor in config.get("interceptors", ()):
+        if isinstance(interceptor, _WorkerInterceptor):
+            return interceptor
+    return None
 
 
-def _plain_types(workflows: Sequence[type[Any]]) -> list[str]:
+def _types(workflows: Iterable[Any]) -> list[str]:
     # The SDK has no public way from a class to its workflow type.
     definitions = [
         workflow._Definition.must_from_class(cls)  # pyright: ignore[reportPrivateUsage]
         for cls in workflows
-        if not issubclass(cls, StatefulWorkflow)
     ]
     return [definition.name for definition in definitions if definition.name is not None]

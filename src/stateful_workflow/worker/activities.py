@@ -1,0 +1,318 @@
+"""What a courier does for the nodes of its workers: tell, renew trust, recover a state.
+
+The names of these activities stand in histories, so they never change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime, timezone
+from typing import Any, Final, cast
+
+from temporalio import activity
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowQueryFailedError
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+from temporalio.service import RPCError, RPCStatusCode
+
+from ..errors import KeyringError
+from ..node.contract import (
+    FORMAT,
+    MESSAGE,
+    RECOVER,
+    STATE_QUERY,
+    TELL,
+    TRUST,
+    RecoverResult,
+    TellRequest,
+    TellResult,
+    TrustResult,
+)
+from ..node.ledger import TOO_NEW
+from ..record.event import AuditEvent, of_message
+from ..record.recorder import Recorder
+from ..sealed.keyring import Keyring
+from ..sealed.message import parse
+from ..use.asking import has_no_query, never_ran
+from .descent import RPC_TIMEOUT, Descent, NoAnswer
+from .pace import SignalPace
+
+MAX_CONCURRENT_SIGNALS: Final = 100
+"""Signals in flight from one courier, whatever the number of nodes it runs for."""
+
+_SIGNALS_BEGIN_WITHIN: Final = 8.0
+_LOOKED_FOR_WITHIN: Final = 30.0
+_INDEX_LAG_SECONDS: Final = 2.0
+"""After this the server's list holds what there is: a cluster's index lags by about a second."""
+
+_BEAT_SECONDS: Final = 1.0
+_RECOVERY_ATTEMPTS: Final = 5
+_SHOWN: Final = 10
+_RESULT_ORPHANS: Final = 5_000
+"""In one result, of which the server takes 2 MB; the others are found by the next."""
+
+
+class CourierActivities:
+    """The activities of one courier.
+
+    Args:
+        client: gives the client that children are told through.
+        keyring: gives the worker's keyring as it is now, or None where it has none.
+        recorder: gives what is told is put on record with.
+        pace: gives what says when a signal may be sent.
+        is_plain: says whether the workers run a workflow type that takes no part in a tree.
+    """
+
+    def __init__(
+        self,
+        client: Callable[[], Client],
+        keyring: Callable[[], Keyring | None],
+        recorder: Callable[[], Recorder],
+        pace: Callable[[], SignalPace],
+        is_plain: Callable[[str], bool],
+    ) -> None:
+        self._client = client
+        self._keyring = keyring
+        self._recorder = recorder
+        self._pace = pace
+        self._is_plain = is_plain
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT_SIGNALS)
+
+    def all(self) -> list[Callable[..., Any]]:
+        """What to register with the courier's worker."""
+        return [self.tell, self.trust, self.recover]
+
+    @activity.defn(name=TELL)
+    async def tell(self, request: TellRequest) -> TellResult:
+        """Signal each target its messages, and find whom the workflow lost sight of.
+
+        Raises:
+            ApplicationError: nothing came of a patient request, or its format is a later one; the
+                server is to repeat it.
+        """
+        if request.format > FORMAT:
+            raise ApplicationError(
+                f"format {request.format} is known to later versions of stateful-workflow only; "
+                "upgrade this worker"
+            )
+        beat = asyncio.create_task(_beat())
+        try:
+            result = TellResult()
+            delivery = _Delivery(request, self._recorder())
+            deadline = time.monotonic() + _SIGNALS_BEGIN_WITHIN
+            told = [self._tell(delivery, target, deadline, result) for target in request.targets]
+            not_found = [child_id for child_id in await asyncio.gather(*told) if child_id]
+            await self._find(request, not_found, result)
+        finally:
+            beat.cancel()
+        if request.patient and not _came_of_it(request, result):
+            reasons = [f"{child_id}: {why}" for child_id, why in result.failed.items()]
+            raise ApplicationError(
+                "; ".join(reasons[:_SHOWN]) or "not done in time",
+                category=ApplicationErrorCategory.BENIGN,  # it is shown and recorded elsewhere
+            )
+        return result
+
+    async def _tell(
+        self,
+        delivery: _Delivery,
+        target: tuple[str, str, list[int]],
+        deadline: float,
+        result: TellResult,
+    ) -> str | None:
+        """Signal one child what it lacks; its id where the server knows no such open workflow."""
+        child_id, child_type, indexes = target
+        untold = list(indexes)
+        if self._is_plain(child_type):
+            result.plain.append(child_id)
+            return None
+        try:
+            async with self._slots:
+                handle = self._client().get_workflow_handle(child_id)
+                for sent, index in enumerate(indexes):
+                    result.sent[child_id] = sent
+                    at = self._pace().take(time.monotonic(), deadline)
+                    if at is None:
+                        result.left.append(child_id)
+                        return None
+                    await asyncio.sleep(at - time.monotonic())
+                    await handle.signal(
+                        MESSAGE, delivery.messages[index].text, rpc_timeout=RPC_TIMEOUT
+                    )
+                    delivery.record(target, [untold.pop(0)])
+                del result.sent[child_id]
+        except RPCError as error:
+            delivery.record(target, untold, error.status.name)
+            if error.status == RPCStatusCode.NOT_FOUND:
+                return child_id
+            result.failed[child_id] = f"{error.status.name}: {error.message}"
+        except Exception as error:  # noqa: BLE001 - what a codec raises; the others are to be told
+            result.failed[child_id] = type(error).__name__
+            delivery.record(target, untold, type(error).__name__)
+        return None
+
+    async def _find(
+        self, request: TellRequest, not_found: Sequence[str], result: TellResult
+    ) -> None:
+        closed = [*not_found]
+        for child_id, child_type in request.closed:
+            if self._is_plain(child_type):
+                result.orphans[child_id] = []
+            else:
+                closed.append(child_id)
+        if not closed and not request.in_doubt:
+            return
+        if request.patient:
+            await asyncio.sleep(_INDEX_LAG_SECONDS)
+        info = activity.info()
+        descent = Descent(
+            self._client(),
+            info.workflow_id or "",
+            info.workflow_run_id or "",
+            datetime.fromtimestamp(request.since / 1000, timezone.utc),
+            time.monotonic() + _LOOKED_FOR_WITHIN,
+        )
+
+        async def resolve(child_id: str) -> None:
+            status = await descent.child(child_id)
+            if status == WorkflowExecutionStatus.RUNNING:
+                result.mine.append(child_id)
+            elif status is not None:
+                closed.append(child_id)
+            elif request.patient:
+                result.gone.append(child_id)
+            else:
+                result.left.append(child_id)
+
+        await asyncio.gather(*(self._try(id, resolve(id), result) for id in request.in_doubt))
+        try:
+            listed = await descent.listed(list(dict.fromkeys(closed)))
+        except NoAnswer as error:
+            result.failed.update(dict.fromkeys(closed, f"closed; {error}"))
+            return
+        jobs = [
+            self._try(id, self._adopt(descent, id, listed, request, result), result)
+            for id in dict.fromkeys(closed)
+        ]
+        await asyncio.gather(*jobs)
+
+    async def _adopt(
+        self,
+        descent: Descent,
+        closed_id: str,
+        listed: Mapping[str, Sequence[Any]],
+        request: TellRequest,
+        result: TellResult,
+    ) -> None:
+        children = listed.get(closed_id, ())
+        orphans = await descent.orphans(closed_id, children) if children else None
+        if orphans is None and not request.patient:
+            result.left.append(closed_id)  # the list may lag
+            return
+        room = _RESULT_ORPHANS - sum(map(len, result.orphans.values()))
+        if orphans and len(orphans) > room and any(result.orphans.values()):
+            result.left.append(closed_id)
+        else:
+            result.orphans[closed_id] = orphans or []
+
+    async def _try(self, child_id: str, job: Awaitable[None], result: TellResult) -> None:
+        async with self._slots:
+            try:
+                await job
+            except NoAnswer as error:
+                result.failed[child_id] = str(error)
+
+    @activity.defn(name=TRUST)
+    async def trust(self) -> TrustResult:
+        """The issuers of this worker's keyring.
+
+        Raises:
+            KeyringError: where it has none; retryable, another worker may be asked.
+        """
+        keyring = self._keyring()
+        if keyring is None or not keyring.trusted():
+            raise KeyringError(
+                "this worker has no keyring with issuers, so nodes cannot learn new ones from it; "
+                "give it the public keyring"
+            )
+        trusted = {kid: issuer.to_json() for kid, issuer in keyring.trusted().items()}
+        return TrustResult(trusted, list(keyring.revoked()))
+
+    @activity.defn(name=RECOVER)
+    async def recover(self, workflow_id: str, run_id: str) -> RecoverResult:
+        """Ask a closed run for the state it last had.
+
+        Raises:
+            ApplicationError: a worker was asked that cannot read that state, or none answered; the
+                server is to repeat it. Where none answers several times, the state is lost.
+        """
+        handle = self._client().get_workflow_handle(workflow_id, run_id=run_id)
+        try:
+            state: object = await handle.query(STATE_QUERY, rpc_timeout=RPC_TIMEOUT)
+        except WorkflowQueryFailedError as error:
+            # A run that no longer replays may have revoked what an earlier header holds.
+            if TOO_NEW not in error.message:
+                return RecoverResult(asked=has_no_query(error))
+            raise ApplicationError(
+                f"workflow {workflow_id}: a worker cannot read the state of run {run_id}. Upgrade "
+                "that worker; the state is kept, and the workflow goes on once a newer one answers"
+            ) from None
+        except RPCError as error:
+            if never_ran(error):
+                return RecoverResult(asked=True)
+            # Past retention; or the only worker that could answer does not.
+            attempts = activity.info().attempt
+            if error.status == RPCStatusCode.NOT_FOUND or attempts >= _RECOVERY_ATTEMPTS:
+                return RecoverResult(asked=False)
+            raise ApplicationError(f"{error.status.name}: {error.message}") from None
+        members = cast("dict[str, Any]", state) if isinstance(state, dict) else None
+        return RecoverResult(asked=True, state=members)
+
+
+class _Delivery:
+    """One run of `CourierActivities.tell`, with what it puts on record."""
+
+    def __init__(self, request: TellRequest, recorder: Recorder) -> None:
+        self.messages = [parse(text) for text in request.messages]
+        self._recorder = recorder
+
+    def record(
+        self, target: tuple[str, str, list[int]], indexes: list[int], why: str | None = None
+    ) -> None:
+        """A child was told messages, or could not be: the name of what went wrong says why."""
+        info = activity.info()
+        child_id, child_type, _ = target
+        for index in indexes:
+            self._recorder.record(
+                AuditEvent(
+                    time=time.time(),
+                    action="forward",
+                    outcome="success" if why is None else "failure",
+                    reason=why,
+                    identity=self._recorder.identity,
+                    namespace=info.namespace,
+                    workflow_id=info.workflow_id,
+                    run_id=info.workflow_run_id,
+                    workflow_type=info.workflow_type,
+                    child_id=child_id,
+                    child_type=child_type,
+                    **of_message(self.messages[index]),
+                )
+            )
+
+
+def _came_of_it(request: TellRequest, result: TellResult) -> bool:
+    """Whether anybody was told, found, or found to be gone."""
+    untold = {*result.left, *result.failed, *result.orphans}
+    told = any(target[0] not in untold for target in request.targets)
+    return told or bool(result.plain or result.mine or result.gone or result.orphans)
+
+
+async def _beat() -> None:
+    """Let the server know that this worker lives, and be told when a newer state takes over."""
+    while True:
+        await asyncio.sleep(_BEAT_SECONDS)
+        with suppress(RuntimeError):
+            activity.heartbeat()
