@@ -9,7 +9,7 @@ from temporalio.client import Client
 from workflows import Node, Plain
 
 from stateful_workflow import TokenClient
-from stateful_workflow.worker.courier import MAX_CONCURRENT_SIGNALS
+from stateful_workflow.worker.activities import MAX_CONCURRENT_SIGNALS
 
 URL = "https://api.example.com"
 MESSAGE = "x" * 1200  # about what a sealed token weighs

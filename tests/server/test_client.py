@@ -381,14 +381,9 @@ async def test_an_issuer_whom_no_worker_knows_yet_waits_and_is_taken_when_one_do
             await newcomer.set(queue, "second", origins=[URL])
 
         async def looked_up_in_vain() -> bool:
-            markers = await events_of(root, "MARKER_RECORDED")
+            failed = await events_of(root, "ACTIVITY_TASK_FAILED")
             signals = await events_of(root, "WORKFLOW_EXECUTION_SIGNALED")
-            return bool(
-                markers
-                and signals
-                and markers[-1].marker_recorded_event_attributes.HasField("failure")
-                and markers[-1].event_id > signals[-1].event_id
-            )
+            return bool(failed and signals and failed[-1].event_id > signals[-1].event_id)
 
         await eventually(looked_up_in_vain)
         assert len((await status_of(knowing, queue))["waiting"]) == 1

@@ -18,16 +18,12 @@ from temporalio.client import (
     WorkflowQueryFailedError,
 )
 from temporalio.common import RetryPolicy
-from temporalio.testing import ActivityEnvironment
 
 from stateful_workflow import Keyring, NoWorkerAnswers, StatefulPlugin, TokenClient
 from stateful_workflow.engine import EmbeddedEngine
 from stateful_workflow.node import ledger
-from stateful_workflow.node.contract import STATE_QUERY, RecoverResult
+from stateful_workflow.node.contract import STATE_QUERY
 from stateful_workflow.node.headers import Start
-from stateful_workflow.worker.courier import NodeActivities
-from stateful_workflow.worker.pace import SignalPace
-from tests.builders import unrecorded
 
 from .conftest import start_worker
 from .support import events_of, eventually, nodes_run
@@ -199,25 +195,6 @@ async def test_a_retry_that_a_later_version_recovered_waits_for_a_later_worker(
             assert (await tokens.rotate(queue, "third", timeout=20)).converged
 
 
-async def test_a_closed_run_that_only_a_later_worker_can_read_is_not_taken_for_lost(
-    tokens: TokenClient, client: Client, queue: str
-) -> None:
-    with later_version():
-        async with start_worker(client, queue):
-            root = await start_tree(tokens, queue)
-            await nodes_run(tokens, queue, 2)
-            await root.signal("stop")
-            await root.result()
-            run = (await root.describe()).run_id
-
-    async with start_worker(client, queue):
-        recovering = NodeActivities(
-            client, lambda: None, unrecorded, lambda: SignalPace(None), (), ordinary=True
-        )
-        answer = await ActivityEnvironment().run(recovering.recover, queue, run)
-    assert answer == RecoverResult(asked=False, too_new=True)
-
-
 async def test_a_retry_waits_until_a_worker_answers_that_can_read_the_run_before(
     tokens: TokenClient, engine: EmbeddedEngine, keyring: Keyring, queue: str, cached_workflows: int
 ) -> None:
@@ -239,7 +216,8 @@ async def test_a_retry_waits_until_a_worker_answers_that_can_read_the_run_before
             return older.answers > 0
 
         await eventually(answered)
-        assert all("Upgrade that worker" in text for text in await task_failures(client, queue))
+        (pending,) = (await handle.describe()).raw_description.pending_activities
+        assert "Upgrade that worker" in pending.last_failure.message
         assert (await handle.describe()).status is WorkflowExecutionStatus.RUNNING
 
         older.on = False

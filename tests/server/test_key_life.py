@@ -294,8 +294,9 @@ async def test_a_fleet_of_workers_cannot_open_what_is_not_meant_for_it(
 
 async def looked_up(client: Client, workflow_id: str) -> int:
     """How often a node asked a worker's keyring whom to trust."""
-    markers = await events_of(client.get_workflow_handle(workflow_id), "MARKER_RECORDED")
-    return sum(b"statefulTrust" in marker.SerializeToString() for marker in markers)
+    handle = client.get_workflow_handle(workflow_id)
+    scheduled = await events_of(handle, "ACTIVITY_TASK_SCHEDULED")
+    return sum(b"statefulTrust" in event.SerializeToString() for event in scheduled)
 
 
 async def test_trust_is_renewed_once_a_key_change_and_not_once_a_rotation(

@@ -54,8 +54,6 @@ URL = "https://api.example.com"
 
 Root = WorkflowHandle[Any, Any]
 
-OURS = {"statefulForward", "statefulAsk", "statefulTrust", "statefulRecover"}
-
 
 async def connect(engine: EmbeddedEngine, *plugins: Any, **options: Any) -> Client:
     return await Client.connect(
@@ -98,54 +96,13 @@ def registered(worker: Worker) -> list[str]:
 # --- kinds of workers ----------------------------------------------------------------------------
 
 
-async def test_a_workflow_only_worker_leaves_activities_to_the_activity_worker_beside_it(
-    client: Client, tokens: TokenClient, queue: str
+@pytest.mark.parametrize("workflows", [[], WORKFLOWS], ids=["activities alone", "mixed"])
+async def test_a_worker_registers_no_activity_of_ours(
+    client: Client, queue: str, workflows: list[type]
 ) -> None:
-    async with (
-        Worker(client, task_queue=queue, workflows=WORKFLOWS, identity="workflows"),
-        Worker(client, task_queue=queue, activities=ACTIVITIES, identity="activities"),
-    ):
-        root = await start(tokens, queue, Plan({f"k{n}": Plan() for n in range(20)}))
-        tree = await rotated(tokens, queue)
-        used = await asyncio.gather(
-            *[root.execute_update("use_token", "apiToken") for _ in range(10)]
-        )
-
-    assert len(tree.nodes) == 21
-    assert used == ["second"] * 10
-    started = await events_of(root, "ACTIVITY_TASK_STARTED")
-    assert len(started) == 10
-    for event in started:
-        attributes = event.activity_task_started_event_attributes
-        assert (attributes.identity, attributes.attempt) == ("activities", 1)
-
-
-async def test_an_activity_only_worker_gets_no_activity_of_ours(client: Client, queue: str) -> None:
-    worker = Worker(client, task_queue=queue, activities=ACTIVITIES)
+    worker = Worker(client, task_queue=queue, workflows=workflows, activities=ACTIVITIES)
 
     assert set(registered(worker)) == {"fetch_and_seal", "reveal", "reveal_address", "reveal_again"}
-    assert not worker.config(active_config=True).get("no_remote_activities")
-
-
-async def test_a_workflow_only_worker_runs_ours_locally_and_nothing_else(
-    client: Client, queue: str
-) -> None:
-    worker = Worker(client, task_queue=queue, workflows=WORKFLOWS)
-
-    assert set(registered(worker)) == OURS
-    assert worker.config(active_config=True).get("no_remote_activities")
-
-
-async def test_a_mixed_worker_runs_ours_beside_the_users(client: Client, queue: str) -> None:
-    worker = Worker(client, task_queue=queue, workflows=WORKFLOWS, activities=ACTIVITIES)
-
-    assert set(registered(worker)) == OURS | {
-        "fetch_and_seal",
-        "reveal",
-        "reveal_address",
-        "reveal_again",
-    }
-    assert not worker.config(active_config=True).get("no_remote_activities")
 
 
 async def test_activities_that_another_plugin_adds_to_a_worker_are_run(
@@ -446,7 +403,7 @@ async def test_each_rotation_is_one_trace_across_all_hops(
     async with Worker(client, task_queue=queue, workflows=WORKFLOWS, activities=ACTIVITIES):
         await start(tokens, queue, Plan({"a": Plan({"x": Plan()}), "b": Plan()}))
         await nodes_run(tokens, queue, 4)
-        # A child that cannot be told keeps its parent's forwarder at work from one to the next.
+        # A child that cannot be told keeps its parent telling from one to the next.
         unreachable.ids.add(f"{queue}-b")
         traces: list[int] = []
         for secret in ("second", "third"):
@@ -468,10 +425,10 @@ async def test_each_rotation_is_one_trace_across_all_hops(
         }
         assert {
             ("HandleUpdate:apiToken", queue),
-            ("RunActivity:statefulForward", queue),
+            ("RunActivity:statefulTell", queue),
             ("SignalWorkflow:apiToken", f"{queue}-a"),
             ("HandleSignal:apiToken", f"{queue}-a"),
-            ("RunActivity:statefulForward", f"{queue}-a"),
+            ("RunActivity:statefulTell", f"{queue}-a"),
             ("SignalWorkflow:apiToken", f"{queue}-a-x"),
             ("HandleSignal:apiToken", f"{queue}-a-x"),
         } <= hops

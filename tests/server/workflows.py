@@ -186,10 +186,10 @@ class _Controlled(StatefulWorkflow):
         )
 
     @workflow.signal
-    async def add_elsewhere(self, suffix: str) -> None:
-        """Start a child on a task queue that no worker polls."""
+    async def add_elsewhere(self, suffix: str, queue: str = "nobody") -> None:
+        """Start a child on another task queue, which no worker polls where none is named."""
         await workflow.start_child_workflow(
-            "Node", Plan(), id=f"{workflow.info().workflow_id}-{suffix}", task_queue="nobody"
+            "Node", Plan(), id=f"{workflow.info().workflow_id}-{suffix}", task_queue=queue
         )
 
     @workflow.signal
