@@ -24,10 +24,11 @@ from stateful_workflow.engine import EmbeddedEngine
 from stateful_workflow.sealed.message import Claims, decode_base64url, encode_base64url, parse
 
 from ..server.conftest import start_worker
-from ..server.support import eventually, sealed_at, status_of
+from ..server.support import events_of, eventually, sealed_at, status_of
 from ..server.test_hostile import failed_tasks, send, slow_tasks
 from ..server.workflows import Node, Plan
 
+SCHEDULED = "ACTIVITY_TASK_SCHEDULED"
 ORIGIN: Final = "https://api.example.com"
 SIGNALS: Final = ("apiToken", "apiUrl", "apiTokenReport")
 LARGEST: Final = 1_200_000
@@ -216,8 +217,7 @@ async def test_a_strangers_message_does_not_hold_off_a_new_issuer(
             await handle.signal("apiToken", resigned(first.text))
 
         async def is_looked_up() -> bool:
-            history = await client.get_workflow_handle(queue).fetch_history()
-            return any(e.HasField("marker_recorded_event_attributes") for e in history.events)
+            return len(await events_of(client.get_workflow_handle(queue), SCHEDULED)) > 0
 
         await eventually(is_looked_up)
         other = Keyring.generate()
@@ -225,8 +225,7 @@ async def test_a_strangers_message_does_not_hold_off_a_new_issuer(
         await handle.signal("apiToken", other.seal(claims, "of another issuer"))
 
         async def looked_up_again() -> bool:
-            history = await client.get_workflow_handle(queue).fetch_history()
-            return sum(e.HasField("marker_recorded_event_attributes") for e in history.events) > 1
+            return len(await events_of(client.get_workflow_handle(queue), SCHEDULED)) > 1
 
         await eventually(looked_up_again)
 

@@ -298,7 +298,7 @@ async def test_an_answer_is_measured_as_a_codec_gives_it(
         assert (await tree.tokens.rotate(f"{queue}-a", "own", origins=[URL], timeout=20)).converged
         assert (await tree.tokens.tree(queue)).converged
 
-        await tree.has_phantoms(16_000)
+        await tree.has_phantoms(16_000, {**CHILD, "type": "Node" * 10})
 
         problem = (await tree.seen())["-liar0"].problem
         assert "bytes, more than 2,097,152" in str(problem)

@@ -22,7 +22,8 @@ import pytest
 
 from stateful_workflow.errors import MessageRefused
 from stateful_workflow.node import ledger as ledger_module
-from stateful_workflow.node.ledger import Child, Ledger, Order, Place, Verdict
+from stateful_workflow.node.contract import Orphan
+from stateful_workflow.node.ledger import Child, Ledger, Life, Order, Place, Verdict
 from stateful_workflow.sealed.issuers import Issuer, verify
 from stateful_workflow.sealed.message import DEFAULT_NAME, Message
 from tests.builders import NOW, ROOT, TREE, issuer, revocation, token, trusted
@@ -43,6 +44,8 @@ class Story:
         hard: the child that is started without the credential.
         soft: children from which it is withheld, and with which it is shared again.
         ends: the child may close, so that the root adopts the grandchild.
+        silent: nobody may be left who can say what the closed child kept from the grandchild.
+        doubts: a parent may lose sight of a child, so that the server is to be asked for it.
         stolen: the key of the first issuer may be revoked; the last message is its successor's,
             and the one before it the thief's.
     """
@@ -52,6 +55,8 @@ class Story:
     hard: int | None = None
     soft: tuple[int, ...] = ()
     ends: bool = False
+    silent: bool = False
+    doubts: bool = False
     stolen: bool = False
 
 
@@ -64,6 +69,8 @@ class Tree(NamedTuple):
     cut: frozenset[int] = frozenset()
     """The children from which their parent withholds the credential for now."""
     closed: bool = False
+    untold: bool = False
+    """Whether the grandchild was adopted without a word on what was kept from it."""
     revoked: bool = False
 
     def has(self, node: int) -> bool:
@@ -217,9 +224,11 @@ class Explorer:
                 yield tree.with_ledger(node, self.step(ledger, "carried", carried))
                 yield from self.deliveries(tree, node)
         yield from self.withholding(tree)
-        if self.story.ends and tree.has(MID) and self.is_confirmed(tree, MID):
+        yield from self.doubts(tree)
+        if self.story.ends and tree.has(MID) and self.life(tree, MID) is not Life.STARTING:
             living = frozenset(one for one in tree.on_their_way if one[0] != MID)
             yield tree._replace(closed=True, on_their_way=living)
+        yield from self.news_of_the_end(tree)
         yield from self.adoptions(tree)
 
     def settings(self, tree: Tree) -> Iterator[Tree]:
@@ -264,24 +273,51 @@ class Explorer:
         change(twin)
         return twin
 
-    def is_confirmed(self, tree: Tree, child: int) -> bool:
+    def life(self, tree: Tree, child: int) -> Life | None:
+        """What the parent that started a child knows of its life, while it knows the child."""
         parent = tree.ledgers[child - 1]
         known = None if parent is None else parent.children.get(PATH[child])
-        return known is not None and known.confirmed
+        return None if known is None else known.life
 
     def confirmations(self, tree: Tree, child: int) -> Iterator[Tree]:
         parent = tree.ledgers[child - 1]
-        if parent is None or not tree.has(child - 1) or self.is_confirmed(tree, child):
+        if parent is None or not tree.has(child - 1):
             return
-        if PATH[child] in parent.children:
+        if self.life(tree, child) is Life.STARTING:
 
             def confirm(ledger: Ledger) -> None:
-                ledger.confirm_child(PATH[child])
+                ledger.confirm_child(PATH[child], ledger.children[PATH[child]].start)
 
             yield tree.with_ledger(child - 1, self.step(parent, f"confirm {child}", confirm))
 
+    def doubts(self, tree: Tree) -> Iterator[Tree]:
+        """A parent loses sight of a child, and asks the server for those it lost sight of."""
+        for child in (MID, LEAF) if self.story.doubts else ():
+            parent = tree.ledgers[child - 1]
+            if parent is None or not tree.has(child - 1):
+                continue
+            if self.life(tree, child) in (Life.STARTING, Life.RUNNING):
+
+                def doubt(ledger: Ledger, id: str = PATH[child]) -> None:
+                    assert ledger.doubt_child(id, ledger.children[id].start)
+
+                yield tree.with_ledger(child - 1, self.step(parent, f"doubt {child}", doubt))
+            yield from self.returns(tree, child)
+
+    def returns(self, tree: Tree, child: int) -> Iterator[Tree]:
+        """The server says that a child in doubt runs."""
+        parent = tree.ledgers[child - 1]
+        if parent is None or not (tree.has(child - 1) and tree.has(child)):
+            return
+        if self.life(tree, child) is Life.IN_DOUBT:
+
+            def take_back(ledger: Ledger) -> None:
+                ledger.take_back(PATH[child])
+
+            yield tree.with_ledger(child - 1, self.step(parent, f"take back {child}", take_back))
+
     def deliveries(self, tree: Tree, parent: int) -> Iterator[Tree]:
-        """A fan-out whose answer is noted.
+        """A telling whose answer is noted.
 
         One that is lost changes nothing, and one whose answer is lost, or a part of one, is the
         same as what somebody captured and sent.
@@ -307,12 +343,14 @@ class Explorer:
             ledger = tree.ledgers[parent]
             if ledger is None or not tree.has(parent) or not tree.has(child):
                 continue
-            if child in tree.cut:
+            untold = tree.untold and child == LEAF
+            if child in tree.cut or untold:
                 after = self.step(
                     ledger, f"share {child}", lambda n, c=PATH[child]: n.share(c, None)
                 )
-                yield tree.with_ledger(parent, after, cut=tree.cut - {child})
-            else:
+                cut = tree.cut - {child}
+                yield tree.with_ledger(parent, after, cut=cut, untold=tree.untold and not untold)
+            if child not in tree.cut:
                 after = self.step(
                     ledger, f"withhold {child}", lambda n, c=PATH[child]: n.withhold(c, None)
                 )
@@ -323,15 +361,30 @@ class Explorer:
         assert root is not None
         return 0 if PATH[child] in root.children else child - 1
 
+    def news_of_the_end(self, tree: Tree) -> Iterator[Tree]:
+        """The root hears that its child closed, before anybody looked for whom it leaves."""
+        root = tree.ledgers[0]
+        assert root is not None
+        if tree.closed and PATH[MID] in root.children:
+
+            def close(ledger: Ledger) -> None:
+                assert ledger.close_child(PATH[MID], ledger.children[PATH[MID]].start)
+
+            yield tree.with_ledger(0, self.step(root, "close", close))
+
     def adoptions(self, tree: Tree) -> Iterator[Tree]:
-        """The root learns that its child closed, and takes over what that one last knew."""
+        """The root takes over whom its closed child leaves, with what that one last kept back."""
         root, closed = tree.ledgers[0], tree.ledgers[MID]
         assert root is not None
-        if not tree.closed or closed is None or PATH[MID] not in root.children:
+        if not tree.closed or closed is None:
+            return
+        if PATH[MID] not in root.children and PATH[MID] not in root.closed:
             return
         orphans = [
-            (
-                Child(child.id, child.type, ended=child.ended, withheld=child.withheld),
+            Orphan(
+                child.id,
+                child.type,
+                sorted(child.withheld),
                 {
                     **dict.fromkeys(set(closed.withheld_from(child.id)) - child.withheld, True),
                     **dict.fromkeys(closed.shared_with(child.id), False),
@@ -339,11 +392,15 @@ class Explorer:
             )
             for child in closed.children.values()
         ]
-        after = self.changed(root, lambda ledger: ledger.adopt(PATH[MID], orphans))
         cut = tree.cut - {MID}
         if orphans and MID in tree.cut:
             cut |= {LEAF}
+        after = self.changed(root, lambda ledger: ledger.adopt(PATH[MID], orphans))
         yield tree.with_ledger(0, self.kept(after), cut=cut)
+        if orphans and self.story.silent:
+            unnamed = [Orphan(orphan.id, orphan.type, [], None) for orphan in orphans]
+            after = self.changed(root, lambda ledger: ledger.adopt(PATH[MID], unnamed))
+            yield tree.with_ledger(0, self.kept(after), cut=cut, untold=True)
 
     # --- what always holds -------------------------------------------------------
 
@@ -353,6 +410,8 @@ class Explorer:
                 continue
             self.check_ledger(node, ledger)
             for child, indexes in self.lacking(tree, node):
+                assert ledger.children[PATH[child]].life is Life.RUNNING, "one not running is told"
+                assert not (tree.untold and child == LEAF), "one untold is told"
                 for index in indexes:
                     assert child != self.story.hard, "a withheld node is told"
                     message = self.story.messages[index]
@@ -382,6 +441,8 @@ class Explorer:
             yield self.judged(tree, node, index)
         yield from self.confirmations(tree, MID)
         yield from self.confirmations(tree, LEAF)
+        yield from self.returns(tree, MID)
+        yield from self.returns(tree, LEAF)
         yield from self.adoptions(tree)
         for parent in range(len(PATH)):
             for child, indexes in self.lacking(tree, parent):
@@ -394,6 +455,8 @@ class Explorer:
             if ledger is None or not tree.has(node):
                 continue
             entitled = range(self.lowest(node), node + 1)
+            if tree.untold and node == LEAF:
+                entitled = range(LEAF, LEAF + 1)
             open_ = [at for at in entitled if not self.is_cut(tree, at, node)]
             for at in entitled:
                 if at not in open_ and not is_revocation(expected.get(at)):
@@ -443,26 +506,40 @@ STORIES = {
     ),
     "a child that closes": Story(
         (root_token(1), root_token(3, "theirs"), token(NOW + 2, at="mid", by="theirs")),
-        at_least=15_000,
+        at_least=35_000,
         ends=True,
     ),
     "a child started without it": Story(
         (root_token(1), revocation(NOW + 3, by="theirs"), token(NOW + 2, at="mid", by="theirs")),
-        at_least=500,
+        at_least=700,
         hard=MID,
         ends=True,
     ),
     "a grandchild started without it": Story(
         (root_token(1), root_token(2, "theirs"), token(NOW + 3, at="leaf"), revocation(NOW + 3)),
-        at_least=4_000,
+        at_least=6_000,
         hard=LEAF,
         ends=True,
     ),
     "withheld and shared": Story(
         (root_token(1), root_token(2, "theirs"), revocation(NOW + 3)),
-        at_least=70_000,
+        at_least=100_000,
         soft=(MID, LEAF),
         ends=True,
+    ),
+    "a child that closes and does not say what it kept": Story(
+        (root_token(1), revocation(NOW + 3, by="theirs")),
+        at_least=14_000,
+        soft=(MID, LEAF),
+        ends=True,
+        silent=True,
+    ),
+    "children of whom sight is lost": Story(
+        (root_token(1), revocation(NOW + 3, by="theirs")),
+        at_least=20_000,
+        soft=(MID,),
+        ends=True,
+        doubts=True,
     ),
     "a stolen key": Story(
         (root_token(1), root_token(2, "theirs"), root_token(99), root_token(3, SUCCESSOR)),

@@ -17,7 +17,8 @@ from hypothesis.stateful import (
 )
 
 from stateful_workflow.errors import MessageRefused
-from stateful_workflow.node.ledger import ALL, Child, Ledger, Order, Place, Verdict
+from stateful_workflow.node.contract import Orphan
+from stateful_workflow.node.ledger import ALL, Child, Ledger, Life, Order, Place, Verdict
 from stateful_workflow.sealed.message import Message
 from tests.builders import NOW, ROOT, TREE, issuer, revocation, token, trusted
 
@@ -176,7 +177,7 @@ def test_a_child_started_at_any_moment_ends_with_what_its_parent_holds(
         give(parent, one)
         if data.draw(st.booleans(), label="this one got through"):
             give(child, one)
-    parent.confirm_child("leaf")
+    parent.confirm_child("leaf", parent.starts)
 
     for target, lacking in list(parent.to_tell()):
         for one in data.draw(st.permutations(lacking), label="order"):
@@ -191,31 +192,57 @@ def test_a_child_started_at_any_moment_ends_with_what_its_parent_holds(
 # --- withholding -----------------------------------------------------------------
 
 
+class Known(NamedTuple):
+    """A child, or a closed one, as the model has it: what it was started without, and its life."""
+
+    hard: frozenset[str]
+    life: Life
+
+
+class Opened(NamedTuple):
+    """A start that is neither confirmed nor refused, and the child of its id before it."""
+
+    start: int
+    before: Child | None
+    known: Known | None
+
+
 class Withholding(RuleBasedStateMachine):
-    """One parent that starts, adopts, withholds and shares in any order.
+    """One parent that starts, loses sight of, adopts, withholds and shares in any order.
 
     Beside the ledger stands what its users were promised: from which child which name
-    is withheld, for good or for now.
+    is withheld, for good or for now, and what is known of each child's life.
     """
 
     ids = st.sampled_from(["a", "b", "c"])
+    softly = st.none() | st.dictionaries(names | st.just(ALL), st.booleans())
 
     def __init__(self) -> None:
         super().__init__()
         self.parent = Ledger(PATH[:2], TREE, trusted(*ISSUERS))
-        self.hard: dict[str, frozenset[str]] = {}
+        self.known: dict[str, Known] = {}
+        self.closed: dict[str, Known] = {}
+        self.opened: dict[str, list[Opened]] = {}
         self.soft: dict[str, set[str]] = {}
 
     def withheld(self, child: str, name: str) -> bool:
-        hard = self.hard.get(child, frozenset())
+        hard = self.known[child].hard
         return ALL in hard or name in hard or name in self.soft.get(child, set())
 
     def kept_from(self, child: str, one: Message) -> bool:
         """As `withheld`, but a revocation goes on to a child that may hold what it ends."""
-        hard = self.hard.get(child, frozenset())
+        hard = self.known[child].hard
         if one.claims.inherit is False:
             return ALL in hard or one.claims.name in hard
         return self.withheld(child, one.claims.name)
+
+    def those(self, *lives: Life) -> st.SearchStrategy[str]:
+        """Children of such a life."""
+        found = sorted(child for child, known in self.known.items() if known.life in lives)
+        return st.sampled_from(found)
+
+    def any_is(self, life: Life) -> bool:
+        return any(known.life is life for known in self.known.values())
 
     @initialize(withheld=name_sets)
     def start_one(self, withheld: frozenset[str]) -> None:
@@ -225,35 +252,114 @@ class Withholding(RuleBasedStateMachine):
     def accept(self, one: Message) -> None:
         give(self.parent, one)
 
+    # --- starts, also under the id of a child that is known ----------------------
+
     @rule(child=ids, withheld=hard_sets, full=st.booleans())
     def start(self, child: str, withheld: frozenset[str], full: bool) -> None:
-        if child in self.parent.children:
-            return
-        self.hard[child] = withheld
+        before, known = self.parent.children.get(child), self.known.get(child)
+        self.known[child] = Known(withheld, Life.STARTING)
         state = self.parent.start_child(Child(child, "Node", withheld=withheld), with_messages=full)
+        self.opened.setdefault(child, []).append(Opened(self.parent.starts, before, known))
         for one in Ledger.load(state).held.values():
             assert full
             assert not self.kept_from(child, one)
 
-    @rule(child=ids)
-    def confirm(self, child: str) -> None:
-        self.parent.confirm_child(child)
+    def take_one_opened(self, data: st.DataObject) -> tuple[str, Opened, bool]:
+        """A start that is settled now, and whether none of its id came after it."""
+        child = data.draw(st.sampled_from(sorted(self.opened)), label="child")
+        opened = self.opened[child]
+        one = opened.pop(data.draw(st.integers(0, len(opened) - 1), label="which"))
+        if not opened:
+            del self.opened[child]
+        return child, one, self.parent.is_of(child, one.start)
 
-    @rule(child=ids)
-    def end(self, child: str) -> None:
-        self.parent.end_child(child)
+    @precondition(lambda self: self.opened)
+    @rule(data=st.data())
+    def confirm(self, data: st.DataObject) -> None:
+        child, one, is_last = self.take_one_opened(data)
+        if self.parent.replaced(one.before):
+            assert one.known is not None
+            self.closed[child] = one.known._replace(life=Life.CLOSED)
+        self.parent.confirm_child(child, one.start)
+        if is_last:
+            self.known[child] = self.known[child]._replace(life=Life.RUNNING)
 
-    @precondition(lambda self: self.parent.children)
-    @rule(data=st.data(), orphan=ids, withheld=name_sets)
-    def adopt(self, data: st.DataObject, orphan: str, withheld: frozenset[str]) -> None:
-        closed = data.draw(st.sampled_from(sorted(self.parent.children)), label="closed")
-        if closed == orphan:
-            return
-        if orphan not in self.parent.children:
-            self.hard[orphan] = withheld | self.hard[closed]
-            self.soft[orphan] = self.soft.get(orphan, set()) | self.soft.get(closed, set())
-        self.parent.adopt(closed, [(Child(orphan, "Node", withheld=withheld), {})])
-        self.hard.pop(closed)
+    @precondition(lambda self: self.opened)
+    @rule(data=st.data(), may_run=st.booleans())
+    def fail(self, data: st.DataObject, may_run: bool) -> None:
+        child, one, is_last = self.take_one_opened(data)
+        before_runs = one.known is not None and one.known.life is Life.RUNNING
+        if self.parent.restored(one.start, one.before):
+            assert is_last
+        elif may_run:
+            assert self.parent.doubt_child(child, one.start) is is_last
+        else:
+            self.parent.start_failed(child, one.start)
+        if is_last and before_runs:
+            assert one.known is not None
+            self.known[child] = one.known
+        elif is_last and may_run:
+            self.known[child] = self.known[child]._replace(life=Life.IN_DOUBT)
+        elif is_last:
+            del self.known[child]
+
+    @precondition(lambda self: self.any_is(Life.RUNNING))
+    @rule(data=st.data())
+    def lose_sight_of(self, data: st.DataObject) -> None:
+        child = data.draw(self.those(Life.RUNNING), label="child")
+        assert self.parent.doubt_child(child, self.parent.children[child].start)
+        self.known[child] = self.known[child]._replace(life=Life.IN_DOUBT)
+
+    @precondition(lambda self: self.any_is(Life.IN_DOUBT))
+    @rule(data=st.data())
+    def take_back(self, data: st.DataObject) -> None:
+        child = data.draw(self.those(Life.IN_DOUBT), label="child")
+        self.parent.take_back(child)
+        hard = self.known[child].hard
+        self.soft.setdefault(child, set()).update(NAMES if ALL in hard else hard)
+        self.known[child] = Known(frozenset(), Life.RUNNING)
+
+    @precondition(lambda self: self.any_is(Life.IN_DOUBT))
+    @rule(data=st.data())
+    def find_it_gone(self, data: st.DataObject) -> None:
+        child = data.draw(self.those(Life.IN_DOUBT), label="child")
+        self.parent.forget_child(child)
+        del self.known[child]
+
+    # --- ends --------------------------------------------------------------------
+
+    @precondition(lambda self: self.any_is(Life.RUNNING) or self.any_is(Life.IN_DOUBT))
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        child = data.draw(self.those(Life.RUNNING, Life.IN_DOUBT), label="child")
+        assert self.parent.close_child(child, self.parent.children[child].start)
+        self.closed[child] = self.known.pop(child)._replace(life=Life.CLOSED)
+
+    @precondition(
+        lambda self: self.closed or self.any_is(Life.RUNNING) or self.any_is(Life.IN_DOUBT)
+    )
+    @rule(data=st.data(), orphan=ids, hard=name_sets, soft=softly)
+    def adopt(
+        self,
+        data: st.DataObject,
+        orphan: str,
+        hard: frozenset[str],
+        soft: dict[str, bool] | None,
+    ) -> None:
+        """From one among the closed, or from one that was found closed just now."""
+        lives = (Life.RUNNING, Life.IN_DOUBT)
+        alive = {child for child, known in self.known.items() if known.life in lives}
+        closed = data.draw(st.sampled_from(sorted({*self.closed, *alive})), label="closed")
+        before = self.closed.pop(closed) if closed in self.closed else self.known.pop(closed)
+        if orphan != closed and orphan not in self.known:
+            life = Life.UNTOLD if soft is None else Life.RUNNING
+            self.known[orphan] = Known(hard | before.hard, life)
+            kept = {name for name in NAMES if soft and soft.get(name, soft.get(ALL, False))}
+            kept |= self.soft.get(orphan, set()) | self.soft.get(closed, set())
+            self.soft[orphan] = kept
+        self.parent.adopt(closed, [Orphan(orphan, "Node", sorted(hard), soft)])
+
+    # --- withholding -------------------------------------------------------------
 
     @rule(child=ids, name=some_names)
     def withhold(self, child: str, name: str | None) -> None:
@@ -264,6 +370,9 @@ class Withholding(RuleBasedStateMachine):
     def share(self, child: str, name: str | None) -> None:
         self.parent.share(child, name)
         self.soft.setdefault(child, set()).difference_update(NAMES if name is None else [name])
+        known = self.known.get(child)
+        if known is not None and known.life is Life.UNTOLD:
+            self.known[child] = known._replace(life=Life.RUNNING)
 
     @rule()
     def tell(self) -> None:
@@ -273,13 +382,30 @@ class Withholding(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
+        """The next run is told of none of the starts that are open."""
         self.parent = restarted(self.parent)
+        self.parent.confirm_children()
+        self.opened.clear()
+        for child, known in self.known.items():
+            if known.life is Life.STARTING:
+                self.known[child] = known._replace(life=Life.RUNNING)
+
+    # --- what always holds -------------------------------------------------------
+
+    @invariant()
+    def of_each_child_is_known_what_happened_to_it(self) -> None:
+        for ledger in (self.parent, restarted(self.parent)):
+            assert {
+                child.id: Known(child.withheld, child.life) for child in ledger.children.values()
+            } == self.known
+            assert {
+                child.id: Known(child.withheld, child.life) for child in ledger.closed.values()
+            } == self.closed
 
     @invariant()
     def no_child_is_to_be_told_a_name_withheld_from_it(self) -> None:
         for child, lacking in self.parent.to_tell():
-            assert child.confirmed
-            assert not child.ended
+            assert self.known[child.id].life is Life.RUNNING
             assert not any(self.kept_from(child.id, one) for one in lacking)
         for child_id in self.parent.children:
             for one in self.parent.pending(child_id):
@@ -294,11 +420,24 @@ class Withholding(RuleBasedStateMachine):
                     assert one in pending or child.delivered[place] == one.order
 
     @invariant()
+    def what_a_running_child_lacks_is_to_be_told(self) -> None:
+        told = {child.id: lacking for child, lacking in self.parent.to_tell()}
+        for child_id, known in self.known.items():
+            if known.life is Life.RUNNING:
+                assert told.get(child_id, []) == self.parent.pending(child_id)
+
+    @invariant()
     def what_is_shown_as_withheld_is(self) -> None:
         for child_id in self.parent.children:
             shown = self.parent.withheld_from(child_id)
             for name in NAMES:
                 assert not self.withheld(child_id, name) or name in shown or ALL in shown
+
+    @invariant()
+    def what_is_shown_as_shared_is(self) -> None:
+        for child_id in self.parent.children:
+            for name in self.parent.shared_with(child_id):
+                assert not self.withheld(child_id, name)
 
 
 TestWithholding = Withholding.TestCase
@@ -382,7 +521,8 @@ class Chain(RuleBasedStateMachine):
     @rule(node=started)
     def confirm(self, node: str) -> None:
         if node in self.nodes and node != ROOT:
-            self.nodes[PATH[PATH.index(node) - 1]].confirm_child(node)
+            parent = self.nodes[PATH[PATH.index(node) - 1]]
+            parent.confirm_child(node, parent.children[node].start)
 
     @rule(kind=kinds, name=names, authority=started, second=st.booleans(), version=versions)
     def set(self, kind: str, name: str, authority: str, second: bool, version: int) -> None:

@@ -54,7 +54,7 @@ _HAND_OVER_SECONDS: Final = 5.0
 _MOST_VISITS: Final = 4
 """Of one workflow that several name as their child, each expecting something else of it."""
 
-_NEVER_RAN: Final = NodeStatus("", "", "", None, (), (), (), (), (), False, False, 0, None)
+_NEVER_RAN: Final = NodeStatus("", "", "", None, (), (), (), (), (), False, False)
 
 _NO_COURIER: Final = (
     "its children are told by nobody: no worker polls task queue {}. Run a worker with workflows "
@@ -345,7 +345,7 @@ class TreeWalk:
             api_url=status.api_url,
             withheld=withheld,
             closed=answer.closed,
-            current=answer.closed or not (behind or status.recovering),
+            current=answer.closed or not (behind or status.recovering or status.replaced),
             undelivered=tuple(
                 sorted({id for id, name in status.undelivered if name == self._name})
             ),

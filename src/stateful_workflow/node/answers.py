@@ -8,7 +8,7 @@ and an absent one counts as null. No error here holds anything of the answer.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from typing import Any, Final, cast, get_args
 
@@ -96,8 +96,8 @@ def _versions(value: object) -> dict[str, int]:
     return {_ID(issuer): _VERSION(version) for issuer, version in _OBJECT(value).items()}
 
 
-def _member(check: _Check) -> Any:
-    return field(metadata={"check": check})
+def _member(check: _Check, default: Any = MISSING) -> Any:
+    return field(default=default, metadata={"check": check})
 
 
 @cache
@@ -185,7 +185,8 @@ class NodeStatus:
     """An answer to `apiTokenStatus`; an empty root where the run closed before it ran.
 
     Of `undelivered` the child's id and the credential name, of `waiting` the name; `signals` are
-    those that its run has taken, `courier` is the task queue of its workers' couriers.
+    those that its run has taken, `replaced` children that closed and run again, while whom
+    they left is looked for; `courier` is the task queue of its workers' couriers.
     """
 
     root: str = _member(_ID)
@@ -202,8 +203,9 @@ class NodeStatus:
     waiting: tuple[str, ...] = _member(_list(lambda value: _read(value, {"name": _NAME})["name"]))
     needs_set: bool = _member(_FLAG)
     recovering: bool = _member(_FLAG)
-    signals: int = _member(_or(0, _integer(0)))
-    courier: str | None = _member(_or(None, _ID))
+    replaced: tuple[str, ...] = _member(_or((), _list(_ID)), ())
+    signals: int = _member(_or(0, _integer(0)), 0)
+    courier: str | None = _member(_or(None, _ID), None)
 
 
 def node_status(answer: object) -> NodeStatus:

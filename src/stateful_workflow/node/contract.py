@@ -48,7 +48,8 @@ class TellRequest:
         closed: id and type of closed children, whose own running children are to be found.
         since: when this workflow's first run began, in Unix milliseconds.
         patient: there was an attempt before: the server repeats this one until something comes
-            of it, and what the server does not know by now does not exist.
+            of it, and whom its list does not have by now is not there.
+        more: others found no room in this request; the result says so too.
         format: see `FORMAT`.
     """
 
@@ -58,6 +59,7 @@ class TellRequest:
     closed: list[tuple[str, str]]
     since: int
     patient: bool
+    more: bool
     format: int = FORMAT
 
 
@@ -90,6 +92,7 @@ class TellResult:
         mine: ids in doubt that are running children of this workflow.
         orphans: for each closed child, also one that was a target, whom it leaves.
         gone: ids in doubt that are nobody's, or another's.
+        more: as the request had it.
     """
 
     sent: dict[str, int] = field(default_factory=dict[str, int])
@@ -99,6 +102,7 @@ class TellResult:
     mine: list[str] = field(default_factory=list[str])
     orphans: dict[str, list[Orphan]] = field(default_factory=dict[str, "list[Orphan]"])
     gone: list[str] = field(default_factory=list[str])
+    more: bool = False
 
 
 @dataclass(frozen=True)

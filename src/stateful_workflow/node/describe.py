@@ -65,6 +65,7 @@ def describe_ledger(
             }
             for child in {**ledger.closed, **ledger.children}.values()
         ],
+        "replaced": sorted(ledger.closed.keys() & ledger.children.keys()),
         "withheld": sorted(name for name, index in ledger.boundary.items() if index > 0),
         "undelivered": [
             {

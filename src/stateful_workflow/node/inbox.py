@@ -71,7 +71,7 @@ class Inbox:
         self._waiting: dict[str, Message] = {}
         self._answers: dict[str, int] = {}
         self._looked_up: set[str] = set()
-        self._updates_waiting = 0
+        self._of_updates: dict[str, Message] = {}
         self._judged = 0
         self._read = 0
         self._judged_at = 0
@@ -82,11 +82,16 @@ class Inbox:
     @property
     def waiting(self) -> list[Message]:
         """The messages that wait for their issuer to be known."""
-        return list(self._waiting.values())
+        return list({**self._of_updates, **self._waiting}.values())
+
+    @property
+    def _unknown(self) -> list[Message]:
+        """Those whose issuer is not known yet; an update that is about to be judged is none."""
+        return [message for message in self.waiting if not self._is_known(message.issuer)]
 
     def waits(self, name: str) -> bool:
         """Whether a message of a credential name waits for its issuer to be known."""
-        return any(message.claims.name == name for message in self._waiting.values())
+        return any(message.claims.name == name for message in self.waiting)
 
     def within(self, size: int) -> tuple[list[str], list[str]]:
         """Of what was not judged, what is to be carried into the next run, and what is left out.
@@ -97,7 +102,7 @@ class Inbox:
         Args:
             size: characters the carried ones may have together.
         """
-        entries = [*self._waiting.values(), *self._queue]
+        entries = [*self.waiting, *self._queue]
         texts = [entry if isinstance(entry, str) else entry.text for entry in entries]
         places: Counter[str] = Counter()
         ranked: list[tuple[bool, int, int, int]] = []
@@ -119,7 +124,7 @@ class Inbox:
     @property
     def is_settled(self) -> bool:
         """Whether all is judged that can be judged now."""
-        return not self._queue and not (self._trust_soon and self._waiting) and not self._is_asking
+        return not self._queue and not self._trust_soon and not self._is_asking
 
     def begin(self) -> None:
         """Judge from now on what is queued, and look up issuers."""
@@ -175,46 +180,47 @@ class Inbox:
             raise TokenKnown(
                 f"workflow {self._ledger.path[-1]} holds this very message already; read the status"
             )
-        if verdict is Verdict.WAITING and self._updates_waiting >= _UPDATES_WAITING:
+        if verdict is Verdict.WAITING and len(self._of_updates) >= _UPDATES_WAITING:
             raise TooManyWaiting(
                 f"workflow {self._ledger.path[-1]}: {_UPDATES_WAITING} updates of issuers that are "
                 "not known here wait already; signal the message instead"
             )
 
-    def look_up(self, message: Message) -> None:
-        """Have the unknown issuer of an update's message looked up soon."""
-        self._wait_for(message)
-        self._trust_soon = True
-        self._run()
+    async def until_known(self, message: Message) -> Verdict:
+        """Judge an update's message once its issuer is known, within 10 s.
 
-    async def until_known(self, message: Message) -> None:
-        """Wait until the issuer of an update's message is known, for 10 s at most.
+        It does not wait among the others: what an update gives cause to depends on no event.
 
         Raises:
-            TokenForged: where it is not known by then; the message stays waiting.
-            MessageRefused: where the message was not taken.
+            TokenForged: the issuer is not known by then; the message stays waiting.
+            MessageRefused: the message was not taken.
         """
-        self._updates_waiting += 1
+        self._of_updates[message.hash] = message
+        self._trust_soon = True
+        self._run()
         try:
             with suppress(asyncio.TimeoutError):
                 await workflow.wait_condition(
-                    lambda: message.hash not in self._answers, timeout=_ANSWER_UPDATE_WITHIN
+                    lambda: self._is_known(message.issuer), timeout=_ANSWER_UPDATE_WITHIN
                 )
         finally:
-            self._updates_waiting -= 1
-        verdict = self._ledger.check(message, now_ms())
-        if verdict is Verdict.WAITING:
-            raise TokenForged(
-                f"workflow {self._ledger.path[-1]}: issuer {message.issuer} is not known yet, and "
-                "the message waits; give the workers the new public keyring"
-            )
-        # Its issuer is known by now, and the queue is long.
-        if verdict is Verdict.ACCEPTED and self._judge(message):
-            self._accepted()
+            self._of_updates.pop(message.hash, None)
+        verdict = self.judge(message)
+        if verdict is not Verdict.WAITING:
+            return verdict
+        self._wait_for(message)
+        self._run()
+        raise TokenForged(
+            f"workflow {self._ledger.path[-1]}: issuer {message.issuer} is not known yet, and "
+            "the message waits; give the workers the new public keyring"
+        )
+
+    def _is_known(self, issuer: str) -> bool:
+        return issuer in self._ledger.trusted or issuer in self._ledger.revoked
 
     def hurry(self) -> None:
         """Look unknown issuers up soon: the run is about to close."""
-        self._trust_soon = bool(self._waiting)
+        self._trust_soon = bool(self._unknown)
         self._run()
 
     def _judge(self, entry: str | Message) -> bool:
@@ -260,7 +266,7 @@ class Inbox:
             return
         if self._queue and (self._judging is None or self._judging.done()):
             self._judging = asyncio.create_task(self._judge_queue())
-        if self._waiting and (self._asking is None or self._asking.done()):
+        if self._unknown and (self._asking is None or self._asking.done()):
             self._asking = asyncio.create_task(self._look_up_issuers())
 
     async def _judge_queue(self) -> None:
@@ -275,12 +281,13 @@ class Inbox:
                 await workflow.sleep(timedelta(milliseconds=1))
 
     async def _look_up_issuers(self) -> None:
-        while self._waiting:
+        while self._unknown:
             due = self._due()
             if due > now_ms():
                 await self._rest(due)
             else:
                 await self._renew_trust()
+        self._trust_soon = False
 
     async def _rest(self, until: int) -> None:
         """Wait until a time in Unix milliseconds, or until there is news."""
@@ -292,7 +299,7 @@ class Inbox:
 
     def _due(self) -> int:
         """When issuers are to be looked up, in Unix milliseconds."""
-        waiting = sum(len(message.text) for message in self._waiting.values())
+        waiting = sum(len(message.text) for message in self._unknown)
         # Not again at once where no worker has keys to answer with: that would never end.
         at_once = waiting >= _TRUST_AT_ONCE_BYTES and not self._trust_failed
         if self._trust_asked is None or at_once:
@@ -303,13 +310,13 @@ class Inbox:
         """From one lookup to the next; a key id that none has looked for yet waits for none."""
         if self._trust_soon:
             return _TRUST_FOR_UPDATE_MS
-        is_new = any(m.issuer not in self._looked_up for m in self._waiting.values())
+        is_new = any(message.issuer not in self._looked_up for message in self._unknown)
         return _TRUST_FOR_NEW_MS if is_new else _TRUST_EVERY_MS
 
     async def _renew_trust(self) -> None:
         self._trust_soon = False
         self._trust_asked = now_ms()
-        self._looked_up = {message.issuer for message in self._waiting.values()}
+        self._looked_up = {message.issuer for message in self._unknown}
         self._is_asking = True
         try:
             answer = await workflow.execute_activity(
@@ -331,11 +338,10 @@ class Inbox:
         if self._ledger.trust(trusted, answer.revoked):
             # Keys change in the keyring alone, so this gives nobody a cheap lookup.
             self._trust_asked = None
-        known = self._ledger.trusted.keys() | self._ledger.revoked
         back: list[Message] = []
-        for message in self.waiting:
+        for message in list(self._waiting.values()):
             self._answers[message.hash] += 1
-            if message.issuer in known or self._answers[message.hash] >= _TRUST_ANSWERS:
+            if self._is_known(message.issuer) or self._answers[message.hash] >= _TRUST_ANSWERS:
                 back.append(self._waiting.pop(message.hash))
         self._queue.extendleft(reversed(back))
         self._run()

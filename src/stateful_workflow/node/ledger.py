@@ -326,12 +326,15 @@ class Ledger:
         self.children[child_id] = replace(child, life=Life.RUNNING)
         return child.epoch != self.epoch
 
-    def replaced(self, before: Child | None) -> bool:
-        """Note that a start under a running child's id was confirmed: that child has closed."""
-        if before is None or before.life is not Life.RUNNING:
-            return False
-        self.closed[before.id] = replace(before, life=Life.CLOSED)
-        return True
+    def replaced(self, child_id: str, before: Child | None) -> bool:
+        """Note that a start was confirmed, so that a running child of its id has closed.
+
+        Returns:
+            Whether a closed child of that id may have left somebody.
+        """
+        if before is not None and before.life is Life.RUNNING:
+            self.closed[child_id] = replace(before, life=Life.CLOSED)
+        return child_id in self.closed
 
     def restored(self, start: int, before: Child | None) -> bool:
         """Note that a start under a running child's id failed: that child stays."""

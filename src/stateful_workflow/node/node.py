@@ -108,7 +108,7 @@ class Node:
         self._reports: dict[str, dict[str, int]] = {}
         self._record = NodeRecord()
         self._telling = Telling(self.ledger, self._since)
-        self._inbox = Inbox(self.ledger, self._record, self._telling.follow)
+        self._inbox = Inbox(self.ledger, self._record, self._telling.accepted)
         if start is not None:
             self._inbox.queue(start.waiting)
         self.signals = 0
@@ -175,10 +175,9 @@ class Node:
             await self.ready()
             verdict = self._inbox.judge(message)
             if verdict is Verdict.WAITING:
-                self._inbox.look_up(message)
-                await self._inbox.until_known(message)
-            elif verdict is Verdict.ACCEPTED:
-                self._telling.follow()
+                verdict = await self._inbox.until_known(message)
+            if verdict is Verdict.ACCEPTED:
+                self._telling.accepted(by_update=True)
         finally:
             self._updates -= 1
         return self.status(message.claims.name)
@@ -330,8 +329,8 @@ class Node:
         return header, Starting(child_id, self.ledger.starts, before)
 
     def child_started(self, child: Starting) -> None:
-        """A child's start was confirmed; one of the same id before it must have closed."""
-        if self.ledger.replaced(child.before):
+        """A child's start was confirmed; whom one of its id before it left is looked for now."""
+        if self.ledger.replaced(child.id, child.before):
             self._telling.changed()
         self._telling.child_started(child.id, child.start)
 

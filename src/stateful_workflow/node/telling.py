@@ -1,9 +1,14 @@
 """Keep a node's children told: what each lacks, and who of them is there at all.
 
-Runs in workflow code. One telling runs at a time, with the newest state: an activity of the courier
-(`stateful_workflow.worker`), on the library's own task queue. What a telling leaves undone goes to
-the same activity again, which the server repeats without an event until something comes of it; a
-newer state takes that one's place (docs/decisions/09-telling.md).
+Runs in workflow code. A telling is an activity of the courier (`stateful_workflow.worker`) with the
+newest state. What one leaves undone goes to the same activity again, which the server repeats
+without an event until something comes of it; a newer state takes that one's place
+(docs/decisions/09-telling.md).
+
+The SDK may let a workflow see an update before or after the events of the same workflow task, and
+in a replay otherwise than at first. So what an update gives cause to depends on no event, and the
+other way round: each update makes one telling, one after the other, and events make theirs beside
+them, any number of events together (docs/decisions/12-updates-and-events.md).
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
@@ -33,8 +39,6 @@ _REQUEST_BYTES: Final = 500_000
 _LOOKED_FOR_AT_ONCE: Final = 200
 """Closed children that wait for the next telling, which looks for whom they leave."""
 
-Told = Mapping[str, list[Message]]
-
 
 def courier_queue() -> str:
     """The task queue of the couriers of this workflow's workers."""
@@ -54,13 +58,12 @@ class Telling:
         self._since = since
         self._begun = False
         self._is_parent = False
-        self._changes = 0
-        self._follows = False
+        self._events = _Lane()
+        self._updates = _Lane()
         self._unfinished = False
         self._is_patient = False
-        self._task: asyncio.Task[None] | None = None
         self._context = contextvars.copy_context()
-        self._starts: dict[str, int] = {}
+        self._in_flight: dict[str, set[str]] = {}
         self.reasons: dict[str, str] = {}
         """For each child that could not be told, or not be found, why."""
 
@@ -72,23 +75,27 @@ class Telling:
             self.changed()
         self._run()
 
-    def follow(self) -> None:
-        """A message was accepted: tell it on behalf of whoever sent it.
-
-        What a tracing interceptor keeps in context variables so goes along to the children.
-        """
-        self._context = contextvars.copy_context()
-        self.changed()
-
     def changed(self) -> None:
-        """There may be something to tell, or somebody to look for.
+        """An event gave cause to tell somebody something, or to look for somebody.
 
         Whether anybody lacks anything must not decide which commands a run emits: a changed class
         keyword would break its replay. So a node that has had a child tells after every change.
         """
         if self._is_parent:
-            self._changes += 1
+            self._events.due = 1
             self._run()
+
+    def accepted(self, *, by_update: bool = False) -> None:
+        """A message was accepted: tell it on behalf of whoever sent it.
+
+        What a tracing interceptor keeps in context variables so goes along to the children.
+        """
+        self._context = contextvars.copy_context()
+        if by_update and self._is_parent:
+            self._updates.due += 1
+            self._run()
+        elif not by_update:
+            self.changed()
 
     def child_started(self, child_id: str, start: int) -> None:
         """A child's start was confirmed; it may lack what has been accepted meanwhile."""
@@ -112,47 +119,91 @@ class Telling:
     @property
     def is_settled(self) -> bool:
         """Whether all was told that could be told at once."""
-        idle = self._task is None or self._task.done()
-        return not self._changes and (idle or self._is_patient)
+        events, updates = self._events, self._updates
+        return updates.is_idle and (events.is_idle or (self._is_patient and not events.due))
 
-    # --- the loop ------------------------------------------------------------
+    # --- the loops -----------------------------------------------------------
 
     def _run(self) -> None:
-        if self._begun and self._changes and (self._task is None or self._task.done()):
-            self._task = asyncio.create_task(self._work())
+        if not self._begun:
+            return
+        events, updates = self._events, self._updates
+        if not events.is_running and (events.due or self._unfinished):
+            events.task = asyncio.create_task(self._after_events())
+        if not updates.is_running and updates.due:
+            updates.task = asyncio.create_task(self._after_updates())
 
-    async def _work(self) -> None:
-        while self._changes or self._unfinished:
-            for variable, value in self._context.items():
-                variable.set(value)
-            if self._changes:
+    async def _after_events(self) -> None:
+        while self._events.due or self._unfinished:
+            self._unfinished = False
+            if self._events.due:
+                self._events.due = 0
                 await self._tell()
             else:
                 await self._tell_patiently()
 
+    async def _after_updates(self) -> None:
+        while self._updates.due:
+            self._updates.due -= 1
+            await self._tell()
+            if self._is_patient:
+                self.changed()  # patience with what is older is over
+            self._run()
+
     async def _tell(self) -> None:
-        first, self._follows = not self._follows, False
-        before, self._changes = self._changes, 0
-        request, told = self._request(patient=False)
-        handle = self._start(request)
-        await workflow.wait_condition(handle.done)
-        self._settle(handle, request, told)
-        # Updates and events of one workflow task can come in one activation or in several, and
-        # in a replay otherwise than at first. Two changes make two tellings either way.
-        if first and before + self._changes > 1:
-            self._follows, self._changes = True, max(self._changes, 1)
+        attempt = self._begin(patient=False)
+        await workflow.wait_condition(attempt.handle.done)
+        self._settle(attempt)
 
     async def _tell_patiently(self) -> None:
-        request, told = self._request(patient=True)
-        handle = self._start(request)
+        attempt = self._begin(patient=True)
+        handle = attempt.handle
         self._is_patient = True
-        await workflow.wait_condition(lambda: self._changes > 0 or handle.done())
+        await workflow.wait_condition(lambda: self._events.due > 0 or handle.done())
         self._is_patient = False
         if handle.done():
-            self._settle(handle, request, told)
+            self._settle(attempt)
         else:
+            self._land(attempt)
             handle.add_done_callback(_drop)
             handle.cancel()
+
+    def _begin(self, *, patient: bool) -> _Attempt:
+        for variable, value in self._context.items():
+            variable.set(value)
+        messages: dict[str, int] = {}
+        told: dict[str, list[Message]] = {}
+        targets: list[tuple[str, str, list[int]]] = []
+        room = _Room(self.reasons)
+        lacking = {child.id: self._not_in_flight(child, m) for child, m in self._ledger.to_tell()}
+        for child in room.that_fit(self._ledger.children[id] for id, m in lacking.items() if m):
+            told[child.id] = lacking[child.id]
+            indexes = [messages.setdefault(m.text, len(messages)) for m in told[child.id]]
+            targets.append((child.id, child.type, indexes))
+            self._in_flight.setdefault(child.id, set()).update(m.hash for m in told[child.id])
+        in_doubt = [child.id for child in room.that_fit(self._in_doubt())]
+        closed = list(room.that_fit(self._ledger.closed.values()))
+        starts = {child.id: child.start for child in self._ledger.children.values()}
+        request = TellRequest(
+            list(messages),
+            targets,
+            in_doubt,
+            [(child.id, child.type) for child in closed],
+            self._since,
+            patient,
+            room.left_out,
+        )
+        return _Attempt(request, told, starts, self._start(request))
+
+    def _not_in_flight(self, child: Child, messages: Iterable[Message]) -> list[Message]:
+        in_flight = self._in_flight.get(child.id, set())
+        return [message for message in messages if message.hash not in in_flight]
+
+    def _land(self, attempt: _Attempt) -> None:
+        for child_id, messages in attempt.told.items():
+            self._in_flight[child_id] -= {message.hash for message in messages}
+            if not self._in_flight[child_id]:
+                del self._in_flight[child_id]
 
     def _start(self, request: TellRequest) -> workflow.ActivityHandle[TellResult]:
         return workflow.start_activity(
@@ -165,58 +216,75 @@ class Telling:
             retry_policy=RetryPolicy(maximum_interval=_LONGEST_BACKOFF),
         )
 
-    def _request(self, *, patient: bool) -> tuple[TellRequest, Told]:
-        messages: dict[str, int] = {}
-        told: dict[str, list[Message]] = {}
-        targets: list[tuple[str, str, list[int]]] = []
-        room = _Room(self.reasons)
-        lacking_of = {child.id: lacking for child, lacking in self._ledger.to_tell()}
-        for child in room.that_fit(self._ledger.children[child_id] for child_id in lacking_of):
-            told[child.id] = lacking_of[child.id]
-            indexes = [messages.setdefault(m.text, len(messages)) for m in told[child.id]]
-            targets.append((child.id, child.type, indexes))
-        in_doubt = [child.id for child in room.that_fit(self._in_doubt())]
-        closed = [(c.id, c.type) for c in room.that_fit(self._ledger.closed.values())]
-        self._unfinished = room.left_out
-        self._starts = {child.id: child.start for child in self._ledger.children.values()}
-        request = TellRequest(list(messages), targets, in_doubt, closed, self._since, patient)
-        return request, told
-
     def _in_doubt(self) -> list[Child]:
         return [c for c in self._ledger.children.values() if c.life is Life.IN_DOUBT]
 
     # --- what came of it -----------------------------------------------------
 
-    def _settle(
-        self, handle: workflow.ActivityHandle[TellResult], request: TellRequest, told: Told
-    ) -> None:
+    def _settle(self, attempt: _Attempt) -> None:
+        self._land(attempt)
+        request, told = attempt.request, attempt.told
         try:
-            result = handle.result()
+            result = attempt.handle.result()
         except FailureError as error:
             result = TellResult(failed={target[0]: str(error) for target in request.targets})
         ledger = self._ledger
         untold = {*result.left, *result.failed, *result.orphans, *result.plain}
-        for child_id in self._same(told):
+        for child_id in self._same(attempt, told):
             messages = told[child_id]
             sent = result.sent.get(child_id, 0) if child_id in untold else len(messages)
             ledger.delivered(child_id, messages[:sent])
-        for child_id in self._same([*result.plain, *result.gone]):
+        for child_id in self._same(attempt, [*result.plain, *result.gone]):
             ledger.forget_child(child_id)
-        for child_id in self._same(result.mine):
+        for child_id in self._same(attempt, result.mine):
             ledger.take_back(child_id)
         looked_for = {child_id for child_id, _ in request.closed}
-        tried = {*looked_for, *request.in_doubt, *told}
         for child_id, orphans in result.orphans.items():
-            if child_id in looked_for or self._same([child_id]):
+            was_closed = child_id in looked_for
+            if child_id in ledger.closed if was_closed else self._same(attempt, [child_id]):
                 ledger.adopt(child_id, orphans)
+        tried = {*looked_for, *request.in_doubt, *told}
         untried = {id: why for id, why in self.reasons.items() if id not in tried}
         self.reasons = {**untried, **result.failed}
-        again = (result.left, result.failed, result.mine, *result.orphans.values())
-        self._unfinished = self._unfinished or any(again)
+        self._unfinished = self._unfinished or _is_unfinished(result)
 
-    def _same(self, child_ids: Iterable[str]) -> list[str]:
+    def _same(self, attempt: _Attempt, child_ids: Iterable[str]) -> list[str]:
         """Those who are still the children that were meant, and not later ones of their ids."""
-        return [id for id in child_ids if self._ledger.is_of(id, self._starts.get(id, -1))]
+        starts = attempt.starts
+        return [id for id in child_ids if self._ledger.is_of(id, starts.get(id, -1))]
+
+
+@dataclass
+class _Lane:
+    """Tellings that come one after the other: how many are due, and the loop that sees to them."""
+
+    due: int = 0
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return self.task is not None and not self.task.done()
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.due and not self.is_running
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A telling under way: what was asked, of which starts of the children, and what of it."""
+
+    request: TellRequest
+    told: Mapping[str, list[Message]]
+    starts: Mapping[str, int]
+    handle: workflow.ActivityHandle[TellResult]
+
+
+def _is_unfinished(result: TellResult) -> bool:
+    """Whether somebody is to be told or found yet: by what is recorded, and by nothing else."""
+    return bool(
+        result.left or result.failed or result.mine or result.more or any(result.orphans.values())
+    )
 
 
 class _Room:

@@ -99,7 +99,7 @@ class CourierActivities:
             )
         beat = asyncio.create_task(_beat())
         try:
-            result = TellResult()
+            result = TellResult(more=request.more)
             delivery = _Delivery(request, self._recorder())
             deadline = time.monotonic() + _SIGNALS_BEGIN_WITHIN
             told = [self._tell(delivery, target, deadline, result) for target in request.targets]
@@ -181,10 +181,8 @@ class CourierActivities:
                 result.mine.append(child_id)
             elif status is not None:
                 closed.append(child_id)
-            elif request.patient:
-                result.gone.append(child_id)
             else:
-                result.left.append(child_id)
+                result.gone.append(child_id)
 
         await asyncio.gather(*(self._try(id, resolve(id), result) for id in request.in_doubt))
         try:

@@ -73,6 +73,7 @@ class Descent:
         self._run_id = run_id
         self._since = since
         self._deadline = deadline
+        self._pending: asyncio.Task[WorkflowExecutionDescription | None] | None = None
         self._chains: dict[tuple[str, str], asyncio.Task[str | None]] = {}
         self._kept: dict[tuple[str, str], asyncio.Task[Mapping[str, ChildStatus] | None]] = {}
 
@@ -85,12 +86,23 @@ class Descent:
             NoAnswer: the server does not say.
         """
         described = await self._describe(workflow_id)
+        if described is None and workflow_id in await self._starting():
+            raise NoAnswer("its start is under way")
         if described is None or described.parent_id != self._id or not described.parent_run_id:
             return None
         own = await self._first_run(self._id, self._run_id)
         if await self._first_run(self._id, described.parent_run_id) != own:
             return None  # a later workflow of the parent's id has nothing to do with it
         return described.status
+
+    async def _starting(self) -> frozenset[str]:
+        """Children whose start the server has yet to bring about, and those that run."""
+        if self._pending is None:
+            self._pending = asyncio.create_task(self._describe(self._id, self._run_id))
+        described = await self._pending
+        if described is None:
+            return frozenset()
+        return frozenset(child.workflow_id for child in described.raw_description.pending_children)
 
     async def listed(self, closed_ids: Sequence[str]) -> Mapping[str, list[WorkflowExecution]]:
         """What the server lists as children of each of these; of many at once.

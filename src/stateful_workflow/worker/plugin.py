@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, cast
 
 from temporalio import workflow
 from temporalio.client import Client
@@ -170,7 +170,8 @@ class StatefulPlugin(SimplePlugin):
     async def run_worker(self, worker: Worker, next: Callable[[Worker], Awaitable[None]]) -> None:
         """Run a courier beside a worker with workflows, and see which client the worker has."""
         config = worker.config(active_config=True)
-        bound, workflows = _ours(config), config.get("workflows", ())
+        bound = _ours(config)
+        workflows = cast("Sequence[type[Any]]", config.get("workflows", ()))
         if bound is None or bound.plugin is not self:
             await next(worker)  # given to the client and to the worker: the client's does it
             return
@@ -247,7 +248,7 @@ def _ours(config: WorkerConfig) -> _WorkerInterceptor | None:
     return None
 
 
-def _types(workflows: Iterable[Any]) -> list[str]:
+def _types(workflows: Iterable[type[Any]]) -> list[str]:
     # The SDK has no public way from a class to its workflow type.
     definitions = [
         workflow._Definition.must_from_class(cls)  # pyright: ignore[reportPrivateUsage]
