@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,14 +21,21 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
+from temporalio.converter import DataConverter
 
 import stateful_workflow
 from stateful_workflow import errors
 from stateful_workflow.errors import MessageRefused, StatefulError
-from stateful_workflow.node.contract import AskResult, ForwardRequest, ForwardResult
+from stateful_workflow.node.contract import (
+    ACTIVITIES,
+    RecoverResult,
+    TellRequest,
+    TellResult,
+    TrustResult,
+)
 from stateful_workflow.node.describe import describe_ledger, status_of
 from stateful_workflow.node.headers import Start, Use
-from stateful_workflow.node.ledger import Child, Ledger, Verdict
+from stateful_workflow.node.ledger import Child, Ledger, Life, Verdict
 from stateful_workflow.sealed.issuers import verify
 from stateful_workflow.sealed.keyring import Keyring
 from stateful_workflow.sealed.message import MAX_MESSAGE_BYTES, Message, parse
@@ -207,6 +215,7 @@ STATUS_ONLY_FROM_THE_NODE = {
     "recovering",
     "reports",
     "signals",
+    "courier",
 }
 
 
@@ -220,7 +229,7 @@ def a_node() -> Ledger:
     ledger.children["tenant-acme-eu-1"] = Child(
         "tenant-acme-eu-1",
         "Shop",
-        confirmed=True,
+        Life.RUNNING,
         withheld=frozenset({"billing"}),
         delivered={("apiToken", "tenant-acme"): token.order},
     )
@@ -238,11 +247,11 @@ def test_the_answers_have_the_members_of_the_text() -> None:
     ledger = a_node()
     token = message("token")
     ledger.soft = {}
-    ledger.children = {"tenant-acme-eu-1": Child("tenant-acme-eu-1", "Shop", confirmed=True)}
+    ledger.children = {"tenant-acme-eu-1": Child("tenant-acme-eu-1", "Shop", Life.RUNNING)}
     status = describe_ledger(ledger, token.claims.version, [token], {})
     written = block("undelivered", "rejections")
 
-    assert written.keys() - status.keys() == STATUS_ONLY_FROM_THE_NODE
+    assert written.keys() == status.keys() | STATUS_ONLY_FROM_THE_NODE
     # `withheld` is an empty list in the text.
     both = written.keys() & status.keys() - {"withheld"}
     for name in both:
@@ -251,7 +260,7 @@ def test_the_answers_have_the_members_of_the_text() -> None:
 
 
 def test_the_headers_have_the_members_of_the_text() -> None:
-    start = Start(a_node().dump(), "run", "https://api.example.com", None, ("",))
+    start = Start(a_node().dump(), "run", "https://api.example.com", None, ("",), since=1)
     written = block("ledger", "parent_api_url")
     actual = json.loads(json.dumps(start.to_json()))
 
@@ -260,12 +269,41 @@ def test_the_headers_have_the_members_of_the_text() -> None:
     assert Use(**block("own", "last")).to_payload().metadata["encoding"] == b"json/plain"
 
 
-def test_the_activities_take_and_give_what_the_text_says() -> None:
-    assert ForwardRequest(**block("targets")).seconds == 1.0
-    assert ForwardResult(**block("closed", "ordinary")).ordinary is True
-    assert AskResult(**block("closed", "running")).open
-    for name in ("statefulForward", "statefulAsk", "statefulTrust", "statefulRecover"):
-        assert f"`{name}`" in TEXT
+def test_the_activities_are_those_of_the_text() -> None:
+    rows = re.findall(r"^\| `(stateful\w+)` \|(.*)\|(.*)\|$", TEXT, re.MULTILINE)
+    assert {name for name, _, _ in rows} == ACTIVITIES
+    given = {name: members(result) for name, _, result in rows}
+    assert given == {
+        "statefulTell": names_of(TellResult),
+        "statefulTrust": names_of(TrustResult),
+        "statefulRecover": names_of(RecoverResult),
+    }
+    taken = {name: members(arguments) for name, arguments, _ in rows}
+    assert taken["statefulTell"] == names_of(TellRequest)
+
+
+def members(cell: str) -> set[str]:
+    """What stands in the braces of a table's cell."""
+    return set(re.findall(r"\w+", "".join(re.findall(r"`\{(.*?)\}`", cell))))
+
+
+def names_of(cls: type) -> set[str]:
+    return {field.name for field in fields(cls)}
+
+
+@pytest.mark.parametrize(
+    ("written", "cls"),
+    [(("targets", "patient"), TellRequest), (("sent", "orphans"), TellResult)],
+    ids=["request", "result"],
+)
+def test_what_is_to_be_told_and_what_came_of_it_is_read_as_the_text_has_it(
+    written: tuple[str, ...], cls: type
+) -> None:
+    converter = DataConverter.default.payload_converter
+    [read] = converter.from_payloads(converter.to_payloads([block(*written)]), [cls])
+
+    assert isinstance(read, cls)
+    assert json.loads(converter.to_payload(read).data) == block(*written)
 
 
 def test_every_error_the_text_names_exists() -> None:

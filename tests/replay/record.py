@@ -302,6 +302,35 @@ async def grouped(scene: Scene) -> None:
     await scene.same_below("-a")
 
 
+async def crowded(scene: Scene) -> None:
+    """Updates in one task with signals, with the end of a child and with the end of a telling."""
+    await scene.start(Branch({"a": "Watcher", "b": "Leaf", "c": "Leaf"}))
+    await scene.tell("-b", "grow", "x")
+    await nodes_run(scene.tokens, scene.root, 5)
+    root = scene.client.get_workflow_handle(scene.root)
+
+    async def all_at_once(first: str, second: str, third: str, fourth: str) -> None:
+        """Two of these by signal and two by update, which wait for a worker together."""
+        messages = await scene.seals(scene.keyring, first, second, third, fourth)
+        await scene.rest()
+        await scene.tell("", "apiToken", messages[0])
+        updates = [
+            asyncio.create_task(root.execute_update("apiToken", text)) for text in messages[2:]
+        ]
+        await asyncio.sleep(0.5)
+        await scene.tell("", "apiToken", messages[1])
+        await scene.work()
+        await asyncio.gather(*updates, return_exceptions=True)  # they may come in any order
+
+    await all_at_once(*SECRETS[:2], *SECRETS[:2])
+    scene.unreachable.ids.add(f"{scene.root}-a")
+    await scene.tokens.set(scene.root, SECRETS[2], origins=[URL])
+    await scene.client.get_workflow_handle(f"{scene.root}-b").terminate()
+    await all_at_once(*SECRETS[:2], *SECRETS[:2])
+    scene.unreachable.ids.clear()
+    await scene.rotate(SECRETS[1])
+
+
 async def issued(scene: Scene) -> None:
     await scene.start(Branch({"a": "Watcher"}), Issuing.run)
     await scene.client.get_workflow_handle(scene.root).execute_update("issue_and_set")
@@ -476,6 +505,7 @@ SCENARIOS: Final[dict[str, Callable[[Scene], Awaitable[None]]]] = {
     "restarted": restarted,
     "unreachable": unreachable,
     "grouped": grouped,
+    "crowded": crowded,
     "issued": issued,
     "revoked_key": revoked_key,
     "waiting": waiting,
@@ -501,6 +531,7 @@ PARTS: Final[dict[str, Sequence[str]]] = {
     "restarted": ("-root.0", "-a.1", "-a.2", "-a-b.3"),
     "unreachable": ("-root.0", "-a.1", "-b.2"),
     "grouped": ("-root.0", "-root.1", "-a.2"),
+    "crowded": ("-root.0", "-a.1", "-b.2", "-b-x.3", "-c.4"),
     "issued": ("-root.0", "-a.1"),
     "revoked_key": ("-root.0", "-a.1"),
     "waiting": ("-root.0", "-root.1", "-a.2"),

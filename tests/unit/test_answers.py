@@ -12,14 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stateful_workflow.errors import AnswerMalformed
-from stateful_workflow.node.answers import MAX_ENTRIES, node_status, token_answer, token_status
-from stateful_workflow.node.describe import (
-    describe_ledger,
-    known_children,
-    read_children,
-    status_of,
+from stateful_workflow.node.answers import (
+    MAX_ENTRIES,
+    kept_children,
+    node_status,
+    token_answer,
+    token_status,
 )
-from stateful_workflow.node.ledger import Child, Ledger
+from stateful_workflow.node.contract import Orphan
+from stateful_workflow.node.describe import describe_ledger, status_of
+from stateful_workflow.node.ledger import Child, Ledger, Life
 from stateful_workflow.sealed.message import Message
 from tests.builders import NOW, ROOT, TREE, revocation, token, trusted
 from tests.statuses import CHILD, HELD, MALFORMED, Json, status
@@ -34,16 +36,16 @@ def node(*messages: Message) -> Ledger:
     return ledger
 
 
-def answer_of(ledger: Ledger) -> Json:
+def answer_of(ledger: Ledger, reasons: dict[str, str] | None = None) -> Json:
     """What the node of a ledger answers, as it comes out of JSON."""
-    described = describe_ledger(ledger, NOW, [token(name="billing")], {})
+    described = describe_ledger(ledger, NOW, [token(name="billing")], reasons or {})
     return json.loads(json.dumps({**status(), **described}))
 
 
 def test_of_a_genuine_status_everything_is_read() -> None:
     ledger = node(token(), revocation(name="github"))
     ledger.start_child(Child("acme-a", "Shop", withheld=frozenset({"github"})))
-    ledger.confirm_child("acme-a")
+    ledger.confirm_child("acme-a", ledger.starts)
     ledger.accept(token(NOW + 1), NOW + 1)
 
     read = node_status(answer_of(ledger))
@@ -57,16 +59,50 @@ def test_of_a_genuine_status_everything_is_read() -> None:
     ]
     assert read.tokens[0].status == status_of(ledger, token(NOW + 1), NOW)
     [child] = read.children
-    assert (child.id, child.type, child.confirmed, child.hard) == (
-        "acme-a",
-        "Shop",
-        True,
-        ("github",),
+    assert (child.id, child.type, child.life, child.reason) == (
+        *("acme-a", "Shop", Life.RUNNING, None),
     )
+    assert (child.hard, child.withheld, child.shared) == (("github",), ("github",), ())
     assert (read.root, read.tree, read.type) == (ROOT, TREE, "Liar")
     assert read.undelivered == (("acme-a", "apiToken"),)
     assert read.waiting == ("billing",)
     assert read.signals == 3
+    assert read.courier == "q:stateful"
+
+
+def test_of_each_child_its_life_is_read_and_why_it_is_not_told() -> None:
+    ledger = node(token())
+    for id in ("starting", "running", "in_doubt", "closed"):
+        ledger.start_child(Child(id, "Shop"))
+        if id != "starting":
+            ledger.confirm_child(id, ledger.starts)
+    ledger.doubt_child("in_doubt", ledger.children["in_doubt"].start)
+    ledger.close_child("closed", ledger.starts)
+    ledger.adopt("gone", [Orphan("untold", "Shop", [], None)])
+
+    reasons = {"running": "UNAVAILABLE: no", "closed": "closed; UNAVAILABLE: no"}
+    read = {child.id: child for child in node_status(answer_of(ledger, reasons)).children}
+
+    assert {id: child.life.value for id, child in read.items()} == {id: id for id in read}
+    assert {child.life for child in read.values()} == {*Life}
+    assert {id: child.reason for id, child in read.items() if id != "untold"} == {
+        **dict.fromkeys(("starting", "in_doubt"), None),
+        **reasons,
+    }
+    assert (read["untold"].reason or "").startswith("not told, since nobody can say")
+
+
+def test_of_a_child_that_closed_and_runs_again_the_later_one_is_read_and_its_id() -> None:
+    ledger = node()
+    ledger.start_child(Child("acme-a", "Shop"))
+    ledger.close_child("acme-a", ledger.starts)
+    assert node_status(answer_of(ledger)).replaced == ()
+
+    ledger.start_child(Child("acme-a", "Shop"))
+    read = node_status(answer_of(ledger))
+
+    assert [(child.id, child.life) for child in read.children] == [("acme-a", Life.STARTING)]
+    assert read.replaced == ("acme-a",)
 
 
 def test_a_node_may_know_more_children_than_one_run_may_have_open() -> None:
@@ -99,10 +135,11 @@ def test_members_that_are_not_known_are_ignored() -> None:
 def test_of_a_child_only_the_id_has_to_be_there() -> None:
     [child] = node_status(status(children=[{"id": "a"}])).children
 
-    assert (child.type, child.confirmed, child.withheld) == ("", False, ())
+    assert (child.type, child.life, child.reason) == ("", Life.RUNNING, None)
+    assert (child.withheld, child.shared, child.hard) == ((), (), ())
 
 
-@pytest.mark.parametrize("member", ["api_url", "signals"])
+@pytest.mark.parametrize("member", ["api_url", "replaced", "signals", "courier"])
 def test_a_member_that_may_be_null_may_be_absent(member: str) -> None:
     absent = {name: value for name, value in status().items() if name != member}
 
@@ -157,6 +194,66 @@ def test_longer_lists_than_a_status_holds_are_refused() -> None:
         node_status(status(children=children))
 
 
+# --- what the children of a closed workflow are adopted by ----------------------------------------
+
+
+def kept(*children: object) -> list[str]:
+    """Which of the children in a status are read."""
+    return list(kept_children({"children": list(children)}))
+
+
+def test_of_a_closed_workflow_the_children_are_read_with_what_was_kept_from_them() -> None:
+    ledger = node()
+    ledger.start_child(Child("acme-a", "Shop", withheld=frozenset({"github"})))
+    ledger.withhold("acme-a", None)
+    ledger.share("acme-a", "billing")
+
+    [child] = kept_children(answer_of(ledger)).values()
+
+    assert (child.id, child.type) == ("acme-a", "Shop")
+    assert (child.hard, child.withheld) == (("github",), ("*", "github"))
+    assert child.shared == ("billing",)
+
+
+@pytest.mark.parametrize(
+    "child_id", [None, 7, "", "x" * 1001, "é" * 501, "\ud800", ["a"]], ids=repr
+)
+def test_one_that_can_be_no_workflow_is_left_out(child_id: object) -> None:
+    assert kept({**CHILD, "id": child_id}, CHILD) == [CHILD["id"]]
+
+
+def test_one_of_the_longest_id_is_read() -> None:
+    assert len(kept({**CHILD, "id": "x" * 1000})) == 1
+
+
+@pytest.mark.parametrize("member", ["type", "life", "reason", "withheld", "shared", "hard"])
+@pytest.mark.parametrize("junk", [7, "\ud800", {}, [[]], ["\ud800"]], ids=repr)
+def test_one_with_junk_in_another_member_is_left_out(member: str, junk: object) -> None:
+    assert kept({**CHILD, "id": "a", member: junk}, CHILD) == [CHILD["id"]]
+
+
+@pytest.mark.parametrize("children", [None, [], [7], ["a"], [None]], ids=repr)
+def test_a_status_without_children_that_can_be_read_has_none(children: object) -> None:
+    assert kept_children({"children": children}) == {}
+    assert kept_children({}) == {}
+
+
+@pytest.mark.parametrize(
+    "answer", ["x", [], 7, None, {"children": {}}, {"children": "a"}], ids=repr
+)
+def test_what_is_no_status_is_refused(answer: object) -> None:
+    with pytest.raises(AnswerMalformed, match=r"^it is no (object|list of at most)"):
+        kept_children(answer)
+
+
+def test_of_one_with_too_many_children_none_are_read() -> None:
+    children = [{"id": str(n)} for n in range(MAX_ENTRIES + 1)]
+
+    assert len(kept_children({"children": children[:-1]})) == MAX_ENTRIES
+    with pytest.raises(AnswerMalformed, match=f"^it is no list of at most {MAX_ENTRIES}"):
+        kept_children({"children": children})
+
+
 # --- whatever comes ------------------------------------------------------------------------------
 
 texts = st.text(st.characters(codec=None), max_size=20) | st.just("apiToken") | st.just("\ud800")
@@ -170,7 +267,7 @@ READERS: list[Callable[[object], object]] = [
     node_status,
     token_status,
     lambda answer: token_answer(answer, "apiToken"),
-    lambda answer: read_children(known_children(answer)),
+    kept_children,
 ]
 
 

@@ -132,10 +132,29 @@ def test_no_module_imports_itself_through_others() -> None:
 
 def test_what_is_sealed_and_what_a_ledger_does_knows_nothing_of_temporal() -> None:
     pure = [m for m in MODULES if room(m) == "sealed"]
-    pure += [f"node/{name}" for name in ("ledger", "status", "answers", "describe")]
+    pure += [f"node/{name}" for name in ("ledger", "contract", "status", "answers", "describe")]
     for module in pure:
         assert "temporalio" not in third_party(module), module
 
 
 def test_one_module_imports_joserfc() -> None:
     assert [m for m in MODULES if "joserfc" in third_party(m)] == ["sealed/crypto"]
+
+
+LOCAL_ACTIVITY: Final = ("execute_local_activity", "start_local_activity")
+
+
+def test_no_local_activity_is_the_librarys_own() -> None:
+    """One would run in the workflow's own worker and keep its workflow task open meanwhile.
+
+    The interceptor gives those of users their header, and hands them on.
+    """
+    named = [
+        (module, ast.unparse(node))
+        for module in MODULES
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Attribute | ast.Name)
+        and ast.unparse(node).split(".")[-1].startswith(LOCAL_ACTIVITY)
+    ]
+
+    assert named == [("node/interceptors", "super().start_local_activity")]

@@ -800,7 +800,7 @@ def test_one_that_is_confirmed_puts_the_running_child_of_its_id_among_the_closed
     before = root.children["a"]
     root.start_child(Child("a", "Node"))
 
-    assert root.replaced(before)
+    assert root.replaced("a", before)
     root.confirm_child("a", root.starts)
 
     assert root.closed == {"a": replace(before, life=Life.CLOSED)}
@@ -818,11 +818,23 @@ def test_only_a_running_child_is_left_or_closed_by_a_later_start_of_its_id(
     later = root.children["a"]
     is_running = before is Life.RUNNING
 
-    assert root.replaced(child) is is_running
+    assert root.replaced("a", child) is is_running
     assert list(root.closed) == (["a"] if is_running else [])
     assert root.children == {"a": later}
     assert root.restored(root.starts, child) is is_running
     assert (root.children["a"] == child) is is_running
+
+
+def test_a_later_start_has_whom_a_closed_child_of_its_id_left_looked_for() -> None:
+    root = node()
+    started(root, "a")
+    close(root, "a")
+    closed = root.closed["a"]
+    root.start_child(Child("a", "Node"))
+
+    assert root.replaced("a", None)
+    assert root.closed == {"a": closed}
+    assert not root.replaced("b", None)
 
 
 def test_of_two_starts_under_a_running_childs_id_that_fail_the_later_one_is_in_doubt() -> None:

@@ -277,9 +277,9 @@ class Withholding(RuleBasedStateMachine):
     @rule(data=st.data())
     def confirm(self, data: st.DataObject) -> None:
         child, one, is_last = self.take_one_opened(data)
-        if self.parent.replaced(one.before):
-            assert one.known is not None
+        if one.known is not None and one.known.life is Life.RUNNING:
             self.closed[child] = one.known._replace(life=Life.CLOSED)
+        assert self.parent.replaced(child, one.before) is (child in self.closed)
         self.parent.confirm_child(child, one.start)
         if is_last:
             self.known[child] = self.known[child]._replace(life=Life.RUNNING)

@@ -137,6 +137,8 @@ class Telling:
         while self._events.due or self._unfinished:
             self._unfinished = False
             if self._events.due:
+                # Conditions are looked at once all signals of an activation have been handled.
+                await workflow.wait_condition(lambda: True)
                 self._events.due = 0
                 await self._tell()
             else:
