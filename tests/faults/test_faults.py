@@ -116,7 +116,7 @@ async def test_a_root_started_by_a_schedule_is_told_while_a_worker_is_killed(
         await check(tree)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 async def test_800_children_started_in_one_task_are_told_what_is_set_while_they_start(
     cluster: Cluster,
 ) -> None:
@@ -127,6 +127,6 @@ async def test_800_children_started_in_one_task_are_told_what_is_set_while_they_
     async with start_tree(cluster, Plan(note=cluster.marker), padding=1000) as tree:
         await tree.grow(800)
         await tree.set()
-        await tree.until_started(within=120)
+        await tree.until_started(within=240)
 
         await check(tree)
