@@ -17,8 +17,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def is_slow(item: pytest.Item) -> bool:
-    """Whether it is given long, kills processes, or is a twin on a worker without a cache."""
+    """Whether it is given long, or kills processes."""
     timeout = item.get_closest_marker("timeout")
     is_given_long = timeout is not None and timeout.args[0] > SLOW_SECONDS
-    is_twin = item.name.endswith("[replayed]") or "[replayed-" in item.name
-    return is_given_long or is_twin or "faults" in Path(item.path).parts
+    return is_given_long or "faults" in Path(item.path).parts

@@ -1,4 +1,4 @@
-"""One real engine for the session; each test gets a task queue and, twice, a worker of its own."""
+"""One real engine for the session; each test gets a task queue and a worker of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from temporalio.client import Client
-from temporalio.worker import Worker
+from temporalio.worker import Replayer, UnsandboxedWorkflowRunner, Worker
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import EmbeddedEngine, start_engine
@@ -57,22 +57,30 @@ def queue() -> str:
     return f"t-{uuid.uuid4().hex[:8]}"
 
 
-@pytest.fixture(params=["cached", "replayed"])
-def cached_workflows(request: pytest.FixtureRequest) -> int:
-    """How many workflows the worker keeps: with 0 every task replays the whole history."""
-    return 1000 if request.param == "cached" else 0
+@pytest.fixture
+async def replays(engine: EmbeddedEngine, queue: str) -> AsyncIterator[None]:
+    """Once the test is over and its worker has stopped, each of its workflows replays."""
+    yield
+    client = await Client.connect(engine.address, namespace=engine.namespace)
+    replayer = Replayer(
+        workflows=WORKFLOWS,
+        plugins=[StatefulPlugin(Keyring())],
+        namespace=engine.namespace,
+        workflow_runner=UnsandboxedWorkflowRunner(),
+    )
+    known = {cls.__name__ for cls in WORKFLOWS}
+    async for run in client.list_workflows(f"WorkflowId STARTS_WITH '{queue}'"):
+        if run.workflow_type in known:
+            handle = client.get_workflow_handle(run.id, run_id=run.run_id)
+            result: Any = await replayer.replay_workflow(
+                await handle.fetch_history(), raise_on_replay_failure=False
+            )
+            assert result.replay_failure is None, (run.id, result.replay_failure)
 
 
 @pytest.fixture
-async def worker(client: Client, queue: str, cached_workflows: int) -> AsyncIterator[Worker]:
-    # Without a cache a second workflow task would cancel the local activities of the first.
-    at_once = 1 if cached_workflows == 0 else None
-    async with start_worker(
-        client,
-        queue,
-        max_cached_workflows=cached_workflows,
-        max_concurrent_workflow_tasks=at_once,
-    ) as worker:
+async def worker(client: Client, queue: str, replays: None) -> AsyncIterator[Worker]:
+    async with start_worker(client, queue) as worker:
         yield worker
 
 

@@ -128,16 +128,10 @@ async def connect(
 
 @pytest.fixture
 async def tree(
-    audited: Client, keyring: Keyring, queue: str, cached_workflows: int
+    audited: Client, keyring: Keyring, queue: str, replays: None
 ) -> AsyncIterator[TokenClient]:
     """A root with a child `a`, that has a child `b`, and a `Cleanup` that is kept without."""
-    at_once = 1 if cached_workflows == 0 else None
-    async with start_worker(
-        audited,
-        queue,
-        max_cached_workflows=cached_workflows,
-        max_concurrent_workflow_tasks=at_once,
-    ):
+    async with start_worker(audited, queue):
         tokens = TokenClient(audited, keyring)
         plan = Plan({"a": Plan({"b": Plan()}), "c": Plan(type="Cleanup")})
         await tokens.start_workflow(

@@ -265,16 +265,8 @@ async def issuers(engine: EmbeddedEngine) -> Issuers:
 
 
 @pytest.fixture
-async def worker_of_both(
-    issuers: Issuers, queue: str, cached_workflows: int
-) -> AsyncIterator[Worker]:
-    at_once = 1 if cached_workflows == 0 else None
-    async with start_worker(
-        issuers.client,
-        queue,
-        max_cached_workflows=cached_workflows,
-        max_concurrent_workflow_tasks=at_once,
-    ) as worker:
+async def worker_of_both(issuers: Issuers, queue: str, replays: None) -> AsyncIterator[Worker]:
+    async with start_worker(issuers.client, queue) as worker:
         yield worker
 
 
@@ -329,10 +321,8 @@ async def test_of_two_issuers_who_set_at_once_the_same_one_wins_at_every_node(
 @pytest.mark.usefixtures("worker_of_both")
 @pytest.mark.parametrize("known", [True, False], ids=["both known", "one new to the tree"])
 async def test_two_issuers_who_rotate_again_and_again_end_with_one_token_everywhere(
-    issuers: Issuers, queue: str, known: bool, cached_workflows: int
+    issuers: Issuers, queue: str, known: bool
 ) -> None:
-    if not known and cached_workflows == 0:
-        pytest.skip("the SDK may answer an update that waits twice: docs/decisions/known-limits.md")
     starter = issuers.us if known else TokenClient(issuers.client, issuers.alone)
     await start(starter, queue, TREE)
 

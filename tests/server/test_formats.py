@@ -196,7 +196,7 @@ async def test_a_retry_that_a_later_version_recovered_waits_for_a_later_worker(
 
 
 async def test_a_retry_waits_until_a_worker_answers_that_can_read_the_run_before(
-    tokens: TokenClient, engine: EmbeddedEngine, keyring: Keyring, queue: str, cached_workflows: int
+    tokens: TokenClient, engine: EmbeddedEngine, keyring: Keyring, queue: str
 ) -> None:
     older = OlderWorkerAnswers()
     client = await Client.connect(
@@ -205,7 +205,7 @@ async def test_a_retry_waits_until_a_worker_answers_that_can_read_the_run_before
         plugins=[StatefulPlugin(keyring)],
         interceptors=[older],
     )
-    async with start_worker(client, queue, max_cached_workflows=cached_workflows):
+    async with start_worker(client, queue):
         await start_tree(tokens, queue, Flaky.run, retry_policy=QUICK)
         await nodes_run(tokens, queue, 2)
         await tokens.rotate(queue, "second", timeout=20)

@@ -808,7 +808,6 @@ async def test_a_strangers_signal_waits_for_its_issuer_and_the_rotation_goes_on(
     await unsent.is_taken(client, tokens)
 
 
-@pytest.mark.parametrize("cached_workflows", [1000], ids=["cached"])  # it takes 10 s
 async def test_a_strangers_update_is_forged_when_no_keyring_comes_to_know_it(
     client: Client, tokens: TokenClient, tree: str, unsent: Unsent
 ) -> None:
@@ -842,7 +841,7 @@ async def test_of_a_flood_by_strangers_little_is_kept_and_the_rest_is_forged(
 
 
 async def test_a_revoked_issuers_messages_are_forged_once_a_node_knows(
-    engine: EmbeddedEngine, queue: str, cached_workflows: int
+    engine: EmbeddedEngine, queue: str
 ) -> None:
     thief = builders.keyring("ours")
     issuer_key, reader = sorted(jwks(thief), key=lambda key: key["crv"])
@@ -850,12 +849,7 @@ async def test_a_revoked_issuers_messages_are_forged_once_a_node_knows(
     renewed = keyring_of(marked(issuer_key, revoked=True), *successor, reader)
     client = await connect(engine, renewed)
     tokens = TokenClient(client, renewed)
-    async with start_worker(
-        client,
-        queue,
-        max_cached_workflows=cached_workflows,
-        max_concurrent_workflow_tasks=None if cached_workflows else 1,
-    ):
+    async with start_worker(client, queue):
         tree = await start_tree(TokenClient(client, thief), queue)
         # The tree was started with the old key trusted: what its thief sets is taken, also with
         # a version that no honest one would have.
