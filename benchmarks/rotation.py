@@ -4,7 +4,7 @@ With the database in a file and in memory, both servers up at once and taking tu
 these in every repetition:
 
 - *limit*: a plain client signals as many unrelated plain workflows, as many at once as our
-  fan-out, until the last handler has run;
+  telling, until the last handler has run;
 - *by hand*: a tree of plain workflows of the same shape, each signalling its children from
   workflow code with ``asyncio.gather``, unsealed. Of a tree with more than `MANY` nodes it runs
   in the first counted repetition only;

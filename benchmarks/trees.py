@@ -41,7 +41,7 @@ async def tell_plain(client: Client, workflow_ids: Iterable[str]) -> None:
 
 
 async def _each(workflow_ids: Iterable[str], act: Callable[[str], Awaitable[None]]) -> None:
-    """Act on each, as many at once as our fan-out does."""
+    """Act on each, as many at once as our telling does."""
     slots = asyncio.Semaphore(MAX_CONCURRENT_SIGNALS)
 
     async def one(workflow_id: str) -> None:

@@ -85,7 +85,7 @@ async def _round(cluster: Cluster, report: Report) -> None:
 
 
 def describe(fault: Fault) -> str:
-    where = f"in the fan-out of {fault.parent or 'the root'} after {fault.told}"
+    where = f"in the telling of {fault.parent or 'the root'} after {fault.told}"
     whom = f" ({fault.child})" if fault.child else ""
     return f"{fault.what}{whom} {where}"
 

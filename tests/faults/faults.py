@@ -1,4 +1,4 @@
-"""The faults, each in the middle of a fan-out: what tests name one by one, and chaos at random."""
+"""The faults, each in the middle of a telling: what tests name one by one, and chaos at random."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .tree import Tree
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens, and in the middle of which fan-out.
+    """What happens, and in the middle of which telling.
 
     Attributes:
         what: one of `FAULTS`.
-        parent: path of the node whose fan-out is held; see `Tree.id`.
+        parent: path of the node whose telling is held; see `Tree.id`.
         told: how many of its children have the new token by then.
         child: path of the one that it happens to, where it happens to a child.
         seconds: how long the connection stays cut, where it is.

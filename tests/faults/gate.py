@@ -1,4 +1,4 @@
-"""Hold a fan-out exactly in the middle: after so many children are told, and before the rest.
+"""Hold a telling exactly in the middle: after so many children are told, and before the rest.
 
 The worker's client passes deliveries through a gate, which a file sets up from outside.
 """
@@ -30,10 +30,10 @@ _LOOK_AGAIN_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Gate:
-    """The files by which a test and the workers talk about one held fan-out.
+    """The files by which a test and the workers talk about one held telling.
 
     Attributes:
-        closed: says whose fan-out is held and after how many deliveries; taken away, it is
+        closed: says whose telling is held and after how many deliveries; taken away, it is
             let through.
         reached: written by the worker that holds it: the worker's name.
     """
@@ -54,7 +54,7 @@ class Gate:
         self.closed.unlink(missing_ok=True)
 
     def holder(self) -> str | None:
-        """The worker that holds the fan-out, or None while none does."""
+        """The worker that holds the telling, or None while none does."""
         return self.reached.read_text() if self.reached.exists() else None
 
 

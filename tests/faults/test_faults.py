@@ -1,6 +1,6 @@
 """Trees on real processes, through everything that happens to processes.
 
-Each fault happens in the middle of a fan-out: some children have the new token, the others not
+Each fault happens in the middle of a telling: some children have the new token, the others not
 yet. What is to hold afterwards, every time, is in `invariants`.
 """
 

@@ -117,9 +117,9 @@ class Tree:
 
     @asynccontextmanager
     async def in_the_middle(self, path: str, told: int) -> AsyncGenerator[str, None]:
-        """While the fan-out of a new token is held after `told` children of a node have it.
+        """While the telling of a new token is held after `told` children of a node have it.
 
-        Yields the name of the worker that runs the fan-out. Afterwards the fan-out goes on,
+        Yields the name of the worker that runs the telling. Afterwards the telling goes on,
         where it still can, and the token is set.
         """
         gate = self.cluster.gate
@@ -130,7 +130,7 @@ class Tree:
             return gate.holder()
 
         try:
-            yield await until(reached, f"the fan-out of {self.id(path)} tells {told} children")
+            yield await until(reached, f"the telling of {self.id(path)} tells {told} children")
             gate.open()
             await setting
         finally:

@@ -161,7 +161,7 @@ async def test_a_child_that_is_gone_is_dropped_and_its_live_children_are_adopted
     assert (await tokens.rotate(queue, "third", timeout=20)).converged
 
 
-async def test_a_workflow_that_returns_finishes_its_forwarding_first(
+async def test_a_workflow_that_returns_finishes_its_telling_first(
     plant: Any, client: Client, tokens: TokenClient, queue: str
 ) -> None:
     root = await plant(Plan({f"k{n}": Plan() for n in range(10)}))

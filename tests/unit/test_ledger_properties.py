@@ -244,9 +244,13 @@ class Withholding(RuleBasedStateMachine):
     def any_is(self, life: Life) -> bool:
         return any(known.life is life for known in self.known.values())
 
-    @initialize(withheld=name_sets)
-    def start_one(self, withheld: frozenset[str]) -> None:
+    @initialize(seen=st.lists(messages, max_size=4), withheld=name_sets, runs=st.booleans())
+    def start_one(self, seen: list[Message], withheld: frozenset[str], runs: bool) -> None:
+        for one in seen:
+            self.accept(one)
         self.start("a", withheld, True)
+        if runs:
+            self.confirm_opened("a", 0)
 
     @rule(one=messages)
     def accept(self, one: Message) -> None:
@@ -264,19 +268,25 @@ class Withholding(RuleBasedStateMachine):
             assert full
             assert not self.kept_from(child, one)
 
-    def take_one_opened(self, data: st.DataObject) -> tuple[str, Opened, bool]:
-        """A start that is settled now, and whether none of its id came after it."""
+    def one_opened(self, data: st.DataObject) -> tuple[str, int]:
+        """A child's id, and which of the open starts of that id is settled now."""
         child = data.draw(st.sampled_from(sorted(self.opened)), label="child")
-        opened = self.opened[child]
-        one = opened.pop(data.draw(st.integers(0, len(opened) - 1), label="which"))
-        if not opened:
+        return child, data.draw(st.integers(0, len(self.opened[child]) - 1), label="which")
+
+    def take_opened(self, child: str, which: int) -> tuple[Opened, bool]:
+        """An open start, and whether none of its id came after it."""
+        one = self.opened[child].pop(which)
+        if not self.opened[child]:
             del self.opened[child]
-        return child, one, self.parent.is_of(child, one.start)
+        return one, self.parent.is_of(child, one.start)
 
     @precondition(lambda self: self.opened)
     @rule(data=st.data())
     def confirm(self, data: st.DataObject) -> None:
-        child, one, is_last = self.take_one_opened(data)
+        self.confirm_opened(*self.one_opened(data))
+
+    def confirm_opened(self, child: str, which: int) -> None:
+        one, is_last = self.take_opened(child, which)
         if one.known is not None and one.known.life is Life.RUNNING:
             self.closed[child] = one.known._replace(life=Life.CLOSED)
         assert self.parent.replaced(child, one.before) is (child in self.closed)
@@ -287,7 +297,8 @@ class Withholding(RuleBasedStateMachine):
     @precondition(lambda self: self.opened)
     @rule(data=st.data(), may_run=st.booleans())
     def fail(self, data: st.DataObject, may_run: bool) -> None:
-        child, one, is_last = self.take_one_opened(data)
+        child, which = self.one_opened(data)
+        one, is_last = self.take_opened(child, which)
         before_runs = one.known is not None and one.known.life is Life.RUNNING
         if self.parent.restored(one.start, one.before):
             assert is_last
@@ -302,6 +313,15 @@ class Withholding(RuleBasedStateMachine):
             self.known[child] = self.known[child]._replace(life=Life.IN_DOUBT)
         elif is_last:
             del self.known[child]
+
+    @rule(child=ids, start=st.integers(0, 5))
+    def hear_of_another_start(self, child: str, start: int) -> None:
+        """News of an earlier child of an id changes nothing of the later one."""
+        if not self.parent.is_of(child, start):
+            assert not self.parent.confirm_child(child, start)
+            assert not self.parent.doubt_child(child, start)
+            assert not self.parent.close_child(child, start)
+            self.parent.start_failed(child, start)
 
     @precondition(lambda self: self.any_is(Life.RUNNING))
     @rule(data=st.data())
@@ -318,6 +338,9 @@ class Withholding(RuleBasedStateMachine):
         hard = self.known[child].hard
         self.soft.setdefault(child, set()).update(NAMES if ALL in hard else hard)
         self.known[child] = Known(frozenset(), Life.RUNNING)
+        # It got nothing with the start that failed, and of the first one nothing is known.
+        open_ = [one for one in self.parent.held.values() if not self.kept_from(child, one)]
+        assert self.parent.pending(child) == open_
 
     @precondition(lambda self: self.any_is(Life.IN_DOUBT))
     @rule(data=st.data())
@@ -441,7 +464,7 @@ class Withholding(RuleBasedStateMachine):
 
 
 TestWithholding = Withholding.TestCase
-TestWithholding.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)
+TestWithholding.settings = settings(max_examples=400, stateful_step_count=30, deadline=None)
 
 
 # --- a tree ----------------------------------------------------------------------

@@ -396,7 +396,7 @@ class TokenClient:
     async def revoke(self, workflow_id: str, name: str = DEFAULT_NAME) -> TokenStatus:
         """Take the token away from a workflow and all below it, except where one is set lower.
 
-        It waits for those below for 2 seconds at most; `tree` shows who is behind.
+        It waits for those below for about 2 seconds; `tree` shows who is behind.
         It is sent even where it cannot be put on record.
 
         Raises: as `set`, but for AuditFailed.
@@ -406,6 +406,7 @@ class TokenClient:
     async def inherit(self, workflow_id: str, name: str = DEFAULT_NAME) -> TokenStatus:
         """Let a workflow take its ancestors' token again, after `revoke` or a token of its own.
 
+        It waits for those below, as `revoke` does.
         Raises: as `set`.
         """
         return await self._revoke(workflow_id, name, inherit=True)

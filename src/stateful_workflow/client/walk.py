@@ -51,6 +51,10 @@ _LAST_LOOK_SECONDS: Final = 1.0
 but has a child it could not tell."""
 
 _HAND_OVER_SECONDS: Final = 5.0
+_HAND_OVER_AFTER_SECONDS: Final = 10.0
+"""From then on a node that is still behind is handed the message, whatever its parent says."""
+
+_LAST_CALL: Final = timedelta(seconds=2)
 _MOST_VISITS: Final = 4
 """Of one workflow that several name as their child, each expecting something else of it."""
 
@@ -152,7 +156,7 @@ class TreeWalk:
         deadline: `time.monotonic` seconds until which nodes that are behind are asked again, and
             soon after which the walk ends; None asks each node once, however long that takes.
         message: what to hand by update to a node that is behind since its parent cannot signal
-            it, as when its run takes no more signals.
+            it, as when its run takes no more signals, or that is behind for long.
     """
 
     def __init__(
@@ -166,6 +170,7 @@ class TreeWalk:
         self._name = name
         self._deadline = deadline
         self._message = message
+        self._begun = time.monotonic()
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_QUERIES)
         self._nodes: dict[str, TreeNode] = {}
         self._couriers: dict[str, str | None] = {}
@@ -198,8 +203,10 @@ class TreeWalk:
     async def _queues_without_courier(self, ids: Collection[str]) -> Mapping[str, str]:
         """Of nodes that have somebody to tell, whose couriers' task queue nobody polls, and it."""
         queues = {id: queue for id in ids if (queue := self._couriers.get(id)) is not None}
-        polled = {queue: await self._is_polled(queue) for queue in sorted(set(queues.values()))}
-        return {id: queue for id, queue in queues.items() if not polled[queue]}
+        names = sorted(set(queues.values()))
+        polled = await asyncio.gather(*map(self._is_polled, names))
+        idle = {name for name, is_polled in zip(names, polled, strict=True) if not is_polled}
+        return {id: queue for id, queue in queues.items() if queue in idle}
 
     async def _is_polled(self, queue: str) -> bool:
         request = DescribeTaskQueueRequest(
@@ -209,7 +216,7 @@ class TreeWalk:
         )
         try:
             answer = await self._client.workflow_service.describe_task_queue(
-                request, timeout=_QUERY_TIMEOUT
+                request, timeout=_LAST_CALL
             )
         except RPCError:
             return True  # nobody knows
@@ -239,7 +246,7 @@ class TreeWalk:
         node = self._unseen(workflow_id, "not asked in time")
         reason = None if of_parent is None else of_parent.reason
         is_untold = of_parent is not None and of_parent.life is Life.UNTOLD
-        may_hand = reason is not None and not is_untold
+        may_hand, handed = reason is not None and not is_untold, is_untold
         while True:
             if answer is None:
                 async with self._slots:
@@ -265,8 +272,9 @@ class TreeWalk:
                 node = self._node(answer, workflow_id, expected, withheld=withheld)
                 if not self._is_awaited(node, answer):
                     break
-                if may_hand and not node.current:
-                    may_hand = False
+                is_late = time.monotonic() - self._begun > _HAND_OVER_AFTER_SECONDS
+                if (may_hand or (is_late and not handed)) and not node.current:
+                    may_hand, handed = False, True
                     await self._hand_over(workflow_id)
             if self._left() <= 0:
                 break

@@ -68,7 +68,7 @@ class NodeInbound(WorkflowInboundInterceptor):
         super().init(self._outbound)
 
     async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:
-        """Recover what a retry lost, run, and finish forwarding before the run closes."""
+        """Recover what a retry lost, run, and finish telling before the run closes."""
         node = _node()
         if node is None:
             return await super().execute_workflow(input)
@@ -155,7 +155,7 @@ class NodeOutbound(WorkflowOutboundInterceptor):
         self._continued: list[ContinueAsNewInput] = []
 
     def continue_as_new(self, input: ContinueAsNewInput) -> NoReturn:
-        """Keep the input; its header is written once forwarding has settled."""
+        """Keep the input; its header is written once telling has settled."""
         node = _node()
         if node is not None:
             self._continued.append(input)

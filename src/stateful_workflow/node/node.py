@@ -44,7 +44,8 @@ from .telling import Telling, courier_queue
 
 _DRAIN: Final = timedelta(seconds=10)
 _RECOVERY_ATTEMPT: Final = timedelta(seconds=10)
-_LONGEST_BACKOFF: Final = timedelta(seconds=10)
+_RECOVERY_ATTEMPTS: Final = 5
+_ASK_AGAIN: Final = timedelta(seconds=10)
 _HEADER_BYTES_A_TASK: Final = 1_000_000
 _CARRIED_WAITING_BYTES: Final = 500_000
 _USE_BYTES: Final = 4096
@@ -107,7 +108,7 @@ class Node:
         self._lost = start is not None and start.lost
         self._reports: dict[str, dict[str, int]] = {}
         self._record = NodeRecord()
-        self._telling = Telling(self.ledger, self._since)
+        self._telling = Telling(self.ledger, self._since, takes_part=start is not None)
         self._inbox = Inbox(self.ledger, self._record, self._telling.accepted)
         if start is not None:
             self._inbox.queue(start.waiting)
@@ -459,7 +460,7 @@ class Node:
         )
 
     async def drain(self) -> None:
-        """Finish judging and forwarding before the run closes, within 10 s."""
+        """Finish judging and telling before the run closes, within 10 s."""
         self._inbox.hurry()
         if self._is_settled():
             return
@@ -538,14 +539,22 @@ def _naming_the_workflow() -> Generator[None, None, None]:
 
 async def _ask_closed_run() -> RecoverResult:
     info = workflow.info()
-    try:
-        return await workflow.execute_activity(
-            RECOVER,
-            args=[info.workflow_id, info.continued_run_id],
-            result_type=RecoverResult,
-            task_queue=courier_queue(),
-            start_to_close_timeout=_RECOVERY_ATTEMPT,
-            retry_policy=RetryPolicy(maximum_interval=_LONGEST_BACKOFF),
+    while True:
+        try:
+            answer = await workflow.execute_activity(
+                RECOVER,
+                args=[info.workflow_id, info.continued_run_id],
+                result_type=RecoverResult,
+                task_queue=courier_queue(),
+                start_to_close_timeout=_RECOVERY_ATTEMPT,
+                retry_policy=RetryPolicy(maximum_attempts=_RECOVERY_ATTEMPTS),
+            )
+        except FailureError:
+            return RecoverResult(asked=False)
+        if not answer.too_new:
+            return answer
+        warn(
+            f"Workflow {info.workflow_id} waits: a worker cannot read the state of run "
+            f"{info.continued_run_id}. Upgrade that worker"
         )
-    except FailureError:
-        return RecoverResult(asked=False)
+        await workflow.sleep(_ASK_AGAIN)

@@ -51,11 +51,15 @@ class Telling:
     Args:
         ledger: knows what each child lacks.
         since: when the node's first run began, in Unix milliseconds.
+        takes_part: whether the run began with a state. Else nothing is told, and nobody looked
+            for, before a message was accepted: a run that began before its class took part has to
+            replay.
     """
 
-    def __init__(self, ledger: Ledger, since: int) -> None:
+    def __init__(self, ledger: Ledger, since: int, *, takes_part: bool) -> None:
         self._ledger = ledger
         self._since = since
+        self._takes_part = takes_part
         self._begun = False
         self._is_parent = False
         self._events = _Lane()
@@ -81,7 +85,7 @@ class Telling:
         Whether anybody lacks anything must not decide which commands a run emits: a changed class
         keyword would break its replay. So a node that has had a child tells after every change.
         """
-        if self._is_parent:
+        if self._is_parent and self._takes_part:
             self._events.due = 1
             self._run()
 
@@ -90,6 +94,7 @@ class Telling:
 
         What a tracing interceptor keeps in context variables so goes along to the children.
         """
+        self._takes_part = True
         self._context = contextvars.copy_context()
         if by_update and self._is_parent:
             self._updates.due += 1

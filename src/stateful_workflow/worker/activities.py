@@ -48,7 +48,6 @@ _INDEX_LAG_SECONDS: Final = 2.0
 """After this the server's list holds what there is: a cluster's index lags by about a second."""
 
 _BEAT_SECONDS: Final = 1.0
-_RECOVERY_ATTEMPTS: Final = 5
 _SHOWN: Final = 10
 _RESULT_ORPHANS: Final = 5_000
 """In one result, of which the server takes 2 MB; the others are found by the next."""
@@ -243,26 +242,19 @@ class CourierActivities:
         """Ask a closed run for the state it last had.
 
         Raises:
-            ApplicationError: a worker was asked that cannot read that state, or none answered; the
-                server is to repeat it. Where none answers several times, the state is lost.
+            ApplicationError: no worker answered; the server is to repeat it.
         """
         handle = self._client().get_workflow_handle(workflow_id, run_id=run_id)
         try:
             state: object = await handle.query(STATE_QUERY, rpc_timeout=RPC_TIMEOUT)
         except WorkflowQueryFailedError as error:
             # A run that no longer replays may have revoked what an earlier header holds.
-            if TOO_NEW not in error.message:
-                return RecoverResult(asked=has_no_query(error))
-            raise ApplicationError(
-                f"workflow {workflow_id}: a worker cannot read the state of run {run_id}. Upgrade "
-                "that worker; the state is kept, and the workflow goes on once a newer one answers"
-            ) from None
+            too_new = TOO_NEW in error.message
+            return RecoverResult(asked=has_no_query(error), too_new=too_new)
         except RPCError as error:
             if never_ran(error):
                 return RecoverResult(asked=True)
-            # Past retention; or the only worker that could answer does not.
-            attempts = activity.info().attempt
-            if error.status == RPCStatusCode.NOT_FOUND or attempts >= _RECOVERY_ATTEMPTS:
+            if error.status == RPCStatusCode.NOT_FOUND:  # past retention
                 return RecoverResult(asked=False)
             raise ApplicationError(f"{error.status.name}: {error.message}") from None
         members = cast("dict[str, Any]", state) if isinstance(state, dict) else None

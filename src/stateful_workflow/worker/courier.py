@@ -55,31 +55,30 @@ class Beside:
 @asynccontextmanager
 async def courier_beside(beside: Beside) -> AsyncGenerator[None, None]:
     """Run a courier while the block runs; workers of one connection and task queue share one."""
-    worker = beside.worker
-    key = id(worker.client.service_client), worker.client.namespace, worker.task_queue
-    courier = _couriers.get(key)
+    courier = next((known for known in _couriers if known.serves(beside.worker)), None)
     if courier is None:
-        courier = _couriers[key] = _Courier(beside)
+        courier = _Courier(beside)
+        _couriers.append(courier)
     courier.workers.append(beside)
     try:
         yield
     finally:
         courier.workers.remove(beside)
         if not courier.workers:
-            del _couriers[key]
+            _couriers.remove(courier)
             await courier.stop()
 
 
 class _Courier:
     def __init__(self, first: Beside) -> None:
         self.workers: list[Beside] = []
-        self._client = first.worker.client
+        self._queue = COURIER_QUEUE.format(first.worker.task_queue)
         activities = CourierActivities(
             lambda: self._worker.client, first.keyring, first.recorder, first.pace, self._is_plain
         )
         self._worker = Worker(
-            _bare(self._client),
-            task_queue=COURIER_QUEUE.format(first.worker.task_queue),
+            _bare(first.worker.client),
+            task_queue=self._queue,
             activities=activities.all(),
             max_concurrent_activities=_MOST_AT_ONCE,
             max_concurrent_activity_task_polls=_POLLERS,
@@ -89,6 +88,15 @@ class _Courier:
         self._run = asyncio.create_task(self._worker.run())
         self._run.add_done_callback(_say_why)
         self._follow = asyncio.create_task(self._follow_clients())
+
+    def serves(self, worker: Worker) -> bool:
+        """Whether it runs for the task queue of a worker, on that one's connection."""
+        ours, theirs = self._worker.client, worker.client
+        return (
+            COURIER_QUEUE.format(worker.task_queue) == self._queue
+            and theirs.namespace == ours.namespace
+            and theirs.service_client is ours.service_client
+        )
 
     def _is_plain(self, workflow_type: str) -> bool:
         """Of two versions of a program, one may have made a workflow type take part."""
@@ -113,7 +121,7 @@ class _Courier:
         await asyncio.wait([self._run])
 
 
-_couriers: Final[dict[tuple[int, str, str], _Courier]] = {}
+_couriers: Final[list[_Courier]] = []
 """Those of this process: the SDK takes one worker of a connection and a task queue only."""
 
 

@@ -257,6 +257,8 @@ class Descent:
             f"ParentWorkflowId IN ({among}) AND ExecutionStatus != 'ContinuedAsNew'",
             _MOST_BELOW_ONE + 1,
         )
+        if len(rows) > _MOST_BELOW_ONE and len(parent_ids) > 1:  # one may have them all
+            return [row for parent_id in parent_ids for row in await self._list([parent_id])]
         wanted = frozenset(parent_ids)
         return [row for row in rows if row.parent_id in wanted and row.start_time >= self._since]
 
