@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowHistory
 from temporalio.worker import Replayer, UnsandboxedWorkflowRunner, Worker
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
@@ -69,13 +69,17 @@ async def replays(engine: EmbeddedEngine, queue: str) -> AsyncIterator[None]:
         workflow_runner=UnsandboxedWorkflowRunner(),
     )
     known = {cls.__name__ for cls in WORKFLOWS}
-    async for run in client.list_workflows(f"WorkflowId STARTS_WITH '{queue}'"):
-        if run.workflow_type in known:
+
+    async def histories() -> AsyncIterator[WorkflowHistory]:
+        async for run in client.list_workflows(f"WorkflowId STARTS_WITH '{queue}'", limit=50):
             handle = client.get_workflow_handle(run.id, run_id=run.run_id)
-            result: Any = await replayer.replay_workflow(
-                await handle.fetch_history(), raise_on_replay_failure=False
-            )
-            assert result.replay_failure is None, (run.id, result.replay_failure)
+            history = await handle.fetch_history()
+            # The replayer waits for ever for the first task of a run that has had none.
+            if run.workflow_type in known and len(history.events) > 3:
+                yield history
+
+    results = await replayer.replay_workflows(histories(), raise_on_replay_failure=False)
+    assert results.replay_failures == {}
 
 
 @pytest.fixture

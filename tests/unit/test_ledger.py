@@ -809,20 +809,18 @@ def test_one_that_is_confirmed_puts_the_running_child_of_its_id_among_the_closed
 
 
 @pytest.mark.parametrize("before", [None, *Life], ids=str)
-def test_only_a_running_child_is_left_or_closed_by_a_later_start_of_its_id(
-    before: Life | None,
-) -> None:
+def test_a_known_child_is_left_or_closed_by_a_later_start_of_its_id(before: Life | None) -> None:
     root = node()
     child = None if before is None else Child("a", "Node", before)
     root.start_child(Child("a", "Node"))
     later = root.children["a"]
-    is_running = before is Life.RUNNING
+    is_known = before not in (None, Life.STARTING)
 
-    assert root.replaced("a", child) is is_running
-    assert list(root.closed) == (["a"] if is_running else [])
+    assert root.replaced("a", child) is is_known
+    assert list(root.closed) == (["a"] if is_known else [])
     assert root.children == {"a": later}
-    assert root.restored(root.starts, child) is is_running
-    assert (root.children["a"] == child) is is_running
+    assert root.restored(root.starts, child) is is_known
+    assert (root.children["a"] == child) is is_known
 
 
 def test_a_later_start_has_whom_a_closed_child_of_its_id_left_looked_for() -> None:

@@ -287,7 +287,7 @@ class Withholding(RuleBasedStateMachine):
 
     def confirm_opened(self, child: str, which: int) -> None:
         one, is_last = self.take_opened(child, which)
-        if one.known is not None and one.known.life is Life.RUNNING:
+        if one.known is not None and one.known.life is not Life.STARTING:
             self.closed[child] = one.known._replace(life=Life.CLOSED)
         assert self.parent.replaced(child, one.before) is (child in self.closed)
         self.parent.confirm_child(child, one.start)
@@ -299,7 +299,7 @@ class Withholding(RuleBasedStateMachine):
     def fail(self, data: st.DataObject, may_run: bool) -> None:
         child, which = self.one_opened(data)
         one, is_last = self.take_opened(child, which)
-        before_runs = one.known is not None and one.known.life is Life.RUNNING
+        before_runs = one.known is not None and one.known.life is not Life.STARTING
         if self.parent.restored(one.start, one.before):
             assert is_last
         elif may_run:
@@ -396,6 +396,7 @@ class Withholding(RuleBasedStateMachine):
         known = self.known.get(child)
         if known is not None and known.life is Life.UNTOLD:
             self.known[child] = known._replace(life=Life.RUNNING)
+            self.soft[child] = set() if name is None else {*NAMES} - {name}
 
     @rule()
     def tell(self) -> None:

@@ -327,18 +327,21 @@ class Ledger:
         return child.epoch != self.epoch
 
     def replaced(self, child_id: str, before: Child | None) -> bool:
-        """Note that a start was confirmed, so that a running child of its id has closed.
+        """Note that a start was confirmed, so that the child of its id before it has closed.
 
         Returns:
             Whether a closed child of that id may have left somebody.
         """
-        if before is not None and before.life is Life.RUNNING:
+        if before is not None and before.life is not Life.STARTING:
             self.closed[child_id] = replace(before, life=Life.CLOSED)
         return child_id in self.closed
 
     def restored(self, start: int, before: Child | None) -> bool:
-        """Note that a start under a running child's id failed: that child stays."""
-        if before is None or before.life is not Life.RUNNING or not self.is_of(before.id, start):
+        """Note that a start under a known child's id failed: that child stays as it was.
+
+        Not one that was starting itself, of which it is not known any more what became.
+        """
+        if before is None or before.life is Life.STARTING or not self.is_of(before.id, start):
             return False
         self.children[before.id] = before
         return True
@@ -432,11 +435,12 @@ class Ledger:
     def share(self, child_id: str, name: str | None) -> None:
         """Undo `withhold`; what was withheld at the child's start stays withheld.
 
-        Who is untold is told from now on: its parent is the node that says so.
+        Who is untold is told this name from now on, since its parent says so.
         """
         child = self.children.get(child_id)
         if child is not None and child.life is Life.UNTOLD:
             self.children[child_id] = replace(child, life=Life.RUNNING)
+            self.withhold(child_id, None)
         if name is None:
             self.soft.pop(child_id, None)
         else:

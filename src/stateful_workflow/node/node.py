@@ -342,7 +342,7 @@ class Node:
         """
         if self.ledger.restored(child.start, child.before):
             self._telling.changed()
-        elif may_run:
+        elif may_run or child.before is not None:
             self.child_in_doubt(child)
         else:
             self.ledger.start_failed(child.id, child.start)

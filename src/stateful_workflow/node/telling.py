@@ -200,7 +200,8 @@ class Telling:
             patient,
             room.left_out,
         )
-        return _Attempt(request, told, starts, self._start(request))
+        closed_starts = {child.id: child.start for child in closed}
+        return _Attempt(request, told, starts, closed_starts, self._start(request))
 
     def _not_in_flight(self, child: Child, messages: Iterable[Message]) -> list[Message]:
         in_flight = self._in_flight.get(child.id, set())
@@ -245,10 +246,14 @@ class Telling:
             ledger.forget_child(child_id)
         for child_id in self._same(attempt, result.mine):
             ledger.take_back(child_id)
-        looked_for = {child_id for child_id, _ in request.closed}
+        looked_for = attempt.closed.keys()
         for child_id, orphans in result.orphans.items():
-            was_closed = child_id in looked_for
-            if child_id in ledger.closed if was_closed else self._same(attempt, [child_id]):
+            closed = ledger.closed.get(child_id)
+            if child_id in looked_for:
+                is_same = closed is not None and closed.start == attempt.closed[child_id]
+            else:
+                is_same = bool(self._same(attempt, [child_id]))
+            if is_same:
                 ledger.adopt(child_id, orphans)
         tried = {*looked_for, *request.in_doubt, *told}
         untried = {id: why for id, why in self.reasons.items() if id not in tried}
@@ -279,11 +284,19 @@ class _Lane:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """A telling under way: what was asked, of which starts of the children, and what of it."""
+    """A telling under way.
+
+    Attributes:
+        request: what was asked.
+        told: the messages in it, by child.
+        starts, closed: for each child, and closed child, which of the node's starts it is.
+        handle: of the activity.
+    """
 
     request: TellRequest
     told: Mapping[str, list[Message]]
     starts: Mapping[str, int]
+    closed: Mapping[str, int]
     handle: workflow.ActivityHandle[TellResult]
 
 

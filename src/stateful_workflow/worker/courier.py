@@ -21,6 +21,7 @@ from temporalio.worker import Worker
 from ..node.contract import COURIER_QUEUE
 from ..record.recorder import Recorder
 from ..sealed.keyring import Keyring
+from ..text.printable import printable
 from .activities import CourierActivities
 from .pace import SignalPace
 
@@ -134,4 +135,5 @@ def _bare(client: Client) -> Client:
 
 def _say_why(run: asyncio.Task[None]) -> None:
     if not run.cancelled() and (error := run.exception()) is not None:
-        _log.error("A courier stopped, and children are told nothing from here: %r", error)
+        said = printable(repr(error))
+        _log.error("A courier stopped, and children are told nothing from here: %s", said)

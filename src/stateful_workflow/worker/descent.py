@@ -27,7 +27,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from ..errors import AnswerMalformed
 from ..node.answers import ChildStatus, kept_children
 from ..node.contract import STATUS_QUERY, Orphan
-from ..node.ledger import ALL
+from ..node.ledger import ALL, Life
 from ..sealed.message import MAX_LIST
 from ..use.asking import has_no_query, never_ran, read_answer
 
@@ -36,6 +36,9 @@ RPC_TIMEOUT: Final = timedelta(seconds=5)
 _PARENTS_A_QUERY: Final = 50
 _MOST_BELOW_ONE: Final = 10_000
 _REASON_CHARACTERS: Final = 300
+
+_UNSURE: Final = (Life.UNTOLD, Life.IN_DOUBT)
+"""What was kept from such a child, its closed parent did not know either."""
 
 T = TypeVar("T")
 
@@ -182,7 +185,7 @@ class Descent:
                 return None
             # Who closed before the one that is asked has left its children to that one.
             known = next((between.id for between in way if between.id in said), None)
-            if known is None:
+            if known is None or said[known].life in _UNSURE:
                 return Orphan(row.id, row.workflow_type, sorted(hard), None)
             while way.pop().id != known:
                 continue
