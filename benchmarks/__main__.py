@@ -14,8 +14,8 @@ from pathlib import Path
 
 from report import Bar, arguments, bars_table, say, show
 
-TOGETHER = ("rotation", "overhead", "audit", "costs", "storm")
-BY_NAME = ("big", "simulation")  # five thousand workflows take long; the other measures nothing
+TOGETHER = ("rotation", "overhead", "audit", "costs")
+BY_NAME = ("big",)  # five thousand workflows take long
 
 
 def program(name: str, options: list[str], *, silent: bool = False) -> int:

@@ -3,7 +3,7 @@
 On one embedded server with its database in a file, with one worker in a process of its own.
 Each figure is the median of some rotations, divided by the nodes; the first rotation is left
 out. What the processes use while idle is taken off. What one signal costs by itself is measured
-with workflows that no worker runs. The figures are what `simulation.py` is fed with.
+with workflows that no worker runs.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class Grouping(UnsandboxedWorkflowRunner):
 
         def grouped(activation: WorkflowActivation) -> WorkflowActivationCompletion:
             number = len(self.jobs)
-            self.jobs.append({job.WhichOneof("variant") for job in activation.jobs})
+            self.jobs.append({str(job.WhichOneof("variant")) for job in activation.jobs})
             if number in self._together:
                 kept.extend(activation.jobs)
                 done = WorkflowActivationCompletion(run_id=activation.run_id)

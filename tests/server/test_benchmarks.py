@@ -56,7 +56,6 @@ def test_the_cost_of_the_record_is_measured(tmp_path: Path) -> None:
         ("overhead", ["child_starts", "activities", "staleness"]),
         ("overhead", ["cpu", "memory"]),
         ("costs", []),
-        ("storm", []),
         ("big", []),
     ],
 )
