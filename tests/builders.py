@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from stateful_workflow.record.metrics import Metrics
 from stateful_workflow.record.recorder import Recorder, SinkWriter
-from stateful_workflow.sealed.issuers import Issuer
 from stateful_workflow.sealed.keyring import Keyring
+from stateful_workflow.sealed.keys import Issuer
 from stateful_workflow.sealed.message import (
     DEFAULT_NAME,
     SIGNATURE_ALGORITHM,

@@ -36,8 +36,8 @@ from stateful_workflow.node.contract import (
 from stateful_workflow.node.describe import describe_ledger, status_of
 from stateful_workflow.node.headers import Start, Use
 from stateful_workflow.node.ledger import Child, Ledger, Life, Verdict
-from stateful_workflow.sealed.issuers import verify
 from stateful_workflow.sealed.keyring import Keyring
+from stateful_workflow.sealed.keys import verify
 from stateful_workflow.sealed.message import MAX_MESSAGE_BYTES, Message, parse
 
 Json = dict[str, Any]

@@ -678,7 +678,7 @@ def test_a_secret_that_no_header_holds_is_refused(bearer: str) -> None:
 
 
 async def test_it_follows_its_keyring_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stateful_workflow.sealed.keyring_source._LOOK_EVERY_SECONDS", 0)
+    monkeypatch.setattr("stateful_workflow.sealed.keyring._LOOK_EVERY_SECONDS", 0)
     path = tmp_path / "public.json"
     PUBLIC.save(path)
     app = codec_app(Keyring.load(path), ui_origins=[UI])

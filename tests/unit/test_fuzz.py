@@ -20,7 +20,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from stateful_workflow.errors import MessageRefused, StatefulError, TokenMalformed
-from stateful_workflow.sealed.issuers import verify
+from stateful_workflow.sealed.keys import verify
 from stateful_workflow.sealed.message import (
     MAX_MESSAGE_BYTES,
     PROTECTED,

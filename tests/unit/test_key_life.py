@@ -33,10 +33,8 @@ from stateful_workflow.errors import (
 )
 from stateful_workflow.sealed import keyring_file
 from stateful_workflow.sealed.crypto import Opener, Signer
-from stateful_workflow.sealed.issuers import Issuer, verify
-from stateful_workflow.sealed.keyring import Keyring
-from stateful_workflow.sealed.keyring_source import KeyringSource
-from stateful_workflow.sealed.keys import KeyInfo
+from stateful_workflow.sealed.keyring import Keyring, KeyringSource
+from stateful_workflow.sealed.keys import Issuer, KeyInfo, verify
 from stateful_workflow.sealed.message import Claims, Message, parse
 from tests.builders import CLAIMS, NAMESPACE, NOW, TOKEN, jwks, keyring_of, marked
 
@@ -743,7 +741,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def looking_always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at the file at each use rather than once a second."""
-    monkeypatch.setattr("stateful_workflow.sealed.keyring_source._LOOK_EVERY_SECONDS", 0)
+    monkeypatch.setattr("stateful_workflow.sealed.keyring._LOOK_EVERY_SECONDS", 0)
 
 
 def change(file: Path, how: Callable[[Keyring], Keyring]) -> Keyring:
@@ -824,7 +822,7 @@ def test_a_file_that_does_not_parse_leaves_the_old_keyring_with_one_alarm_a_chan
     for _ in range(5):
         assert source.current() is before
     (alarm,) = caplog.records
-    assert (alarm.name, alarm.levelno) == ("stateful_workflow.sealed.keyring_source", logging.ERROR)
+    assert (alarm.name, alarm.levelno) == ("stateful_workflow.sealed.keyring", logging.ERROR)
     assert "the one before stays" in alarm.getMessage()
     assert str(file) in alarm.getMessage()
     assert source.problem is not None

@@ -32,9 +32,9 @@ from stateful_workflow.errors import (
     WrongNamespace,
     WrongWorkflowType,
 )
-from stateful_workflow.sealed.issuers import Issuer, verify
 from stateful_workflow.sealed.keyring import Keyring, self_check
 from stateful_workflow.sealed.keyring_file import KEYRING_VARIABLE
+from stateful_workflow.sealed.keys import Issuer, verify
 from stateful_workflow.sealed.message import (
     MAX_MESSAGE_BYTES,
     MAX_RECIPIENTS,
@@ -43,7 +43,7 @@ from stateful_workflow.sealed.message import (
     encode_base64url,
     parse,
 )
-from stateful_workflow.sealed.private_file import GROUP_READ_VARIABLE, openness
+from stateful_workflow.text.private_file import GROUP_READ_VARIABLE, openness
 from tests.builders import (
     CLAIMS,
     NAMESPACE,

@@ -24,7 +24,7 @@ from stateful_workflow.errors import MessageRefused
 from stateful_workflow.node import ledger as ledger_module
 from stateful_workflow.node.contract import Orphan
 from stateful_workflow.node.ledger import Child, Ledger, Life, Order, Place, Verdict
-from stateful_workflow.sealed.issuers import Issuer, verify
+from stateful_workflow.sealed.keys import Issuer, verify
 from stateful_workflow.sealed.message import DEFAULT_NAME, Message
 from tests.builders import NOW, ROOT, TREE, issuer, revocation, token, trusted
 

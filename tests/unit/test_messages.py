@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stateful_workflow.errors import MessageRefused, TokenMalformed
-from stateful_workflow.sealed.issuers import verify
+from stateful_workflow.sealed.keys import verify
 from stateful_workflow.sealed.message import (
     MAX_LIST,
     MAX_MESSAGE_BYTES,

@@ -8,7 +8,7 @@ import pytest
 from joserfc.jwk import OKPKey
 
 from stateful_workflow.sealed.crypto import verify_signature
-from stateful_workflow.sealed.issuers import verify
+from stateful_workflow.sealed.keys import verify
 from stateful_workflow.sealed.message import parse
 from tests.builders import CLAIMS, NAMESPACE, NOW, TOKEN, keyring
 

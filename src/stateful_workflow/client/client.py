@@ -62,8 +62,7 @@ from ..record.event import Action, AuditEvent, AuditSink, Outcome, of_message
 from ..record.metrics import Metrics
 from ..record.recorder import FailureRule, Recorder, SinkWriter, writer_of
 from ..sealed.issuing import Place, Said, Terms, capped, kept, verified_place
-from ..sealed.keyring import Keyring
-from ..sealed.keyring_source import KeyringSource
+from ..sealed.keyring import Keyring, KeyringSource
 from ..sealed.message import DEFAULT_NAME, Message, parse
 from ..sealed.origins import origin_of
 from ..sealed.token import ApiToken

@@ -24,7 +24,7 @@ from ..errors import (
     WrongAuthority,
     WrongTree,
 )
-from ..sealed.issuers import Issuer, verify
+from ..sealed.keys import Issuer, verify
 from ..sealed.message import CLOCK_TOLERANCE_MS, Message, parse
 from .contract import Orphan
 

@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import Literal
 
 from ..errors import IssuerLimited, OriginsMissing, TokenForged, TokenMalformed, WrongAuthority
-from .issuers import Issuer, verify
+from .keys import Issuer, verify
 from .message import CLOCK_TOLERANCE_MS, Claims, Message, parse
 from .origins import allowed_origin
 

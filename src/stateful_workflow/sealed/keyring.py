@@ -9,11 +9,15 @@ Sealing draws randomness: it belongs in clients and activities, never in workflo
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
+import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from ..errors import (
     IssuerLimited,
@@ -27,12 +31,27 @@ from ..errors import (
     WrongNamespace,
     WrongWorkflowType,
 )
+from ..text.printable import printable
+from ..text.private_file import openness
 from . import keyring_file
 from .crypto import Key, Opener, Signer, encrypt, verify_signature
-from .issuers import Issuer, verify
-from .keys import CURVES, DEFAULT_AUDIENCE, Entry, KeyInfo, KeyKind, checked, read_set, write_set
+from .keys import (
+    CURVES,
+    DEFAULT_AUDIENCE,
+    Entry,
+    Issuer,
+    KeyInfo,
+    KeyKind,
+    checked,
+    read_set,
+    verify,
+    write_set,
+)
 from .message import TYP, Claims, Message, SealedToken, parse
-from .private_file import openness
+
+_LOOK_EVERY_SECONDS: Final = 1.0
+
+_log = logging.getLogger(__name__)
 
 
 class Keyring:
@@ -566,3 +585,54 @@ def _text(content: bytes) -> str | None:
         return content.decode()
     except UnicodeDecodeError:
         return None
+
+
+class KeyringSource:
+    """Follows a keyring's file, where it was loaded from one.
+
+    A changed file is taken within a second of the next use, without a restart. One that
+    cannot be read keeps the keyring that was there, with an error in the log of
+    ``stateful_workflow.sealed.keyring``, once a change. Usable from every thread.
+
+    Args:
+        keyring: where it has no path it stays as it is.
+    """
+
+    def __init__(self, keyring: Keyring) -> None:
+        self._keyring = keyring
+        self._stamp = keyring.stamp
+        self._looked_at = time.monotonic()
+        self._lock = threading.Lock()
+        self.problem: str | None = None
+        """Why the file as it stands now is not used, or None."""
+
+    def current(self, *, look: bool = False) -> Keyring:
+        """The keyring as it is now.
+
+        Args:
+            look: look at the file, however short ago that was done.
+        """
+        path = self._keyring.path
+        if path is None:
+            return self._keyring
+        with self._lock:
+            now = time.monotonic()
+            if not look and now - self._looked_at < _LOOK_EVERY_SECONDS:
+                return self._keyring
+            self._looked_at = now
+            stamp = keyring_file.stamp(path)
+            if stamp != self._stamp:
+                self._stamp = stamp
+                self._read_again()
+            return self._keyring
+
+    def _read_again(self) -> None:
+        try:
+            keyring = self._keyring.load_again()
+        except KeyringError as error:
+            self.problem = said = printable(str(error))
+            _log.error("The keyring was changed and is not used; the one before stays: %s", said)
+            return
+        self.problem = None
+        self._keyring = keyring
+        _log.info("The keyring %s was read again", printable(str(keyring.path)))

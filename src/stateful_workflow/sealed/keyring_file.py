@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import KeyringError
-from .private_file import lock, write_new
+from ..text.private_file import lock, write_new
 
 KEYRING_VARIABLE: Final = "STATEFUL_KEYRING"
 LOCK_SECONDS: float = 10.0

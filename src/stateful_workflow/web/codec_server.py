@@ -31,8 +31,7 @@ from starlette.routing import Route
 from temporalio.api.common.v1 import Payload
 
 from ..errors import StatefulError
-from ..sealed.keyring import Keyring
-from ..sealed.keyring_source import KeyringSource
+from ..sealed.keyring import Keyring, KeyringSource
 from .payloads import describe_payload
 from .serving import bounded, served
 

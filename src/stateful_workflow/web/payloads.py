@@ -21,8 +21,8 @@ from temporalio.api.common.v1 import Payload
 
 from ..errors import IssuerLimited, TokenForged, TokenMalformed
 from ..node.describe import utc
-from ..sealed.issuers import verify
 from ..sealed.keyring import Keyring
+from ..sealed.keys import verify
 from ..sealed.message import Claims, Message, parse
 
 _LONGEST: Final = 255

@@ -29,9 +29,8 @@ from ..node.workflow import StatefulWorkflow
 from ..record.event import AuditSink
 from ..record.metrics import Metrics
 from ..record.recorder import FailureRule, Recorder, SinkWriter
-from ..sealed.keyring import Keyring, self_check
+from ..sealed.keyring import Keyring, KeyringSource, self_check
 from ..sealed.keyring_file import KEYRING_VARIABLE
-from ..sealed.keyring_source import KeyringSource
 from ..text.printable import printable
 from ..use.interceptors import ActivityInbound
 from ..use.parents import ConfirmedRoots

@@ -21,8 +21,8 @@ from typing import Final, cast
 
 from ...errors import AuditError
 from ...sealed.crypto import Key
-from ...sealed.private_file import lock, openness, write_new
 from ...text.printable import printable
+from ...text.private_file import lock, openness, write_new
 from ...text.strict_json import json_object
 from ..event import AuditEvent
 from .chain import Checkpoint, Tip
