@@ -43,6 +43,7 @@ MAX_CONCURRENT_QUERIES: Final = 50
 _QUERY_TIMEOUT: Final = timedelta(seconds=10)
 _FIRST_PAUSE_SECONDS: Final = 0.01
 _LONGEST_PAUSE_SECONDS: Final = 0.15
+_WHILE_IT_TELLS_SECONDS: Final = 0.5
 _LONGEST_RESPITE_SECONDS: Final = 1.0
 """After an answer that was long in coming, as the status of 1,900 children is."""
 
@@ -280,7 +281,8 @@ class TreeWalk:
                 break
             respite = min(2 * (time.monotonic() - asked), _LONGEST_RESPITE_SECONDS)
             await asyncio.sleep(min(max(pause, respite), self._left()))
-            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+            longest = _LONGEST_PAUSE_SECONDS if not node.current else _WHILE_IT_TELLS_SECONDS
+            pause = min(pause * 2, longest)
             answer = None
         if is_untold and not node.closed and node.authority != workflow_id:
             node = replace(node, current=False, problem=reason)

@@ -29,7 +29,7 @@ from .contract import COURIER_QUEUE, TELL, TellRequest, TellResult
 from .ledger import Child, Ledger, Life
 
 _ATTEMPT: Final = timedelta(seconds=60)
-_HEARTBEAT: Final = timedelta(seconds=10)
+_HEARTBEAT: Final = timedelta(seconds=15)
 """After this the server takes the worker of a telling for dead, and repeats it elsewhere."""
 
 _LONGEST_BACKOFF: Final = timedelta(minutes=5)

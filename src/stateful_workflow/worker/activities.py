@@ -47,7 +47,7 @@ _LOOKED_FOR_WITHIN: Final = 30.0
 _INDEX_LAG_SECONDS: Final = 2.0
 """After this the server's list holds what there is: a cluster's index lags by about a second."""
 
-_BEAT_SECONDS: Final = 1.0
+_BEAT_SECONDS: Final = 3.0
 _SHOWN: Final = 10
 _RESULT_ORPHANS: Final = 5_000
 """In one result, of which the server takes 2 MB; the others are found by the next."""

@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 _MOST_AT_ONCE: Final = 200
 _POLLERS: Final = 2
 _LOOK_EVERY_SECONDS: Final = 1.0
-_HEARTBEATS: Final = timedelta(seconds=1)
+_HEARTBEATS: Final = timedelta(seconds=2)
 _LAST_CALLS: Final = timedelta(seconds=5)
 """How long what is being told when the worker stops may still take."""
 
