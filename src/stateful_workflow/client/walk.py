@@ -384,8 +384,10 @@ class TreeWalk:
         if not node.current or lives & _NOT_YET_SEEN.keys():
             return True
         # Whom it could not tell is looked at, and handed the message, all the same.
-        failed = {child.id for child in answer.node.children if child.reason is not None}
-        on_its_way = not failed.issuperset(node.undelivered)
+        children = answer.node.children
+        failed = {child.id for child in children if child.reason is not None}
+        closed = {child.id for child in children if child.life is Life.CLOSED}
+        on_its_way = not failed.issuperset({*node.undelivered, *closed})
         return on_its_way and self._left() > _LAST_LOOK_SECONDS
 
     async def _hand_over(self, workflow_id: str) -> None:

@@ -34,6 +34,9 @@ _READ_AT_ONCE: Final = 4_000_000
 """Characters."""
 
 _TRUST_EVERY_MS: Final = 60_000
+_MOST_DOUBLINGS: Final = 6
+"""Of the pause, while no worker has keys to answer with: up to 64 minutes."""
+
 _TRUST_FOR_NEW_MS: Final = 5_000
 _TRUST_FOR_UPDATE_MS: Final = 1_000
 _TRUST_ATTEMPT: Final = timedelta(seconds=5)
@@ -78,6 +81,7 @@ class Inbox:
         self._trust_asked: int | None = None
         self._trust_soon = False
         self._trust_failed = False
+        self._failures = 0
 
     @property
     def waiting(self) -> list[Message]:
@@ -311,7 +315,7 @@ class Inbox:
         if self._trust_soon:
             return _TRUST_FOR_UPDATE_MS
         is_new = any(message.issuer not in self._looked_up for message in self._unknown)
-        return _TRUST_FOR_NEW_MS if is_new else _TRUST_EVERY_MS
+        return _TRUST_FOR_NEW_MS if is_new else _TRUST_EVERY_MS * 2**self._failures
 
     async def _renew_trust(self) -> None:
         self._trust_soon = False
@@ -331,10 +335,12 @@ class Inbox:
             trusted = read_trusted(answer.trusted)
         except (FailureError, ValueError):
             self._trust_failed = True
+            self._failures = min(self._failures + 1, _MOST_DOUBLINGS)
             return
         finally:
             self._is_asking = False
         self._trust_failed = False
+        self._failures = 0
         if self._ledger.trust(trusted, answer.revoked):
             # Keys change in the keyring alone, so this gives nobody a cheap lookup.
             self._trust_asked = None

@@ -494,11 +494,12 @@ class Ledger:
                     yield child, messages
 
     def delivered(self, child_id: str, messages: Iterable[Message]) -> None:
-        """Note what a child was given."""
+        """Note what a child was given, of what is held still: the rest is not what it lacks."""
         child = self.children.get(child_id)
         if child is None:
             return
-        told = {(m.claims.name, m.claims.authority): m.order for m in messages}
+        places = {(m.claims.name, m.claims.authority): m for m in messages}
+        told = {place: m.order for place, m in places.items() if self.held.get(place) == m}
         self.children[child_id] = replace(child, delivered={**child.delivered, **told})
 
     # --- carrying ------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, cast
 from temporalio import workflow
 from temporalio.api.common.v1 import Payload
 from temporalio.common import RawValue, RetryPolicy
-from temporalio.exceptions import FailureError
+from temporalio.exceptions import FailureError, is_cancelled_exception
 
 from ..errors import MessageRefused, TokenForged, TokenMalformed
 from ..sealed.message import DEFAULT_NAME, Message, named_issuer, parse
@@ -99,9 +99,9 @@ class Node:
             self.api_url = own if own is not None else start.parent_api_url
         began = None if start is None else start.since
         self._since = now_ms() if began is None else began
-        written_by = None if start is None else start.run
+        self._written_by = None if start is None else start.run
         # Retries and cron runs wake with the first header (docs/decisions/23-retried-runs.md).
-        self.recovering = info.continued_run_id is not None and info.continued_run_id != written_by
+        self.recovering = info.continued_run_id not in (None, self._written_by)
         self._first_held: dict[Place, Message] = {}
         if self.recovering:
             self._first_held, self.ledger.held = self.ledger.held, {}
@@ -404,7 +404,7 @@ class Node:
         """
         info = workflow.info()
         try:
-            answer = await _ask_closed_run()
+            answer = await _ask_closed_run(self._written_by)
             if answer.state is not None:
                 with _naming_the_workflow():
                     self._resume(Start.from_json(answer.state))
@@ -420,6 +420,7 @@ class Node:
                 f"workflow {info.workflow_id} again"
             )
         self._first_held = {}
+        self._telling.resume()
         self.recovering = False
         self._record_start()
 
@@ -537,19 +538,21 @@ def _naming_the_workflow() -> Generator[None, None, None]:
         raise StateTooNew(f"workflow {workflow.info().workflow_id}: {error}") from None
 
 
-async def _ask_closed_run() -> RecoverResult:
+async def _ask_closed_run(written_by: str | None) -> RecoverResult:
     info = workflow.info()
     while True:
         try:
             answer = await workflow.execute_activity(
                 RECOVER,
-                args=[info.workflow_id, info.continued_run_id],
+                args=[info.workflow_id, info.continued_run_id, written_by],
                 result_type=RecoverResult,
                 task_queue=courier_queue(),
                 start_to_close_timeout=_RECOVERY_ATTEMPT,
                 retry_policy=RetryPolicy(maximum_attempts=_RECOVERY_ATTEMPTS),
             )
-        except FailureError:
+        except FailureError as error:
+            if is_cancelled_exception(error):
+                raise
             return RecoverResult(asked=False)
         if not answer.too_new:
             return answer

@@ -70,13 +70,17 @@ class Telling:
         self._in_flight: dict[str, set[str]] = {}
         self.reasons: dict[str, str] = {}
         """For each child that could not be told, or not be found, why."""
+        self.resume()
+
+    def resume(self) -> None:
+        """Take over what an earlier run left undone, which is in the ledger now."""
+        self._is_parent = bool(self._ledger.children or self._ledger.closed)
+        if self._ledger.closed or self._in_doubt() or next(self._ledger.to_tell(), None):
+            self._events.due = 1
 
     def begin(self) -> None:
         """Tell from now on, what an earlier run left undone first."""
         self._begun = True
-        self._is_parent = self._is_parent or bool(self._ledger.children or self._ledger.closed)
-        if self._ledger.closed or self._in_doubt() or next(self._ledger.to_tell(), None):
-            self.changed()
         self._run()
 
     def changed(self) -> None:
@@ -118,7 +122,7 @@ class Telling:
         """A child closed; one that `settled` had told its own children all that it knew."""
         if not self._ledger.close_child(child_id, start):
             return
-        if not settled or len(self._ledger.closed) == _LOOKED_FOR_AT_ONCE:
+        if not settled or len(self._ledger.closed) % _LOOKED_FOR_AT_ONCE == 0:
             self.changed()
 
     @property
@@ -187,7 +191,6 @@ class Telling:
             told[child.id] = lacking[child.id]
             indexes = [messages.setdefault(m.text, len(messages)) for m in told[child.id]]
             targets.append((child.id, child.type, indexes))
-            self._in_flight.setdefault(child.id, set()).update(m.hash for m in told[child.id])
         in_doubt = [child.id for child in room.that_fit(self._in_doubt())]
         closed = list(room.that_fit(self._ledger.closed.values()))
         starts = {child.id: child.start for child in self._ledger.children.values()}
@@ -201,7 +204,10 @@ class Telling:
             room.left_out,
         )
         closed_starts = {child.id: child.start for child in closed}
-        return _Attempt(request, told, starts, closed_starts, self._start(request))
+        attempt = _Attempt(request, told, starts, closed_starts, self._start(request))
+        for child_id, lacks in told.items():
+            self._in_flight.setdefault(child_id, set()).update(m.hash for m in lacks)
+        return attempt
 
     def _not_in_flight(self, child: Child, messages: Iterable[Message]) -> list[Message]:
         in_flight = self._in_flight.get(child.id, set())

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any, Final, cast
 
 from temporalio import activity
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowQueryFailedError
+from temporalio.client import (
+    Client,
+    WorkflowExecution,
+    WorkflowExecutionStatus,
+    WorkflowQueryFailedError,
+)
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -48,6 +53,9 @@ _INDEX_LAG_SECONDS: Final = 2.0
 """After this the server's list holds what there is: a cluster's index lags by about a second."""
 
 _BEAT_SECONDS: Final = 3.0
+_RUNS_THAT_NEVER_RAN: Final = 20
+"""In a row, that are gone back over for one that did."""
+
 _SHOWN: Final = 10
 _RESULT_ORPHANS: Final = 5_000
 """In one result, of which the server takes 2 MB; the others are found by the next."""
@@ -184,13 +192,16 @@ class CourierActivities:
                 result.gone.append(child_id)
 
         await asyncio.gather(*(self._try(id, resolve(id), result) for id in request.in_doubt))
+        if not request.patient:
+            result.left.extend(dict.fromkeys(closed))  # the list may lag: a part is no answer
+            return
         try:
             listed = await descent.listed(list(dict.fromkeys(closed)))
         except NoAnswer as error:
             result.failed.update(dict.fromkeys(closed, f"closed; {error}"))
             return
         jobs = [
-            self._try(id, self._adopt(descent, id, listed, request, result), result)
+            self._try(id, self._adopt(descent, id, listed.get(id, ()), result), result)
             for id in dict.fromkeys(closed)
         ]
         await asyncio.gather(*jobs)
@@ -199,20 +210,15 @@ class CourierActivities:
         self,
         descent: Descent,
         closed_id: str,
-        listed: Mapping[str, Sequence[Any]],
-        request: TellRequest,
+        children: Sequence[WorkflowExecution],
         result: TellResult,
     ) -> None:
-        children = listed.get(closed_id, ())
-        orphans = await descent.orphans(closed_id, children) if children else None
-        if orphans is None and not request.patient:
-            result.left.append(closed_id)  # the list may lag
-            return
+        orphans = await descent.orphans(closed_id, children) if children else []
         room = _RESULT_ORPHANS - sum(map(len, result.orphans.values()))
-        if orphans and len(orphans) > room and any(result.orphans.values()):
+        if len(orphans) > room and any(result.orphans.values()):
             result.left.append(closed_id)
         else:
-            result.orphans[closed_id] = orphans or []
+            result.orphans[closed_id] = orphans
 
     async def _try(self, child_id: str, job: Awaitable[None], result: TellResult) -> None:
         async with self._slots:
@@ -238,12 +244,39 @@ class CourierActivities:
         return TrustResult(trusted, list(keyring.revoked()))
 
     @activity.defn(name=RECOVER)
-    async def recover(self, workflow_id: str, run_id: str) -> RecoverResult:
-        """Ask a closed run for the state it last had.
+    async def recover(self, workflow_id: str, run_id: str, written_by: str | None) -> RecoverResult:
+        """Ask a closed run for the state it last had, or the one before it where it never ran.
+
+        Args:
+            workflow_id, run_id: of the closed run.
+            written_by: the run whose state the first header holds; None for that of the start.
 
         Raises:
             ApplicationError: no worker answered; the server is to repeat it.
         """
+        for _ in range(_RUNS_THAT_NEVER_RAN):
+            answer = await self._last_state(workflow_id, run_id)
+            if answer is not None:
+                return answer
+            before = await self._run_before(workflow_id, run_id)
+            if before in (None, written_by):
+                return RecoverResult(asked=True)
+            run_id = str(before)
+        return RecoverResult(asked=False)
+
+    async def _run_before(self, workflow_id: str, run_id: str) -> str | None:
+        """The run after which a run began; None where it is the first."""
+        handle = self._client().get_workflow_handle(workflow_id, run_id=run_id)
+        try:
+            async for event in handle.fetch_history_events(page_size=1, rpc_timeout=RPC_TIMEOUT):
+                started = event.workflow_execution_started_event_attributes
+                return started.continued_execution_run_id or None
+        except RPCError as error:
+            raise ApplicationError(f"{error.status.name}: {error.message}") from None
+        return None
+
+    async def _last_state(self, workflow_id: str, run_id: str) -> RecoverResult | None:
+        """What a closed run answers; None where it closed before its first task."""
         handle = self._client().get_workflow_handle(workflow_id, run_id=run_id)
         try:
             state: object = await handle.query(STATE_QUERY, rpc_timeout=RPC_TIMEOUT)
@@ -253,7 +286,7 @@ class CourierActivities:
             return RecoverResult(asked=has_no_query(error), too_new=too_new)
         except RPCError as error:
             if never_ran(error):
-                return RecoverResult(asked=True)
+                return None
             if error.status == RPCStatusCode.NOT_FOUND:  # past retention
                 return RecoverResult(asked=False)
             raise ApplicationError(f"{error.status.name}: {error.message}") from None

@@ -112,9 +112,14 @@ class _Courier:
             await asyncio.sleep(_LOOK_EVERY_SECONDS)
             for beside in self.workers:
                 client = beside.worker.client
-                if known.setdefault(id(beside), client) is not client:
-                    known[id(beside)] = client
+                if known.setdefault(id(beside), client) is client:
+                    continue
+                try:
                     self._worker.client = _bare(client)
+                except Exception as error:  # noqa: BLE001 - an interceptor's; the next look tries again
+                    _log.error("A courier cannot take a client: %s", printable(repr(error)))
+                else:
+                    known[id(beside)] = client
 
     async def stop(self) -> None:
         self._follow.cancel()

@@ -35,6 +35,7 @@ RPC_TIMEOUT: Final = timedelta(seconds=5)
 
 _PARENTS_A_QUERY: Final = 50
 _MOST_BELOW_ONE: Final = 10_000
+_RUNS_LOOKED_AT: Final = 20
 _REASON_CHARACTERS: Final = 300
 
 _UNSURE: Final = (Life.UNTOLD, Life.IN_DOUBT)
@@ -119,17 +120,14 @@ class Descent:
                 found.setdefault(row.parent_id or "", []).append(row)
         return found
 
-    async def orphans(
-        self, closed_id: str, children: Sequence[WorkflowExecution]
-    ) -> list[Orphan] | None:
+    async def orphans(self, closed_id: str, children: Sequence[WorkflowExecution]) -> list[Orphan]:
         """The running workflows below a closed child, and what was kept from them on the way.
+
+        Those of a later workflow of that id are left to that one.
 
         Args:
             closed_id: workflow id of the closed child.
             children: what `listed` has of it.
-
-        Returns:
-            None where the workflows found are those of a later workflow of that id.
 
         Raises:
             NoAnswer: the server does not say, or a closed workflow does not answer.
@@ -143,8 +141,6 @@ class Descent:
                 if row.parent_run_id
                 and await self._first_run(closed_id, row.parent_run_id) != later
             ]
-            if not of_earlier:
-                return None
             children = of_earlier
         below = await self._all_below(closed_id, children)
         found = [self._orphan(row, closed_id, below) for row in below.running.values()]
@@ -224,8 +220,7 @@ class Descent:
         described = await self._describe(closed_id, run_id)
         if described is None:
             return {}
-        if described.status == WorkflowExecutionStatus.CONTINUED_AS_NEW:
-            run_id = await self._last_closed_run(closed_id) or run_id
+        run_id = await self._last_run(closed_id, described.raw_info.first_run_id)
         handle = self._client.get_workflow_handle(closed_id, run_id=run_id)
         try:
             raw: object = await handle.query(
@@ -247,10 +242,26 @@ class Descent:
         except Exception as error:  # noqa: BLE001 - what a codec raises
             raise NoAnswer(type(error).__name__) from None
 
-    async def _last_closed_run(self, workflow_id: str) -> str | None:
+    async def _last_run(self, workflow_id: str, first_run: str) -> str:
+        """The last run of a closed workflow, of which the first is known; its id may run again.
+
+        Raises:
+            NoAnswer: the server does not list it, or not yet.
+        """
+        newest = await self._describe(workflow_id)
+        if (
+            newest is not None
+            and newest.status != WorkflowExecutionStatus.RUNNING
+            and newest.raw_info.first_run_id == first_run
+        ):
+            return newest.run_id
         closed = f"WorkflowId = {_quoted(workflow_id)} AND ExecutionStatus != 'Running'"
-        rows = await self._rows(f"{closed} AND ExecutionStatus != 'ContinuedAsNew'", 1)
-        return rows[0].run_id if rows else None
+        for row in await self._rows(
+            f"{closed} AND ExecutionStatus != 'ContinuedAsNew'", _RUNS_LOOKED_AT
+        ):
+            if await self._first_run(workflow_id, row.run_id) == first_run:
+                return row.run_id
+        raise NoAnswer("the server does not list its last run")
 
     # --- the server ----------------------------------------------------------
 
