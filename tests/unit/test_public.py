@@ -35,7 +35,7 @@ def _of_module(module: ModuleType) -> Iterator[str]:
                 if not member.startswith("_"):
                     yield f"    {member}{_member(of)}"
         else:
-            yield f"{full}{_signature(value)}"
+            yield f"{full}{_signature(value) if inspect.isfunction(value) else ''}"
 
 
 def _member(value: object) -> str:
