@@ -142,6 +142,32 @@ async def test_a_retried_root_resumes_with_the_newest_and_keeps_its_children(
     assert (await tokens.get(f"{queue}-a")).reveal() == "third"
 
 
+async def test_a_retried_root_finds_whom_a_child_of_the_run_before_leaves(
+    tokens: TokenClient, client: Client, queue: str, worker: Worker
+) -> None:
+    await tokens.start_workflow(
+        Flaky.run,
+        Plan({"a": Plan({"x": Plan()})}),
+        id=queue,
+        task_queue=queue,
+        api_token="first",
+        api_url=URL,
+        retry_policy=QUICK,
+    )
+    await nodes_run(tokens, queue, 3)
+    before = await run_id(client, queue)
+    await client.get_workflow_handle(queue).signal("break_down")
+    await next_run(client, queue, before)
+    handle = client.get_workflow_handle(queue)
+    assert await handle.execute_update("use_token", "apiToken") == "first"
+    await client.get_workflow_handle(f"{queue}-a").terminate()
+
+    await tokens.rotate(queue, "second", timeout=20)
+
+    await knows(client, queue, f"{queue}-a-x")
+    assert (await tokens.get(f"{queue}-a-x")).reveal() == "second"
+
+
 async def test_a_child_retried_by_its_policy_resumes_with_the_newest(
     tokens: TokenClient, client: Client, queue: str, worker: Worker
 ) -> None:

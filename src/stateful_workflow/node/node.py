@@ -420,7 +420,7 @@ class Node:
                 f"workflow {info.workflow_id} again"
             )
         self._first_held = {}
-        self._telling.resume()
+        self._telling.resume(self._since)
         self.recovering = False
         self._record_start()
 

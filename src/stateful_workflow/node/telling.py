@@ -58,7 +58,6 @@ class Telling:
 
     def __init__(self, ledger: Ledger, since: int, *, takes_part: bool) -> None:
         self._ledger = ledger
-        self._since = since
         self._takes_part = takes_part
         self._begun = False
         self._is_parent = False
@@ -70,10 +69,11 @@ class Telling:
         self._in_flight: dict[str, set[str]] = {}
         self.reasons: dict[str, str] = {}
         """For each child that could not be told, or not be found, why."""
-        self.resume()
+        self.resume(since)
 
-    def resume(self) -> None:
+    def resume(self, since: int) -> None:
         """Take over what an earlier run left undone, which is in the ledger now."""
+        self._since = since
         self._is_parent = bool(self._ledger.children or self._ledger.closed)
         if self._ledger.closed or self._in_doubt() or next(self._ledger.to_tell(), None):
             self._events.due = 1
