@@ -80,7 +80,6 @@ class Inbox:
         self._judged_at = 0
         self._trust_asked: int | None = None
         self._trust_soon = False
-        self._trust_failed = False
         self._failures = 0
 
     @property
@@ -229,25 +228,23 @@ class Inbox:
 
     def _judge(self, entry: str | Message) -> bool:
         """Judge what was queued or sent by signal; whether it was accepted."""
-        message: Message | None = None
         try:
             message = parse(entry) if isinstance(entry, str) else entry
-            verdict = self._ledger.accept(message, now_ms())
-            answers = self._answers.get(message.hash, 0)
-            if verdict is Verdict.WAITING and answers >= _TRUST_ANSWERS:
-                raise TokenForged(f"issuer {message.issuer} is unknown to {answers} keyrings")
         except MessageRefused as error:
-            self.reject(error, message)
-            verdict = None
-        if message is None:
+            self.reject(error)
             return False
-        if verdict is Verdict.WAITING:
+        verdict: Verdict | None = None
+        with suppress(MessageRefused):
+            verdict = self.judge(message)
+        answers = self._answers.get(message.hash, 0)
+        if verdict is Verdict.WAITING and answers < _TRUST_ANSWERS:
             self._wait_for(message)
             return False
+        if verdict is Verdict.WAITING:
+            error = TokenForged(f"issuer {message.issuer} is unknown to {answers} keyrings")
+            self.reject(error, message)
         self._waiting.pop(message.hash, None)  # an update brought it while it was queued
         self._answers.pop(message.hash, None)
-        if verdict is Verdict.ACCEPTED:
-            self._record.accepted(message)
         return verdict is Verdict.ACCEPTED
 
     def _wait_for(self, message: Message) -> None:
@@ -305,7 +302,7 @@ class Inbox:
         """When issuers are to be looked up, in Unix milliseconds."""
         waiting = sum(len(message.text) for message in self._unknown)
         # Not again at once where no worker has keys to answer with: that would never end.
-        at_once = waiting >= _TRUST_AT_ONCE_BYTES and not self._trust_failed
+        at_once = waiting >= _TRUST_AT_ONCE_BYTES and not self._failures
         if self._trust_asked is None or at_once:
             return 0
         return self._trust_asked + self._pause_ms()
@@ -334,12 +331,10 @@ class Inbox:
             )
             trusted = read_trusted(answer.trusted)
         except (FailureError, ValueError):
-            self._trust_failed = True
             self._failures = min(self._failures + 1, _MOST_DOUBLINGS)
             return
         finally:
             self._is_asking = False
-        self._trust_failed = False
         self._failures = 0
         if self._ledger.trust(trusted, answer.revoked):
             # Keys change in the keyring alone, so this gives nobody a cheap lookup.
