@@ -192,17 +192,18 @@ class CourierActivities:
                 result.gone.append(child_id)
 
         await asyncio.gather(*(self._try(id, resolve(id), result) for id in request.in_doubt))
+        closed = list(dict.fromkeys(closed))
         if not request.patient:
-            result.left.extend(dict.fromkeys(closed))  # the list may lag: a part is no answer
+            result.left.extend(closed)  # the list may lag: a part is no answer
             return
         try:
-            listed = await descent.listed(list(dict.fromkeys(closed)))
+            listed = await descent.listed(closed)
         except NoAnswer as error:
             result.failed.update(dict.fromkeys(closed, f"closed; {error}"))
             return
         jobs = [
             self._try(id, self._adopt(descent, id, listed.get(id, ()), result), result)
-            for id in dict.fromkeys(closed)
+            for id in closed
         ]
         await asyncio.gather(*jobs)
 

@@ -77,8 +77,7 @@ class Descent:
         self._run_id = run_id
         self._since = since
         self._deadline = deadline
-        self._pending: asyncio.Task[WorkflowExecutionDescription | None] | None = None
-        self._chains: dict[tuple[str, str], asyncio.Task[str | None]] = {}
+        self._runs: dict[tuple[str, str], asyncio.Task[WorkflowExecutionDescription | None]] = {}
         self._kept: dict[tuple[str, str], asyncio.Task[Mapping[str, ChildStatus] | None]] = {}
 
     async def child(self, workflow_id: str) -> WorkflowExecutionStatus | None:
@@ -101,9 +100,7 @@ class Descent:
 
     async def _starting(self) -> frozenset[str]:
         """Children whose start the server has yet to bring about, and those that run."""
-        if self._pending is None:
-            self._pending = asyncio.create_task(self._describe(self._id, self._run_id))
-        described = await self._pending
+        described = await self._run(self._id, self._run_id)
         if described is None:
             return frozenset()
         return frozenset(child.workflow_id for child in described.raw_description.pending_children)
@@ -135,13 +132,12 @@ class Descent:
         described = await self._describe(closed_id)
         if described is not None and described.status == WorkflowExecutionStatus.RUNNING:
             later = described.raw_info.first_run_id
-            of_earlier = [
+            children = [
                 row
                 for row in children
                 if row.parent_run_id
                 and await self._first_run(closed_id, row.parent_run_id) != later
             ]
-            children = of_earlier
         below = await self._all_below(closed_id, children)
         found = [self._orphan(row, closed_id, below) for row in below.running.values()]
         return [orphan for orphan in await asyncio.gather(*found) if orphan is not None]
@@ -217,10 +213,10 @@ class Descent:
         Raises:
             NoAnswer: it does not answer; past retention there is nobody to.
         """
-        described = await self._describe(closed_id, run_id)
-        if described is None:
+        first_run = await self._first_run(closed_id, run_id)
+        if first_run is None:
             return {}
-        run_id = await self._last_run(closed_id, described.raw_info.first_run_id)
+        run_id = await self._last_run(closed_id, first_run)
         handle = self._client.get_workflow_handle(closed_id, run_id=run_id)
         try:
             raw: object = await handle.query(
@@ -291,15 +287,15 @@ class Descent:
 
     async def _first_run(self, workflow_id: str, run_id: str) -> str | None:
         """The first run of the chain that a run belongs to; None where the server forgot it."""
+        described = await self._run(workflow_id, run_id)
+        return None if described is None else described.raw_info.first_run_id
 
-        async def ask() -> str | None:
-            described = await self._describe(workflow_id, run_id)
-            return None if described is None else described.raw_info.first_run_id
-
+    async def _run(self, workflow_id: str, run_id: str) -> WorkflowExecutionDescription | None:
+        """As `_describe`, once for each run: most children share one."""
         key = workflow_id, run_id
-        if key not in self._chains:  # most children share one
-            self._chains[key] = asyncio.create_task(ask())
-        return await self._chains[key]
+        if key not in self._runs:
+            self._runs[key] = asyncio.create_task(self._describe(workflow_id, run_id))
+        return await self._runs[key]
 
     async def _describe(
         self, workflow_id: str, run_id: str | None = None
