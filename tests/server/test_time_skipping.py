@@ -34,20 +34,19 @@ async def skipping(keyring: Keyring) -> AsyncIterator[Client]:
         )
 
 
+async def start(tokens: TokenClient, plan: Plan, *, nodes: int) -> None:
+    await tokens.start_workflow(
+        Node.run, plan, id="root", task_queue="q", api_token="first", api_url=URL
+    )
+    await nodes_run(tokens, "root", nodes)
+
+
 async def test_a_rotation_converges_on_the_time_skipping_server(
     skipping: Client, keyring: Keyring
 ) -> None:
     tokens = TokenClient(skipping, keyring)
     async with start_worker(skipping, "q"):
-        await tokens.start_workflow(
-            Node.run,
-            Plan({"a": Plan({"x": Plan()}), "b": Plan()}),
-            id="root",
-            task_queue="q",
-            api_token="first",
-            api_url=URL,
-        )
-        await nodes_run(tokens, "root", 4)
+        await start(tokens, Plan({"a": Plan({"x": Plan()}), "b": Plan()}), nodes=4)
 
         assert (await tokens.rotate("root", "second", timeout=20)).converged
 
@@ -60,15 +59,7 @@ async def test_of_a_closed_child_nobody_more_is_known_there(
 ) -> None:
     tokens = TokenClient(skipping, keyring)
     async with start_worker(skipping, "q"):
-        await tokens.start_workflow(
-            Node.run,
-            Plan({"a": Plan()}),
-            id="root",
-            task_queue="q",
-            api_token="first",
-            api_url=URL,
-        )
-        await nodes_run(tokens, "root", 2)
+        await start(tokens, Plan({"a": Plan()}), nodes=2)
         await skipping.get_workflow_handle("root-a").signal("stop")
 
         assert (await tokens.rotate("root", "second", timeout=20)).converged

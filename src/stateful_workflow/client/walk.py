@@ -247,7 +247,7 @@ class TreeWalk:
         node = self._unseen(workflow_id, "not asked in time")
         reason = None if of_parent is None else of_parent.reason
         is_untold = of_parent is not None and of_parent.life is Life.UNTOLD
-        may_hand, handed = reason is not None and not is_untold, is_untold
+        handed = is_untold  # it is never handed what its parent may not tell it
         while True:
             if answer is None:
                 async with self._slots:
@@ -274,8 +274,8 @@ class TreeWalk:
                 if not self._is_awaited(node, answer):
                     break
                 is_late = time.monotonic() - self._begun > _HAND_OVER_AFTER_SECONDS
-                if (may_hand or (is_late and not handed)) and not node.current:
-                    may_hand, handed = False, True
+                if (reason is not None or is_late) and not handed and not node.current:
+                    handed = True
                     await self._hand_over(workflow_id)
             if self._left() <= 0:
                 break

@@ -21,9 +21,6 @@ TRUST: Final = "statefulTrust"
 RECOVER: Final = "statefulRecover"
 ACTIVITIES: Final = frozenset({TELL, TRUST, RECOVER})
 
-COURIER_QUEUE: Final = "{}:stateful"
-"""The task queue of a workflow's couriers, from the workflow's own."""
-
 FORMAT: Final = 1
 """Of the courier's requests; a courier that does not know it leaves the task to a later one."""
 
@@ -35,6 +32,11 @@ MANY_SIGNALS: Final = 8_000
 
 NODE_HEADER: Final = "stateful-node"
 USE_HEADER: Final = "stateful-use"
+
+
+def courier_queue_of(task_queue: str) -> str:
+    """The task queue of the couriers of a workflow's workers, from the workflow's own."""
+    return f"{task_queue}:stateful"
 
 
 @dataclass(frozen=True)

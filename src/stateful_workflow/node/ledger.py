@@ -416,7 +416,6 @@ class Ledger:
                 orphan.type,
                 Life.UNTOLD if orphan.soft is None else Life.RUNNING,
                 withheld=hard,
-                epoch=self.epoch,
             )
             every = (soft, orphan.soft or {}, self.soft.get(orphan.id, {}))
             if any(every):

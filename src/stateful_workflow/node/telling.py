@@ -25,7 +25,7 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import FailureError
 
 from ..sealed.message import Message
-from .contract import COURIER_QUEUE, TELL, TellRequest, TellResult
+from .contract import TELL, TellRequest, TellResult, courier_queue_of
 from .ledger import Child, Ledger, Life
 
 _ATTEMPT: Final = timedelta(seconds=60)
@@ -42,7 +42,7 @@ _LOOKED_FOR_AT_ONCE: Final = 200
 
 def courier_queue() -> str:
     """The task queue of the couriers of this workflow's workers."""
-    return COURIER_QUEUE.format(workflow.info().task_queue)
+    return courier_queue_of(workflow.info().task_queue)
 
 
 class Telling:

@@ -18,7 +18,7 @@ from typing import Final
 from temporalio.client import Client
 from temporalio.worker import Worker
 
-from ..node.contract import COURIER_QUEUE
+from ..node.contract import courier_queue_of
 from ..record.recorder import Recorder
 from ..sealed.keyring import Keyring
 from ..text.printable import printable
@@ -73,7 +73,7 @@ async def courier_beside(beside: Beside) -> AsyncGenerator[None, None]:
 class _Courier:
     def __init__(self, first: Beside) -> None:
         self.workers: list[Beside] = []
-        self._queue = COURIER_QUEUE.format(first.worker.task_queue)
+        self._queue = courier_queue_of(first.worker.task_queue)
         activities = CourierActivities(
             lambda: self._worker.client, first.keyring, first.recorder, first.pace, self._is_plain
         )
@@ -94,7 +94,7 @@ class _Courier:
         """Whether it runs for the task queue of a worker, on that one's connection."""
         ours, theirs = self._worker.client, worker.client
         return (
-            COURIER_QUEUE.format(worker.task_queue) == self._queue
+            courier_queue_of(worker.task_queue) == self._queue
             and theirs.namespace == ours.namespace
             and theirs.service_client is ours.service_client
         )
