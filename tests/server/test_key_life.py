@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,11 +56,9 @@ async def process(engine: EmbeddedEngine, file: Path, identity: str | None = Non
     return Process(file, client, plugin)
 
 
-def change(file: Path, how: Callable[[Keyring], Keyring]) -> Keyring:
-    """Change a keyring file as `stateful keys` does."""
-    before = Keyring.load(file)
-    how(before).replace_file_of(before)
-    return Keyring.load(file)
+def give(keyring: Keyring, fleet: Path) -> None:
+    """Write the workers' part of a keyring into their file."""
+    Keyring.change_file(fleet, lambda _: keyring.only(readers=["default"]))
 
 
 @pytest.fixture
@@ -182,8 +179,8 @@ async def test_a_retired_issuers_token_stays_in_use_and_is_taken_where_it_arrive
         late = before.seal(replace(await claims_at(client, queue), version=now()), "late")
 
         kid = parse(late).issuer
-        after = change(master, lambda keyring: keyring.add_issuer().retire(kid))
-        after.only(readers=["default"]).replace_file_of(Keyring.load(fleet))
+        after = Keyring.change_file(master, lambda keyring: keyring.add_issuer().retire(kid))
+        give(after, fleet)
         await worker.takes_its_file()
         assert await opened(client, *nodes) == ["first", "first"]
         await update(client, queue, late)
@@ -205,13 +202,13 @@ async def test_nodes_learn_an_issuer_with_its_limits(
     async with start_worker(client, queue):
         await start(TokenClient(client, before), queue, Plan({"a": Plan()}), nodes=2)
         # A second team: its key is for its own trees' CRM, and for one host.
-        after = change(
+        after = Keyring.change_file(
             master,
             lambda keyring: keyring.add_issuer(
                 names=["crm"], roots=[queue], origins=["https://*.crm.example"]
             ),
         )
-        after.only(readers=["default"]).replace_file_of(Keyring.load(fleet))
+        give(after, fleet)
         await worker.takes_its_file()
         team = after.retire(after.keys()[0].kid)  # its people have no other issuer
         theirs = TokenClient(client, team)
@@ -315,8 +312,8 @@ async def test_trust_is_renewed_once_a_key_change_and_not_once_a_rotation(
 
         # The second change comes at once: what is new in the keyring is learnt at once as well.
         for changes in (1, 2):
-            after = change(master, Keyring.add_issuer)
-            after.only(readers=["default"]).replace_file_of(Keyring.load(fleet))
+            after = Keyring.change_file(master, Keyring.add_issuer)
+            give(after, fleet)
             await worker.takes_its_file()
             tokens = TokenClient(client, after)
             for rotation in range(3):
@@ -355,7 +352,7 @@ async def test_workers_with_an_old_and_a_new_file_side_by_side_lose_no_message(
     if asked == "by the nodes themselves":  # once a minute; ten times in vain and it is refused
         monkeypatch.setattr("stateful_workflow.node.inbox._TRUST_EVERY_MS", 5_000)
     before = Keyring.load(master)
-    after = change(master, Keyring.add_issuer)
+    after = Keyring.change_file(master, Keyring.add_issuer)
     renewed = fleet.with_name("renewed.json")
     after.only(readers=["default"]).save(renewed)
     old = await process(engine, fleet, f"{queue}-old")
@@ -401,7 +398,7 @@ async def test_workers_with_an_old_and_a_new_file_side_by_side_lose_no_message(
             assert behind
             assert await opened(client, *behind) == ["first"] * len(behind)
 
-            after.only(readers=["default"]).replace_file_of(Keyring.load(fleet))
+            give(after, fleet)
             await old.takes_its_file()
             if asked == "by a further update":
                 await asyncio.gather(*[update(client, node, message) for node in behind])
@@ -466,7 +463,7 @@ async def test_what_is_sealed_anew_is_set_where_it_was_set_and_reaches_every_nod
     async with start_worker(client, queue):
         before = TokenClient(client, Keyring.load(master))
         await start(before, queue, Plan({"a": Plan({"x": Plan()})}), nodes=3)
-        after = change(master, lambda keyring: keyring.add_reader("new"))
+        after = Keyring.change_file(master, lambda keyring: keyring.add_reader("new"))
         tokens = TokenClient(client, after)
 
         status = await tokens.reseal(f"{queue}-a-x")

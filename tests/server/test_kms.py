@@ -316,8 +316,7 @@ async def test_the_holders_stay_with_their_keys_when_the_file_changes(
 ) -> None:
     async with worker_for(client, queue, threads):
         root = await start(tokens, queue)
-        before = Keyring.load("public.json")
-        before.add_reader("others").public().replace_file_of(before)
+        Keyring.change_file("public.json", lambda keyring: keyring.add_reader("others").public())
 
         async def sealed_for_both() -> None:
             await tokens.set(queue, "second")
