@@ -1,8 +1,8 @@
 """Whatever comes is refused by name, and of what is made from a genuine message nothing is taken.
 
-What is in `test_messages.py` is not shown again: there each rule of the format has its
-test, and each bit of a message is flipped by itself. Here genuine messages are changed in
-many ways at once, with the signature they had and with a genuine one over the change.
+In `test_messages.py` each rule of the format has its test, and each bit of a message is flipped by
+itself. Here genuine messages are changed in many ways at once, with the signature they had and with
+a genuine one over the change.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +25,6 @@ from stateful_workflow.sealed.message import (
     PROTECTED,
     SIGNATURE_ALGORITHM,
     TYP,
-    Claims,
     Message,
     encode_base64url,
     parse,
@@ -161,36 +159,7 @@ def test_any_value_is_refused_by_name(value: object) -> None:
     assert parses_exactly(value) is None
 
 
-@given(st.lists(JSON.map(lambda value: json.dumps(value).encode()) | st.binary(), max_size=4))
-@settings(max_examples=200, deadline=None)
-def test_any_encoded_segments_are_refused_by_name(segments: list[bytes]) -> None:
-    assert parses_exactly(".".join(map(encode_base64url, segments))) is None
-
-
-@given(st.binary() | JSON.map(lambda value: json.dumps(value).encode()), st.sampled_from([*TYP]))
-@settings(max_examples=200, deadline=None)
-def test_any_bytes_for_claims_are_refused_by_name(encoded: bytes, kind: Any) -> None:
-    with pytest.raises(TokenMalformed):
-        Claims.decode(encoded, kind)
-
-
 # --- bits --------------------------------------------------------------------------
-
-
-@st.composite
-def flipped(draw: st.DrawFn, text: str) -> str:
-    """A text with one to three of its bits flipped."""
-    for _ in range(draw(st.integers(1, 3))):
-        at = draw(st.integers(0, len(text) - 1))
-        text = text[:at] + chr(ord(text[at]) ^ 1 << draw(st.integers(0, 7))) + text[at + 1 :]
-    return text
-
-
-@given(genuine.flatmap(lambda message: flipped(message.text)))
-@settings(max_examples=600, deadline=None)
-def test_no_message_with_bits_flipped_is_taken(text: str) -> None:
-    assume(text not in TEXTS)
-    assert verified(text) is None
 
 
 Place = tuple["str | int", ...]
@@ -286,15 +255,6 @@ def containers(value: Any) -> Iterator[list[Any]]:
             yield from containers(item[1] if isinstance(value, Members) else item)
 
 
-LOW_ORDER = [
-    bytes(32),
-    (1).to_bytes(32, "little"),
-    (2**255 - 20).to_bytes(32, "little"),
-    (2**255 - 19).to_bytes(32, "little"),
-    bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"),
-]
-"""X25519 keys with which any other agrees on zero (RFC 7748 section 6.1)."""
-
 NAMES = st.sampled_from(
     [
         *("alg", "kid", "typ", "b64", "crit", "jku", "jwk", "x5u", "cty", "zip", "epk", "enc"),
@@ -307,10 +267,7 @@ PLAUSIBLE: list[object] = [[], {}, [*CLAIMS.origins], ["Sync"], CLAIMS.root, NOW
 
 VALUES = (
     JSON
-    | st.sampled_from(LOW_ORDER).map(encode_base64url)
-    | st.sampled_from([0, 12, 16, 32, 40, 64])
-    .flatmap(lambda size: st.binary(min_size=size, max_size=size))
-    .map(encode_base64url)
+    | st.sampled_from([0, 12, 16, 32, 40, 64]).map(bytes).map(encode_base64url)
     | st.sampled_from(PLAUSIBLE)
 ).map(deepcopy)  # it is changed in its turn
 
@@ -397,18 +354,6 @@ def test_no_message_with_its_structure_changed_is_taken(
     at = data.draw(st.integers(0, 2), "which segment is encoded otherwise")
     segments[at] = data.draw(variant(segments[at]), "segment")
     text = ".".join(segments)
-    assume(text not in TEXTS)
-
-    assert verified(text) is None
-
-
-@given(genuine, st.data())
-@settings(max_examples=300, deadline=None)
-def test_no_message_encoded_otherwise_is_taken(message: Message, data: st.DataObject) -> None:
-    segments = message.text.split(".")
-    at = data.draw(st.integers(0, 2))
-    segments[at] = data.draw(variant(segments[at]))
-    text = data.draw(st.sampled_from([".", "..", " .", "．"])).join(segments)
     assume(text not in TEXTS)
 
     assert verified(text) is None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final, Literal, NoReturn, Protocol, cast, runtime_checkable
+from typing import Any, Final, Literal, NoReturn, Protocol, cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -37,12 +37,10 @@ _P: Final = 2**255 - 19
 _D: Final = -121665 * pow(121666, -1, _P) % _P
 
 
-@runtime_checkable
 class Signer(Protocol):
     """The private half of an issuer that is held elsewhere, such as in a KMS or an HSM.
 
-    `Keyring.with_signer` takes it. Its calls may block: `TokenClient` makes them in a thread,
-    `seal_token` where it is called.
+    Its calls may block: `TokenClient` makes them in a thread, `seal_token` where it is called.
     """
 
     @property
@@ -55,12 +53,10 @@ class Signer(Protocol):
         ...
 
 
-@runtime_checkable
 class Opener(Protocol):
     """The private half of a reader that is held elsewhere, such as in a KMS or an HSM.
 
-    `Keyring.with_opener` takes it. Each use of a token is one call of `agree`; one sealed
-    token always gives the same argument, so that an opener may remember the last few.
+    Each use of a token is one call of `agree`; one sealed token always gives the same argument.
     """
 
     @property
@@ -107,8 +103,6 @@ class Key:
             key = _import(_members(jwk))
             # From the private half alone; the JWK's own x is what is being checked.
             own = key if key.private_key is None else _import(key.private_key.public_key())
-            if isinstance(own.raw_value, X25519PublicKey):
-                X25519PrivateKey.generate().exchange(own.raw_value)  # refuses one of low order
             given = str(own.as_dict(private=False)["x"])
         except (JoseError, ValueError, KeyError, TypeError):
             raise ValueError("a key is malformed (RFC 8037 section 2)") from None

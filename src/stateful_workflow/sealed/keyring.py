@@ -1,10 +1,8 @@
 """Keys, and what is done with them: seal, revoke, open; add, retire and revoke keys.
 
-A keyring is a JWK Set (RFC 7517) holding any subset of: issuers (Ed25519, who may
-seal) and readers (X25519, who may open), each with or without its private half.
-A worker that runs only workflows needs the public halves of issuers alone.
-
-Sealing draws randomness: it belongs in clients and activities, never in workflow code.
+A keyring is a JWK Set (RFC 7517) of issuers (Ed25519, who may seal) and readers (X25519, who may
+open), each with or without its private half. Sealing draws randomness: it belongs in clients and
+activities, never in workflow code.
 """
 
 from __future__ import annotations
@@ -55,10 +53,9 @@ _log = logging.getLogger(__name__)
 
 
 class Keyring:
-    """A set of issuer and reader keys; immutable.
+    """A set of issuer and reader keys; immutable, and not pickled.
 
-    Make one with `generate`, `load` or `from_json`. The repr names key ids only;
-    pickling is refused, so that no private key leaves by accident.
+    Make one with `generate`, `load` or `from_json`.
     """
 
     def __init__(self, keys: Iterable[Entry] = (), *, path: Path | None = None) -> None:
@@ -138,8 +135,6 @@ class Keyring:
     ) -> Keyring:
         """Load, change and replace a keyring file while nobody else does; gives what is there now.
 
-        As in ``Keyring.change_file(path, Keyring.add_issuer)``.
-
         Raises:
             KeyringError: as `load`; it is locked by another process, or cannot be written.
         """
@@ -170,8 +165,7 @@ class Keyring:
 
         Args:
             issuers: keep the private halves of issuers: it may seal.
-            readers: keep those of the readers with these audiences: it may open what is
-                sealed for them.
+            readers: audiences of the readers whose private halves it keeps: it may open.
 
         Raises:
             KeyringError: an audience has no reader here with its private half.
@@ -240,8 +234,7 @@ class Keyring:
         """This keyring and a new reader; what is sealed from now on is sealed for it too.
 
         Args:
-            audience: whom it stands for, such as the task queue of the workers that are to
-                have its private half.
+            audience: whom it stands for: a task queue, or a label of your choice.
 
         Raises:
             KeyringError: the audience is malformed.
@@ -260,8 +253,8 @@ class Keyring:
         """The same with this key revoked, and with its successor of the same limits or audience.
 
         What a revoked issuer signed is refused wherever this keyring is. The first message of its
-        successor makes the nodes learn of both. For a revoked reader nothing is sealed any more,
-        while it still opens what was: whoever stole it does too.
+        successor makes the nodes learn of both. A revoked reader is sealed for no more, and still
+        opens what was: whoever stole it does too.
 
         Raises:
             KeyringError: the key is not here or is revoked already.
@@ -334,13 +327,11 @@ class Keyring:
         """Encrypt a token for the readers it is meant for and sign it.
 
         Args:
-            claims: of a token; bound to the ciphertext. Its ``audiences`` choose the readers;
-                None means all that are neither retired nor revoked.
+            claims: bound to the ciphertext; their audiences choose the readers, None means all.
             token: the secret.
 
         Raises:
-            NoIssuerKey: no private issuer key is here.
-            IssuerLimited: there is, and none may sign these claims.
+            NoIssuerKey, IssuerLimited: no private issuer key is here that may sign it.
             NoReaderKey: there is no reader to seal for.
             TokenMalformed: the claims or the token are outside the wire format.
         """
@@ -457,16 +448,13 @@ class Keyring:
 
     def _readers(self, claims: Claims) -> list[Key]:
         active = [entry for entry in self._all("reader") if entry.info.is_active]
-        if not active:
-            raise NoReaderKey("the keyring has no reader to seal a token for")
-        wanted, known = claims.audiences, {entry.info.audience for entry in active}
-        if wanted is None:
-            return [entry.key for entry in active]
-        if not wanted:
-            raise NoReaderKey("readers=[] is nobody; name an audience, or seal for all")
+        known = {entry.info.audience for entry in active}
+        wanted = known if claims.audiences is None else claims.audiences
         for audience in wanted:
             if audience not in known:
                 raise NoReaderKey(f"the keyring has no reader for audience {audience}")
+        if not wanted:
+            raise NoReaderKey("there is no reader to seal the token for")
         return [entry.key for entry in active if entry.info.audience in wanted]
 
     def __repr__(self) -> str:
@@ -488,19 +476,16 @@ def _sign(issuer: Key, claims: Claims, payload: str) -> str:
 class KeyringSource:
     """Follows a keyring's file, where it was loaded from one.
 
-    A changed file is taken within a second of the next use, without a restart. One that
-    cannot be read keeps the keyring that was there, with an error in the log of
-    ``stateful_workflow.sealed.keyring``, once a change. Usable from every thread.
-
-    Args:
-        keyring: where it has no path it stays as it is.
+    A changed file is taken within a second of the next use. One that cannot be read keeps the
+    keyring that was there, with an error in the log of ``stateful_workflow.sealed.keyring``, once
+    a change. Usable from every thread.
     """
 
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
-        # Unlike any file: it may have been changed since it was loaded.
+        # Of no file: it may have been changed since it was loaded.
         self._stamp: keyring_file.Stamp | None = (0, 0, 0)
-        self._look_at = time.monotonic()
+        self._look_at = time.monotonic() + _LOOK_EVERY_SECONDS
         self._lock = threading.Lock()
 
     def current(self, *, look: bool = False) -> Keyring:
