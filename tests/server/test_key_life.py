@@ -552,17 +552,3 @@ async def test_a_revocation_during_a_reseal_stands(
                 await slow.reseal(queue)
 
             await tokens.set(queue, "again", origins=[ORIGIN])
-
-
-async def test_sets_and_reseals_at_once_end_with_the_newest_secret(
-    engine: EmbeddedEngine, queue: str, master: Path, fleet: Path
-) -> None:
-    client = (await process(engine, fleet)).client
-    tokens = TokenClient(client, Keyring.load(master))
-    async with worker_for(client, queue):
-        await tokens.start_workflow(
-            Caller.run, id=queue, task_queue=queue, api_token="first", origins=[ORIGIN]
-        )
-        for n in range(5):
-            await asyncio.gather(tokens.set(queue, f"token {n}"), tokens.reseal(queue))
-            assert (await tokens.get(queue)).reveal() == f"token {n}"

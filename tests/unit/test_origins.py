@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import socket
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -463,7 +462,6 @@ def send(
     by: str,
     token: str = TOKEN,
     origins: tuple[str, ...] = ORIGINS,
-    through: httpx.BaseTransport = NETWORK,
     extensions: dict[str, Any] | None = None,
     **options: Any,
 ) -> httpx.Response:
@@ -477,8 +475,8 @@ def send(
     def ask() -> httpx.Response:
         with running(ActivityTokens(use, keyring, unrecorded(), None, time.monotonic())):
             if by == "key":
-                return OriginTransport(through).handle_request(request)
-            return through.handle_request(next(TokenAuth().sync_auth_flow(request)))
+                return OriginTransport(NETWORK).handle_request(request)
+            return NETWORK.handle_request(next(TokenAuth().sync_auth_flow(request)))
 
     return ActivityEnvironment().run(ask)
 
@@ -664,28 +662,3 @@ def test_authorization_is_not_sent_where_httpx_would_take_it_to_another_origin()
             with pytest.raises(Connecting) as connecting:
                 send(url, by=by, origins=origins)
             assert connecting.value.to == ("http", "127.0.0.1", 80)
-
-
-def test_a_proxy_learns_where_an_https_request_goes_and_no_token() -> None:
-    heard: list[bytes] = []
-
-    def refuse(listener: socket.socket) -> None:
-        connection, _ = listener.accept()
-        with connection, connection.makefile("rwb") as stream:
-            while line := stream.readline().strip():
-                heard.append(line)
-            stream.write(b"HTTP/1.1 403 No\r\n\r\n")
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=refuse, args=(listener,), daemon=True)
-        thread.start()
-        proxy = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        with (
-            httpx.HTTPTransport(proxy=proxy) as through,
-            pytest.raises(httpx.ProxyError, match="403"),
-        ):
-            send("https://api.example.com/x", by="key", through=through, extensions={"trace": None})
-        thread.join()
-
-    assert heard[0] == b"CONNECT api.example.com:443 HTTP/1.1"
-    assert not [line for line in heard if TOKEN.encode() in line]
