@@ -85,14 +85,13 @@ def test_what_is_said_of_a_key_survives_the_file() -> None:
     assert again(keyring.public()).trusted() == keyring.trusted()
 
 
-@pytest.mark.parametrize("of", [issuers, readers], ids=["issuer", "reader"])
-@pytest.mark.parametrize("change", [Keyring.retire, Keyring.revoke], ids=["retire", "revoke"])
+@pytest.mark.parametrize("change", [Keyring.retire, Keyring.revoke])
 def test_a_key_that_is_not_there_is_neither_retired_nor_revoked(
-    of: Callable[[Keyring], list[KeyInfo]], change: Callable[[Keyring, str], Keyring]
+    change: Callable[[Keyring, str], Keyring],
 ) -> None:
-    (key,) = of(Keyring.generate())
-    with pytest.raises(KeyringError, match=key.kid):
-        change(Keyring.generate(), key.kid)
+    for key in Keyring.generate().keys():
+        with pytest.raises(KeyringError, match=key.kid):
+            change(Keyring.generate(), key.kid)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +103,6 @@ def test_a_key_that_is_not_there_is_neither_retired_nor_revoked(
         {"roots": ["a\nb"]},
         {"origins": ["http://api.example.com"]},
         {"origins": ["https://*.com"]},
-        {"origins": ["https://api.example.com/path"]},
         {"origins": ["*"]},
     ],
     ids=str,
@@ -287,21 +285,17 @@ def sealed_for(keyring: Keyring, *audiences: str) -> list[str | None]:
     return [of[kid] for kid in message.readers]
 
 
-def test_the_audiences_choose_for_whom_a_token_is_sealed_and_without_a_choice_it_is_all(
+def test_the_audiences_choose_who_can_open_a_token_and_without_a_choice_it_is_all(
     fleets: Keyring,
 ) -> None:
     assert sealed_for(fleets, "crm") == ["crm"]
     assert sealed_for(fleets, "erp", "crm") == ["crm", "erp", "erp"]
     assert sealed(fleets).readers == tuple(key.kid for key in readers(fleets))
 
-
-def test_a_fleet_cannot_open_what_is_not_meant_for_it(fleets: Keyring) -> None:
-    crm, erp = fleets.only(readers=["crm"]), fleets.only(readers=["erp"])
     message = sealed(fleets, replace(CLAIMS, audiences=("crm",)))
-
-    assert opened(crm, message) == TOKEN
+    assert opened(fleets.only(readers=["crm"]), message) == TOKEN
     with pytest.raises(NoReaderKey):
-        opened(erp, message)
+        opened(fleets.only(readers=["erp"]), message)
 
 
 @pytest.mark.parametrize("audiences", [(), ("nobody",), ("crm", "nobody"), ("default",)], ids=str)
@@ -312,7 +306,7 @@ def test_an_audience_nobody_has_is_an_error_and_an_empty_list_is_nobody(
         sealed_for(fleets, *audiences)
 
 
-@pytest.mark.parametrize("end", [Keyring.retire, Keyring.revoke], ids=["retired", "revoked"])
+@pytest.mark.parametrize("end", [Keyring.retire, Keyring.revoke])
 def test_a_reader_that_is_retired_or_revoked_is_sealed_for_no_more_and_opens_what_it_has(
     fleets: Keyring, end: Callable[[Keyring, str], Keyring]
 ) -> None:
@@ -425,21 +419,16 @@ def test_the_successor_of_a_reader_has_its_audience(fleets: Keyring) -> None:
     assert later.revoked() == (), "what a reader's thief has is not undone by refusing issuers"
 
 
-def test_a_key_is_revoked_once(fleets: Keyring) -> None:
+def test_a_key_is_revoked_once_be_it_retired_or_not(fleets: Keyring) -> None:
+    message = sealed(fleets)
     for key in fleets.keys()[:2]:
-        later = fleets.revoke(key.kid)
+        later = fleets.retire(key.kid).revoke(key.kid)
         with pytest.raises(KeyringError, match="revoked already"):
             later.revoke(key.kid)
         with pytest.raises(KeyringError, match="revoked already"):
-            later.retire(key.kid).revoke(key.kid)
-
-
-def test_a_retired_key_may_be_revoked() -> None:
-    first = Keyring.generate()
-    kid = issuers(first)[0].kid
-    message = sealed(first)
+            fleets.revoke(key.kid).retire(key.kid).revoke(key.kid)
     with pytest.raises(TokenRevoked):
-        opened(first.retire(kid).revoke(kid), message)
+        opened(fleets.retire(message.issuer).revoke(message.issuer), message)
 
 
 # --- private halves held elsewhere ---------------------------------------------------------------
