@@ -43,6 +43,11 @@ TYP: Final[dict[Kind, str]] = {
 }
 _KIND: Final[dict[str, Kind]] = {typ: kind for kind, typ in TYP.items()}
 
+_COMMON: Final = {"v", "name", "ns", "root", "tree", "auth", "ver"}
+_MEMBERS: Final[dict[Kind, tuple[set[str], set[str]]]] = {
+    "token": (_COMMON | {"origins"}, {"exp", "types", "aud"}),
+    "revocation": (_COMMON | {"inherit"}, set()),
+}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -86,7 +91,7 @@ class Claims:
         """The claims as JSON, UTF-8.
 
         Raises:
-            TokenMalformed: where a claim is outside what `decode` takes.
+            TokenMalformed: a claim is outside what `decode` takes.
         """
         data: dict[str, Any] = {
             "v": FORMAT,
@@ -100,13 +105,9 @@ class Claims:
         if self.inherit is not None:
             data["inherit"] = self.inherit
         else:
-            data["origins"] = list(self.origins)
-            if self.expires_at is not None:
-                data["exp"] = self.expires_at
-            if self.types is not None:
-                data["types"] = list(self.types)
-            if self.audiences is not None:
-                data["aud"] = list(self.audiences)
+            limits = {"exp": self.expires_at, "types": self.types, "aud": self.audiences}
+            data["origins"] = self.origins
+            data |= {claim: value for claim, value in limits.items() if value is not None}
         try:
             encoded = json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode()
         except UnicodeEncodeError:
@@ -119,12 +120,10 @@ class Claims:
         """Read claims.
 
         Raises:
-            TokenMalformed: unless they have exactly the members and types of their kind.
+            TokenMalformed: they have not exactly the members and types of their kind.
         """
         data = _json_object(encoded, "claims")
-        required = {"v", "name", "ns", "root", "tree", "auth", "ver"}
-        required |= {"origins"} if kind == "token" else {"inherit"}
-        optional = {"exp", "types", "aud"} if kind == "token" else set[str]()
+        required, optional = _MEMBERS[kind]
         if not required <= data.keys() <= required | optional:
             raise TokenMalformed("the claims have missing or unknown members")
         if type(data["v"]) is not int or data["v"] != FORMAT:
@@ -250,7 +249,7 @@ def decode_base64url(text: object, what: str) -> bytes:
     """Decode unpadded base64url (RFC 7515 section 2) in its one canonical form.
 
     Raises:
-        TokenMalformed: for other alphabets, padding, or unused bits that are not zero.
+        TokenMalformed: it has another alphabet, padding, or unused bits that are not zero.
     """
     if not isinstance(text, str):
         raise TokenMalformed(f"the {what} is not base64url")
