@@ -100,17 +100,16 @@ class Key:
                 refuses it.
         """
         try:
-            key = _import(_members(jwk))
-            # From the private half alone; the JWK's own x is what is being checked.
-            own = key if key.private_key is None else _import(key.private_key.public_key())
-            given = str(own.as_dict(private=False)["x"])
+            okp = _import(_members(jwk))
+            # Of the private half where there is one: the JWK's own x is what is being checked.
+            own = cls(okp if okp.private_key is None else _import(okp.private_key.public_key()))
         except (JoseError, ValueError, KeyError, TypeError):
             raise ValueError("a key is malformed (RFC 8037 section 2)") from None
-        if given != jwk.get("x"):
+        if own.public != jwk.get("x"):
             raise ValueError("a key's public and private halves do not belong together")
-        if own.curve_name == "Ed25519":
-            check_issuer_key(given)
-        return cls(key)
+        if own.curve == "Ed25519":
+            check_issuer_key(own.public)
+        return cls(okp)
 
     def to_jwk(self, *, private: bool) -> dict[str, object]:
         """The JWK, its private half included where asked for and where it is here."""
@@ -122,13 +121,9 @@ class Key:
         """Whether its private half is behind a `Signer` or an `Opener`."""
         return isinstance(self._okp.raw_value, _HeldSigner | _HeldOpener)
 
-    def held_by(self, holder: Signer | Opener) -> Key:
-        """The same key, its private half at the holder."""
-        held = (
-            _HeldSigner(cast("Signer", holder))
-            if self.curve == "Ed25519"
-            else _HeldOpener(cast("Opener", holder))
-        )
+    def held_by(self, holder: Any) -> Key:
+        """The same key, its private half at a `Signer` or an `Opener`."""
+        held = _HeldSigner(holder) if self.curve == "Ed25519" else _HeldOpener(holder)
         # With the JWK given, joserfc does not ask the key for its private half.
         return Key(OKPKey(held, cast("Any", self.to_jwk(private=False))))
 

@@ -181,9 +181,7 @@ class Keyring:
             return issuers if info.kind == "issuer" else info.audience in readers
 
         return Keyring(
-            entry
-            if keeps(entry.info)
-            else Entry(replace(entry.info, private=False), entry.key.without_private())
+            entry if keeps(entry.info) else entry.with_key(entry.key.without_private())
             for entry in self._keys
         )
 
@@ -290,15 +288,8 @@ class Keyring:
 
     def _replacing(self, held: dict[str, Key]) -> Keyring:
         """The same keyring with these keys, by key id, in the place of their public halves."""
-        return Keyring(
-            (
-                Entry(replace(entry.info, private=True), held[entry.info.kid])
-                if entry.info.kid in held
-                else entry
-                for entry in self._keys
-            ),
-            path=self.path,
-        )
+        keys = (entry.with_key(held.get(entry.info.kid, entry.key)) for entry in self._keys)
+        return Keyring(keys, path=self.path)
 
     def _with_new(self, kind: KeyKind, *, audience: str | None = None, **limits: Any) -> Keyring:
         for name, entries in limits.items():

@@ -161,6 +161,10 @@ class Entry:
     info: KeyInfo
     key: Key
 
+    def with_key(self, key: Key) -> Entry:
+        """What is said of the key, for the same key with its private half, or without."""
+        return Entry(replace(self.info, private=key.has_private), key)
+
     @property
     def issuer(self) -> Issuer:
         """As others see it: public key and limits."""
