@@ -63,7 +63,7 @@ class Place:
     Attributes:
         name, namespace, root, tree, authority: as `Claims`.
         before: what stands there; None where nothing does, or nothing that this keyring verifies.
-        terms: claims of the token that stands there, or that was revoked there last.
+        held: claims of the token that stands there, or that was revoked there last.
         stranger: key id of the issuer whose message stands there and is not verified here.
     """
 
@@ -73,7 +73,7 @@ class Place:
     tree: str
     authority: str
     before: Message | None = None
-    terms: Claims | None = None
+    held: Claims | None = None
     stranger: str | None = None
 
     @property
@@ -89,7 +89,7 @@ class Place:
             ValueError: an origin is refused, or the expiry is not ahead.
             TokenMalformed: the version that stands here is too far ahead of the clock.
         """
-        held, origins = self.terms, terms.origins
+        held, origins = self.held, terms.origins
         if origins is None:
             if held is None:
                 raise OriginsMissing(self._why_origins())
