@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -485,27 +487,22 @@ async def nothing() -> None:
     pass
 
 
-@pytest.mark.parametrize("ahead", [0, FOUR_MINUTES], ids=["clocks agree", "a clock was ahead"])
-@pytest.mark.parametrize(
-    ("late", "early"), [("the reseal", "the set"), ("the set", "the reseal")], ids=["reseal", "set"]
-)
-async def test_a_token_that_is_set_during_a_reseal_stands(
-    engine: EmbeddedEngine,
-    queue: str,
-    master: Path,
-    fleet: Path,
-    late: str,
-    early: str,
-    ahead: int,
-) -> None:
-    keyring = Keyring.load(master)
-    client = (await process(engine, fleet)).client
+@dataclass(frozen=True)
+class Race:
+    """Two clients of one issuer; before the slow one's message is sent, `between` may act."""
+
+    tokens: TokenClient
+    slow: TokenClient
+    between: Before
+
+
+@asynccontextmanager
+async def racing(
+    engine: EmbeddedEngine, queue: str, keyring: Keyring, ahead: int
+) -> AsyncGenerator[Race]:
+    """A workflow whose token has a version so many milliseconds ahead of the clock."""
+    client, between = await client_with(engine, keyring), Before(nothing)
     tokens = TokenClient(client, keyring)
-
-    async def act(tokens: TokenClient, what: str, token: str) -> None:
-        await (tokens.reseal(queue) if what == "the reseal" else tokens.set(queue, token))
-
-    between = Before(nothing)
     slow = TokenClient(await client_with(engine, keyring, between), keyring)
     async with worker_for(client, queue):
         await tokens.start_workflow(
@@ -514,41 +511,44 @@ async def test_a_token_that_is_set_during_a_reseal_stands(
         if ahead:
             claims = replace(await claims_at(client, queue), version=now() + ahead)
             await update(client, queue, keyring.seal(claims, "ahead"))
+        yield Race(tokens, slow, between)
+
+
+@pytest.mark.parametrize("ahead", [0, FOUR_MINUTES], ids=["clocks agree", "a clock was ahead"])
+@pytest.mark.parametrize("late", ["the reseal", "the set"])
+async def test_a_token_that_is_set_during_a_reseal_stands(
+    engine: EmbeddedEngine, queue: str, late: str, ahead: int
+) -> None:
+    async with racing(engine, queue, Keyring.generate(), ahead) as race:
         # Of two messages of one version the hash decides: so more than once.
         for n in range(10):
 
             async def meanwhile(token: str = f"token {n}") -> None:
-                between.act = nothing
-                await act(tokens, early, token)
+                race.between.act = nothing
+                if late == "the set":
+                    await race.tokens.reseal(queue)
+                else:
+                    await race.tokens.set(queue, token)
 
-            between.act = meanwhile
-            await act(slow, late, f"token {n}")
+            race.between.act = meanwhile
+            if late == "the set":
+                await race.slow.set(queue, f"token {n}")
+            else:
+                await race.slow.reseal(queue)
 
-            assert (await tokens.get(queue)).reveal() == f"token {n}"
+            assert (await race.tokens.get(queue)).reveal() == f"token {n}"
 
 
-async def test_a_revocation_during_a_reseal_stands(
-    engine: EmbeddedEngine, queue: str, master: Path, fleet: Path
-) -> None:
-    keyring = Keyring.load(master)
-    client = (await process(engine, fleet)).client
-    tokens = TokenClient(client, keyring)
-    between = Before(nothing)
-    slow = TokenClient(await client_with(engine, keyring, between), keyring)
-    async with worker_for(client, queue):
-        await tokens.start_workflow(
-            Caller.run, id=queue, task_queue=queue, api_token="first", origins=[ORIGIN]
-        )
-        claims = replace(await claims_at(client, queue), version=now() + FOUR_MINUTES)
-        await update(client, queue, keyring.seal(claims, "ahead"))
+async def test_a_revocation_during_a_reseal_stands(engine: EmbeddedEngine, queue: str) -> None:
+    async with racing(engine, queue, Keyring.generate(), FOUR_MINUTES) as race:
         for _ in range(10):
 
             async def meanwhile() -> None:
-                between.act = nothing
-                await tokens.revoke(queue)
+                race.between.act = nothing
+                await race.tokens.revoke(queue)
 
-            between.act = meanwhile
+            race.between.act = meanwhile
             with pytest.raises(TokenRevoked):
-                await slow.reseal(queue)
+                await race.slow.reseal(queue)
 
-            await tokens.set(queue, "again", origins=[ORIGIN])
+            await race.tokens.set(queue, "again", origins=[ORIGIN])
