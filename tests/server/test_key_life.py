@@ -499,7 +499,7 @@ class Race:
 @asynccontextmanager
 async def racing(
     engine: EmbeddedEngine, queue: str, keyring: Keyring, ahead: int
-) -> AsyncGenerator[Race]:
+) -> AsyncGenerator[Race, None]:
     """A workflow whose token has a version so many milliseconds ahead of the clock."""
     client, between = await client_with(engine, keyring), Before(nothing)
     tokens = TokenClient(client, keyring)
