@@ -1,17 +1,15 @@
 """Make docs/vectors.json, the test vectors of docs/wire-format.md.
 
-Run it from anywhere: ``python docs/make_vectors.py [--check] [--new]``.
+Run it from anywhere: ``python docs/make_vectors.py [--check]``.
 
-The keys come from fixed words and Ed25519 signs deterministically, so revocations and
-altered messages are the same in every run. Sealing draws randomness: sealed tokens that
-stand in the file already, for the same claims, token and keys, are kept unless ``--new``
-is given. ``--check`` writes nothing and exits with 1 where the file would change.
+The keys come from fixed words and Ed25519 signs deterministically. Sealing draws randomness: sealed
+tokens that stand in the file already, for the same claims, token and keys, are kept. ``--check``
+writes nothing and exits with 1 where the file would change.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import hashlib
 import json
 import sys
@@ -23,7 +21,14 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from stateful_workflow import Keyring, StatefulError
 from stateful_workflow.node.ledger import Ledger
-from stateful_workflow.sealed.message import MAX_MESSAGE_BYTES, Claims, parse
+from stateful_workflow.sealed.message import (
+    MAX_MESSAGE_BYTES,
+    TYP,
+    Claims,
+    decode_base64url,
+    encode_base64url,
+    parse,
+)
 
 Json = dict[str, Any]
 
@@ -32,20 +37,16 @@ FILE = Path(__file__).parent / "vectors.json"
 NOW = 1_800_000_000_000
 """Unix milliseconds at which the vectors take place."""
 
-TYP = {"token": "stateful-token+jws", "revocation": "stateful-revocation+jws"}
-
 
 # --- keys -----------------------------------------------------------------------
 
 
-def encode(data: bytes) -> str:
-    """Base64url without padding."""
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+encode = encode_base64url
 
 
 def decode(text: str) -> bytes:
     """The bytes of unpadded base64url."""
-    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    return decode_base64url(text, "text")
 
 
 def compact(value: object) -> bytes:
@@ -101,9 +102,9 @@ ORIGINS = ["https://api.example.com", "https://*.eu.example.com:8443"]
 CHILD = "tenant-acme-eu"
 
 
-def messages(old: Json, *, new: bool) -> list[Json]:
+def messages(old: Json) -> list[Json]:
     """The genuine messages."""
-    kept = {} if new else {entry["name"]: entry for entry in old.get("messages", [])}
+    kept = {entry["name"]: entry for entry in old.get("messages", [])}
     later = {**ACME, "ver": NOW + 1000}
     at_child = {**ACME, "auth": CHILD, "ver": NOW + 500}
     return [
@@ -201,13 +202,10 @@ def token(
         "token": secret,
     }
     old = kept.get(name, {})
-    if {key: old.get(key) for key in entry if key != "about"} == {
-        key: value for key, value in entry.items() if key != "about"
-    }:
+    if {**old, **entry} == {**old, "about": about}:  # the same but for the words about it
         return named(entry, old["message"])
-    return named(
-        entry, keyring(issuer, *readers).seal(Claims.decode(text.encode(), "token"), secret)
-    )
+    claims_of = Claims.decode(text.encode(), "token")
+    return named(entry, keyring(issuer, *readers).seal(claims_of, secret))
 
 
 def revocation(name: str, about: str, claims: Json, *, inherit: bool = False) -> Json:
@@ -540,9 +538,9 @@ class Judging:
 # --- the file ---------------------------------------------------------------------
 
 
-def make(old: Json, *, new: bool) -> Json:
+def make(old: Json) -> Json:
     """The content of the file."""
-    genuine = messages(old, new=new)
+    genuine = messages(old)
     orders: dict[str, tuple[int, str]] = {
         entry["name"]: (json.loads(entry["claims"])["ver"], entry["hash"]) for entry in genuine
     }
@@ -563,11 +561,9 @@ def main() -> int:
     """Write the file, or say whether it is as this script would write it."""
     parser = argparse.ArgumentParser(description="Make docs/vectors.json.")
     parser.add_argument("--check", action="store_true", help="write nothing; 1 if it would change")
-    parser.add_argument("--new", action="store_true", help="seal the tokens anew")
     arguments = parser.parse_args()
     before = FILE.read_text(encoding="utf-8") if FILE.exists() else "{}"
-    made = make(json.loads(before), new=arguments.new)
-    after = json.dumps(made, indent=1, ensure_ascii=False) + "\n"
+    after = json.dumps(make(json.loads(before)), indent=1, ensure_ascii=False) + "\n"
     if arguments.check:
         return int(after != before)
     FILE.write_text(after, encoding="utf-8")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,9 @@ async def process(engine: EmbeddedEngine, file: Path, identity: str | None = Non
     return Process(file, client, plugin)
 
 
-def change(file: Path, how: Callable[[Keyring], Keyring]) -> Keyring:
-    """Change a keyring file as `stateful keys` does."""
-    before = Keyring.load(file)
-    how(before).replace_file_of(before)
-    return Keyring.load(file)
+def give(keyring: Keyring, fleet: Path) -> None:
+    """Write the workers' part of a keyring into their file."""
+    Keyring.change_file(fleet, lambda _: keyring.only(readers=["default"]))
 
 
 @pytest.fixture
@@ -182,8 +181,8 @@ async def test_a_retired_issuers_token_stays_in_use_and_is_taken_where_it_arrive
         late = before.seal(replace(await claims_at(client, queue), version=now()), "late")
 
         kid = parse(late).issuer
-        after = change(master, lambda keyring: keyring.add_issuer().retire(kid))
-        after.only(readers=["default"]).replace_file_of(Keyring.load(fleet))
+        after = Keyring.change_file(master, lambda keyring: keyring.add_issuer().retire(kid))
+        give(after, fleet)
         await worker.takes_its_file()
         assert await opened(client, *nodes) == ["first", "first"]
         await update(client, queue, late)
@@ -205,13 +204,13 @@ async def test_nodes_learn_an_issuer_with_its_limits(
     async with start_worker(client, queue):
         await start(TokenClient(client, before), queue, Plan({"a": Plan()}), nodes=2)
         # A second team: its key is for its own trees' CRM, and for one host.
-        after = change(
+        after = Keyring.change_file(
             master,
             lambda keyring: keyring.add_issuer(
                 names=["crm"], roots=[queue], origins=["https://*.crm.example"]
             ),
         )
-        after.only(readers=["default"]).replace_file_of(Keyring.load(fleet))
+        give(after, fleet)
         await worker.takes_its_file()
         team = after.retire(after.keys()[0].kid)  # its people have no other issuer
         theirs = TokenClient(client, team)
@@ -315,8 +314,8 @@ async def test_trust_is_renewed_once_a_key_change_and_not_once_a_rotation(
 
         # The second change comes at once: what is new in the keyring is learnt at once as well.
         for changes in (1, 2):
-            after = change(master, Keyring.add_issuer)
-            after.only(readers=["default"]).replace_file_of(Keyring.load(fleet))
+            after = Keyring.change_file(master, Keyring.add_issuer)
+            give(after, fleet)
             await worker.takes_its_file()
             tokens = TokenClient(client, after)
             for rotation in range(3):
@@ -355,7 +354,7 @@ async def test_workers_with_an_old_and_a_new_file_side_by_side_lose_no_message(
     if asked == "by the nodes themselves":  # once a minute; ten times in vain and it is refused
         monkeypatch.setattr("stateful_workflow.node.inbox._TRUST_EVERY_MS", 5_000)
     before = Keyring.load(master)
-    after = change(master, Keyring.add_issuer)
+    after = Keyring.change_file(master, Keyring.add_issuer)
     renewed = fleet.with_name("renewed.json")
     after.only(readers=["default"]).save(renewed)
     old = await process(engine, fleet, f"{queue}-old")
@@ -401,7 +400,7 @@ async def test_workers_with_an_old_and_a_new_file_side_by_side_lose_no_message(
             assert behind
             assert await opened(client, *behind) == ["first"] * len(behind)
 
-            after.only(readers=["default"]).replace_file_of(Keyring.load(fleet))
+            give(after, fleet)
             await old.takes_its_file()
             if asked == "by a further update":
                 await asyncio.gather(*[update(client, node, message) for node in behind])
@@ -466,7 +465,7 @@ async def test_what_is_sealed_anew_is_set_where_it_was_set_and_reaches_every_nod
     async with start_worker(client, queue):
         before = TokenClient(client, Keyring.load(master))
         await start(before, queue, Plan({"a": Plan({"x": Plan()})}), nodes=3)
-        after = change(master, lambda keyring: keyring.add_reader("new"))
+        after = Keyring.change_file(master, lambda keyring: keyring.add_reader("new"))
         tokens = TokenClient(client, after)
 
         status = await tokens.reseal(f"{queue}-a-x")
@@ -488,27 +487,22 @@ async def nothing() -> None:
     pass
 
 
-@pytest.mark.parametrize("ahead", [0, FOUR_MINUTES], ids=["clocks agree", "a clock was ahead"])
-@pytest.mark.parametrize(
-    ("late", "early"), [("the reseal", "the set"), ("the set", "the reseal")], ids=["reseal", "set"]
-)
-async def test_a_token_that_is_set_during_a_reseal_stands(
-    engine: EmbeddedEngine,
-    queue: str,
-    master: Path,
-    fleet: Path,
-    late: str,
-    early: str,
-    ahead: int,
-) -> None:
-    keyring = Keyring.load(master)
-    client = (await process(engine, fleet)).client
+@dataclass(frozen=True)
+class Race:
+    """Two clients of one issuer; before the slow one's message is sent, `between` may act."""
+
+    tokens: TokenClient
+    slow: TokenClient
+    between: Before
+
+
+@asynccontextmanager
+async def racing(
+    engine: EmbeddedEngine, queue: str, keyring: Keyring, ahead: int
+) -> AsyncGenerator[Race, None]:
+    """A workflow whose token has a version so many milliseconds ahead of the clock."""
+    client, between = await client_with(engine, keyring), Before(nothing)
     tokens = TokenClient(client, keyring)
-
-    async def act(tokens: TokenClient, what: str, token: str) -> None:
-        await (tokens.reseal(queue) if what == "the reseal" else tokens.set(queue, token))
-
-    between = Before(nothing)
     slow = TokenClient(await client_with(engine, keyring, between), keyring)
     async with worker_for(client, queue):
         await tokens.start_workflow(
@@ -517,55 +511,44 @@ async def test_a_token_that_is_set_during_a_reseal_stands(
         if ahead:
             claims = replace(await claims_at(client, queue), version=now() + ahead)
             await update(client, queue, keyring.seal(claims, "ahead"))
+        yield Race(tokens, slow, between)
+
+
+@pytest.mark.parametrize("ahead", [0, FOUR_MINUTES], ids=["clocks agree", "a clock was ahead"])
+@pytest.mark.parametrize("late", ["the reseal", "the set"])
+async def test_a_token_that_is_set_during_a_reseal_stands(
+    engine: EmbeddedEngine, queue: str, late: str, ahead: int
+) -> None:
+    async with racing(engine, queue, Keyring.generate(), ahead) as race:
         # Of two messages of one version the hash decides: so more than once.
         for n in range(10):
 
             async def meanwhile(token: str = f"token {n}") -> None:
-                between.act = nothing
-                await act(tokens, early, token)
+                race.between.act = nothing
+                if late == "the set":
+                    await race.tokens.reseal(queue)
+                else:
+                    await race.tokens.set(queue, token)
 
-            between.act = meanwhile
-            await act(slow, late, f"token {n}")
+            race.between.act = meanwhile
+            if late == "the set":
+                await race.slow.set(queue, f"token {n}")
+            else:
+                await race.slow.reseal(queue)
 
-            assert (await tokens.get(queue)).reveal() == f"token {n}"
+            assert (await race.tokens.get(queue)).reveal() == f"token {n}"
 
 
-async def test_a_revocation_during_a_reseal_stands(
-    engine: EmbeddedEngine, queue: str, master: Path, fleet: Path
-) -> None:
-    keyring = Keyring.load(master)
-    client = (await process(engine, fleet)).client
-    tokens = TokenClient(client, keyring)
-    between = Before(nothing)
-    slow = TokenClient(await client_with(engine, keyring, between), keyring)
-    async with worker_for(client, queue):
-        await tokens.start_workflow(
-            Caller.run, id=queue, task_queue=queue, api_token="first", origins=[ORIGIN]
-        )
-        claims = replace(await claims_at(client, queue), version=now() + FOUR_MINUTES)
-        await update(client, queue, keyring.seal(claims, "ahead"))
+async def test_a_revocation_during_a_reseal_stands(engine: EmbeddedEngine, queue: str) -> None:
+    async with racing(engine, queue, Keyring.generate(), FOUR_MINUTES) as race:
         for _ in range(10):
 
             async def meanwhile() -> None:
-                between.act = nothing
-                await tokens.revoke(queue)
+                race.between.act = nothing
+                await race.tokens.revoke(queue)
 
-            between.act = meanwhile
+            race.between.act = meanwhile
             with pytest.raises(TokenRevoked):
-                await slow.reseal(queue)
+                await race.slow.reseal(queue)
 
-            await tokens.set(queue, "again", origins=[ORIGIN])
-
-
-async def test_sets_and_reseals_at_once_end_with_the_newest_secret(
-    engine: EmbeddedEngine, queue: str, master: Path, fleet: Path
-) -> None:
-    client = (await process(engine, fleet)).client
-    tokens = TokenClient(client, Keyring.load(master))
-    async with worker_for(client, queue):
-        await tokens.start_workflow(
-            Caller.run, id=queue, task_queue=queue, api_token="first", origins=[ORIGIN]
-        )
-        for n in range(5):
-            await asyncio.gather(tokens.set(queue, f"token {n}"), tokens.reseal(queue))
-            assert (await tokens.get(queue)).reveal() == f"token {n}"
+            await race.tokens.set(queue, "again", origins=[ORIGIN])

@@ -1,29 +1,20 @@
-"""The worked example of docs/kms.md, word for word, against a key service in another process."""
+"""The worked example of docs/kms.md, word for word, against a key service."""
 
 from __future__ import annotations
 
-import json
-import os
 import secrets
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 from temporalio.client import Client, WorkflowUpdateStage
 from temporalio.worker import Worker
 
@@ -36,7 +27,7 @@ from stateful_workflow import (
     TokenClient,
 )
 from stateful_workflow.engine import EmbeddedEngine
-from stateful_workflow.sealed.message import parse
+from tests.builders import jwks
 from tests.docs.test_snippets import read_blocks
 
 from .support import eventually, sealed_at
@@ -49,64 +40,15 @@ ORIGIN = "https://api.example.com"
 # --- the key service -----------------------------------------------------------------------------
 
 
-def service(store: Path, caller: str) -> Starlette:
-    """Keys that are made at the first start, kept in a file of the service's, and never given out.
-
-    Args:
-        store: where they are kept.
-        caller: the token that callers show.
-    """
-    if not store.exists():
-        made = {name: secrets.token_hex(32) for name in ("issuer", "reader", "other")}
-        store.write_text(json.dumps(made))
-    kept = {name: bytes.fromhex(key) for name, key in json.loads(store.read_text()).items()}
-    reader = X25519PrivateKey.from_private_bytes(kept.pop("reader"))
-    issuers = {name: Ed25519PrivateKey.from_private_bytes(key) for name, key in kept.items()}
-    calls: list[str] = []
-
-    async def ask(request: Request) -> Response:
-        if request.headers.get("Authorization") != f"Bearer {caller}":
-            return Response(status_code=403)
-        name, operation = request.path_params["name"], request.path_params["operation"]
-        calls.append(f"{operation} {name}")
-        data = await request.body()
-        if operation == "public":
-            key = reader if name == "reader" else issuers[name]
-            return Response(key.public_key().public_bytes_raw())
-        if operation == "sign":
-            return Response(issuers[name].sign(data))
-        return Response(reader.exchange(X25519PublicKey.from_public_bytes(data)))
-
-    async def log(_: Request) -> Response:
-        return JSONResponse(calls)
-
-    return Starlette(
-        routes=[
-            Route("/keys/{name}/{operation}", ask, methods=["POST"]),
-            Route("/log", log),
-        ]
-    )
-
-
-def serve(store: str, caller: str, port: str) -> None:
-    """Serve until killed; the port is printed, 0 takes a free one."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", int(port)))
-        listener.listen()
-        print(listener.getsockname()[1], flush=True)
-        config = uvicorn.Config(service(Path(store), caller), log_level="error", lifespan="off")
-        uvicorn.Server(config).run(sockets=[listener])
-
-
 class Kms:
-    """The service as a process that can go down and come back under the same address."""
+    """A service that can go down and come back under the same address, and gives out no key."""
 
-    def __init__(self, store: Path) -> None:
-        self.store = store
+    def __init__(self) -> None:
         self.caller = secrets.token_hex(16)
+        self.calls: list[str] = []
+        self._reader = X25519PrivateKey.generate()
+        self._issuers = {name: Ed25519PrivateKey.generate() for name in ("issuer", "other")}
         self._port = 0
-        self._process: subprocess.Popen[str] | None = None
         self.start()
 
     @property
@@ -114,33 +56,43 @@ class Kms:
         return f"http://127.0.0.1:{self._port}"
 
     def start(self) -> None:
-        module = "import sys; from tests.server.test_kms import serve; serve(*sys.argv[1:])"
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", module, str(self.store), self.caller, str(self._port)],
-            cwd=PROJECT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._process.stdout is not None
-        # It listens from here on, whenever it comes to answer.
-        self._port = int(self._process.stdout.readline())
+        answer, caller = self._answer, f"Bearer {self.caller}"
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                assert self.headers["Authorization"] == caller
+                _, _, name, operation = self.path.split("/")
+                answered = answer(
+                    name, operation, self.rfile.read(int(self.headers["Content-Length"]))
+                )
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(answered)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), Handler)
+        self._port = self._server.server_port
+        Thread(target=self._server.serve_forever, daemon=True).start()
 
     def stop(self) -> None:
-        if self._process is not None:
-            self._process.send_signal(signal.SIGTERM)
-            self._process.communicate(timeout=20)
-            self._process = None
+        self._server.shutdown()
+        self._server.server_close()
 
-    def calls(self) -> list[str]:
-        """What it was asked to do since it started."""
-        asked: list[str] = httpx.get(f"{self.url}/log", timeout=20).raise_for_status().json()
-        return [call for call in asked if not call.startswith("public ")]
+    def _answer(self, name: str, operation: str, data: bytes) -> bytes:
+        if operation == "public":
+            key = self._reader if name == "reader" else self._issuers[name]
+            return key.public_key().public_bytes_raw()
+        self.calls.append(f"{operation} {name}")
+        if operation == "sign":
+            return self._issuers[name].sign(data)
+        return self._reader.exchange(X25519PublicKey.from_public_bytes(data))
 
 
 @pytest.fixture
-def kms(tmp_path: Path) -> Iterator[Kms]:
-    kms = Kms(tmp_path / "store.json")
+def kms() -> Iterator[Kms]:
+    kms = Kms()
     try:
         yield kms
     finally:
@@ -211,34 +163,22 @@ async def test_tokens_are_sealed_and_opened_by_the_service(
 ) -> None:
     async with worker_for(client, queue, threads):
         root = await start(tokens, queue)
-        assert kms.calls() == ["sign issuer"]
+        assert kms.calls == ["sign issuer"]
         assert (await root.execute_update(Caller.do, LOOK))[0] == "first"
-        assert kms.calls() == ["sign issuer", "agree reader"]
+        assert kms.calls == ["sign issuer", "agree reader"]
 
         await tokens.rotate(queue, "second", timeout=20)
         assert (await root.execute_update(Caller.do, LOOK))[0] == "second"
         await tokens.revoke(queue)
         assert (await root.execute_update(Caller.do, LOOK))[0].startswith("TokenRevoked: ")
-        assert kms.calls() == ["sign issuer", "agree reader"] * 2 + ["sign issuer"]
+        assert kms.calls == ["sign issuer", "agree reader"] * 2 + ["sign issuer"]
 
 
-async def test_neither_process_has_a_private_key(kms: Kms, example: Any, tmp_path: Path) -> None:
-    stored = json.loads(kms.store.read_text())
-    assert len(stored) == 3
-    private = {key.kind: key.private for key in example.sealing.keys()}
-    assert private == {"issuer": True, "reader": False}
-    private = {key.kind: key.private for key in example.opening.keys()}
-    assert private == {"issuer": False, "reader": True}
-    for keyring in (example.sealing, example.opening):
-        assert not any("d" in key for key in json.loads(keyring.to_json())["keys"])
-    assert "d" not in {
-        name for key in json.loads((tmp_path / "public.json").read_text())["keys"] for name in key
-    }
-
-
-async def test_each_process_can_do_its_own_part_only(
+async def test_each_process_can_do_its_own_part_only_and_has_no_private_key(
     tokens: TokenClient, client: Client, example: Any, queue: str, threads: ThreadPoolExecutor
 ) -> None:
+    for keyring in (example.sealing, example.opening, Keyring.load("public.json")):
+        assert not any("d" in key for key in jwks(keyring))
     async with worker_for(client, queue, threads):
         await start(tokens, queue)
         with pytest.raises(NoReaderKey):
@@ -303,25 +243,3 @@ async def test_a_signer_that_signs_with_another_key_is_refused_and_nothing_is_se
             await TokenClient(await connect(engine, confused), confused).set(queue, "second")
         assert await sealed_at(client, queue) == before
         assert (await root.execute_update(Caller.do, LOOK))[0] == "first"
-
-
-async def test_the_service_says_no_to_who_may_not_use_it(example: Any, kms: Kms) -> None:
-    stranger = httpx.Client(base_url=kms.url, headers={"Authorization": "Bearer x"})
-    with stranger, pytest.raises(httpx.HTTPStatusError):
-        example.KmsSigner(stranger, "issuer")
-
-
-async def test_the_holders_stay_with_their_keys_when_the_file_changes(
-    tokens: TokenClient, client: Client, example: Any, queue: str, threads: ThreadPoolExecutor
-) -> None:
-    async with worker_for(client, queue, threads):
-        root = await start(tokens, queue)
-        before = Keyring.load("public.json")
-        before.add_reader("others").public().replace_file_of(before)
-
-        async def sealed_for_both() -> None:
-            await tokens.set(queue, "second")
-            assert len(parse(await sealed_at(client, queue)).readers) == 2
-
-        await eventually(sealed_for_both)
-        assert (await root.execute_update(Caller.do, LOOK))[0] == "second"

@@ -51,7 +51,6 @@ from stateful_workflow import (
 )
 from stateful_workflow.demo.api import IssuedToken, TokenApi
 from stateful_workflow.engine import EmbeddedEngine, start_engine
-from stateful_workflow.sealed.keyring_file import FileContent
 from stateful_workflow.sealed.message import Claims, parse
 
 from .api import Api, start_api
@@ -454,10 +453,9 @@ class _Holder:
 @pytest.mark.parametrize(
     "record",
     [
-        lambda: FileContent(Path("keyring.json"), SECRET, Path(__file__).stat(), (1, 2, 3)),
         lambda: TokenApi(client_secret=SECRET, issued={SECRET: IssuedToken(1, 0.0)}),
     ],
-    ids=["a keyring file", "the demo's API"],
+    ids=["the demo's API"],
 )
 def test_a_record_that_holds_a_secret_does_not_print_it(record: Callable[[], object]) -> None:
     assert found(SECRET, repr([record()]).encode()) == []

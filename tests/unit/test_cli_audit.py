@@ -280,7 +280,7 @@ def test_review_with_a_keyring_looks_at_readers(path: Path) -> None:
     assert found.exit_code == 1
     assert "opened with the key nobody" in found.stdout
     assert readers[0].kid not in found.stdout
-    Keyring.load(keyring).revoke(readers[0].kid).replace_file_of(Keyring.load(keyring))
+    Keyring.change_file(keyring, lambda before: before.revoke(readers[0].kid))
     assert readers[0].kid in audit("review", path, "--keyring", keyring).stdout
 
 

@@ -684,7 +684,7 @@ async def test_it_follows_its_keyring_file(tmp_path: Path, monkeypatch: pytest.M
     app = codec_app(Keyring.load(path), ui_origins=[UI])
     assert values_of(await ask(app, as_json(SEALED)))[0]["verified"]
 
-    revoked().public().save(path, replace=True)
+    Keyring.change_file(path, lambda _: revoked().public())
 
     assert values_of(await ask(app, as_json(SEALED)))[0]["problem"] == "issuer revoked"
 

@@ -1,8 +1,8 @@
 """Whatever comes is refused by name, and of what is made from a genuine message nothing is taken.
 
-What is in `test_messages.py` is not shown again: there each rule of the format has its
-test, and each bit of a message is flipped by itself. Here genuine messages are changed in
-many ways at once, with the signature they had and with a genuine one over the change.
+In `test_messages.py` each rule of the format has its test, and each bit of a message is flipped by
+itself. Here genuine messages are changed in many ways at once, with the signature they had and with
+a genuine one over the change.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import hashlib
 import json
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
-import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +25,6 @@ from stateful_workflow.sealed.message import (
     PROTECTED,
     SIGNATURE_ALGORITHM,
     TYP,
-    Claims,
     Message,
     encode_base64url,
     parse,
@@ -161,36 +159,7 @@ def test_any_value_is_refused_by_name(value: object) -> None:
     assert parses_exactly(value) is None
 
 
-@given(st.lists(JSON.map(lambda value: json.dumps(value).encode()) | st.binary(), max_size=4))
-@settings(max_examples=200, deadline=None)
-def test_any_encoded_segments_are_refused_by_name(segments: list[bytes]) -> None:
-    assert parses_exactly(".".join(map(encode_base64url, segments))) is None
-
-
-@given(st.binary() | JSON.map(lambda value: json.dumps(value).encode()), st.sampled_from([*TYP]))
-@settings(max_examples=200, deadline=None)
-def test_any_bytes_for_claims_are_refused_by_name(encoded: bytes, kind: Any) -> None:
-    with pytest.raises(TokenMalformed):
-        Claims.decode(encoded, kind)
-
-
 # --- bits --------------------------------------------------------------------------
-
-
-@st.composite
-def flipped(draw: st.DrawFn, text: str) -> str:
-    """A text with one to three of its bits flipped."""
-    for _ in range(draw(st.integers(1, 3))):
-        at = draw(st.integers(0, len(text) - 1))
-        text = text[:at] + chr(ord(text[at]) ^ 1 << draw(st.integers(0, 7))) + text[at + 1 :]
-    return text
-
-
-@given(genuine.flatmap(lambda message: flipped(message.text)))
-@settings(max_examples=600, deadline=None)
-def test_no_message_with_bits_flipped_is_taken(text: str) -> None:
-    assume(text not in TEXTS)
-    assert verified(text) is None
 
 
 Place = tuple["str | int", ...]
@@ -244,15 +213,8 @@ def test_no_token_with_bits_flipped_in_its_parts_is_taken_or_opens(
 # --- structure ---------------------------------------------------------------------
 
 
-class Members(list["tuple[str | Escaped, Any]"]):
+class Members(list["tuple[str, Any]"]):
     """A JSON object as the list of its members, so that one can be named twice."""
-
-
-@dataclass(frozen=True)
-class Escaped:
-    """A member's name, written with an escape for its first letter."""
-
-    name: str
 
 
 def members(encoded: bytes) -> Members:
@@ -263,18 +225,12 @@ def members(encoded: bytes) -> Members:
 def write(value: Any, space: str = "") -> str:
     """Write JSON with what `Members` can say."""
     if isinstance(value, Members):
-        inner = (f"{_name(name)}{space}:{write(item, space)}" for name, item in value)
+        inner = (f"{json.dumps(name)}{space}:{write(item, space)}" for name, item in value)
         return f"{{{space}{f'{space},'.join(inner)}}}"
     if isinstance(value, list):
         items = cast("list[Any]", value)
         return f"[{','.join(write(item, space) for item in items)}{space}]"
     return json.dumps(value)
-
-
-def _name(name: Any) -> str:
-    if isinstance(name, Escaped):
-        return f'"\\u{ord(name.name[0]):04x}{name.name[1:]}"'
-    return json.dumps(name)
 
 
 def containers(value: Any) -> Iterator[list[Any]]:
@@ -285,15 +241,6 @@ def containers(value: Any) -> Iterator[list[Any]]:
         for item in items:
             yield from containers(item[1] if isinstance(value, Members) else item)
 
-
-LOW_ORDER = [
-    bytes(32),
-    (1).to_bytes(32, "little"),
-    (2**255 - 20).to_bytes(32, "little"),
-    (2**255 - 19).to_bytes(32, "little"),
-    bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"),
-]
-"""X25519 keys with which any other agrees on zero (RFC 7748 section 6.1)."""
 
 NAMES = st.sampled_from(
     [
@@ -307,10 +254,7 @@ PLAUSIBLE: list[object] = [[], {}, [*CLAIMS.origins], ["Sync"], CLAIMS.root, NOW
 
 VALUES = (
     JSON
-    | st.sampled_from(LOW_ORDER).map(encode_base64url)
-    | st.sampled_from([0, 12, 16, 32, 40, 64])
-    .flatmap(lambda size: st.binary(min_size=size, max_size=size))
-    .map(encode_base64url)
+    | st.sampled_from([0, 12, 16, 32, 40, 64]).map(bytes).map(encode_base64url)
     | st.sampled_from(PLAUSIBLE)
 ).map(deepcopy)  # it is changed in its turn
 
@@ -328,21 +272,15 @@ def restructured(draw: st.DrawFn, source: Members) -> Members:
         if change == "add" or not target:
             target.insert(at, (draw(NAMES), draw(VALUES)))
             continue
-        name, value = target[at]
+        name, value = target.pop(at)
         if change == "replace":
-            target[at] = (name, draw(VALUES))
-        elif change == "remove":
-            del target[at]
+            target.insert(at, (name, draw(VALUES)))
         elif change == "rename":
-            target[at] = (draw(NAMES), value)
+            target.insert(at, (draw(NAMES), value))
         elif change == "move":
-            target.append(target.pop(at))
-        else:
-            other = (
-                Escaped(name) if isinstance(name, str) and name and draw(st.booleans()) else name
-            )
-            twin = (other, value if draw(st.booleans()) else draw(VALUES))
-            target.insert(draw(st.integers(0, len(target))), cast("tuple[str, Any]", twin))
+            target.append((name, value))
+        elif change == "twice":
+            target += [(name, value), (name, value if draw(st.booleans()) else draw(VALUES))]
     return source
 
 
@@ -368,20 +306,17 @@ def parts(draw: st.DrawFn) -> tuple[Message, bytes, bytes]:
 @st.composite
 def variant(draw: st.DrawFn, text: str) -> str:
     """The same bytes in another base64, or nearly the same."""
-    position = draw(st.integers(0, len(text)))
+    at = draw(st.integers(0, len(text)))
     return draw(
         st.sampled_from(
             [
                 text,
                 text + "=" * (-len(text) % 4),
-                text + "=",
                 text.replace("-", "+").replace("_", "/"),
                 text[:-1] + chr(ord(text[-1]) + 1) if text else "A",
-                text[:position] + draw(st.sampled_from("\n .=é\x00")) + text[position:],
-                text[:position],
+                text[:at] + draw(st.sampled_from("\n .=é\x00")) + text[at:],
+                text[:at],
                 text + "A",
-                base64.b64encode(text.encode()).decode(),
-                lenient(text).hex() if len(text) % 4 != 1 else text,
             ]
         )
     )
@@ -397,18 +332,6 @@ def test_no_message_with_its_structure_changed_is_taken(
     at = data.draw(st.integers(0, 2), "which segment is encoded otherwise")
     segments[at] = data.draw(variant(segments[at]), "segment")
     text = ".".join(segments)
-    assume(text not in TEXTS)
-
-    assert verified(text) is None
-
-
-@given(genuine, st.data())
-@settings(max_examples=300, deadline=None)
-def test_no_message_encoded_otherwise_is_taken(message: Message, data: st.DataObject) -> None:
-    segments = message.text.split(".")
-    at = data.draw(st.integers(0, 2))
-    segments[at] = data.draw(variant(segments[at]))
-    text = data.draw(st.sampled_from([".", "..", " .", "．"])).join(segments)
     assume(text not in TEXTS)
 
     assert verified(text) is None

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
-import stat
-import time
-from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -26,16 +22,14 @@ from stateful_workflow.errors import (
     KeyringError,
     NoIssuerKey,
     NoReaderKey,
-    StatefulError,
     TokenForged,
     TokenMalformed,
     TokenRevoked,
 )
 from stateful_workflow.sealed import keyring_file
-from stateful_workflow.sealed.crypto import Opener, Signer
-from stateful_workflow.sealed.keyring import Keyring, KeyringSource
+from stateful_workflow.sealed.keyring import Keyring
 from stateful_workflow.sealed.keys import Issuer, KeyInfo, verify
-from stateful_workflow.sealed.message import Claims, Message, parse
+from stateful_workflow.sealed.message import Claims, Message, encode_base64url, parse
 from tests.builders import CLAIMS, NAMESPACE, NOW, TOKEN, jwks, keyring_of, marked
 
 ORIGIN = CLAIMS.origins[0]
@@ -78,11 +72,6 @@ def test_issuers_and_readers_are_added_behind_those_there_are() -> None:
     assert len(first.keys()) == 2, "a keyring does not change"
 
 
-def test_a_reader_without_an_audience_is_of_the_default_one() -> None:
-    assert [key.audience for key in readers(Keyring.generate())] == ["default"]
-    assert "audience" not in Keyring.generate().to_json()
-
-
 def test_what_is_said_of_a_key_survives_the_file() -> None:
     keyring = (
         Keyring()
@@ -96,14 +85,13 @@ def test_what_is_said_of_a_key_survives_the_file() -> None:
     assert again(keyring.public()).trusted() == keyring.trusted()
 
 
-@pytest.mark.parametrize("of", [issuers, readers], ids=["issuer", "reader"])
-@pytest.mark.parametrize("change", [Keyring.retire, Keyring.revoke], ids=["retire", "revoke"])
+@pytest.mark.parametrize("change", [Keyring.retire, Keyring.revoke])
 def test_a_key_that_is_not_there_is_neither_retired_nor_revoked(
-    of: Callable[[Keyring], list[KeyInfo]], change: Callable[[Keyring, str], Keyring]
+    change: Callable[[Keyring, str], Keyring],
 ) -> None:
-    (key,) = of(Keyring.generate())
-    with pytest.raises(KeyringError, match=key.kid):
-        change(Keyring.generate(), key.kid)
+    for key in Keyring.generate().keys():
+        with pytest.raises(KeyringError, match=key.kid):
+            change(Keyring.generate(), key.kid)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +103,6 @@ def test_a_key_that_is_not_there_is_neither_retired_nor_revoked(
         {"roots": ["a\nb"]},
         {"origins": ["http://api.example.com"]},
         {"origins": ["https://*.com"]},
-        {"origins": ["https://api.example.com/path"]},
         {"origins": ["*"]},
     ],
     ids=str,
@@ -141,26 +128,11 @@ def test_a_malformed_audience_is_refused(audience: str) -> None:
         Keyring().add_reader(audience)
 
 
-@pytest.mark.parametrize(
-    ("key", "settings"),
-    [(0, {"audience": "x"}), (1, {"names": ["crm"]}), (0, {"hosts": ["x"]}), (1, {"audience": 1})],
-    ids=str,
-)
-def test_a_setting_that_may_be_a_restriction_and_is_not_known_makes_the_keyring_unusable(
-    key: int, settings: dict[str, object]
-) -> None:
-    with pytest.raises(KeyringError):
-        keyring_of(marked(jwks(Keyring.generate())[key], **settings))
-
-
 # --- what an issuer may sign ---------------------------------------------------------------------
 
 WITHIN_LIMITS: dict[str, tuple[dict[str, list[str]], dict[str, Any]]] = {
     "a name": ({"names": ["crm", "erp"]}, {"name": "erp"}),
-    "a root": ({"roots": ["eu-"]}, {"root": "eu-acme"}),
-    "a root that is the prefix": ({"roots": ["eu-"]}, {"root": "eu-"}),
-    "one of two prefixes": ({"roots": ["eu-", "us-"]}, {"root": "us-acme"}),
-    "an origin": ({"origins": [ORIGIN]}, {}),
+    "a root that is the prefix": ({"roots": ["eu-", "us-"]}, {"root": "us-"}),
     "an origin below a wildcard": ({"origins": ["https://*.example.com"]}, {}),
     "the wildcard itself": (
         {"origins": ["https://*.example.com"]},
@@ -170,21 +142,9 @@ WITHIN_LIMITS: dict[str, tuple[dict[str, list[str]], dict[str, Any]]] = {
     "no origin": ({"origins": []}, {"origins": ()}),
 }
 OUTSIDE: dict[str, tuple[dict[str, list[str]], dict[str, Any]]] = {
-    "another name": ({"names": ["crm"]}, {"name": "erp"}),
     "a name that begins alike": ({"names": ["crm"]}, {"name": "crm2"}),
-    "another root": ({"roots": ["eu-"]}, {"root": "us-acme"}),
     "a root that has the prefix within": ({"roots": ["eu-"]}, {"root": "us-eu-acme"}),
-    "another origin": ({"origins": [ORIGIN]}, {"origins": ("https://evil.example",)}),
     "one origin of two": ({"origins": [ORIGIN]}, {"origins": (ORIGIN, "https://evil.example")}),
-    "another port": ({"origins": [ORIGIN]}, {"origins": (f"{ORIGIN}:8443",)}),
-    "two labels below a wildcard": (
-        {"origins": ["https://*.example.com"]},
-        {"origins": ("https://a.b.example.com",)},
-    ),
-    "the domain of a wildcard": (
-        {"origins": ["https://*.example.com"]},
-        {"origins": ("https://example.com",)},
-    ),
     "a wildcard around the origin": (
         {"origins": [ORIGIN]},
         {"origins": ("https://*.example.com",)},
@@ -230,13 +190,11 @@ def test_what_is_outside_is_refused_where_it_is_sealed_judged_and_opened(
     assert opened(unlimited, message) == TOKEN
 
 
-def test_a_limited_signature_counts_as_a_forged_one() -> None:
-    assert issubclass(IssuerLimited, TokenForged)
-
-
 @pytest.mark.parametrize("inherit", [False, True], ids=["revoke", "inherit"])
-@pytest.mark.parametrize("limits", [{"names": ["crm"]}, {"roots": ["eu-"]}], ids=str)
-def test_a_revocation_is_limited_by_names_and_roots_too(
+@pytest.mark.parametrize(
+    "limits", [{"names": ["crm"]}, {"roots": ["eu-"], "origins": ["https://crm.example"]}], ids=str
+)
+def test_a_revocation_is_limited_by_names_and_roots_and_has_no_origins(
     limits: dict[str, list[str]], inherit: bool
 ) -> None:
     claims = replace(REVOCATION, inherit=inherit)
@@ -248,11 +206,6 @@ def test_a_revocation_is_limited_by_names_and_roots_too(
         verify(parse(unlimited.revocation(claims)), limited.trusted())
     within = replace(claims, name="crm", root="eu-acme")
     verify(parse(limited.revocation(within)), limited.trusted())
-
-
-def test_an_issuer_limited_to_origins_may_revoke() -> None:
-    limited = Keyring().add_issuer(origins=["https://crm.example.com"])
-    verify(parse(limited.revocation(REVOCATION)), limited.trusted())
 
 
 def test_a_node_carries_the_limits_of_an_issuer_and_only_its_key_where_it_has_none() -> None:
@@ -307,15 +260,12 @@ def test_an_issuer_whose_private_half_is_not_here_does_not_sign_though_it_is_the
     assert sealed(both).issuer == issuers(mine)[0].kid
 
 
-def test_the_error_says_what_the_last_issuer_is_limited_to() -> None:
+def test_the_error_says_what_the_last_issuer_with_a_private_half_is_limited_to() -> None:
     keyring = Keyring().add_reader().add_issuer(names=["old"]).add_issuer(names=["crm", "erp"])
     with pytest.raises(IssuerLimited, match=r"apiToken.*names crm, erp"):
         sealed(keyring)
     with pytest.raises(IssuerLimited, match=r"\(none\)"):
         sealed(Keyring().add_reader().add_issuer(names=[]))
-
-
-def test_without_a_private_half_there_is_no_issuer_rather_than_a_limited_one() -> None:
     with pytest.raises(NoIssuerKey):
         sealed(Keyring().add_reader().add_issuer(names=[]).public())
 
@@ -335,23 +285,17 @@ def sealed_for(keyring: Keyring, *audiences: str) -> list[str | None]:
     return [of[kid] for kid in message.readers]
 
 
-def test_readers_chooses_for_whom_a_token_is_sealed(fleets: Keyring) -> None:
+def test_the_audiences_choose_who_can_open_a_token_and_without_a_choice_it_is_all(
+    fleets: Keyring,
+) -> None:
     assert sealed_for(fleets, "crm") == ["crm"]
-    assert sealed_for(fleets, "erp") == ["erp", "erp"]
     assert sealed_for(fleets, "erp", "crm") == ["crm", "erp", "erp"]
-
-
-def test_without_a_choice_it_is_sealed_for_all(fleets: Keyring) -> None:
     assert sealed(fleets).readers == tuple(key.kid for key in readers(fleets))
 
-
-def test_a_fleet_cannot_open_what_is_not_meant_for_it(fleets: Keyring) -> None:
-    crm, erp = fleets.only(readers=["crm"]), fleets.only(readers=["erp"])
     message = sealed(fleets, replace(CLAIMS, audiences=("crm",)))
-
-    assert opened(crm, message) == TOKEN
+    assert opened(fleets.only(readers=["crm"]), message) == TOKEN
     with pytest.raises(NoReaderKey):
-        opened(erp, message)
+        opened(fleets.only(readers=["erp"]), message)
 
 
 @pytest.mark.parametrize("audiences", [(), ("nobody",), ("crm", "nobody"), ("default",)], ids=str)
@@ -362,12 +306,7 @@ def test_an_audience_nobody_has_is_an_error_and_an_empty_list_is_nobody(
         sealed_for(fleets, *audiences)
 
 
-def test_the_choice_is_signed(fleets: Keyring) -> None:
-    assert sealed(fleets, replace(CLAIMS, audiences=("crm",))).claims.audiences == ("crm",)
-    assert sealed(fleets).claims.audiences is None
-
-
-@pytest.mark.parametrize("end", [Keyring.retire, Keyring.revoke], ids=["retired", "revoked"])
+@pytest.mark.parametrize("end", [Keyring.retire, Keyring.revoke])
 def test_a_reader_that_is_retired_or_revoked_is_sealed_for_no_more_and_opens_what_it_has(
     fleets: Keyring, end: Callable[[Keyring, str], Keyring]
 ) -> None:
@@ -406,19 +345,9 @@ def test_only_keeps_the_private_halves_that_are_named_and_all_public_ones(fleets
     for keyring, expected in given.items():
         assert private(keyring) == private(again(keyring)) == expected
         assert keyring.to_json().count('"d"') == len(expected)
-        assert [key.kid for key in keyring.keys()] == [key.kid for key in fleets.keys()]
+        assert [replace(key, private=True) for key in keyring.keys()] == [*fleets.keys()]
         assert keyring.trusted() == fleets.trusted()
-
-
-def test_only_keeps_what_was_said_of_the_keys() -> None:
-    keyring = Keyring().add_issuer(names=["crm"]).add_issuer().add_reader("crm")
-    keyring = keyring.retire(issuers(keyring)[0].kid).revoke(issuers(keyring)[1].kid)
-    given = again(keyring.only(readers=["crm"]))
-
-    assert [replace(key, private=False) for key in given.keys()] == [
-        replace(key, private=False) for key in keyring.keys()
-    ]
-    assert given.revoked() == keyring.revoked()
+        assert keyring.revoked() == fleets.revoked()
 
 
 def test_a_private_half_that_is_not_here_cannot_be_given(fleets: Keyring) -> None:
@@ -490,72 +419,64 @@ def test_the_successor_of_a_reader_has_its_audience(fleets: Keyring) -> None:
     assert later.revoked() == (), "what a reader's thief has is not undone by refusing issuers"
 
 
-def test_a_key_is_revoked_once(fleets: Keyring) -> None:
+def test_a_key_is_revoked_once_be_it_retired_or_not(fleets: Keyring) -> None:
+    message = sealed(fleets)
     for key in fleets.keys()[:2]:
-        later = fleets.revoke(key.kid)
+        later = fleets.retire(key.kid).revoke(key.kid)
         with pytest.raises(KeyringError, match="revoked already"):
             later.revoke(key.kid)
         with pytest.raises(KeyringError, match="revoked already"):
-            later.retire(key.kid).revoke(key.kid)
-
-
-def test_a_retired_key_may_be_revoked() -> None:
-    first = Keyring.generate()
-    kid = issuers(first)[0].kid
-    message = sealed(first)
+            fleets.revoke(key.kid).retire(key.kid).revoke(key.kid)
     with pytest.raises(TokenRevoked):
-        opened(first.retire(kid).revoke(kid), message)
+        opened(fleets.retire(message.issuer).revoke(message.issuer), message)
 
 
 # --- private halves held elsewhere ---------------------------------------------------------------
 
 
-class Held:
-    """A KMS of one issuer and one reader, that counts what is asked of it."""
+class Signing:
+    """A KMS of one issuer."""
 
-    def __init__(self) -> None:
-        self.issuer = Ed25519PrivateKey.generate()
-        self.reader = X25519PrivateKey.generate()
-        self.calls: list[str] = []
-        self.signer, self.opener = _Signer(self), _Opener(self)
-
-    def keyring(self) -> Keyring:
-        """Its public halves."""
-        return keyring_of(
-            *(
-                {"kty": "OKP", "crv": curve, "x": urlsafe_b64encode(public)[:43].decode()}
-                for curve, public in (
-                    ("Ed25519", self.signer.public),
-                    ("X25519", self.opener.public),
-                )
-            )
-        )
-
-
-class _Signer:
-    def __init__(self, held: Held) -> None:
-        self._held = held
-
-    @property
-    def public(self) -> bytes:
-        return self._held.issuer.public_key().public_bytes_raw()
+    def __init__(self, calls: list[str]) -> None:
+        key = Ed25519PrivateKey.generate()
+        self.public = key.public_key().public_bytes_raw()
+        self.answer: Callable[[bytes], bytes] = key.sign
+        self._calls = calls
 
     def sign(self, data: bytes) -> bytes:
-        self._held.calls.append("sign")
-        return self._held.issuer.sign(data)
+        self._calls.append("sign")
+        return self.answer(data)
 
 
-class _Opener:
-    def __init__(self, held: Held) -> None:
-        self._held = held
+class Agreeing:
+    """A KMS of one reader."""
 
-    @property
-    def public(self) -> bytes:
-        return self._held.reader.public_key().public_bytes_raw()
+    def __init__(self, calls: list[str]) -> None:
+        key = X25519PrivateKey.generate()
+        self.public = key.public_key().public_bytes_raw()
+        self.answer: Callable[[bytes], bytes] = lambda public: key.exchange(
+            X25519PublicKey.from_public_bytes(public)
+        )
+        self._calls = calls
 
     def agree(self, public: bytes) -> bytes:
-        self._held.calls.append("agree")
-        return self._held.reader.exchange(X25519PublicKey.from_public_bytes(public))
+        self._calls.append("agree")
+        return self.answer(public)
+
+
+class Held:
+    """Both, with what is asked of them."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.signer, self.opener = Signing(self.calls), Agreeing(self.calls)
+
+    def keyring(self) -> Keyring:
+        """Their public halves."""
+        keys = {"Ed25519": self.signer.public, "X25519": self.opener.public}
+        return keyring_of(
+            *({"kty": "OKP", "crv": curve, "x": encode_base64url(x)} for curve, x in keys.items())
+        )
 
 
 def test_a_signer_and_an_opener_are_all_that_is_needed_to_seal_and_open() -> None:
@@ -585,74 +506,36 @@ def test_what_another_keyring_sealed_opens_with_an_opener_and_the_other_way_roun
     assert opened(both, sealed(both.public().with_signer(held.signer))) == TOKEN
 
 
-def test_the_protocols_are_what_the_holders_are_checked_against() -> None:
-    held = Held()
-    assert isinstance(held.signer, Signer)
-    assert isinstance(held.opener, Opener)
-
-
-def test_one_object_may_hold_both_halves() -> None:
-    """A client of a KMS may have both methods; which is called follows from the key."""
-    held = Held()
-
-    class Both(_Opener):
-        def sign(self, data: bytes) -> bytes:
-            raise AssertionError("an X25519 key signs nothing")
-
-    keyring = held.keyring().with_opener(Both(held)).with_signer(held.signer)
-    assert opened(keyring, sealed(keyring)) == TOKEN
-
-
 def test_a_held_key_is_private_here_and_its_private_half_is_nowhere() -> None:
     held = Held()
     keyring = held.keyring().with_signer(held.signer).with_opener(held.opener)
 
     assert private(keyring) == [("issuer", None), ("reader", "default")]
-    assert [key.kid for key in keyring.keys()] == [key.kid for key in held.keyring().keys()]
     assert '"d"' not in keyring.to_json()
     assert private(again(keyring)) == []
     assert keyring.trusted() == held.keyring().trusted()
-
-
-def test_limits_and_audiences_hold_for_held_keys_too() -> None:
-    held = Held()
-    issuer, reader = jwks(held.keyring())
-    keyring = (
-        keyring_of(marked(issuer, names=["crm"]), marked(reader, audience="crm"))
-        .with_signer(held.signer)
-        .with_opener(held.opener)
-    )
-    with pytest.raises(IssuerLimited):
-        sealed(keyring)
-    with pytest.raises(NoReaderKey):
-        sealed(keyring, replace(CLAIMS, name="crm", audiences=("erp",)))
-    assert held.calls == [], "nothing is signed that may not be"
-    message = sealed(keyring, replace(CLAIMS, name="crm", audiences=("crm",)))
-    assert opened(keyring, message) == TOKEN
-
-
-def test_only_takes_a_holder_away_like_a_private_half() -> None:
-    held = Held()
-    keyring = held.keyring().with_signer(held.signer).with_opener(held.opener)
-
-    assert private(keyring.only(issuers=True)) == [("issuer", None)]
-    assert private(keyring.only(readers=["default"])) == [("reader", "default")]
     assert private(keyring.public()) == []
     assert opened(keyring.only(readers=["default"]), sealed(keyring)) == TOKEN
 
 
-def test_a_held_issuer_is_retired_and_revoked_like_any_other() -> None:
+def test_a_held_issuer_is_limited_retired_and_revoked_like_any_other() -> None:
     held = Held()
-    keyring = held.keyring().with_signer(held.signer).with_opener(held.opener)
-    (kid,) = (key.kid for key in issuers(keyring))
-    message = sealed(keyring)
+    issuer, reader = jwks(held.keyring())
+    keyring = keyring_of(marked(issuer, names=["crm"]), reader)
+    keyring = keyring.with_signer(held.signer).with_opener(held.opener)
+    with pytest.raises(IssuerLimited):
+        sealed(keyring)
+    assert held.calls == [], "nothing is signed that may not be"
+
+    crm = replace(CLAIMS, name="crm")
+    message = sealed(keyring, crm)
     with pytest.raises(NoIssuerKey):
-        sealed(keyring.retire(kid))
-    assert opened(keyring.retire(kid), message) == TOKEN
-    later = keyring.revoke(kid)
+        sealed(keyring.retire(message.issuer), crm)
+    assert opened(keyring.retire(message.issuer), message) == TOKEN
+    later = keyring.revoke(message.issuer)
     with pytest.raises(TokenRevoked):
         opened(later, message)
-    assert sealed(later).issuer == issuers(later)[1].kid
+    assert sealed(later, crm).issuer == issuers(later)[1].kid
 
 
 def test_a_holder_whose_key_is_not_in_the_keyring_is_refused() -> None:
@@ -663,72 +546,58 @@ def test_a_holder_whose_key_is_not_in_the_keyring_is_refused() -> None:
         keyring.with_opener(stranger.opener)
 
 
-def test_a_signer_that_signs_with_another_key_makes_no_message() -> None:
+@pytest.mark.parametrize("answer", [b"", bytes(63), bytes(64)], ids=len)
+def test_a_signer_that_does_not_sign_with_its_key_makes_no_message(answer: bytes) -> None:
     held = Held()
-
-    class Another(_Signer):
-        def sign(self, data: bytes) -> bytes:
-            return Ed25519PrivateKey.generate().sign(data)
-
-    keyring = held.keyring().with_signer(Another(held))
+    held.signer.answer = lambda _: answer
     with pytest.raises(KeyringError, match="did not sign as it"):
-        sealed(keyring)
+        sealed(held.keyring().with_signer(held.signer))
 
 
-def test_an_opener_that_agrees_with_another_key_opens_nothing() -> None:
+@pytest.mark.parametrize("answer", [b"", bytes(32), b"x" * 31, b"x" * 32, b"x" * 65], ids=str)
+def test_an_opener_that_does_not_agree_with_its_key_opens_nothing(answer: bytes) -> None:
+    # All zeros: the other key was of low order (RFC 7748 section 6.1).
     held = Held()
-    keyring = held.keyring().with_signer(held.signer).with_opener(held.opener)
-    message = sealed(keyring)
-    held.reader = X25519PrivateKey.generate()
-    with pytest.raises(TokenMalformed, match="does not decrypt"):
-        opened(keyring, message)
-
-
-@pytest.mark.parametrize("answer", [b"", b"x" * 31, b"x" * 33, b"x" * 65], ids=len)
-def test_an_answer_of_the_wrong_size_is_an_error_of_the_holder(answer: bytes) -> None:
-    held = Held()
-
-    class Signs(_Signer):
-        def sign(self, data: bytes) -> bytes:
-            return answer
-
-    class Agrees(_Opener):
-        def agree(self, public: bytes) -> bytes:
-            return answer
-
-    keyring = held.keyring()
-    with pytest.raises(KeyringError, match=f"{len(answer)} bytes instead of 64"):
-        sealed(keyring.with_signer(Signs(held)))
-    with pytest.raises(KeyringError, match=f"{len(answer)} bytes instead of 32"):
-        opened(keyring.with_opener(Agrees(held)), sealed(keyring.with_signer(held.signer)))
-
-
-def test_a_shared_secret_of_zeros_is_refused() -> None:
-    """RFC 7748 section 6.1: the other key was of low order."""
-    held = Held()
-
-    class Zeros(_Opener):
-        def agree(self, public: bytes) -> bytes:
-            return bytes(32)
-
     message = sealed(held.keyring().with_signer(held.signer))
-    with pytest.raises(StatefulError):
-        opened(held.keyring().with_opener(Zeros(held)), message)
+    held.opener.answer = lambda _: answer
+    with pytest.raises(TokenMalformed, match="does not decrypt"):
+        opened(held.keyring().with_opener(held.opener), message)
 
 
 def test_what_a_holder_raises_comes_through_so_that_an_activity_is_retried() -> None:
     held = Held()
-
-    class Down(_Opener):
-        def agree(self, public: bytes) -> bytes:
-            raise ConnectionError("the service is down")
-
     message = sealed(held.keyring().with_signer(held.signer))
+
+    def down(_: bytes) -> bytes:
+        raise ConnectionError("the service is down")
+
+    held.opener.answer = down
     with pytest.raises(ConnectionError, match="the service is down"):
-        opened(held.keyring().with_opener(Down(held)), message)
+        opened(held.keyring().with_opener(held.opener), message)
 
 
-# --- a changed file ------------------------------------------------------------------------------
+def test_holders_stay_with_their_keys_when_the_file_changes(tmp_path: Path) -> None:
+    held = Held()
+    path = tmp_path / "public.json"
+    held.keyring().save(path)
+    keyring = Keyring.load(path).with_signer(held.signer).with_opener(held.opener)
+    message = sealed(keyring)
+
+    Keyring.change_file(path, lambda keyring: keyring.add_reader("new").public())
+    assert len(sealed(keyring.load_again()).readers) == 2
+    assert opened(keyring.load_again(), message) == TOKEN
+
+    Keyring.change_file(path, lambda keyring: keyring.retire(message.issuer))
+    assert opened(keyring.load_again(), message) == TOKEN
+    with pytest.raises(NoIssuerKey):
+        sealed(keyring.load_again())
+
+    Keyring.change_file(path, lambda keyring: keyring.revoke(message.issuer).public())
+    with pytest.raises(TokenRevoked):
+        opened(keyring.load_again(), message)
+
+
+# --- the commands --------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -736,177 +605,6 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "keyring.json"
     Keyring.generate().save(path)
     return path
-
-
-@pytest.fixture
-def looking_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look at the file at each use rather than once a second."""
-    monkeypatch.setattr("stateful_workflow.sealed.keyring._LOOK_EVERY_SECONDS", 0)
-
-
-def change(file: Path, how: Callable[[Keyring], Keyring]) -> Keyring:
-    before = Keyring.load(file)
-    after = how(before)
-    after.replace_file_of(before)
-    return after
-
-
-def test_a_process_takes_a_changed_file_by_itself(file: Path) -> None:
-    source = KeyringSource(Keyring.load(file))
-    assert len(source.current().keys()) == 2
-    after = change(file, Keyring.add_issuer)
-
-    give_up = time.monotonic() + 20
-    while source.current().keys() != after.keys():
-        assert time.monotonic() < give_up, "the change was never taken"
-        time.sleep(0.02)
-
-
-@pytest.mark.usefixtures("looking_always")
-def test_a_file_is_not_read_again_while_it_is_the_same(file: Path) -> None:
-    source = KeyringSource(Keyring.load(file))
-    assert source.current() is source.current()
-
-
-@pytest.mark.usefixtures("looking_always")
-@pytest.mark.parametrize("how", ["replaced", "rewritten", "swapped by a link"])
-def test_however_the_file_is_changed_it_is_taken(file: Path, how: str) -> None:
-    link = file.with_name("link.json")
-    link.symlink_to(file)
-    source = KeyringSource(Keyring.load(link))
-    after = Keyring.load(file).add_issuer()
-    if how == "replaced":
-        after.replace_file_of(Keyring.load(file))
-    elif how == "rewritten":
-        file.write_text(after.to_json())
-    else:  # as Kubernetes changes what a volume holds
-        other = file.with_name("other.json")
-        after.save(other)
-        new = file.with_name("new.json")
-        new.symlink_to(other)
-        new.replace(link)
-
-    assert source.current().keys() == after.keys()
-
-
-@pytest.mark.usefixtures("looking_always")
-def test_a_file_that_was_changed_between_reading_and_following_it_is_taken(file: Path) -> None:
-    keyring = Keyring.load(file)
-    after = change(file, Keyring.add_issuer)
-
-    assert KeyringSource(keyring).current().keys() == after.keys()
-
-
-BROKEN: dict[str, Callable[[Path], object]] = {
-    "no JSON": lambda path: path.write_text("{"),
-    "empty": lambda path: path.write_text(""),
-    "no text": lambda path: path.write_bytes(b"\xff"),
-    "an unknown setting": lambda path: path.write_text(
-        json.dumps({"keys": [marked(jwks(Keyring.generate())[0], hosts=[])]})
-    ),
-    "gone": lambda path: path.unlink(),
-    "a directory": lambda path: (path.unlink(), path.mkdir()),
-}
-
-
-@pytest.mark.usefixtures("looking_always")
-@pytest.mark.parametrize("damage", BROKEN.values(), ids=BROKEN)
-def test_a_file_that_does_not_parse_leaves_the_old_keyring_with_one_alarm_a_change(
-    file: Path, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
-) -> None:
-    text = file.read_text()
-    source = KeyringSource(Keyring.load(file))
-    before = source.current()
-
-    damage(file)
-    for _ in range(5):
-        assert source.current() is before
-    (alarm,) = caplog.records
-    assert (alarm.name, alarm.levelno) == ("stateful_workflow.sealed.keyring", logging.ERROR)
-    assert "the one before stays" in alarm.getMessage()
-    assert str(file) in alarm.getMessage()
-    assert source.problem is not None
-    assert not any(key["d"] in caplog.text for key in json.loads(text)["keys"])
-
-    if file.is_dir():
-        file.rmdir()
-    file.unlink(missing_ok=True)
-    mended = before.add_issuer()
-    mended.save(file)
-    assert source.current().keys() == mended.keys()
-    assert source.problem is None
-    assert len(caplog.records) == 1
-
-
-@posix
-@pytest.mark.usefixtures("looking_always")
-def test_a_changed_file_that_others_may_read_is_not_taken(
-    file: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    source = KeyringSource(Keyring.load(file))
-    before = source.current()
-    file.write_text(before.add_issuer().to_json())
-    file.chmod(0o644)
-
-    assert source.current() is before
-    assert "0644" in caplog.text
-
-
-@posix
-@pytest.mark.usefixtures("looking_always")
-def test_a_file_its_group_may_read_is_followed_as_it_was_loaded(file: Path) -> None:
-    file.chmod(0o640)
-    source = KeyringSource(Keyring.load(file, allow_group_read=True))
-    after = source.current().add_issuer()
-    file.write_text(after.to_json())
-
-    assert source.current().keys() == after.keys()
-    assert source.problem is None
-
-
-@pytest.mark.usefixtures("looking_always")
-def test_a_revocation_in_the_file_is_in_force_with_the_next_use(file: Path) -> None:
-    source = KeyringSource(Keyring.load(file))
-    message = sealed(source.current())
-    assert opened(source.current(), message) == TOKEN
-
-    change(file, lambda keyring: keyring.revoke(message.issuer))
-
-    with pytest.raises(TokenRevoked):
-        opened(source.current(), message)
-
-
-@pytest.mark.usefixtures("looking_always")
-def test_holders_stay_with_their_keys_when_the_file_changes(tmp_path: Path) -> None:
-    held = Held()
-    file = tmp_path / "public.json"
-    held.keyring().save(file)
-    keyring = Keyring.load(file).with_signer(held.signer).with_opener(held.opener)
-    source = KeyringSource(keyring)
-    message = sealed(source.current())
-
-    change(file, lambda keyring: keyring.add_reader("new").public())
-    assert len(sealed(source.current()).readers) == 2
-    assert opened(source.current(), message) == TOKEN
-
-    change(file, lambda keyring: keyring.retire(message.issuer))
-    assert opened(source.current(), message) == TOKEN
-    with pytest.raises(NoIssuerKey):
-        sealed(source.current())
-
-    change(file, lambda keyring: keyring.revoke(message.issuer).public())
-    with pytest.raises(TokenRevoked):
-        opened(source.current(), message)
-
-
-@pytest.mark.usefixtures("looking_always")
-def test_a_keyring_from_no_file_stays_as_it_is() -> None:
-    keyring = Keyring.generate()
-    source = KeyringSource(keyring)
-    assert source.current() is source.current() is keyring
-
-
-# --- the commands --------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
@@ -932,7 +630,7 @@ def refused(result: Result) -> str:
     return result.stderr
 
 
-def test_keys_add_issuer_adds_one_with_its_limits(file: Path) -> None:
+def test_keys_add_issuer_adds_one_with_its_limits_or_for_everything(file: Path) -> None:
     listed = shown(
         keys(
             *("add-issuer", "--names", "crm", "--names", "erp", "--roots", "eu-"),
@@ -953,13 +651,10 @@ def test_keys_add_issuer_adds_one_with_its_limits(file: Path) -> None:
         "audience": None,
     }
     assert shown(keys("list", "--json", keyring=file)) == listed
+    assert shown(keys("add-issuer", "--json", keyring=file))[-1]["names"] is None
     table = keys("list", keyring=file).stdout
     assert "names crm erp; roots eu-; origins https://*.example.com" in table
-
-
-def test_keys_add_issuer_without_limits_signs_everything(file: Path) -> None:
-    assert shown(keys("add-issuer", "--json", keyring=file))[-1]["names"] is None
-    assert keys("list", keyring=file).stdout.count("everything") == 2
+    assert table.count("everything") == 2
 
 
 def test_keys_add_reader_adds_one_for_an_audience(file: Path) -> None:
@@ -980,7 +675,7 @@ def test_keys_retire_takes_a_key_id_or_its_beginning(file: Path, digits: int) ->
 
 
 def test_keys_revoke_marks_a_key_and_makes_its_successor(file: Path) -> None:
-    change(file, lambda keyring: keyring.add_issuer(names=["crm"]))
+    Keyring.change_file(file, lambda keyring: keyring.add_issuer(names=["crm"]))
     kid = issuers(Keyring.load(file))[1].kid
     listed = shown(keys("revoke", kid, "--json", keyring=file))
 
@@ -1018,7 +713,7 @@ def test_a_key_id_may_begin_with_a_hyphen(
 ) -> None:
     secret = hashlib.sha256(str(HYPHENS[hyphens]).encode()).digest()
     public = Ed25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
-    x, d = (urlsafe_b64encode(half)[:43].decode() for half in (public, secret))
+    x, d = encode_base64url(public), encode_base64url(secret)
     file = tmp_path / "keyring.json"
     keyring_of({"kty": "OKP", "crv": "Ed25519", "x": x, "d": d}).save(file)
     (key,) = Keyring.load(file).keys()
@@ -1078,7 +773,7 @@ def test_no_command_shows_a_private_half(file: Path) -> None:
 def test_keys_export_writes_what_one_process_is_given(
     file: Path, options: tuple[str, ...], expected: list[tuple[str, str | None]]
 ) -> None:
-    change(file, lambda keyring: keyring.add_reader("crm"))
+    Keyring.change_file(file, lambda keyring: keyring.add_reader("crm"))
     target = file.with_name("worker.json")
     listed = shown(keys("export", target, *options, "--json", keyring=file))
 
@@ -1086,14 +781,13 @@ def test_keys_export_writes_what_one_process_is_given(
     assert private(given) == expected
     assert [key["kid"] for key in listed] == [key.kid for key in Keyring.load(file).keys()]
     assert [key["private"] for key in listed] == [key.private for key in given.keys()]
-    assert stat.S_IMODE(target.stat().st_mode) == 0o600 or os.name != "posix"
 
 
 def test_keys_export_replaces_a_keyring_only_where_told(file: Path) -> None:
     target = file.with_name("worker.json")
     shown(keys("export", target, "--reader", "default", "--json", keyring=file))
     before = target.read_bytes()
-    change(file, Keyring.add_issuer)
+    Keyring.change_file(file, Keyring.add_issuer)
 
     assert "exists" in refused(keys("export", target, "--reader", "default", keyring=file))
     assert target.read_bytes() == before
@@ -1102,55 +796,27 @@ def test_keys_export_replaces_a_keyring_only_where_told(file: Path) -> None:
     shown(keys("export", file.with_name("new.json"), "--replace", "--json", keyring=file))
 
 
-def test_keys_export_puts_nothing_in_the_place_of_what_is_no_keyring(file: Path) -> None:
-    target = file.with_name("notes.txt")
+def test_keys_export_refuses_an_unknown_audience_and_replaces_nothing_but_a_keyring(
+    file: Path,
+) -> None:
+    target = file.with_name("worker.json")
+    assert "nobody" in refused(keys("export", target, "--reader", "nobody", keyring=file))
+    assert not target.exists()
     target.write_text("mine")
     refused(keys("export", target, "--replace", keyring=file))
     assert target.read_text() == "mine"
 
 
-def test_keys_export_knows_the_audiences(file: Path) -> None:
-    target = file.with_name("worker.json")
-    assert "nobody" in refused(keys("export", target, "--reader", "nobody", keyring=file))
-    assert not target.exists()
-
-
 @posix
-@pytest.mark.parametrize("mode", [0o644, 0o640], ids=oct)
-def test_keys_export_never_leaves_a_private_key_that_others_may_read(file: Path, mode: int) -> None:
-    target = file.with_name("worker.json")
-    shown(keys("export", target, "--json", keyring=file))
-    target.chmod(mode)  # public keys may be read by everybody
-
-    keys("export", target, "--reader", "default", "--replace", keyring=file)
-
-    holds = '"d"' in target.read_text()
-    assert not (holds and stat.S_IMODE(target.stat().st_mode) & 0o077)
-
-
-@posix
-def test_a_change_keeps_the_mode_of_the_file(file: Path) -> None:
-    file.chmod(0o400)
-    shown(keys("add-reader", "--json", keyring=file))
-    assert stat.S_IMODE(file.stat().st_mode) == 0o400
-    assert sorted(path.name for path in file.parent.iterdir()) == [file.name, f"{file.name}.lock"]
-
-
-@posix
-@pytest.mark.parametrize(
-    "command",
-    [["add-issuer"], ["add-reader"], ["retire", "KEY"], ["revoke", "KEY"], ["export", "--replace"]],
-    ids=lambda words: words[0],
-)
+@pytest.mark.parametrize("command", ["add-issuer", "add-reader", "retire", "revoke", "export"])
 def test_a_command_waits_for_another_that_changes_the_same_file_and_gives_up(
-    file: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+    file: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.setattr(keyring_file, "LOCK_SECONDS", 0.05)
     before = file.read_text()
-    key = Keyring.load(file).keys()[0].kid
-    words = [key if word == "KEY" else word for word in command]
-    if command[0] == "export":
-        words.append(str(file))
+    kid = Keyring.load(file).keys()[0].kid
+    more = {"retire": [kid], "revoke": [kid], "export": ["--replace", str(file)]}
+    words = [command, *more.get(command, ())]
 
     with keyring_file.locked(file):
         failed = keys(*words, keyring=file)

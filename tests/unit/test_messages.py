@@ -1,4 +1,7 @@
-"""The wire format: one form of everything, and nothing else is a message."""
+"""The wire format: one form of everything, and nothing else is a message.
+
+What docs/vectors.json shows to be refused is not shown again.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,8 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -75,12 +77,8 @@ def test_a_sealed_token_parses_into_what_was_sealed() -> None:
 @pytest.mark.parametrize("inherit", [False, True])
 def test_a_revocation_parses_into_what_was_signed(inherit: bool) -> None:
     claims = replace(REVOCATION, inherit=inherit)
-
     message = parse(keyring().revocation(claims))
-
-    assert message.kind == "revocation"
-    assert message.claims == claims
-    assert message.readers == ()
+    assert (message.kind, message.claims, message.readers) == ("revocation", claims, ())
 
 
 def test_the_claims_of_a_token_stand_in_its_aad_and_nowhere_else() -> None:
@@ -102,12 +100,6 @@ def test_optional_claims_are_left_out_when_they_are_not_given() -> None:
         "types",
     }
     assert claims_of(REVOCATION).keys() == required | {"inherit"}
-
-
-def test_no_types_means_any_and_an_empty_list_means_none_of_them() -> None:
-    for types in (None, (), ("Sync",)):
-        claims = replace(CLAIMS, types=types)
-        assert Claims.decode(claims.encode(), "token").types == types
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
@@ -143,18 +135,6 @@ def test_claims_of_any_text_come_back_as_they_were(claims: Claims) -> None:
     assert Claims.decode(claims.encode(), claims.kind) == claims
 
 
-@given(TOKEN_CLAIMS | REVOCATION_CLAIMS)
-@settings(max_examples=25, deadline=None)
-def test_messages_with_any_claims_come_back_as_they_were(claims: Claims) -> None:
-    keys = keyring()
-    text = keys.seal(claims, TOKEN) if claims.kind == "token" else keys.revocation(claims)
-
-    message = parse(text)
-
-    assert message.claims == claims
-    verify(message, keys.trusted())
-
-
 def test_white_space_and_order_in_the_signed_header_and_claims_are_the_issuers_business() -> None:
     header = json.dumps(dict(reversed(header_of("revocation").items())), indent=1).encode()
     claims = json.dumps(dict(reversed(claims_of(REVOCATION).items())), indent=1).encode()
@@ -174,7 +154,7 @@ def test_the_repr_of_a_message_does_not_hold_the_message() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [None, 0, 1.5, True, [], {}, [token().text], {"sealed": token().text}, token().text.encode()],
+    [None, 0, 1.5, True, [token().text], {"sealed": token().text}, token().text.encode()],
     ids=lambda value: type(value).__name__,
 )
 def test_only_a_string_is_a_message(value: object) -> None:
@@ -190,20 +170,11 @@ def test_a_message_may_be_as_long_as_the_bound_and_no_longer() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        ".",
-        "..",
-        "...",
-        "apiToken",
-        token().text + ".",
+        *("", ".", "..", "...", "apiToken"),
         "." + token().text,
-        token().text.rsplit(".", 1)[0],
         token().text.rsplit(".", 1)[0] + ".",  # unsigned
-        token().text.replace(".", "..", 1),
         token().text.replace(".", ". ", 1),
-        token().text + "\n",
         " " + token().text,
-        token().text + "=",
         token().text[:-1] + "é",
         token().text[:-1] + "\u0661",  # a digit, not an ASCII one
         token().text + "\ud800",
@@ -215,39 +186,20 @@ def test_anything_but_three_base64url_segments_is_refused(text: str) -> None:
 
 
 HEADERS: dict[str, Any] = {
-    "no signature": {**header_of(), "alg": "none"},
-    "a MAC with the public key as secret": {**header_of(), "alg": "HS256"},
-    "the deprecated name of the algorithm": {**header_of(), "alg": "EdDSA"},
     "another curve": {**header_of(), "alg": "Ed448"},
-    "another family": {**header_of(), "alg": "ES256"},
     "another case": {**header_of(), "alg": "ed25519"},
     "no alg": {k: v for k, v in header_of().items() if k != "alg"},
-    "alg is null": {**header_of(), "alg": None},
     "alg is a list": {**header_of(), "alg": ["Ed25519"]},
-    "an unencoded payload": {**header_of(), "b64": False, "crit": ["b64"]},
-    "b64 alone": {**header_of(), "b64": False},
-    "b64 true": {**header_of(), "b64": True},
-    "a critical extension": {**header_of(), "crit": ["exp"]},
     "a key of its own": {**header_of(), "jwk": {"kty": "OKP", "crv": "Ed25519", "x": "A" * 43}},
-    "an address to fetch keys from": {**header_of(), "jku": "https://evil.example/keys"},
-    "a content type": {**header_of(), "cty": "json"},
     "a huge member": {**header_of(), "x": "A" * 8000},
-    "no kid": {k: v for k, v in header_of().items() if k != "kid"},
-    "an empty kid": {**header_of(), "kid": ""},
     "kid is null": {**header_of(), "kid": None},
-    "kid is no thumbprint": {**header_of(), "kid": "key-1"},
-    "kid is a path": {**header_of(), "kid": "../../../../dev/null"},
     "kid with padding": {**header_of(), "kid": issuer() + "="},
     "no typ": {k: v for k, v in header_of().items() if k != "typ"},
-    "the typ of a JWT": {**header_of(), "typ": "JWT"},
-    "the typ of the other kind": {**header_of(), "typ": "stateful-revocation+jws"},
     "a typ with a media type prefix": {**header_of(), "typ": "application/stateful-token+jws"},
     "another case of typ": {**header_of(), "typ": "STATEFUL-TOKEN+JWS"},
     "typ is a list": {**header_of(), "typ": ["stateful-token+jws"]},
-    "typ is an object": {**header_of(), "typ": {"stateful-token+jws": 1}},
     "typ is a lone surrogate": {**header_of(), "typ": "\ud800"},
     "a list": [header_of()],
-    "a string": "Ed25519",
     "null": None,
     "no JSON": b"{",
     "empty": b"",
@@ -255,8 +207,6 @@ HEADERS: dict[str, Any] = {
     "a byte order mark": b"\xef\xbb\xbf" + compact(header_of()),
     "UTF-16": json.dumps(header_of()).encode("utf-16"),
     "two JSON values": compact(header_of()) + b"{}",
-    "an alg twice": compact(header_of())[:-1] + b',"alg":"Ed25519"}',
-    "an alg twice, once escaped": compact(header_of())[:-1] + b',"\\u0061lg":"none"}',
     "nested beyond any stack": b"[" * 9000,
 }
 
@@ -279,56 +229,31 @@ def test_a_signature_of_another_length_is_refused(length: int) -> None:
 
 
 JWES: dict[str, Callable[[Json], Any]] = {
-    "no aad": lambda jwe: {k: v for k, v in jwe.items() if k != "aad"},
-    "no tag": lambda jwe: {k: v for k, v in jwe.items() if k != "tag"},
     "no recipients": lambda jwe: {k: v for k, v in jwe.items() if k != "recipients"},
-    "an unprotected header": lambda jwe: {**jwe, "unprotected": {"enc": "A128GCM"}},
-    "the flattened form": lambda jwe: {**jwe, **jwe["recipients"][0]},
     "an unknown member": lambda jwe: {**jwe, "comment": ""},
     "another content algorithm": lambda jwe: protected(jwe, b'{"enc":"A128GCM"}'),
-    "compression": lambda jwe: protected(jwe, b'{"enc":"A256GCM","zip":"DEF"}'),
-    "white space in the protected header": lambda jwe: protected(jwe, b'{"enc": "A256GCM"}'),
     "a line end in the protected header": lambda jwe: protected(jwe, b'{"enc":"A256GCM"}\n'),
     "an escape in the protected header": lambda jwe: protected(jwe, b'{"enc":"A256\\u0047CM"}'),
     "a member twice in the protected header": lambda jwe: protected(
         jwe, b'{"enc":"A256GCM","enc":"A256GCM"}'
     ),
     "a protected header that is an object": lambda jwe: {**jwe, "protected": {"enc": "A256GCM"}},
-    "a protected header that is null": lambda jwe: {**jwe, "protected": None},
-    "an iv of 8 bytes": lambda jwe: {**jwe, "iv": encode_base64url(bytes(8))},
-    "an iv of 16 bytes": lambda jwe: {**jwe, "iv": encode_base64url(bytes(16))},
     "an iv that is a number": lambda jwe: {**jwe, "iv": 0},
-    "a tag of 12 bytes": lambda jwe: {**jwe, "tag": encode_base64url(bytes(12))},
     "no tag bytes": lambda jwe: {**jwe, "tag": ""},
     "a ciphertext that is no base64url": lambda jwe: {**jwe, "ciphertext": "a+b/"},
-    "a ciphertext that is null": lambda jwe: {**jwe, "ciphertext": None},
     "an aad that is an object": lambda jwe: {**jwe, "aad": claims_of()},
-    "an empty aad": lambda jwe: {**jwe, "aad": ""},
-    "an empty list of recipients": lambda jwe: {**jwe, "recipients": []},
     "recipients that are an object": lambda jwe: {**jwe, "recipients": jwe["recipients"][0]},
-    "recipients that are null": lambda jwe: {**jwe, "recipients": None},
-    "a recipient twice": lambda jwe: {**jwe, "recipients": jwe["recipients"] * 2},
     "a recipient that is a string": lambda jwe: {**jwe, "recipients": ["reader"]},
     "a recipient without a key": lambda jwe: recipient(jwe, encrypted_key=None),
-    "a recipient's key of 16 bytes": lambda jwe: recipient(
-        jwe, encrypted_key=encode_base64url(bytes(16))
-    ),
     "an unknown member of a recipient": lambda jwe: recipient(jwe, comment=""),
     "a recipient's header that is null": lambda jwe: recipient(jwe, header=None),
     "direct encryption": lambda jwe: recipient_header(jwe, alg="dir"),
-    "direct agreement": lambda jwe: recipient_header(jwe, alg="ECDH-ES"),
-    "another key wrapping": lambda jwe: recipient_header(jwe, alg="ECDH-ES+A128KW"),
-    "RSA": lambda jwe: recipient_header(jwe, alg="RSA1_5"),
     "a password": lambda jwe: recipient_header(jwe, alg="PBES2-HS256+A128KW", p2c=10**9),
-    "agreement with party info": lambda jwe: recipient_header(jwe, apu="QQ"),
     "a recipient without a kid": lambda jwe: recipient_header(jwe, kid=None),
-    "a recipient's kid that is no thumbprint": lambda jwe: recipient_header(jwe, kid="reader"),
     "an ephemeral key on another curve": lambda jwe: epk(jwe, crv="Ed25519"),
     "an ephemeral key of another type": lambda jwe: epk(jwe, kty="EC"),
-    "an ephemeral key with its private half": lambda jwe: epk(jwe, d="A" * 43),
     "a short ephemeral key": lambda jwe: epk(jwe, x=encode_base64url(bytes(31))),
     "an ephemeral key that is a number": lambda jwe: epk(jwe, x=9),
-    "an ephemeral key that is null": lambda jwe: recipient_header(jwe, epk=None),
 }
 
 
@@ -384,58 +309,34 @@ def test_a_message_names_at_most_as_many_readers_as_the_format_allows() -> None:
 HUGE = 2**53
 
 CLAIM_CHANGES: dict[str, Json] = {
-    "format 0": {"v": 0},
-    "format 2": {"v": 2},
     "a boolean as format": {"v": True},
-    "a float as format": {"v": 1.0},
-    "a string as format": {"v": "1"},
-    "an unknown claim": {"sub": "acme"},
-    "a token with inherit": {"inherit": False},
     "an empty name": {"name": ""},
     "a name that is a path": {"name": "../billing"},
-    "a name with a space": {"name": "api token"},
     "a name with a line end": {"name": "apiToken\n"},
     "a name of other letters": {"name": "schlüssel"},
     "every name": {"name": "*"},
     "a name of 65 letters": {"name": "n" * 65},
     "a name that is a number": {"name": 1},
-    "a name that is null": {"name": None},
     "an empty namespace": {"ns": ""},
     "a namespace that is a list": {"ns": ["default"]},
     "an empty root": {"root": ""},
     "a root of 1001 letters": {"root": "r" * 1001},
-    "a root that is a lone surrogate": {"root": "\ud800"},
     "an empty tree": {"tree": ""},
     "a tree of 101 letters": {"tree": "t" * 101},
-    "an empty authority": {"auth": ""},
-    "an authority that is null": {"auth": None},
     "an authority with a lone surrogate": {"auth": "acme\udfff"},
     "version 0": {"ver": 0},
-    "a negative version": {"ver": -1},
-    "a boolean as version": {"ver": True},
     "a float as version": {"ver": 1.5},
-    "a float that is an integer as version": {"ver": 2.0},
-    "a version that doubles cannot hold": {"ver": HUGE},
     "a version of 4000 digits": {"ver": 10**3999},
-    "a string as version": {"ver": "1"},
     "an infinite version": {"ver": float("inf")},
-    "a version that is no number": {"ver": float("nan")},
-    "a version that is null": {"ver": None},
     "an expiry that is null": {"exp": None},
     "a float as expiry": {"exp": 1.5},
-    "a boolean as expiry": {"exp": True},
-    "an expiry of 0": {"exp": 0},
     "an expiry beyond the bound": {"exp": HUGE},
-    "origins that are null": {"origins": None},
-    "origins that are a string": {"origins": "https://api.example.com"},
     "an origin that is null": {"origins": [None]},
     "an empty origin": {"origins": [""]},
     "an origin of 1001 letters": {"origins": ["o" * 1001]},
-    "an origin with a lone surrogate": {"origins": ["https://\udc80"]},
     "too many origins": {"origins": ["https://api.example.com"] * (MAX_LIST + 1)},
     "types that are null": {"types": None},
     "types that are an object": {"types": {"Sync": True}},
-    "a type that is a number": {"types": [1]},
     "too many types": {"types": ["Sync"] * (MAX_LIST + 1)},
 }
 
@@ -445,31 +346,17 @@ def test_a_claim_of_another_type_or_outside_its_bounds_is_refused(change: Json) 
     refused(with_claims({**claims_of(), **change}))
 
 
-@pytest.mark.parametrize("claim", ["v", "name", "ns", "root", "tree", "auth", "ver", "origins"])
-def test_a_token_without_a_required_claim_is_refused(claim: str) -> None:
-    claims = claims_of()
-    del claims[claim]
-    refused(with_claims(claims))
-
-
-@pytest.mark.parametrize("claim", ["v", "name", "ns", "root", "tree", "auth", "ver", "inherit"])
-def test_a_revocation_without_a_required_claim_is_refused(claim: str) -> None:
-    claims = claims_of(REVOCATION)
-    del claims[claim]
-    refused(signed(header_of("revocation"), claims))
+@pytest.mark.parametrize("claim", [*claims_of(), "inherit"])
+def test_a_message_without_a_required_claim_is_refused(claim: str) -> None:
+    of_token, of_revocation = claims_of(), claims_of(REVOCATION)
+    if of_token.pop(claim, None) is not None:
+        refused(with_claims(of_token))
+    if of_revocation.pop(claim, None) is not None:
+        refused(signed(header_of("revocation"), of_revocation))
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"inherit": None},
-        {"inherit": 0},
-        {"inherit": "false"},
-        {"origins": []},
-        {"exp": 1},
-        {"types": []},
-    ],
-    ids=str,
+    "change", [{"inherit": None}, {"inherit": "false"}, {"origins": []}, {"types": []}], ids=str
 )
 def test_a_revocation_has_inherit_and_nothing_of_a_token(change: Json) -> None:
     refused(signed(header_of("revocation"), {**claims_of(REVOCATION), **change}))
@@ -525,12 +412,6 @@ def test_base64url_has_one_form(text: str) -> None:
         decode_base64url(text, "text")
 
 
-@given(st.binary(max_size=40))
-@settings(max_examples=50, deadline=None)
-def test_base64url_round_trips(data: bytes) -> None:
-    assert decode_base64url(encode_base64url(data), "data") == data
-
-
 @given(st.text("AQgwBx-_=+/ .", max_size=12) | st.text(max_size=12))
 @settings(max_examples=200, deadline=None)
 def test_base64url_decodes_only_what_it_would_encode(text: str) -> None:
@@ -544,34 +425,15 @@ def test_base64url_decodes_only_what_it_would_encode(text: str) -> None:
 def base64url_members() -> Iterator[tuple[str, Callable[[str], str]]]:
     """Every base64url text inside a token, with a function that signs it changed."""
     jwe = jwe_of(token())
-    places: dict[str, tuple[str | int, ...]] = {
-        "tag": ("tag",),
-        "encrypted_key": ("recipients", 0, "encrypted_key"),
-        "epk": ("recipients", 0, "header", "epk", "x"),
-        "reader": ("recipients", 0, "header", "kid"),
-    }
-
-    def replaced(place: tuple[str | int, ...]) -> Callable[[str], str]:
-        return lambda text: signed(header_of(), at(deepcopy(jwe), place, text))
-
-    for place in places.values():
-        value: Any = jwe
-        for step in place:
-            value = value[step]
-        yield value, replaced(place)
+    own = jwe["recipients"][0]
+    yield jwe["tag"], lambda text: signed(header_of(), {**jwe, "tag": text})
+    yield own["encrypted_key"], lambda text: signed(header_of(), recipient(jwe, encrypted_key=text))
+    yield own["header"]["epk"]["x"], lambda text: signed(header_of(), epk(jwe, x=text))
+    yield own["header"]["kid"], lambda text: signed(header_of(), recipient_header(jwe, kid=text))
     yield issuer(), lambda text: signed({**header_of(), "kid": text}, jwe)
     for padding in range(3):
         claims = encode_base64url(CLAIMS.encode() + b" " * padding)
         yield claims, lambda text: signed(header_of(), {**jwe, "aad": text})
-
-
-def at(value: Any, place: tuple[str | int, ...], text: object) -> Any:
-    *steps, last = place
-    target = value
-    for step in steps:
-        target = target[step]
-    target[last] = text
-    return value
 
 
 def test_unused_bits_that_are_not_zero_are_refused_everywhere() -> None:
@@ -601,91 +463,3 @@ def test_a_message_with_any_one_bit_flipped_is_refused(message: Message) -> None
             flipped = message.text[:index] + chr(ord(letter) ^ 1 << bit) + message.text[index + 1 :]
             with pytest.raises(MessageRefused):
                 verify(parse(flipped), issuers)
-
-
-# --- whatever comes --------------------------------------------------------------
-
-
-def parses_or_is_malformed(value: object) -> None:
-    try:
-        message = parse(value)
-    except TokenMalformed:
-        return
-    assert message.text == value
-    assert Claims.decode(message.claims.encode(), message.kind) == message.claims
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
-    max_leaves=8,
-)
-SEGMENTS = st.sampled_from([*token().text.split("."), *revocation().text.split("."), ""])
-
-
-@st.composite
-def mutated(draw: st.DrawFn) -> str:
-    """A real message, cut, joined and overwritten."""
-    text = draw(st.sampled_from([token().text, revocation().text]))
-    for _ in range(draw(st.integers(1, 3))):
-        start = draw(st.integers(0, len(text)))
-        end = min(len(text), start + draw(st.integers(0, 5)))
-        text = text[:start] + draw(st.text("AZaz09-_.=+ é\x00", max_size=5)) + text[end:]
-    return text
-
-
-@given(
-    st.text()
-    | st.binary().map(lambda data: data.decode("latin-1"))
-    | st.lists(st.binary(max_size=60).map(encode_base64url), max_size=4).map(".".join)
-    | st.lists(SEGMENTS, max_size=4).map(".".join)
-    | mutated()
-)
-@settings(max_examples=400, deadline=None)
-def test_any_text_parses_or_is_malformed(text: str) -> None:
-    parses_or_is_malformed(text)
-
-
-@given(JSON | st.binary())
-@settings(max_examples=100, deadline=None)
-def test_any_value_parses_or_is_malformed(value: object) -> None:
-    parses_or_is_malformed(value)
-
-
-def places(value: Any, here: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    yield here
-    if isinstance(value, dict):
-        for name, inner in cast("Json", value).items():
-            yield from places(inner, (*here, name))
-    elif isinstance(value, list):
-        for index, inner in enumerate(cast("list[Any]", value)):
-            yield from places(inner, (*here, index))
-
-
-@st.composite
-def with_one_member_changed(draw: st.DrawFn) -> str:
-    """A message whose header, JWE or claims hold some other JSON value at one place."""
-    kind = draw(st.sampled_from(["header", "jwe", "claims", "revocation"]))
-    source: Json = {
-        "header": header_of(),
-        "jwe": jwe_of(token()),
-        "claims": claims_of(replace(CLAIMS, expires_at=1, types=("Sync",))),
-        "revocation": claims_of(REVOCATION),
-    }[kind]
-    changed: object = draw(JSON)
-    place = draw(st.sampled_from(list(places(source))))
-    if place:
-        changed = at(deepcopy(source), place, changed)
-    if kind == "header":
-        return signed(changed, jwe_of(token()))
-    if kind == "jwe":
-        return signed(header_of(), changed)
-    if kind == "claims":
-        return with_claims(changed)
-    return signed(header_of("revocation"), changed)
-
-
-@given(with_one_member_changed())
-@settings(max_examples=300, deadline=None)
-def test_any_json_value_at_any_place_parses_or_is_malformed(text: str) -> None:
-    parses_or_is_malformed(text)

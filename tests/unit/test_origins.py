@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import socket
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +26,6 @@ from ..builders import CLAIMS, ROOT, TOKEN, TREE, keyring, unrecorded
 
 CANONICAL = {
     "https://api.example.com": "https://api.example.com",
-    "https://api.example.com/": "https://api.example.com",
     "https://api.example.com/v1/items?q=1#top": "https://api.example.com",
     # Case.
     "HTTPS://API.Example.COM/V1": "https://api.example.com",
@@ -35,21 +33,15 @@ CANONICAL = {
     "https://api.example.com:443": "https://api.example.com",
     "https://api.example.com:0443": "https://api.example.com",
     "https://api.example.com:": "https://api.example.com",
-    "https://api.example.com:80": "https://api.example.com:80",
     "https://api.example.com:8443/v1": "https://api.example.com:8443",
     "http://127.0.0.1:80": "http://127.0.0.1",
-    "http://127.0.0.1:443": "http://127.0.0.1:443",
     # Names.
     "https://localhost:8080": "https://localhost:8080",
     "https://my_service.svc": "https://my_service.svc",
-    "https://a--b.example": "https://a--b.example",
     f"https://{'a' * 63}.example": f"https://{'a' * 63}.example",
     # IDNA: one form, the ASCII one.
     "https://bücher.example": "https://xn--bcher-kva.example",
-    "https://BÜCHER.example": "https://xn--bcher-kva.example",
-    "https://xn--bcher-kva.example": "https://xn--bcher-kva.example",
     "https://ｅxample.com": "https://example.com",
-    "https://example。com": "https://example.com",
     "https://api．example｡com": "https://api.example.com",
     "https://XN--BCHER-KVA.example": "https://xn--bcher-kva.example",
     "https://straße.example": "https://xn--strae-oqa.example",
@@ -57,103 +49,69 @@ CANONICAL = {
     "https://192.0.2.7": "https://192.0.2.7",
     "https://[2001:DB8:0:0::1]": "https://[2001:db8::1]",
     "https://[2001:db8::1]:443/x": "https://[2001:db8::1]",
-    "https://[2001:db8::1]:8443": "https://[2001:db8::1]:8443",
     # Plain http, to literal loopback addresses only.
-    "http://127.0.0.1:8080/v1": "http://127.0.0.1:8080",
     "http://127.9.9.9": "http://127.9.9.9",
-    "http://[::1]:8080": "http://[::1]:8080",
     "http://[0:0:0:0:0:0:0:1]": "http://[::1]",
     # An @ after the authority is no user information.
     "https://api.example.com/@evil.example": "https://api.example.com",
     "https://api.example.com?user=@evil.example": "https://api.example.com",
-    "https://api.example.com#@evil.example": "https://api.example.com",
 }
 
 REFUSED = {
     "no URL": ["", "*", "api.example.com", "//api.example.com", "/v1", "https", "https://"],
-    "no host": [
-        "https:api.example.com",
-        "https:/api.example.com",
-        "https:///v1",
-        "https://:443",
-        "https://?q",
-    ],
-    "another scheme": [
-        "ftp://api.example.com",
-        "ws://api.example.com",
-        "file:///etc/passwd",
-        "javascript:alert(1)",
-        "httpss://api.example.com",
-    ],
+    "no host": ["https:api.example.com", "https:/api.example.com", "https:///v1", "https://:443"],
+    "another scheme": ["ftp://api.example.com", "javascript:alert(1)", "httpss://api.example.com"],
     "user information": [
         "https://user@api.example.com",
-        "https://user:secret@api.example.com",
         "https://@api.example.com",
         "https://api.example.com@evil.example",
         "https://api.example.com:443@evil.example",
-        "https://api.example.com@",
         "https://a@b@api.example.com",
     ],
     "a backslash": [
         "https://evil.example\\@api.example.com",
-        "https://api.example.com\\.evil.example",
         "https:\\\\api.example.com",
         "https://api.example.com/a\\b",
     ],
-    "white space or a control character": [
+    "white space, a control character or half of a surrogate pair": [
         " https://api.example.com",
-        "https://api.example.com ",
         "https://api.example.com\n",
         "ht\ttps://api.example.com",
-        "https://api.exam\tple.com",
         "https://api.example.com/\r\nHost: evil.example",
         "https://api\u00a0.example.com",
         "https://api.example.com\x00.evil.example",
         "https://api.example.com\x7f",
+        "https://api.example.com/\ud800",
     ],
-    "half of a surrogate pair": ["https://api.example.com/\ud800"],
     "a percent sign in the host": [
         "https://api%2eexample.com",
-        "https://api%2Eexample.com",
         "https://%61pi.example.com",
-        "https://api.example.com%00.evil.example",
         "https://[fe80::1%25eth0]",
-        "https://[fe80::1%eth0]",
     ],
-    "a trailing dot": [
-        "https://api.example.com.",
-        "https://api.example.com.:443",
-        "https://192.0.2.7.",
-        "https://api.example.com。",
-        "https://api．example．com．",
-        "https://api.example.com｡",
-    ],
+    "a trailing dot": ["https://api.example.com.:443", "https://192.0.2.7.", "https://a.example。"],
     "no domain name": [
         "https://.example.com",
         "https://api..example.com",
         "https://-api.example.com",
         "https://api-.example.com",
         "https://api.example.com;evil.example",
-        "https://api.example.com,evil.example",
         "https://api&example.com",
         "https://api\u2044.example.com",
         "https://℀.example.com",
         "https://api\u200d.example.com",
+        f"https://{'a' * 64}.example",  # RFC 1035, 2.3.4
+        "https://" + "a." * 126 + "example",
     ],
     "what some read as an IPv4 address": [
         "https://2130706433",
         "https://127.1",
-        "https://127.0.1",
         "https://0177.0.0.1",
-        "https://127.0.0.01",
         "https://127.0.0.256",
         "https://127.0.0.0.1",
         "https://api.example.1",
         "https://１２７.0.0.1",
-        "https://0x7f000001",
-        "https://0x7F000001",
+        "https://0X7F000001",
         "https://127.0.0.0x1",
-        "https://0x7f.0x0.0x0.0x1",
         "https://api.0x",
     ],
     "brackets around or beside anything but an IPv6 address": [
@@ -161,48 +119,32 @@ REFUSED = {
         "https://::1]",
         "https://[api.example.com]",
         "https://[192.0.2.7]",
-        "https://[v1.example]",
         "https://[::1]evil.example",
         "https://evil.example[::1]",
         "https://[::1][::2]",
         "https://2001:db8::1",
     ],
     # Written in two ways: ::ffff:7f00:1 and ::ffff:127.0.0.1, which is 127.0.0.1 to the system.
-    "an IPv4 address in IPv6 clothes": [
-        "https://[::ffff:192.0.2.7]",
-        "https://[::ffff:7f00:1]",
-        "http://[::ffff:127.0.0.1]",
-    ],
+    "an IPv4 address in IPv6 clothes": ["https://[::ffff:192.0.2.7]", "http://[::ffff:7f00:1]"],
     "no port": [
         "https://api.example.com:https",
         "https://api.example.com:-1",
-        "https://api.example.com:+443",
         "https://api.example.com:65536",
-        "https://api.example.com:0",  # httpx connects to 443
-        "https://api.example.com:000",
-        "http://127.0.0.1:0",
+        "https://api.example.com:000",  # httpx connects to 443
         "https://api.example.com:4_43",
         "https://api.example.com:４４３",
         "https://api.example.com:443:443",
     ],
     "plain http to anything but a literal loopback address": [
         "http://api.example.com",
-        "http://localhost",
         "http://localhost:8080",
-        "http://localhost.",
         "http://127.0.0.1.nip.io",
-        "http://192.0.2.7",
         "http://10.0.0.1",
         "http://0.0.0.0",
         "http://[::]",
-        "http://[2001:db8::1]",
-        "http://2130706433",
-        f"https://{'a' * 64}.example",  # RFC 1035, 2.3.4
-        "https://" + "a." * 126 + "example",
-        "https://api.example.com/" + "a" * 2_048,
         "http://127.1",
-        "http://0x7f000001",
     ],
+    "a long one": ["https://api.example.com/" + "a" * 2_048],
 }
 
 
@@ -251,11 +193,14 @@ def test_any_text_has_one_origin_or_none(text: str) -> None:
         "https://*.EXAMPLE.com:443/": "https://*.example.com",
         "https://*.example.com:8443": "https://*.example.com:8443",
         "https://*.bücher.example": "https://*.xn--bcher-kva.example",
-        "https://*.eu.api.example.com": "https://*.eu.api.example.com",
     }.items(),
 )
-def test_a_wildcard_may_be_the_whole_leftmost_label(entry: str, canonical: str) -> None:
+def test_a_wildcard_may_be_the_whole_leftmost_label_and_nothing_is_sent_to_it(
+    entry: str, canonical: str
+) -> None:
     assert allowed_origin(entry) == canonical
+    with pytest.raises(ValueError, match="wildcard"):
+        origin_of(canonical)
 
 
 @pytest.mark.parametrize(
@@ -263,26 +208,16 @@ def test_a_wildcard_may_be_the_whole_leftmost_label(entry: str, canonical: str) 
     [
         "*",
         "https://*",
-        "https://*:443",
         "https://*.",
         "https://*.com",
-        "https://*.localhost",
         "https://**.example.com",
         "https://*.*.example.com",
-        "https://*api.example.com",
         "https://api*.example.com",
         "https://api.*.example.com",
-        "https://api.example.*",
         "https://%2a.example.com",
-        "https://＊.example.com",
-        "https://*。example.com",
         "https://*.192.0.2.7",
-        "https://*.0.2.7",
         "https://*.[::1]",
-        "https://[*::1]",
-        "https://*.example.0x1",
         "http://*.example.com",
-        "http://*.0.0.1",
         "*://api.example.com",
         "https://api.example.com:*",
     ],
@@ -306,11 +241,6 @@ def test_an_allowed_origin_has_no_path_query_or_fragment(entry: str) -> None:
         allowed_origin(entry)
 
 
-def test_nothing_is_sent_to_a_wildcard() -> None:
-    with pytest.raises(ValueError, match="wildcard"):
-        origin_of("https://*.example.com")
-
-
 # --- what is covered -------------------------------------------------------------
 
 
@@ -319,13 +249,9 @@ def test_nothing_is_sent_to_a_wildcard() -> None:
     [
         ("https://api.example.com/v1", "https://api.example.com"),
         ("https://API.example.com:443", "https://api.example.com/"),
-        ("https://api.example.com:8443", "https://api.example.com:8443"),
         ("https://bücher.example", "https://xn--bcher-kva.example"),
-        ("https://[2001:db8:0::1]", "https://[2001:db8::1]"),
-        ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
         ("https://eu.example.com", "https://*.example.com"),
         ("https://eu.example.com:8443", "https://*.example.com:8443"),
-        ("https://a-b.example.com", "https://*.example.com"),
     ],
 )
 def test_a_url_is_covered_by_its_origin_or_a_wildcard_for_one_label(url: str, entry: str) -> None:
@@ -340,21 +266,15 @@ def test_a_url_is_covered_by_its_origin_or_a_wildcard_for_one_label(url: str, en
         ("https://api.example.com:8443", "https://api.example.com"),
         ("https://api.example.com", "https://api.example.com:8443"),
         ("https://127.0.0.1", "http://127.0.0.1"),
-        ("http://127.0.0.1", "https://127.0.0.1"),
-        ("http://127.0.0.1:8080", "http://127.0.0.1:8081"),
-        ("http://127.0.0.2", "http://127.0.0.1"),
         ("https://example.com", "https://api.example.com"),
         ("https://api.example.com", "https://example.com"),
         ("https://api.example.com.evil.example", "https://api.example.com"),
-        ("https://evil-api.example.com", "https://api.example.com"),
         ("https://apiexample.com", "https://*.example.com"),
         ("https://example.com", "https://*.example.com"),
         ("https://a.b.example.com", "https://*.example.com"),
-        ("https://evil-example.com", "https://*.example.com"),
         ("https://eu.example.com.evil.example", "https://*.example.com"),
         ("https://eu.example.com:8443", "https://*.example.com"),
         ("https://eu.example.com", "https://*.example.com:8443"),
-        ("https://eu.example.org", "https://*.example.com"),
     ],
 )
 def test_a_url_of_another_scheme_host_or_port_is_not_covered(url: str, entry: str) -> None:
@@ -362,29 +282,21 @@ def test_a_url_of_another_scheme_host_or_port_is_not_covered(url: str, entry: st
 
 
 @pytest.mark.parametrize(
-    "origin", ["https://api.example.com", "http://127.0.0.1", "https://[2001:db8::1]"]
-)
-def test_an_empty_list_grants_nothing(origin: str) -> None:
-    assert not is_allowed(origin, [])
-    assert not is_allowed(origin, ())
-
-
-@pytest.mark.parametrize("entry", ["", "*", "https://*", "https://", "api.example.com"])
-def test_an_entry_that_is_no_origin_grants_nothing(entry: str) -> None:
-    # The claims are an issuer's text; another library may have signed anything.
-    assert not is_allowed("https://api.example.com", [entry])
-
-
-@pytest.mark.parametrize(
     ("origin", "entry"),
     [
+        # The claims are an issuer's text; another library may have signed anything.
+        *(("https://api.example.com", entry) for entry in ("", "*", "https://*", "https://")),
+        ("https://api.example.com", "api.example.com"),
         ("https://10.0.0.1", "https://*.0.0.1"),
         ("http://127.0.0.1", "http://*.0.0.1"),
         ("https://example.com", "https://*.com"),
     ],
 )
-def test_a_wildcard_that_could_not_be_signed_here_grants_nothing(origin: str, entry: str) -> None:
+def test_an_entry_that_could_not_be_signed_here_grants_nothing_nor_does_an_empty_list(
+    origin: str, entry: str
+) -> None:
     assert not is_allowed(origin, [entry])
+    assert not is_allowed(origin, [])
 
 
 # --- what httpx and the system make of it ----------------------------------------
@@ -505,29 +417,17 @@ def parsed(text: str) -> httpx.URL | None:
 @example("https://[2001:DB8::1]:08443/")
 @example("https://api.example.com:0")
 @example(":https://api.example.com")
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=2000, deadline=None)
 def test_the_origin_of_a_url_is_where_httpx_connects(text: str) -> None:
     url = parsed(text)
     if url is None:
         return
-    try:
-        # Not of its text: that of ":https://api.example.com", a path to httpx, lacks the colon.
-        origin = origin_of(f"{url.scheme}://{url.netloc.decode()}")
-    except ValueError:
-        return
-    assert spelled_out(origin) == destination(url)
-
-
-@given(urls() | hosts().map("https://".__add__))
-@settings(max_examples=1500, deadline=None)
-def test_the_text_of_a_url_means_the_same_to_us_and_to_httpx(text: str) -> None:
-    # As an `apiUrl` is checked here, and asked by httpx later.
-    url = parsed(text)
-    try:
-        origin = origin_of(text)
-    except ValueError:
-        return
-    if url is not None:
+    # The text is what an `apiUrl` is checked by, and its parts are what a request is.
+    for written in (text, f"{url.scheme}://{url.netloc.decode()}"):
+        try:
+            origin = origin_of(written)
+        except ValueError:
+            continue
         assert spelled_out(origin) == destination(url)
 
 
@@ -562,7 +462,6 @@ def send(
     by: str,
     token: str = TOKEN,
     origins: tuple[str, ...] = ORIGINS,
-    through: httpx.BaseTransport = NETWORK,
     extensions: dict[str, Any] | None = None,
     **options: Any,
 ) -> httpx.Response:
@@ -576,8 +475,8 @@ def send(
     def ask() -> httpx.Response:
         with running(ActivityTokens(use, keyring, unrecorded(), None, time.monotonic())):
             if by == "key":
-                return OriginTransport(through).handle_request(request)
-            return through.handle_request(next(TokenAuth().sync_auth_flow(request)))
+                return OriginTransport(NETWORK).handle_request(request)
+            return NETWORK.handle_request(next(TokenAuth().sync_auth_flow(request)))
 
     return ActivityEnvironment().run(ask)
 
@@ -641,16 +540,11 @@ def test_a_token_leaves_for_its_origins(
         "https://api.example.com:8443": "https://api.example.com:8443",
         "https://api.example.com:0": "https://api.example.com:0",
         "https://u:secret@api.example.com": "https://api.example.com with user information",
-        "https://u:secret@evil.example": "https://evil.example",
         "https://api.example.com.": "https://api.example.com.",
         "https://api%2eexample.com": "https://api%2eexample.com",
-        "https://a.b.eu.example.com:8443": "https://a.b.eu.example.com:8443",
         "http://api.example.com": "http://api.example.com",
         "ftp://api.example.com": "ftp://api.example.com",
-        "https://127.0.0.1:8080": "https://127.0.0.1:8080",
         "http://localhost:8080": "http://localhost:8080",
-        "http://[::ffff:127.0.0.1]:8080": "http://[::ffff:127.0.0.1]:8080",
-        "http://2130706433:8080": "http://2130706433:8080",
         "/x": "://",
         ":https://api.example.com": "://",
     }.items(),
@@ -768,28 +662,3 @@ def test_authorization_is_not_sent_where_httpx_would_take_it_to_another_origin()
             with pytest.raises(Connecting) as connecting:
                 send(url, by=by, origins=origins)
             assert connecting.value.to == ("http", "127.0.0.1", 80)
-
-
-def test_a_proxy_learns_where_an_https_request_goes_and_no_token() -> None:
-    heard: list[bytes] = []
-
-    def refuse(listener: socket.socket) -> None:
-        connection, _ = listener.accept()
-        with connection, connection.makefile("rwb") as stream:
-            while line := stream.readline().strip():
-                heard.append(line)
-            stream.write(b"HTTP/1.1 403 No\r\n\r\n")
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=refuse, args=(listener,), daemon=True)
-        thread.start()
-        proxy = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        with (
-            httpx.HTTPTransport(proxy=proxy) as through,
-            pytest.raises(httpx.ProxyError, match="403"),
-        ):
-            send("https://api.example.com/x", by="key", through=through, extensions={"trace": None})
-        thread.join()
-
-    assert heard[0] == b"CONNECT api.example.com:443 HTTP/1.1"
-    assert not [line for line in heard if TOKEN.encode() in line]

@@ -13,7 +13,7 @@ from rich.table import Table
 from ..errors import KeyringError
 from ..sealed.keyring import Keyring
 from ..sealed.keyring_file import KEYRING_VARIABLE
-from ..sealed.keys import DEFAULT_AUDIENCE, KeyInfo
+from ..sealed.keys import DEFAULT_AUDIENCE, KeyInfo, limits_of
 from ..text.output import out, print_json, say
 from .common import Json, KeyringPath, reported
 
@@ -24,29 +24,6 @@ _KEY_ID = {"ignore_unknown_options": True}
 
 KeyId = Annotated[
     str, typer.Argument(metavar="KEY", help="Key id, or its first 6 or more characters.")
-]
-Names = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--names", metavar="NAME", help="Credential name it may sign for, repeatable; else any."
-    ),
-]
-Roots = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--roots",
-        metavar="PREFIX",
-        help="How the workflow id of a root must begin whose tree it may sign for, repeatable; "
-        "else any.",
-    ),
-]
-Origins = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--origins",
-        metavar="URL",
-        help="Where its tokens may be sent at most, repeatable; else anywhere.",
-    ),
 ]
 
 
@@ -106,12 +83,12 @@ def export(
     """
     with reported():
 
-        def part(_: Keyring | None = None) -> Keyring:
+        def part() -> Keyring:
             return Keyring.load(path).only(issuers=issuers, readers=reader or ())
 
-        # Of two exports at once the one that reads the keyring last is the last to write.
         if replace and target.exists():
-            keyring = Keyring.change_file(target, part)
+            # Of two exports at once the one that reads the keyring last is the last to write.
+            keyring = Keyring.change_file(target, lambda _: part())
         else:
             keyring = part()
             keyring.save(target)
@@ -120,9 +97,24 @@ def export(
 
 @app.command()
 def add_issuer(
-    names: Names = None,
-    roots: Roots = None,
-    origins: Origins = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Credential name it may sign for, repeatable; else any."),
+    ] = None,
+    roots: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PREFIX",
+            help="How the workflow id of a root must begin whose tree it may sign for, "
+            "repeatable; else any.",
+        ),
+    ] = None,
+    origins: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL", help="Where its tokens may be sent at most, repeatable; else anywhere."
+        ),
+    ] = None,
     path: KeyringPath = None,
     as_json: Json = False,
 ) -> None:
@@ -201,6 +193,5 @@ def _state(key: KeyInfo) -> str:
 def _for(key: KeyInfo) -> str:
     if key.audience is not None:
         return f"audience {key.audience}"
-    limits = (("names", key.names), ("roots", key.roots), ("origins", key.origins))
-    shown = [f"{name} {' '.join(of)}" for name, of in limits if of is not None]
+    shown = [f"{name} {' '.join(of)}" for name, of in limits_of(key).items()]
     return "; ".join(shown) or "everything"

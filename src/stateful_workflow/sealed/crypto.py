@@ -1,7 +1,6 @@
 """The cryptography of the wire format, and the one importer of joserfc.
 
-Everything is pinned: the algorithms, the header members, the form of the key. What is
-to be signed, verified, encrypted and decrypted is decided elsewhere.
+Everything is pinned: the algorithms, the header members, the form of the key.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final, Literal, NoReturn, Protocol, cast, runtime_checkable
+from typing import Any, Final, Literal, NoReturn, Protocol, cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -26,54 +25,47 @@ from .message import (
     SIGNATURE_ALGORITHM,
     Message,
     decode_base64url,
-    encode_base64url,
 )
 
 Curve = Literal["Ed25519", "X25519"]
 
 _JWS = JWSRegistry(algorithms=[SIGNATURE_ALGORITHM])
 _JWE = JWERegistry(algorithms=[KEY_ALGORITHM, CONTENT_ALGORITHM])
-_KEY_BYTES: Final = 32
-_SIGNATURE_BYTES: Final = 64
 
 # Of edwards25519 (RFC 8032 section 5.1): the prime of its field, and its constant d.
 _P: Final = 2**255 - 19
 _D: Final = -121665 * pow(121666, -1, _P) % _P
 
 
-@runtime_checkable
 class Signer(Protocol):
     """The private half of an issuer that is held elsewhere, such as in a KMS or an HSM.
 
-    `Keyring.with_signer` takes it. Its calls may block: `TokenClient`
-    makes them in a thread, `seal_token` where it is called.
+    Its calls may block: `TokenClient` makes them in a thread, `seal_token` where it is called.
     """
 
     @property
     def public(self) -> bytes:
-        """The Ed25519 public key, 32 bytes (RFC 8032 section 5.1.5)."""
+        """The Ed25519 public key, 32 bytes."""
         ...
 
     def sign(self, data: bytes) -> bytes:
-        """The Ed25519 signature of the data, 64 bytes (RFC 8032 section 5.1.6)."""
+        """The Ed25519 signature of the data, 64 bytes."""
         ...
 
 
-@runtime_checkable
 class Opener(Protocol):
     """The private half of a reader that is held elsewhere, such as in a KMS or an HSM.
 
-    `Keyring.with_opener` takes it. Each use of a token is one call of `agree`; one sealed
-    token always gives the same argument, so that an opener may remember the last few.
+    Each use of a token is one call of `agree`; one sealed token always gives the same argument.
     """
 
     @property
     def public(self) -> bytes:
-        """The X25519 public key, 32 bytes (RFC 7748 section 5)."""
+        """The X25519 public key, 32 bytes."""
         ...
 
     def agree(self, public: bytes) -> bytes:
-        """The X25519 shared secret with another public key, 32 bytes (RFC 7748 section 6.1)."""
+        """The X25519 shared secret with another public key, 32 bytes."""
         ...
 
 
@@ -104,52 +96,40 @@ class Key:
         """Read a JWK (RFC 8037 section 2).
 
         Raises:
-            ValueError: where it is malformed, its halves do not belong together, or
-                `check_issuer_key` refuses it.
+            ValueError: it is malformed, its halves do not belong together, or `check_issuer_key`
+                refuses it.
         """
         try:
-            key = _import({name: jwk[name] for name in ("kty", "crv", "x", "d") if name in jwk})
-            # From the private half alone; the JWK's own x is what is being checked.
-            own = key if key.private_key is None else _import(key.private_key.public_key())
-            if isinstance(own.raw_value, X25519PublicKey):
-                X25519PrivateKey.generate().exchange(own.raw_value)  # refuses one of low order
-            given = str(own.as_dict(private=False)["x"])
+            okp = _import(_members(jwk))
+            # Of the private half where there is one: the JWK's own x is what is being checked.
+            own = cls(okp if okp.private_key is None else _import(okp.private_key.public_key()))
         except (JoseError, ValueError, KeyError, TypeError):
             raise ValueError("a key is malformed (RFC 8037 section 2)") from None
-        if given != jwk.get("x"):
+        if own.public != jwk.get("x"):
             raise ValueError("a key's public and private halves do not belong together")
-        if own.curve_name == "Ed25519":
-            check_issuer_key(given)
-        return cls(key)
+        if own.curve == "Ed25519":
+            check_issuer_key(own.public)
+        return cls(okp)
 
     def to_jwk(self, *, private: bool) -> dict[str, object]:
         """The JWK, its private half included where asked for and where it is here."""
         include = private and self.has_private and not self.is_held_elsewhere
-        jwk = cast("dict[str, object]", self._okp.as_dict(private=include))
-        return {name: jwk[name] for name in ("kty", "crv", "x", "d") if name in jwk}
+        return _members(self._okp.as_dict(private=include))
 
     @property
     def is_held_elsewhere(self) -> bool:
         """Whether its private half is behind a `Signer` or an `Opener`."""
         return isinstance(self._okp.raw_value, _HeldSigner | _HeldOpener)
 
-    def is_of(self, holder: Signer | Opener) -> bool:
-        """Whether the holder's public key is this one."""
-        return encode_base64url(holder.public) == self.public
-
-    def held_by(self, holder: Signer | Opener) -> Key:
-        """The same key, its private half at the holder."""
-        held = (
-            _HeldSigner(cast("Signer", holder))
-            if self.curve == "Ed25519"
-            else _HeldOpener(cast("Opener", holder))
-        )
+    def held_by(self, holder: Any) -> Key:
+        """The same key, its private half at a `Signer` or an `Opener`."""
+        held = _HeldSigner(holder) if self.curve == "Ed25519" else _HeldOpener(holder)
         # With the JWK given, joserfc does not ask the key for its private half.
         return Key(OKPKey(held, cast("Any", self.to_jwk(private=False))))
 
     def without_private(self) -> Key:
         """The same key, its public half alone."""
-        return Key(_import(self._okp.as_dict(private=False)))
+        return Key(_import(self.to_jwk(private=False)))
 
     def sign(self, typ: str, payload: str) -> str:
         """A compact JWS by this key (RFC 7515 section 3.1)."""
@@ -160,14 +140,11 @@ class Key:
         """Open a sealed token as one of its readers.
 
         Raises:
-            ValueError: where it does not decrypt under its claims.
+            ValueError: it does not decrypt under its claims.
         """
         sealed = json.loads(message.payload)
-        sealed["recipients"] = [
-            recipient
-            for recipient in sealed["recipients"]
-            if recipient["header"]["kid"] == self.kid
-        ]
+        every = sealed["recipients"]
+        sealed["recipients"] = [each for each in every if each["header"]["kid"] == self.kid]
         try:
             return jwe.decrypt_json(sealed, self._okp, registry=_JWE).plaintext or b""
         except JoseError:
@@ -178,7 +155,7 @@ class Key:
 
 
 def encrypt(plaintext: bytes, associated: bytes, readers: Sequence[Key]) -> str:
-    """A General JWE for these readers (RFC 7516 section 7.2.1), bound to the associated data."""
+    """A General JWE for these readers, bound to the associated data."""
     encryption = GeneralJSONEncryption({"enc": CONTENT_ALGORITHM}, plaintext, aad=associated)
     for reader in readers:
         header = {"alg": KEY_ALGORITHM, "kid": reader.kid}
@@ -195,7 +172,7 @@ def check_issuer_key(x: str) -> None:
     encoding of a point.
 
     Raises:
-        ValueError: where it does not decode (RFC 8032 section 5.1.3), or is of small order.
+        ValueError: it does not decode (RFC 8032 section 5.1.3), or is of small order.
     """
     try:
         encoded = decode_base64url(x, "public key")
@@ -207,7 +184,7 @@ def check_issuer_key(x: str) -> None:
     small = (yy - 1) * y * (_D * yy * yy + 2 * yy - 1) % _P == 0
     # x² = (y² - 1) / (d·y² + 1) has a root where the product of both has (Euler's criterion).
     has_x = pow((yy - 1) * (_D * yy + 1), (_P - 1) // 2, _P) == 1
-    if len(encoded) != _KEY_BYTES or y >= _P or small or not has_x:
+    if len(encoded) != 32 or y >= _P or small or not has_x:
         raise ValueError(
             "an Ed25519 public key is of small order or no canonical point (RFC 8032 "
             "section 5.1.3): no private key has it"
@@ -220,17 +197,17 @@ def verify_signature(text: str, public: str) -> None:
     """Check a compact JWS under an Ed25519 public key (base64url).
 
     Raises:
-        ValueError: where it is not its signature.
+        ValueError: it is not its signature.
     """
     try:
-        jws.deserialize_compact(text, _public_key(public), registry=_JWS)
+        key = _import({"kty": "OKP", "crv": "Ed25519", "x": public})
+        jws.deserialize_compact(text, key, registry=_JWS)
     except JoseError:
         raise ValueError("it is not its signature") from None
 
 
-@lru_cache(maxsize=256)
-def _public_key(x: str) -> OKPKey:
-    return _import({"kty": "OKP", "crv": "Ed25519", "x": x})
+def _members(jwk: Mapping[str, Any]) -> dict[str, object]:
+    return {name: jwk[name] for name in ("kty", "crv", "x", "d") if name in jwk}
 
 
 def _import(key: object) -> OKPKey:
@@ -245,17 +222,10 @@ def _import(key: object) -> OKPKey:
 class _Held:
     """What a key whose private half is elsewhere does not give."""
 
-    def private_bytes(self, *_: object, **__: object) -> NoReturn:
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise KeyringError("the private half of this key is held elsewhere")
 
-    def private_bytes_raw(self) -> NoReturn:
-        raise KeyringError("the private half of this key is held elsewhere")
-
-    def __copy__(self) -> NoReturn:
-        raise TypeError("a key that is held elsewhere is not copied")
-
-    def __deepcopy__(self, memo: object) -> NoReturn:
-        raise TypeError("a key that is held elsewhere is not copied")
+    private_bytes = private_bytes_raw = __copy__ = __deepcopy__ = _refuse
 
 
 class _HeldSigner(_Held, Ed25519PrivateKey):
@@ -263,10 +233,10 @@ class _HeldSigner(_Held, Ed25519PrivateKey):
         self._signer = signer
 
     def public_key(self) -> Ed25519PublicKey:
-        return Ed25519PublicKey.from_public_bytes(_of_size(self._signer.public, _KEY_BYTES))
+        return Ed25519PublicKey.from_public_bytes(self._signer.public)
 
     def sign(self, data: Any) -> bytes:
-        return _of_size(self._signer.sign(data), _SIGNATURE_BYTES)
+        return self._signer.sign(data)
 
 
 class _HeldOpener(_Held, X25519PrivateKey):
@@ -274,17 +244,11 @@ class _HeldOpener(_Held, X25519PrivateKey):
         self._opener = opener
 
     def public_key(self) -> X25519PublicKey:
-        return X25519PublicKey.from_public_bytes(_of_size(self._opener.public, _KEY_BYTES))
+        return X25519PublicKey.from_public_bytes(self._opener.public)
 
     def exchange(self, peer_public_key: X25519PublicKey) -> bytes:
-        agreed = _of_size(self._opener.agree(peer_public_key.public_bytes_raw()), _KEY_BYTES)
+        agreed = self._opener.agree(peer_public_key.public_bytes_raw())
         # RFC 7748 section 6.1: an all-zero secret comes of a key of low order.
         if not any(agreed):
             raise ValueError("the other public key is of low order")
         return agreed
-
-
-def _of_size(value: bytes, size: int) -> bytes:
-    if len(value) != size:
-        raise KeyringError(f"a key's holder answered {len(value)} bytes instead of {size}")
-    return value

@@ -1,10 +1,9 @@
 """What an issuer signs next: what was asked for, and what a verified message carries on. Pure.
 
 A workflow's answer is not signed, and whoever polls its task queue can write it. So nothing of an
-answer is signed but its root and its tree, which only choose where the message counts; and of
-these the server confirms the first, and a verified message both. The origins, types and readers
-of the next token come from the caller, or from the message that stands there and that this
-keyring verifies now.
+answer is signed but its root and its tree, which only choose where the message counts. The origins,
+types and readers of the next token come from the caller, or from the message that stands there and
+that this keyring verifies now.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ class Place:
     Attributes:
         name, namespace, root, tree, authority: as `Claims`.
         before: what stands there; None where nothing does, or nothing that this keyring verifies.
-        terms: of the token that stands there, or that was revoked there last.
+        held: claims of the token that stands there, or that was revoked there last.
         stranger: key id of the issuer whose message stands there and is not verified here.
     """
 
@@ -74,7 +73,7 @@ class Place:
     tree: str
     authority: str
     before: Message | None = None
-    terms: Claims | None = None
+    held: Claims | None = None
     stranger: str | None = None
 
     @property
@@ -90,21 +89,16 @@ class Place:
             ValueError: an origin is refused, or the expiry is not ahead.
             TokenMalformed: the version that stands here is too far ahead of the clock.
         """
-        held, origins = self.terms, terms.origins
+        held, origins = self.held, terms.origins
         if origins is None:
             if held is None:
                 raise OriginsMissing(self._why_origins())
             origins = held.origins
         if isinstance(origins, str):
             raise ValueError("origins= takes a list of origins")
-        seconds = terms.expires_in
-        if isinstance(seconds, timedelta):
-            seconds = seconds.total_seconds()
-        if seconds is not None and seconds <= 0:
-            raise ValueError("expires_in must be ahead of now")
         return replace(
             self._claims(now),
-            expires_at=None if seconds is None else math.ceil(now + seconds),
+            expires_at=_expiry(terms.expires_in, now),
             origins=tuple(allowed_origin(origin) for origin in origins),
             types=kept("types", terms.types, None if held is None else held.types),
             audiences=kept("readers", terms.readers, None if held is None else held.audiences),
@@ -120,7 +114,9 @@ class Place:
 
     def _claims(self, now: float) -> Claims:
         newest = 0 if self.before is None else self.before.claims.version
-        version = next_version(newest, now)
+        # One more than the newest is what the same token sealed anew takes, which must not come
+        # after.
+        version = capped(max(int(now * 1000), newest + 2), now)
         return Claims(self.name, self.namespace, self.root, self.tree, self.authority, version)
 
     def _why_origins(self) -> str:
@@ -144,8 +140,7 @@ def verified_place(
         trusted: the keyring's issuers now.
 
     Raises:
-        MessageRefused: the answer holds a message that is not what it must be; the subclass says
-            what is wrong.
+        MessageRefused: a message in the answer is not what it must be; the subclass says why.
     """
 
     def verified(text: str | None) -> Message | None:
@@ -189,19 +184,13 @@ def _verified(
     return message
 
 
-def next_version(newest: int, now: float) -> int:
-    """The version after `newest`: Unix milliseconds, or two more where clocks disagree.
-
-    Two, since one more is what the same token sealed anew takes, which must not come after.
-
-    Args:
-        newest: the version that stands, 0 where none does.
-        now: Unix seconds.
-
-    Raises:
-        TokenMalformed: `newest` is so far ahead of the clock that no node would take the next.
-    """
-    return capped(max(int(now * 1000), newest + 2), now)
+def _expiry(expires_in: timedelta | float | None, now: float) -> int | None:
+    if expires_in is None:
+        return None
+    seconds = expires_in.total_seconds() if isinstance(expires_in, timedelta) else expires_in
+    if seconds <= 0:
+        raise ValueError("expires_in must be ahead of now")
+    return math.ceil(now + seconds)
 
 
 def capped(version: int, now: float) -> int:

@@ -1,23 +1,21 @@
 """Keys, and what is done with them: seal, revoke, open; add, retire and revoke keys.
 
-A keyring is a JWK Set (RFC 7517) holding any subset of: issuers (Ed25519, who may
-seal) and readers (X25519, who may open), each with or without its private half.
-A worker that runs only workflows needs the public halves of issuers alone.
-
-Sealing draws randomness: it belongs in clients and activities, never in workflow code.
+A keyring is a JWK Set (RFC 7517) of issuers (Ed25519, who may seal) and readers (X25519, who may
+open), each with or without its private half. Sealing draws randomness: it belongs in clients and
+activities, never in workflow code.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ..errors import (
     IssuerLimited,
@@ -25,7 +23,6 @@ from ..errors import (
     NoIssuerKey,
     NoReaderKey,
     TokenExpired,
-    TokenForged,
     TokenMalformed,
     TokenRevoked,
     WrongNamespace,
@@ -43,11 +40,12 @@ from .keys import (
     KeyInfo,
     KeyKind,
     checked,
+    limits_of,
     read_set,
     verify,
     write_set,
 )
-from .message import TYP, Claims, Message, SealedToken, parse
+from .message import TYP, Claims, Message, SealedToken, encode_base64url, parse
 
 _LOOK_EVERY_SECONDS: Final = 1.0
 
@@ -55,28 +53,16 @@ _log = logging.getLogger(__name__)
 
 
 class Keyring:
-    """A set of issuer and reader keys; immutable.
+    """A set of issuer and reader keys; immutable, and not pickled.
 
-    Make one with `generate`, `load` or `from_json`. The repr names key ids only;
-    pickling is refused, so that no private key leaves by accident.
+    Make one with `generate`, `load` or `from_json`.
     """
 
-    def __init__(
-        self,
-        keys: Iterable[Entry] = (),
-        *,
-        path: Path | None = None,
-        stamp: keyring_file.Stamp | None = None,
-        allow_group_read: bool | None = None,
-    ) -> None:
+    def __init__(self, keys: Iterable[Entry] = (), *, path: Path | None = None) -> None:
         self._keys = tuple(keys)
         self.path = path
         """The file it was loaded from, or None."""
-        self.stamp = stamp
-        """What that file was like then, see `keyring_file.stamp`."""
-        self.allow_group_read = allow_group_read
-        """How `load` was asked to read that file."""
-        kids = [entry.info.kid for entry in self._keys]
+        kids = [info.kid for info in self.keys()]
         if len(set(kids)) != len(kids):
             raise KeyringError("the keyring names a key id twice")
 
@@ -88,55 +74,46 @@ class Keyring:
     # --- files ---------------------------------------------------------------
 
     @classmethod
-    def load(
-        cls, path: str | os.PathLike[str] | None = None, *, allow_group_read: bool | None = None
-    ) -> Keyring:
+    def load(cls, path: str | os.PathLike[str] | None = None) -> Keyring:
         """Read a keyring file.
 
         Args:
             path: the file; None reads the one that ``$STATEFUL_KEYRING`` names.
-            allow_group_read: accept a private key that the file's group may read, as a
-                Kubernetes ``fsGroup`` mount makes it. None takes it from
-                ``$STATEFUL_KEYRING_GROUP_READ`` (``1`` allows).
 
         Raises:
-            KeyringError: where it is missing or malformed, belongs to another user, or others
-                may write it, or read a private key in it; the message names the cure.
+            KeyringError: it is missing or malformed, belongs to another user, or others may
+                write it, or read a private key in it; the message names the cure.
         """
-        content = keyring_file.read(keyring_file.keyring_path(path))
+        file = keyring_file.keyring_path(path)
+        content, status = keyring_file.read(file)
         try:
-            keyring = cls(
-                read_set(content.text),
-                path=content.path,
-                stamp=content.stamp,
-                allow_group_read=allow_group_read,
-            )
+            keyring = cls(read_set(content), path=file)
         except KeyringError as error:
-            raise KeyringError(f"the keyring {content.path}: {error}") from None
-        private = any(entry.info.private for entry in keyring._keys)
-        problem = openness(content.path, content.status, allow_group_read, private=private)
+            raise KeyringError(f"the keyring {file}: {error}") from None
+        private = keyring._holds_secrets
+        problem = openness(file, status, private=private)
         if problem is not None:
             holding = "holds a private key and " if private else ""
-            raise KeyringError(f"the keyring {content.path} {holding}{problem}")
+            raise KeyringError(f"the keyring {file} {holding}{problem}")
         return keyring
 
     def load_again(self) -> Keyring:
         """The keyring its file holds now, with the signers and openers of this one.
 
         Raises:
-            KeyringError: as `load`, or where it was loaded from no file.
+            KeyringError: as `load`, or it was loaded from no file.
         """
         if self.path is None:
             raise KeyringError("the keyring was loaded from no file")
-        keyring = self.load(self.path, allow_group_read=self.allow_group_read)
-        return keyring._with_holders_of(self)
+        held = {e.info.kid: e.key for e in self._keys if e.key.is_held_elsewhere}
+        return self.load(self.path)._replacing(held)
 
     @classmethod
     def from_json(cls, text: str) -> Keyring:
         """Read a JWK Set.
 
         Raises:
-            KeyringError: where it is malformed.
+            KeyringError: it is malformed.
         """
         return cls(read_set(text))
 
@@ -144,22 +121,13 @@ class Keyring:
         """The JWK Set, private halves included where they are here."""
         return write_set(self._keys)
 
-    def save(self, path: str | os.PathLike[str], *, replace: bool = False) -> None:
-        """Write a file with mode 0600.
-
-        Args:
-            replace: put it in the place of a keyring file that is there, at once and with
-                that file's mode; False writes a new file only.
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a new file with mode 0600.
 
         Raises:
-            KeyringError: where the file exists already (and is not to be replaced), changes
-                meanwhile, or cannot be written.
+            KeyringError: the file exists already or cannot be written.
         """
-        file = Path(path)
-        if replace and file.exists():
-            self.change_file(file, lambda _: self)
-        else:
-            keyring_file.create(file, self.to_json())
+        keyring_file.create(Path(path), self.to_json())
 
     @classmethod
     def change_file(
@@ -167,31 +135,17 @@ class Keyring:
     ) -> Keyring:
         """Load, change and replace a keyring file while nobody else does; gives what is there now.
 
-        As in ``Keyring.change_file(path, Keyring.add_issuer)``.
-
         Raises:
-            KeyringError: as `load`, `replace_file_of` and `keyring_file.locked`.
+            KeyringError: as `load`; it is locked by another process, or cannot be written.
         """
         file = keyring_file.keyring_path(path)
         with keyring_file.locked(file):
             before = cls.load(file)
             after = change(before)
-            after.replace_file_of(before)
+            # The mode of public keys may be open to others; that of private ones was checked.
+            first = after._holds_secrets and not before._holds_secrets
+            keyring_file.replace(file, after.to_json(), owner_only=first)
         return after
-
-    def replace_file_of(self, before: Keyring) -> None:
-        """Write this keyring into the file that another one was loaded from, at once.
-
-        Two processes that do so in one moment may lose a change: see `change_file`.
-
-        Raises:
-            KeyringError: where that file was changed since, or cannot be written.
-        """
-        if before.path is None or before.stamp is None:
-            raise KeyringError("the keyring was loaded from no file")
-        # The mode of public keys may be open to others; that of private ones was checked.
-        first = self._holds_secrets and not before._holds_secrets
-        keyring_file.replace(before.path, before.stamp, self.to_json(), owner_only=first)
 
     @property
     def _holds_secrets(self) -> bool:
@@ -203,20 +157,22 @@ class Keyring:
         """What may be shown of each key, in order."""
         return tuple(entry.info for entry in self._keys)
 
+    def _all(self, kind: KeyKind) -> list[Entry]:
+        return [entry for entry in self._keys if entry.info.kind == kind]
+
     def only(self, *, issuers: bool = False, readers: Sequence[str] = ()) -> Keyring:
         """The same keys with these private halves and no others: what one process is given.
 
         Args:
             issuers: keep the private halves of issuers: it may seal.
-            readers: keep those of the readers with these audiences: it may open what is
-                sealed for them.
+            readers: audiences of the readers whose private halves it keeps: it may open.
 
         Raises:
-            KeyringError: where an audience has no reader here with its private half.
+            KeyringError: an audience has no reader here with its private half.
         """
         if isinstance(readers, str):
             raise ValueError("readers= takes a list of audiences")
-        mine = {e.info.audience for e in self._keys if e.info.kind == "reader" and e.info.private}
+        mine = {e.info.audience for e in self._all("reader") if e.info.private}
         for audience in readers:
             if audience not in mine:
                 raise KeyringError(f"no reader's private key for audience {audience} is here")
@@ -225,9 +181,7 @@ class Keyring:
             return issuers if info.kind == "issuer" else info.audience in readers
 
         return Keyring(
-            entry
-            if keeps(entry.info)
-            else Entry(replace(entry.info, private=False), entry.key.without_private())
+            entry if keeps(entry.info) else entry.with_key(entry.key.without_private())
             for entry in self._keys
         )
 
@@ -238,19 +192,20 @@ class Keyring:
     @property
     def can_seal(self) -> bool:
         """Whether an issuer's private half can be used here."""
-        return any(k.kind == "issuer" and k.private and k.is_active for k in self.keys())
+        return any(e.info.private and e.info.is_active for e in self._all("issuer"))
+
+    @property
+    def has_openers(self) -> bool:
+        """Whether a reader's private half is held elsewhere, so that opening takes a call."""
+        return any(entry.key.is_held_elsewhere for entry in self._all("reader"))
 
     def trusted(self) -> dict[str, Issuer]:
         """The issuers whose messages count, by key id."""
-        return {
-            entry.info.kid: entry.issuer()
-            for entry in self._keys
-            if entry.info.kind == "issuer" and not entry.info.revoked
-        }
+        return {e.info.kid: e.issuer for e in self._all("issuer") if not e.info.revoked}
 
     def revoked(self) -> tuple[str, ...]:
         """Key ids of the issuers that are marked revoked."""
-        return tuple(info.kid for info in self.keys() if info.kind == "issuer" and info.revoked)
+        return tuple(e.info.kid for e in self._all("issuer") if e.info.revoked)
 
     # --- a key's life --------------------------------------------------------
 
@@ -269,129 +224,93 @@ class Keyring:
             origins: where its tokens may be sent at most; a wildcard as in a token's.
 
         Raises:
-            KeyringError: for a limit that is malformed.
+            KeyringError: a limit is malformed.
         """
-        return self._with("issuer", names=names, roots=roots, origins=origins)
+        return self._with_new("issuer", names=names, roots=roots, origins=origins)
 
     def add_reader(self, audience: str = DEFAULT_AUDIENCE) -> Keyring:
         """This keyring and a new reader; what is sealed from now on is sealed for it too.
 
         Args:
-            audience: whom it stands for, such as the task queue of the workers that are to
-                have its private half.
+            audience: whom it stands for: a task queue, or a label of your choice.
 
         Raises:
-            KeyringError: for an audience that is malformed.
+            KeyringError: the audience is malformed.
         """
-        return self._with("reader", audience=audience)
+        return self._with_new("reader", audience=audience)
 
     def retire(self, kid: str) -> Keyring:
         """The same, but this key seals (or is sealed for) no more; what there is stays good.
 
         Raises:
-            KeyringError: where the key is not here.
+            KeyringError: the key is not here.
         """
-        return self._marked(kid, retired=True)
+        return self._marked(self._info(kid), retired=True)
 
     def revoke(self, kid: str) -> Keyring:
         """The same with this key revoked, and with its successor of the same limits or audience.
 
-        What a revoked issuer signed is refused wherever this keyring is. The successor is part
-        of it: its first message makes the nodes learn of both, and stands whatever version
-        the revoked key has set. For a revoked reader nothing is sealed any more, while it still
+        What a revoked issuer signed is refused wherever this keyring is. The first message of its
+        successor makes the nodes learn of both. A revoked reader is sealed for no more, and still
         opens what was: whoever stole it does too.
 
         Raises:
-            KeyringError: where the key is not here or is revoked already.
+            KeyringError: the key is not here or is revoked already.
         """
-        info = self._get(kid)
+        info = self._info(kid)
         if info.revoked:
             raise KeyringError(f"key {kid} is revoked already")
-        return self._marked(kid, revoked=True)._with(
-            info.kind,
-            names=info.names,
-            roots=info.roots,
-            origins=info.origins,
-            audience=info.audience,
-        )
+        revoked = self._marked(info, revoked=True)
+        return revoked._with_new(info.kind, audience=info.audience, **limits_of(info))
 
     def with_signer(self, signer: Signer) -> Keyring:
         """The same keyring, an issuer's private half being held by a KMS or HSM.
 
         Raises:
-            KeyringError: where the issuer's public key is not here.
+            KeyringError: the issuer's public key is not here.
         """
-        return self._held("issuer", signer)
+        return self._with_holder("issuer", signer)
 
     def with_opener(self, opener: Opener) -> Keyring:
         """The same keyring, a reader's private half being held by a KMS or HSM.
 
         Raises:
-            KeyringError: where the reader's public key is not here.
+            KeyringError: the reader's public key is not here.
         """
-        return self._held("reader", opener)
+        return self._with_holder("reader", opener)
 
-    @property
-    def has_openers(self) -> bool:
-        """Whether a reader's private half is held elsewhere, so that opening takes a call."""
-        return any(e.info.kind == "reader" and e.key.is_held_elsewhere for e in self._keys)
-
-    def _with_holders_of(self, other: Keyring) -> Keyring:
-        held = {e.info.kid: e for e in other._keys if e.key.is_held_elsewhere}
-        return self._holding(
-            Entry(replace(entry.info, private=True), held[entry.info.kid].key)
-            if entry.info.kid in held
-            else entry
-            for entry in self._keys
-        )
-
-    def _holding(self, keys: Iterable[Entry]) -> Keyring:
-        """The keyring of the same file with these keys."""
-        return Keyring(
-            keys, path=self.path, stamp=self.stamp, allow_group_read=self.allow_group_read
-        )
-
-    def _with(
-        self,
-        kind: KeyKind,
-        *,
-        names: Sequence[str] | None = None,
-        roots: Sequence[str] | None = None,
-        origins: Sequence[str] | None = None,
-        audience: str | None = None,
-    ) -> Keyring:
-        key = Key.generate(CURVES[kind])
-        info = KeyInfo(
-            key.kid,
-            kind,
-            private=True,
-            names=_listed("names", names),
-            roots=_listed("roots", roots),
-            origins=_listed("origins", origins),
-            audience=audience,
-        )
-        return Keyring((*self._keys, Entry(checked(info), key)))
-
-    def _marked(self, kid: str, **marks: bool) -> Keyring:
-        self._get(kid)
-        return Keyring(
-            replace(entry, info=replace(entry.info, **marks)) if entry.info.kid == kid else entry
-            for entry in self._keys
-        )
-
-    def _held(self, kind: KeyKind, holder: Signer | Opener) -> Keyring:
-        keys = list(self._keys)
-        for index, entry in enumerate(keys):
-            if entry.info.kind == kind and entry.key.is_of(holder):
-                keys[index] = Entry(replace(entry.info, private=True), entry.key.held_by(holder))
-                return self._holding(keys)
+    def _with_holder(self, kind: KeyKind, holder: Signer | Opener) -> Keyring:
+        public = encode_base64url(holder.public)
+        for entry in self._all(kind):
+            if entry.key.public == public:
+                return self._replacing({entry.info.kid: entry.key.held_by(holder)})
         raise KeyringError(f"no {kind} of this keyring has the public key of the holder given")
 
-    def _get(self, kid: str) -> KeyInfo:
+    def _replacing(self, held: dict[str, Key]) -> Keyring:
+        """The same keyring with these keys, by key id, in the place of their public halves."""
+        keys = (entry.with_key(held.get(entry.info.kid, entry.key)) for entry in self._keys)
+        return Keyring(keys, path=self.path)
+
+    def _with_new(self, kind: KeyKind, *, audience: str | None = None, **limits: Any) -> Keyring:
+        for name, entries in limits.items():
+            if isinstance(entries, str):
+                raise ValueError(f"{name}= takes a list")
+        given: dict[str, Any] = {
+            name: tuple(entries) for name, entries in limits.items() if entries is not None
+        }
+        key = Key.generate(CURVES[kind])
+        info = KeyInfo(key.kid, kind, private=True, audience=audience, **given)
+        return Keyring((*self._keys, Entry(checked(info), key)))
+
+    def _info(self, kid: str) -> KeyInfo:
         for info in self.keys():
             if info.kid == kid:
                 return info
         raise KeyringError(f"no key {kid} is in this keyring")
+
+    def _marked(self, info: KeyInfo, **marks: bool) -> Keyring:
+        after = replace(info, **marks)
+        return Keyring(Entry(after, e.key) if e.info is info else e for e in self._keys)
 
     # --- what keys do --------------------------------------------------------
 
@@ -399,35 +318,30 @@ class Keyring:
         """Encrypt a token for the readers it is meant for and sign it.
 
         Args:
-            claims: of a token; bound to the ciphertext as its ``aad``. Its ``audiences``
-                choose the readers; None means all that are neither retired nor revoked.
+            claims: bound to the ciphertext; their audiences choose the readers, None means all.
             token: the secret.
 
         Raises:
-            NoIssuerKey: where no private issuer key is here.
-            IssuerLimited: where there is, and none may sign these claims.
-            NoReaderKey: where there is no reader to seal for.
-            TokenMalformed: where the claims or the size are outside the wire format.
+            NoIssuerKey, IssuerLimited: no private issuer key is here that may sign it.
+            NoReaderKey: there is no reader to seal for.
+            TokenMalformed: the claims or the token are outside the wire format.
         """
         issuer = self._issuer(claims)
         readers = self._readers(claims)
-        if not token:
-            raise TokenMalformed("an empty token is not sealed")
-        if token != token.strip():
-            raise TokenMalformed("the token begins or ends with white space; strip it first")
+        if not token or token != token.strip():
+            raise TokenMalformed("the token is empty, or begins or ends with white space")
         # The error of `encode` would hold the token.
         plaintext = token.encode(errors="replace")
         if plaintext.decode() != token:
             raise TokenMalformed("the token is not valid Unicode")
-        payload = encrypt(plaintext, claims.encode(), readers)
-        return SealedToken(_sign(issuer, claims, payload))
+        return SealedToken(_sign(issuer, claims, encrypt(plaintext, claims.encode(), readers)))
 
     def revocation(self, claims: Claims) -> str:
         """Sign a revocation.
 
         Raises:
-            NoIssuerKey, IssuerLimited: where no private issuer key is here that may sign it.
-            TokenMalformed: where the claims are those of a token.
+            NoIssuerKey, IssuerLimited: no private issuer key is here that may sign it.
+            TokenMalformed: the claims are outside the wire format, or those of a token.
         """
         if claims.kind != "revocation":
             raise TokenMalformed("the claims of a token cannot make a revocation")
@@ -471,31 +385,30 @@ class Keyring:
                 f"{claims.name} (version {claims.version}) set at workflow {claims.authority} "
                 "has expired; set a new one"
             )
-        if (
-            workflow_type is not None
-            and claims.types is not None
-            and workflow_type not in claims.types
-        ):
+        types = claims.types
+        if types is not None and workflow_type is not None and workflow_type not in types:
             raise WrongWorkflowType(
                 f"{claims.name} is not signed for activities of workflow type {workflow_type}"
             )
         return self._decrypt(message)
 
     def _decrypt(self, message: Message) -> str:
-        reader = self._reader(message)
+        reader, name = self._reader(message), message.claims.name
         if reader is None:
             raise NoReaderKey(
-                f"{message.claims.name} is sealed for readers {', '.join(message.readers)}; "
+                f"{name} is sealed for readers {', '.join(message.readers)}; "
                 "this process has the private key of none of them"
             )
         try:
             plaintext = reader.decrypt(message)
         except ValueError:
             raise TokenMalformed(
-                f"{message.claims.name} (fingerprint {message.fingerprint}) does not decrypt "
-                "under its claims"
+                f"{name} (fingerprint {message.fingerprint}) does not decrypt under its claims"
             ) from None
-        token = _text(plaintext)
+        token = ""
+        # An error raised while this one is handled would carry the secret as its context.
+        with suppress(UnicodeDecodeError):
+            token = plaintext.decode()
         if not token:
             raise TokenMalformed("the sealed token is empty or no text")
         return token
@@ -506,37 +419,34 @@ class Keyring:
         return None if reader is None else reader.kid
 
     def _reader(self, message: Message) -> Key | None:
-        mine = {e.info.kid: e.key for e in self._keys if e.info.kind == "reader" and e.info.private}
+        mine = {e.info.kid: e.key for e in self._all("reader") if e.info.private}
         return next((mine[kid] for kid in message.readers if kid in mine), None)
 
-    def _issuer(self, claims: Claims) -> Entry:
+    def _issuer(self, claims: Claims) -> Key:
         """The last issuer of the set that may sign these claims."""
         refused: IssuerLimited | None = None
-        for entry in reversed(self._keys):
-            if entry.info.kind == "issuer" and entry.info.private and entry.info.is_active:
+        for entry in reversed(self._all("issuer")):
+            if entry.info.private and entry.info.is_active:
                 try:
-                    entry.issuer().check(claims)
+                    entry.issuer.check(claims)
                 except IssuerLimited as error:
                     refused = refused or error
                 else:
-                    return entry
+                    return entry.key
         if refused is not None:
             raise refused
         raise NoIssuerKey("this keyring has no issuer's private key, so it cannot seal or revoke")
 
     def _readers(self, claims: Claims) -> list[Key]:
-        active = [e for e in self._keys if e.info.kind == "reader" and e.info.is_active]
-        if not active:
-            raise NoReaderKey("the keyring has no reader to seal a token for")
-        if claims.audiences is None:
-            return [entry.key for entry in active]
-        for audience in claims.audiences:
-            if audience not in {entry.info.audience for entry in active}:
+        active = [entry for entry in self._all("reader") if entry.info.is_active]
+        known = {entry.info.audience for entry in active}
+        wanted = known if claims.audiences is None else claims.audiences
+        for audience in wanted:
+            if audience not in known:
                 raise NoReaderKey(f"the keyring has no reader for audience {audience}")
-        chosen = [entry.key for entry in active if entry.info.audience in claims.audiences]
-        if not chosen:
-            raise NoReaderKey("readers=[] is nobody; name an audience, or seal for all")
-        return chosen
+        if not wanted:
+            raise NoReaderKey("there is no reader to seal the token for")
+        return [entry.key for entry in active if entry.info.audience in wanted]
 
     def __repr__(self) -> str:
         return f"Keyring({', '.join(f'{info.kind} {info.kid}' for info in self.keys())})"
@@ -545,66 +455,29 @@ class Keyring:
         raise TypeError("a Keyring is not pickled; load it from its file where it is needed")
 
 
-def _sign(issuer: Entry, claims: Claims, payload: str) -> str:
-    text = issuer.key.sign(TYP[claims.kind], payload)
-    parse(text)
+def _sign(issuer: Key, claims: Claims, payload: str) -> str:
+    text = issuer.sign(TYP[claims.kind], payload)
     try:
-        verify_signature(text, issuer.key.public)
+        verify_signature(text, issuer.public)
     except ValueError:
-        raise KeyringError(f"what holds issuer {issuer.info.kid} did not sign as it") from None
-    return text
-
-
-def self_check() -> None:
-    """Verify one good and one forged message, so that a broken runtime fails early.
-
-    Raises:
-        KeyringError: where either is judged wrongly.
-    """
-    keyring = Keyring.generate()
-    claims = Claims("check", "check", "check", "check", "check", 1)
-    message = parse(keyring.seal(claims, secrets.token_urlsafe(8)))
-    verify(message, keyring.trusted())
-    stranger = {message.issuer: next(iter(Keyring.generate().trusted().values()))}
-    try:
-        verify(message, stranger)
-    except TokenForged:
-        return
-    raise KeyringError("the cryptographic library accepts a forged signature")
-
-
-def _listed(option: str, entries: Sequence[str] | None) -> tuple[str, ...] | None:
-    if isinstance(entries, str):
-        raise ValueError(f"{option}= takes a list")
-    return None if entries is None else tuple(entries)
-
-
-def _text(content: bytes) -> str | None:
-    # Raised inside the except clause, an error would carry the secret as its context.
-    try:
-        return content.decode()
-    except UnicodeDecodeError:
-        return None
+        raise KeyringError(f"what holds issuer {issuer.kid} did not sign as it") from None
+    return parse(text).text
 
 
 class KeyringSource:
     """Follows a keyring's file, where it was loaded from one.
 
-    A changed file is taken within a second of the next use, without a restart. One that
-    cannot be read keeps the keyring that was there, with an error in the log of
-    ``stateful_workflow.sealed.keyring``, once a change. Usable from every thread.
-
-    Args:
-        keyring: where it has no path it stays as it is.
+    A changed file is taken within a second of the next use. One that cannot be read keeps the
+    keyring that was there, with an error in the log of ``stateful_workflow.sealed.keyring``, once
+    a change. Usable from every thread.
     """
 
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
-        self._stamp = keyring.stamp
-        self._looked_at = time.monotonic()
+        # Of no file: it may have been changed since it was loaded.
+        self._stamp: keyring_file.Stamp | None = (0, 0, 0)
+        self._look_at = time.monotonic() + _LOOK_EVERY_SECONDS
         self._lock = threading.Lock()
-        self.problem: str | None = None
-        """Why the file as it stands now is not used, or None."""
 
     def current(self, *, look: bool = False) -> Keyring:
         """The keyring as it is now.
@@ -617,22 +490,19 @@ class KeyringSource:
             return self._keyring
         with self._lock:
             now = time.monotonic()
-            if not look and now - self._looked_at < _LOOK_EVERY_SECONDS:
-                return self._keyring
-            self._looked_at = now
-            stamp = keyring_file.stamp(path)
-            if stamp != self._stamp:
-                self._stamp = stamp
-                self._read_again()
+            if look or now >= self._look_at:
+                self._look_at = now + _LOOK_EVERY_SECONDS
+                stamp = keyring_file.stamp(path)
+                if stamp != self._stamp:
+                    self._stamp = stamp
+                    self._load_again()
             return self._keyring
 
-    def _read_again(self) -> None:
+    def _load_again(self) -> None:
         try:
-            keyring = self._keyring.load_again()
+            self._keyring = self._keyring.load_again()
         except KeyringError as error:
-            self.problem = said = printable(str(error))
+            said = printable(str(error))
             _log.error("The keyring was changed and is not used; the one before stays: %s", said)
             return
-        self.problem = None
-        self._keyring = keyring
-        _log.info("The keyring %s was read again", printable(str(keyring.path)))
+        _log.info("The keyring %s was read", printable(str(self._keyring.path)))

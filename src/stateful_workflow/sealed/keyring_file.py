@@ -1,4 +1,4 @@
-"""Keyring files: read only where they are safe, and written so that no reader sees half of one."""
+"""Keyring files: written so that no reader sees half of one, and one change at a time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import secrets
 import stat
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -22,28 +21,11 @@ Stamp = tuple[int, int, int]
 """Inode, size and time of the last change (nanoseconds): another one says another content."""
 
 
-@dataclass(frozen=True)
-class FileContent:
-    """What a keyring file held when it was read.
-
-    Attributes:
-        path: the file.
-        text: its content.
-        status: of the file that was read, whatever links lead to it.
-        stamp: says whether it is still the same.
-    """
-
-    path: Path
-    text: str = field(repr=False)
-    status: os.stat_result
-    stamp: Stamp
-
-
 def keyring_path(path: str | os.PathLike[str] | None) -> Path:
     """The path given, or the one that ``$STATEFUL_KEYRING`` names.
 
     Raises:
-        KeyringError: where there is neither.
+        KeyringError: there is neither.
     """
     if path is None:
         path = os.environ.get(KEYRING_VARIABLE)
@@ -52,30 +34,26 @@ def keyring_path(path: str | os.PathLike[str] | None) -> Path:
     return Path(path)
 
 
-def read(path: Path) -> FileContent:
-    """Read a keyring file.
+def read(path: Path) -> tuple[bytes, os.stat_result]:
+    """The content of a file, and its status, whatever links lead to it.
 
     Raises:
-        KeyringError: where it cannot be read.
+        KeyringError: it cannot be read.
     """
     try:
         with path.open("rb") as stream:
-            status = os.fstat(stream.fileno())
-            content = stream.read()
+            return stream.read(), os.fstat(stream.fileno())
     except OSError as error:
         raise KeyringError(f"the keyring {path} cannot be read: {error.strerror}") from None
-    text = _text(content)
-    if text is None:
-        raise KeyringError(f"the keyring {path} cannot be read: not UTF-8")
-    return FileContent(path, text, status, _stamp(status))
 
 
 def stamp(path: Path) -> Stamp | None:
     """The stamp of a file now, or None where there is none."""
     try:
-        return _stamp(path.stat())
+        status = path.stat()
     except OSError:
         return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @contextmanager
@@ -85,7 +63,7 @@ def locked(path: Path) -> Generator[None, None, None]:
     Others wait for a lock on ``FILE.lock`` beside it, which stays there. Windows has none.
 
     Raises:
-        KeyringError: where another has had it for `LOCK_SECONDS`, or it cannot be made.
+        KeyringError: another has had it for `LOCK_SECONDS`, or it cannot be made.
     """
     name = f"{path.resolve()}.lock"
     with ExitStack() as stack:
@@ -105,7 +83,7 @@ def create(path: Path, text: str) -> None:
     """Write a new file with mode 0600.
 
     Raises:
-        KeyringError: where the file exists already or cannot be written.
+        KeyringError: the file exists already or cannot be written.
     """
     try:
         write_new(path, text)
@@ -115,36 +93,22 @@ def create(path: Path, text: str) -> None:
         raise KeyringError(f"the keyring {path} cannot be written: {error.strerror}") from None
 
 
-def replace(path: Path, before: Stamp, text: str, *, owner_only: bool = False) -> None:
-    """Put a new content in the place of what was read, at once and with the same mode.
+def replace(path: Path, text: str, *, owner_only: bool = False) -> None:
+    """Put a new content in the place of a file's, at once and with the same mode.
 
     Args:
         owner_only: give it mode 0600 instead, since private keys come where there were none.
 
     Raises:
-        KeyringError: where the file changed since it was read, or cannot be written.
+        KeyringError: it cannot be written.
     """
     path = path.resolve()
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         write_new(new, text, 0o600 if owner_only else stat.S_IMODE(path.stat().st_mode))
-        if stamp(path) != before:
-            raise KeyringError(f"the keyring {path} was changed meanwhile; nothing was written")
         new.replace(path)
     except OSError as error:
         raise KeyringError(f"the keyring {path} cannot be written: {error.strerror}") from None
     finally:
         with suppress(OSError):
             new.unlink()
-
-
-def _stamp(status: os.stat_result) -> Stamp:
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _text(content: bytes) -> str | None:
-    # Raised inside the except clause, an error would carry the private keys as its context.
-    try:
-        return content.decode()
-    except UnicodeDecodeError:
-        return None

@@ -1,7 +1,6 @@
 """Keys: as JWKs of a keyring, read strictly and written, and issuers as others see them. Pure.
 
-A JWK is as in RFC 7517 and RFC 8037. What is ours about a key stands in one member, ``stateful``. A
-member in it that is not known here makes the keyring unusable, since it may be a restriction.
+A JWK is as in RFC 7517 and RFC 8037. What is ours about a key stands in one member, ``stateful``.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, cast
 
 from ..errors import IssuerLimited, KeyringError, TokenForged
-from ..text.strict_json import NamedTwice, loads
+from ..text.strict_json import json_object
 from .crypto import Curve, Key, check_issuer_key, verify_signature
 from .message import Claims, Message, valid_name
 from .origins import allowed_origin, is_allowed
@@ -37,10 +36,10 @@ class Issuer:
     origins: tuple[str, ...] | None = None
 
     def check(self, claims: Claims) -> None:
-        """Whether these claims are within its limits.
+        """Refuse claims that are not within its limits.
 
         Raises:
-            IssuerLimited: where they are not.
+            IssuerLimited: they are not.
         """
         if self.names is not None and claims.name not in self.names:
             raise IssuerLimited(f"the issuer may not sign for {claims.name}: {self._may()}")
@@ -52,14 +51,12 @@ class Issuer:
                     raise IssuerLimited(f"the issuer may not sign {origin}: {self._may()}")
 
     def _may(self) -> str:
-        limits = ((name, getattr(self, name)) for name in LIMITS)
-        shown = [f"{name} {', '.join(of) or '(none)'}" for name, of in limits if of is not None]
+        shown = [f"{name} {', '.join(of) or '(none)'}" for name, of in limits_of(self).items()]
         return f"its key is limited to {'; '.join(shown)}"
 
     def to_json(self) -> str | dict[str, Any]:
         """As it stands in a node's state: the public key alone where it has no limits."""
-        limits = {name: getattr(self, name) for name in LIMITS}
-        limits = {name: list(of) for name, of in limits.items() if of is not None}
+        limits = limits_of(self)
         return {"x": self.public, **limits} if limits else self.public
 
     @classmethod
@@ -67,8 +64,8 @@ class Issuer:
         """Read what `to_json` wrote.
 
         Raises:
-            ValueError: where it is malformed, or `check_issuer_key` refuses its key; a limit
-                that is not known may not be left out.
+            ValueError: it is malformed, has a limit that is not known, or `check_issuer_key`
+                refuses its key.
         """
         given: object = {"x": data} if isinstance(data, str) else data
         members = cast("dict[str, object]", given) if isinstance(given, dict) else {}
@@ -76,18 +73,23 @@ class Issuer:
         if not isinstance(public, str) or members.keys() - {"x", *LIMITS}:
             raise ValueError("an issuer has a public key x and at most names, roots and origins")
         check_issuer_key(public)
-        return cls(public, **{name: texts(members[name]) for name in LIMITS if name in members})
+        return cls(public, **_read_limits(members))
 
 
-def texts(value: object) -> tuple[str, ...]:
-    """A JSON list of strings.
+def limits_of(key: Issuer | KeyInfo) -> dict[str, list[str]]:
+    """The limits that a key has, by name."""
+    limits: dict[str, tuple[str, ...] | None] = {name: getattr(key, name) for name in LIMITS}
+    return {name: list(of) for name, of in limits.items() if of is not None}
 
-    Raises:
-        ValueError: where it is none.
-    """
+
+def _read_limits(members: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
+    return {name: _texts(members[name]) for name in LIMITS if name in members}
+
+
+def _texts(value: object) -> tuple[str, ...]:
     entries = cast("list[object]", value) if isinstance(value, list) else None
     if entries is None or not all(isinstance(entry, str) for entry in entries):
-        raise ValueError("a list of strings is expected")
+        raise ValueError("a key's names, roots or origins is not a list of strings")
     return tuple(str(entry) for entry in entries)
 
 
@@ -99,8 +101,8 @@ def verify(message: Message, issuers: Mapping[str, Issuer]) -> None:
         issuers: the trusted ones by key id, as `Keyring.trusted` gives them.
 
     Raises:
-        TokenForged: where the named issuer is not among them or did not sign it.
-        IssuerLimited: where its key is limited to other names, roots or origins.
+        TokenForged: the named issuer is not among them or did not sign it.
+        IssuerLimited: its key is limited to other names, roots or origins.
     """
     issuer = issuers.get(message.issuer)
     if issuer is None:
@@ -119,6 +121,7 @@ DEFAULT_AUDIENCE: Final = "default"
 
 _KINDS: Final[dict[str, KeyKind]] = {"Ed25519": "issuer", "X25519": "reader"}
 _USE: Final[dict[KeyKind, str]] = {"issuer": "sig", "reader": "enc"}
+_MARKS: Final = ("retired", "revoked")
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,11 @@ class Entry:
     info: KeyInfo
     key: Key
 
+    def with_key(self, key: Key) -> Entry:
+        """What is said of the key, for the same key with its private half, or without."""
+        return Entry(replace(self.info, private=key.has_private), key)
+
+    @property
     def issuer(self) -> Issuer:
         """As others see it: public key and limits."""
         info = self.info
@@ -168,7 +176,7 @@ def checked(info: KeyInfo) -> KeyInfo:
     """The same with its limits in canonical form.
 
     Raises:
-        KeyringError: where a limit or the audience is malformed.
+        KeyringError: a limit or the audience is malformed.
     """
     for name in info.names or ():
         if not valid_name(name):
@@ -185,34 +193,24 @@ def checked(info: KeyInfo) -> KeyInfo:
     return replace(info, origins=origins)
 
 
-def read_set(text: str) -> list[Entry]:
+def read_set(text: str | bytes) -> list[Entry]:
     """Read a JWK Set (RFC 7517 section 5).
 
     Raises:
-        KeyringError: where it is malformed.
+        KeyringError: it is malformed.
     """
-    data = _json(text)
-    if data is None:
-        raise KeyringError("not JSON")
-    members = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
-    keys: object = members.get("keys")
+    try:
+        keys: object = json_object(text).get("keys")
+    except ValueError as error:
+        raise KeyringError(str(error)) from None
     if not isinstance(keys, list):
-        raise KeyringError("not a JWK Set: no list 'keys' (RFC 7517 section 5)")
+        raise KeyringError("it is no JWK Set: no list 'keys' (RFC 7517 section 5)")
     return [_read(key) for key in cast("list[object]", keys)]
 
 
 def write_set(entries: Iterable[Entry]) -> str:
     """The JWK Set, private halves included where they are here."""
     return json.dumps({"keys": [_write(entry) for entry in entries]}, indent=2) + "\n"
-
-
-def _json(text: str) -> object:
-    try:
-        return loads(text)
-    except NamedTwice:
-        raise KeyringError("names a member twice") from None
-    except ValueError:
-        return None
 
 
 def _read(data: object) -> Entry:
@@ -225,49 +223,41 @@ def _read(data: object) -> Entry:
         raise KeyringError("a key's member 'stateful' is not an object")
     try:
         key = Key.from_jwk(jwk)
+        info = _info(key, kind, cast("dict[str, object]", settings))
     except ValueError as error:
         raise KeyringError(str(error)) from None
     if jwk.get("kid", key.kid) != key.kid:
         raise KeyringError(f"a key's kid is not its RFC 7638 thumbprint {key.kid}")
-    return Entry(_info(key, kind, cast("dict[str, object]", settings)), key)
+    return Entry(checked(info), key)
 
 
 def _info(key: Key, kind: KeyKind, settings: dict[str, object]) -> KeyInfo:
-    known = {"retired", "revoked", *(LIMITS if kind == "issuer" else ("audience",))}
-    unknown = settings.keys() - known
+    # One that is not known may be a restriction.
+    unknown = settings.keys() - {*_MARKS, *(LIMITS if kind == "issuer" else ("audience",))}
     if unknown:
-        raise KeyringError(f"a key has settings this version does not know: {sorted(unknown)}")
-    flags = {name: settings.get(name, False) for name in ("retired", "revoked")}
-    if not all(isinstance(flag, bool) for flag in flags.values()):
-        raise KeyringError("a key's retired or revoked is not a boolean")
-    try:
-        limits = {name: texts(settings[name]) for name in LIMITS if name in settings}
-    except ValueError:
-        raise KeyringError("a key's names, roots or origins is not a list of strings") from None
+        raise ValueError(f"a key has settings this version does not know: {sorted(unknown)}")
+    marks = {name: settings.get(name, False) for name in _MARKS}
+    if not all(isinstance(mark, bool) for mark in marks.values()):
+        raise ValueError("a key's retired or revoked is not a boolean")
     audience = settings.get("audience", DEFAULT_AUDIENCE) if kind == "reader" else None
     if audience is not None and not isinstance(audience, str):
-        raise KeyringError("a key's audience is not a string")
-    return checked(
-        KeyInfo(
-            key.kid,
-            kind,
-            key.has_private,
-            retired=flags["retired"] is True,
-            revoked=flags["revoked"] is True,
-            audience=audience,
-            **limits,
-        )
+        raise ValueError("a key's audience is not a string")
+    return KeyInfo(
+        key.kid,
+        kind,
+        key.has_private,
+        retired=marks["retired"] is True,
+        revoked=marks["revoked"] is True,
+        audience=audience,
+        **_read_limits(settings),
     )
 
 
 def _write(entry: Entry) -> dict[str, object]:
     info = entry.info
     jwk = {**entry.key.to_jwk(private=True), "kid": info.kid, "use": _USE[info.kind]}
-    settings: dict[str, object] = {
-        name: True for name in ("retired", "revoked") if getattr(info, name)
-    }
-    limits = {name: getattr(info, name) for name in LIMITS}
-    settings.update((name, list(of)) for name, of in limits.items() if of is not None)
+    settings: dict[str, object] = {name: True for name in _MARKS if getattr(info, name)}
+    settings.update(limits_of(info))
     if info.audience not in (None, DEFAULT_AUDIENCE):
         settings["audience"] = info.audience
     if settings:

@@ -1,17 +1,14 @@
 """The wire format: claims and signed messages, parsed strictly. Pure.
 
-A message is a JWS in compact form (RFC 7515). Its payload is, for a *token*, a
-General JWE (RFC 7516 section 7.2.1) whose ``aad`` is the claims, and for a
-*revocation* the claims alone. Nothing here verifies or opens anything: that is
-`stateful_workflow.sealed.issuers` and `stateful_workflow.sealed.keyring`. Parsing takes exactly
-one form of everything, so that no two readers can disagree about what a message
-says: docs/wire-format.md has the rules and test vectors.
+A message is a compact JWS (RFC 7515). Its payload is, for a *token*, a General JWE (RFC 7516) whose
+``aad`` is the claims, and for a *revocation* the claims alone. Parsing takes exactly one form of
+everything, so that no two readers can disagree about what a message says: docs/wire-format.md has
+the rules and test vectors. Nothing here verifies or opens anything.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import re
@@ -20,7 +17,7 @@ from functools import lru_cache
 from typing import Any, Final, Literal, NewType, cast
 
 from ..errors import TokenMalformed
-from ..text.strict_json import NamedTwice, loads
+from ..text.strict_json import json_object
 
 SealedToken = NewType("SealedToken", str)
 """A token encrypted for readers and signed by an issuer: the only form that enters Temporal."""
@@ -46,8 +43,12 @@ TYP: Final[dict[Kind, str]] = {
 }
 _KIND: Final[dict[str, Kind]] = {typ: kind for kind, typ in TYP.items()}
 
+_COMMON: Final = {"v", "name", "ns", "root", "tree", "auth", "ver"}
+_MEMBERS: Final[dict[Kind, tuple[set[str], set[str]]]] = {
+    "token": (_COMMON | {"origins"}, {"exp", "types", "aud"}),
+    "revocation": (_COMMON | {"inherit"}, set()),
+}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,12 @@ class Claims:
         tree: random id of this tree; an earlier tree of the same root has another.
         authority: workflow id at which the message is set; its subtree is the reach.
         version: orders messages; Unix milliseconds at issue, or above the last one.
-        expires_at: Unix seconds (RFC 7519 NumericDate) from which the token is refused, or None.
+        expires_at: Unix seconds from which the token is refused, or None.
         origins: canonical origins the token may be sent to; none means nowhere.
         types: workflow types whose activities may open it; None means any.
         audiences: of the readers it is sealed for; None means all that the keyring had.
-        inherit: None for a token. For a revocation: False ends the search for a
-            token at this authority, True lets it go on to the authorities above.
+        inherit: None for a token. Of a revocation: False ends the search for a token at this
+            authority, True lets it go on to the authorities above.
     """
 
     name: str
@@ -83,14 +84,14 @@ class Claims:
 
     @property
     def kind(self) -> Kind:
-        """Whether these are the claims of a token or of a revocation."""
+        """Whose claims these are."""
         return "token" if self.inherit is None else "revocation"
 
     def encode(self) -> bytes:
         """The claims as JSON, UTF-8.
 
         Raises:
-            TokenMalformed: where a claim is outside what `decode` takes.
+            TokenMalformed: a claim is outside what `decode` takes.
         """
         data: dict[str, Any] = {
             "v": FORMAT,
@@ -104,13 +105,9 @@ class Claims:
         if self.inherit is not None:
             data["inherit"] = self.inherit
         else:
-            data["origins"] = list(self.origins)
-            if self.expires_at is not None:
-                data["exp"] = self.expires_at
-            if self.types is not None:
-                data["types"] = list(self.types)
-            if self.audiences is not None:
-                data["aud"] = list(self.audiences)
+            limits = {"exp": self.expires_at, "types": self.types, "aud": self.audiences}
+            data["origins"] = self.origins
+            data |= {claim: value for claim, value in limits.items() if value is not None}
         try:
             encoded = json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode()
         except UnicodeEncodeError:
@@ -123,12 +120,10 @@ class Claims:
         """Read claims.
 
         Raises:
-            TokenMalformed: unless they have exactly the members and types of their kind.
+            TokenMalformed: they have not exactly the members and types of their kind.
         """
         data = _json_object(encoded, "claims")
-        required = {"v", "name", "ns", "root", "tree", "auth", "ver"}
-        required |= {"origins"} if kind == "token" else {"inherit"}
-        optional = {"exp", "types", "aud"} if kind == "token" else set[str]()
+        required, optional = _MEMBERS[kind]
         if not required <= data.keys() <= required | optional:
             raise TokenMalformed("the claims have missing or unknown members")
         if type(data["v"]) is not int or data["v"] != FORMAT:
@@ -155,7 +150,7 @@ class Claims:
 
 @dataclass(frozen=True)
 class Message:
-    """A parsed message. Parsed is not verified: see `stateful_workflow.sealed.issuers.verify`.
+    """A parsed message. Parsed is not verified: see `stateful_workflow.sealed.keys.verify`.
 
     Attributes:
         text: the message as it travels.
@@ -193,8 +188,7 @@ def parse(text: object) -> Message:
     """Read a message, strictly.
 
     Raises:
-        TokenMalformed: where it is no string, too large, or differs in any way from the
-            wire format.
+        TokenMalformed: it differs in any way from the wire format.
     """
     if not isinstance(text, str):
         raise TokenMalformed("the message is not a string")
@@ -214,17 +208,15 @@ def _parse(text: str) -> Message:
     if len(segments[0]) > MAX_HEADER_BYTES:
         raise TokenMalformed(f"the header is larger than {MAX_HEADER_BYTES} bytes")
     header = _json_object(decode_base64url(segments[0], "header"), "header")
-    if header.keys() != {"alg", "kid", "typ"}:
-        raise TokenMalformed("the header must have exactly alg, kid and typ")
+    _members(header, {"alg", "kid", "typ"}, "header")
     if header["alg"] != SIGNATURE_ALGORITHM:
         raise TokenMalformed(f"the header's alg must be {SIGNATURE_ALGORITHM}")
-    issuer = _thumbprint(header["kid"])
+    issuer = _sized(header["kid"], "kid", 32)
     typ = header["typ"]
     kind = _KIND.get(typ) if isinstance(typ, str) else None
     if kind is None:
         raise TokenMalformed("the header's typ is unknown")
-    if len(decode_base64url(segments[2], "signature")) != 64:
-        raise TokenMalformed("the signature is not 64 bytes")
+    _sized(segments[2], "signature", 64)
     payload = decode_base64url(segments[1], "payload")
     readers: tuple[str, ...] = ()
     if kind == "token":
@@ -257,14 +249,15 @@ def decode_base64url(text: object, what: str) -> bytes:
     """Decode unpadded base64url (RFC 7515 section 2) in its one canonical form.
 
     Raises:
-        TokenMalformed: for other alphabets, padding, or unused bits that are not zero.
+        TokenMalformed: it has another alphabet, padding, or unused bits that are not zero.
     """
-    if not isinstance(text, str) or not _BASE64URL.fullmatch(text):
+    if not isinstance(text, str):
         raise TokenMalformed(f"the {what} is not base64url")
     try:
         decoded = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    except binascii.Error:
+    except ValueError:
         raise TokenMalformed(f"the {what} is not base64url") from None
+    # The decoder leaves out what it does not know.
     if encode_base64url(decoded) != text:
         raise TokenMalformed(f"the {what} is not canonical base64url")
     return decoded
@@ -279,14 +272,13 @@ PROTECTED: Final = encode_base64url(b'{"enc":"A256GCM"}')
 
 
 def _parse_jwe(payload: bytes) -> tuple[tuple[str, ...], bytes]:
+    """The readers and the claims."""
     jwe = _json_object(payload, "payload")
-    if jwe.keys() != {"protected", "recipients", "aad", "iv", "ciphertext", "tag"}:
-        raise TokenMalformed("the JWE has missing or unknown members")
+    _members(jwe, {"protected", "recipients", "aad", "iv", "ciphertext", "tag"}, "JWE")
     if jwe["protected"] != PROTECTED:
         raise TokenMalformed("the JWE's protected header is not the one this format has")
-    for member, size in (("iv", 12), ("tag", 16)):
-        if len(decode_base64url(jwe[member], member)) != size:
-            raise TokenMalformed(f"the JWE's {member} is not {size} bytes")
+    _sized(jwe["iv"], "iv", 12)
+    _sized(jwe["tag"], "tag", 16)
     decode_base64url(jwe["ciphertext"], "ciphertext")
     recipients = _list(jwe["recipients"], "recipients")
     if not 1 <= len(recipients) <= MAX_RECIPIENTS:
@@ -298,16 +290,17 @@ def _parse_jwe(payload: bytes) -> tuple[tuple[str, ...], bytes]:
 
 
 def _parse_recipient(recipient: object) -> str:
+    """Its key id."""
     members = _members(recipient, {"header", "encrypted_key"}, "recipient")
     header = _members(members["header"], {"alg", "kid", "epk"}, "recipient's header")
     if header["alg"] != KEY_ALGORITHM:
         raise TokenMalformed(f"a recipient's alg must be {KEY_ALGORITHM}")
-    key = _members(header["epk"], {"kty", "crv", "x"}, "recipient's epk")
-    if key["kty"] != "OKP" or key["crv"] != "X25519" or len(decode_base64url(key["x"], "x")) != 32:
+    epk = _members(header["epk"], {"kty", "crv", "x"}, "recipient's epk")
+    if (epk["kty"], epk["crv"]) != ("OKP", "X25519"):
         raise TokenMalformed("a recipient's epk is not an X25519 key")
-    if len(decode_base64url(members["encrypted_key"], "encrypted_key")) != 40:
-        raise TokenMalformed("a recipient's encrypted_key is not 40 bytes")
-    return _thumbprint(header["kid"])
+    _sized(epk["x"], "epk's x", 32)
+    _sized(members["encrypted_key"], "encrypted_key", 40)
+    return _sized(header["kid"], "kid", 32)
 
 
 def _members(value: object, names: set[str], what: str) -> dict[str, Any]:
@@ -316,16 +309,17 @@ def _members(value: object, names: set[str], what: str) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
+def _sized(value: object, what: str, size: int) -> str:
+    """The same, where it is base64url of so many bytes."""
+    if len(decode_base64url(value, what)) != size:
+        raise TokenMalformed(f"the {what} is not {size} bytes")
+    return cast("str", value)
+
+
 def _list(value: object, what: str) -> list[object]:
     if not isinstance(value, list):
         raise TokenMalformed(f"the member {what!r} is not a list")
     return cast("list[object]", value)
-
-
-def _thumbprint(value: object) -> str:
-    if not isinstance(value, str) or len(decode_base64url(value, "kid")) != 32:
-        raise TokenMalformed("a kid is not an RFC 7638 SHA-256 thumbprint")
-    return value
 
 
 def _text(data: dict[str, Any], member: str, limit: int) -> str:
@@ -355,11 +349,6 @@ def _number(data: dict[str, Any], member: str) -> int:
 
 def _json_object(encoded: bytes, what: str) -> dict[str, Any]:
     try:
-        value = loads(encoded)
-    except NamedTwice:
-        raise TokenMalformed(f"the {what} names a member twice") from None
-    except ValueError:
-        raise TokenMalformed(f"the {what} is not JSON") from None
-    if not isinstance(value, dict):
-        raise TokenMalformed(f"the {what} is not a JSON object")
-    return cast("dict[str, Any]", value)
+        return json_object(encoded)
+    except ValueError as error:
+        raise TokenMalformed(f"the {what}: {error}") from None

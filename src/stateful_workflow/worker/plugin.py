@@ -29,7 +29,7 @@ from ..node.workflow import StatefulWorkflow
 from ..record.event import AuditSink
 from ..record.metrics import Metrics
 from ..record.recorder import FailureRule, Recorder, SinkWriter
-from ..sealed.keyring import Keyring, KeyringSource, self_check
+from ..sealed.keyring import Keyring, KeyringSource
 from ..sealed.keyring_file import KEYRING_VARIABLE
 from ..text.printable import printable
 from ..use.interceptors import ActivityInbound
@@ -138,17 +138,12 @@ class StatefulPlugin(SimplePlugin):
             )
 
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
-        """Add what a worker with workflows needs; an activity-only one gets the interceptor alone.
-
-        Raises:
-            KeyringError: where the cryptographic library does not do what it must.
-        """
+        """Add what a worker with workflows needs; one of activities alone gets the interceptor."""
         bound = _ours(config)
         if bound is not None:
             # Given to the client and to the worker: the client's stands, once.
             bound.plugin.complete(self)
             return config
-        self_check()
         config = super().configure_worker(config)
         client = config["client"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
         # One plugin may serve workers of several clients; activities ask through their worker's.
