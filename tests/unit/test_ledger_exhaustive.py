@@ -26,7 +26,18 @@ from stateful_workflow.node.contract import Orphan
 from stateful_workflow.node.ledger import Child, Ledger, Life, Order, Place, Verdict
 from stateful_workflow.sealed.keys import Issuer, verify
 from stateful_workflow.sealed.message import DEFAULT_NAME, Message
-from tests.builders import NOW, ROOT, TREE, issuer, revocation, token, trusted
+from tests.builders import (
+    NOW,
+    ROOT,
+    TREE,
+    close,
+    issuer,
+    restarted,
+    revocation,
+    start_of,
+    token,
+    trusted,
+)
 
 PATH = (ROOT, "mid", "leaf")
 ISSUERS = ("ours", "theirs")
@@ -106,7 +117,7 @@ def copied(ledger: Ledger) -> Ledger:
 
 def carried(ledger: Ledger) -> Ledger:
     """What the next run of a node wakes with."""
-    again = Ledger.load(json.loads(json.dumps(ledger.dump())))
+    again = restarted(ledger)
     again.confirm_children()
     return again
 
@@ -262,7 +273,7 @@ class Explorer:
 
         def start(ledger: Ledger) -> None:
             new = Child(PATH[child], "Node", withheld=hard)
-            header.update(ledger.start_child(new, with_messages=with_messages))
+            header.update(ledger.start_child(new, with_messages=with_messages)[0])
 
         after = self.kept(self.changed(parent, start))
         node = self.kept(Ledger.load(json.loads(json.dumps(header))))
@@ -286,7 +297,7 @@ class Explorer:
         if self.life(tree, child) is Life.STARTING:
 
             def confirm(ledger: Ledger) -> None:
-                ledger.confirm_child(PATH[child], ledger.children[PATH[child]].start)
+                ledger.child_started(start_of(ledger, PATH[child]))
 
             yield tree.with_ledger(child - 1, self.step(parent, f"confirm {child}", confirm))
 
@@ -299,7 +310,7 @@ class Explorer:
             if self.life(tree, child) in (Life.STARTING, Life.RUNNING):
 
                 def doubt(ledger: Ledger, id: str = PATH[child]) -> None:
-                    assert ledger.doubt_child(id, ledger.children[id].start)
+                    assert ledger.doubt_child(start_of(ledger, id))
 
                 yield tree.with_ledger(child - 1, self.step(parent, f"doubt {child}", doubt))
             yield from self.returns(tree, child)
@@ -366,11 +377,8 @@ class Explorer:
         root = tree.ledgers[0]
         assert root is not None
         if tree.closed and PATH[MID] in root.children:
-
-            def close(ledger: Ledger) -> None:
-                assert ledger.close_child(PATH[MID], ledger.children[PATH[MID]].start)
-
-            yield tree.with_ledger(0, self.step(root, "close", close))
+            after = self.step(root, "close", lambda ledger: close(ledger, PATH[MID]))
+            yield tree.with_ledger(0, after)
 
     def adoptions(self, tree: Tree) -> Iterator[Tree]:
         """The root takes over whom its closed child leaves, with what that one last kept back."""
@@ -386,8 +394,8 @@ class Explorer:
                 child.type,
                 sorted(child.withheld),
                 {
-                    **dict.fromkeys(set(closed.withheld_from(child.id)) - child.withheld, True),
-                    **dict.fromkeys(closed.shared_with(child.id), False),
+                    **dict.fromkeys(set(closed.withheld_from(child)) - child.withheld, True),
+                    **dict.fromkeys(closed.shared_with(child), False),
                 },
             )
             for child in closed.children.values()

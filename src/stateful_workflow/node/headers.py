@@ -6,7 +6,6 @@ SDK's default payload converter, whatever converter the user has.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -42,15 +41,7 @@ class Start:
 
     def to_json(self) -> dict[str, Any]:
         """The same as JSON data."""
-        return {
-            "ledger": self.ledger,
-            "run": self.run,
-            "api_url": self.api_url,
-            "parent_api_url": self.parent_api_url,
-            "waiting": list(self.waiting),
-            "lost": self.lost,
-            "since": self.since,
-        }
+        return {**vars(self), "waiting": list(self.waiting)}
 
     def to_payload(self) -> Payload:
         """The header's payload."""
@@ -116,7 +107,7 @@ class Use:
 
     def to_payload(self) -> Payload:
         """The header's payload."""
-        return _to_payload(dataclasses.asdict(self))
+        return _to_payload(vars(self))
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, Payload]) -> Use | None:
