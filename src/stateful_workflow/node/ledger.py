@@ -43,6 +43,7 @@ TOO_NEW: Final = "the carried state has format"
 """How a `StateTooNew` begins: a run that does not replay answers a query with its words alone."""
 
 REMEMBERED_REJECTIONS: Final = 20
+_MALFORMED: Final = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
 
 
 class Verdict(enum.Enum):
@@ -539,6 +540,10 @@ class Ledger:
             "rejections": [list(rejection) for rejection in self.rejections],
         }
 
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Replace this state by one that `dump` wrote; raises as `load`, and is unchanged then."""
+        vars(self).update(vars(Ledger.load(data)))
+
     @classmethod
     def load(cls, data: Mapping[str, Any]) -> Ledger:
         """Read a state that `dump` wrote.
@@ -547,61 +552,44 @@ class Ledger:
             StateUnreadable: where it is malformed.
             StateTooNew: where it is of a later format.
         """
-        ledger = cls(("",), "")
-        ledger.restore(data)
-        return ledger
-
-    def restore(self, data: Mapping[str, Any]) -> None:
-        """Replace this state by one that `dump` wrote.
-
-        Raises:
-            StateUnreadable: as `load`; the state is to be thrown away then.
-            StateTooNew: as `load`.
-        """
         check_format(data)
         if data.get("format") not in range(1, FORMAT + 1):
             raise StateUnreadable(f"the carried state has no known format: {data.get('format')!r}")
         try:
-            self._restore(data)
-        except (
-            KeyError,
-            TypeError,
-            ValueError,
-            OverflowError,
-            AttributeError,
-            TokenMalformed,
-        ) as error:
+            return cls._load(data)
+        except (*_MALFORMED, TokenMalformed) as error:
             raise StateUnreadable(f"the carried state is malformed: {error}") from None
 
-    def _restore(self, data: Mapping[str, Any]) -> None:
-        self.path = tuple(str(part) for part in data["path"])
-        if not self.path:
-            raise ValueError("the path is empty")
-        self.tree = str(data["tree"])
-        self.trusted = read_trusted(data["trusted"])
-        self.revoked = {str(kid) for kid in data["revoked"]}
-        self.boundary = {str(name): int(index) for name, index in data["boundary"].items()}
+    @classmethod
+    def _load(cls, data: Mapping[str, Any]) -> Ledger:
+        ledger = cls(
+            tuple(str(part) for part in data["path"]),
+            str(data["tree"]),
+            read_trusted(data["trusted"]),
+            {str(name): int(index) for name, index in data["boundary"].items()},
+        )
+        ledger.revoked = {str(kid) for kid in data["revoked"]}
         messages = [parse(text) for text in data["held"]]
-        self.held = {(m.claims.name, m.claims.authority): m for m in messages}
-        self.last = {m.claims.name: m for m in map(parse, data["last"])}
-        self.floors = {
+        ledger.held = {(m.claims.name, m.claims.authority): m for m in messages}
+        ledger.last = {m.claims.name: m for m in map(parse, data["last"])}
+        ledger.floors = {
             (str(name), str(authority)): {
                 str(kid): (int(version), str(digest)) for kid, (version, digest) in orders.items()
             }
             for name, authority, orders in data["floors"]
         }
         children = [_child(child) for child in data["children"]]
-        self.children = {child.id: child for child in children if child.life is not Life.CLOSED}
-        self.closed = {child.id: child for child in children if child.life is Life.CLOSED}
-        self.soft = {
+        ledger.children = {child.id: child for child in children if child.life is not Life.CLOSED}
+        ledger.closed = {child.id: child for child in children if child.life is Life.CLOSED}
+        ledger.soft = {
             str(child): {str(name): bool(is_on) for name, is_on in names.items()}
             for child, names in data["soft"].items()
         }
-        self.rejected = {str(name): int(count) for name, count in data["rejected"].items()}
-        self.rejections = deque(
-            (Rejection(int(at), str(reason), *about) for at, reason, *about in data["rejections"]),
-            maxlen=REMEMBERED_REJECTIONS,
+        ledger.rejected = {str(name): int(count) for name, count in data["rejected"].items()}
+        ledger.rejections.extend(
+            Rejection(int(at), str(reason), *about) for at, reason, *about in data["rejections"]
         )
+        return ledger
 
 
 def check_format(data: Mapping[str, Any]) -> None:

@@ -321,18 +321,20 @@ class _Room:
     def __init__(self, failed: Mapping[str, str]) -> None:
         self._failed = failed
         self._bytes = _REQUEST_BYTES
-        self.left_out = False
+
+    @property
+    def left_out(self) -> bool:
+        """Whether any found no room."""
+        return self._bytes < 0
 
     def that_fit(self, children: Iterable[Child]) -> Iterator[Child]:
         for child in sorted(children, key=lambda child: child.id in self._failed):
             self._bytes -= len(child.id) + len(child.type)
             if self._bytes < 0:
-                self.left_out = True
                 return
             yield child
 
 
 def _drop(handle: asyncio.Task[TellResult]) -> None:
-    """Look at what became of an activity, so that asyncio does not log that nobody did."""
     if not handle.cancelled():
-        handle.exception()
+        handle.exception()  # else asyncio logs that nobody looked at it
