@@ -12,7 +12,7 @@ from typing import Any, cast
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from stateful_workflow.node.contract import Orphan
-from stateful_workflow.node.ledger import Child, Ledger, Life, Starting
+from stateful_workflow.node.ledger import Child, Ledger, Life, Order, Place, Starting
 from stateful_workflow.record.metrics import Metrics
 from stateful_workflow.record.recorder import Recorder, SinkWriter
 from stateful_workflow.sealed.keyring import Keyring
@@ -159,6 +159,16 @@ def life(parent: Ledger) -> dict[str, Life]:
 def told(parent: Ledger) -> dict[str, list[Message]]:
     """What the next telling would carry to each child."""
     return {child.id: messages for child, messages in parent.to_tell()}
+
+
+def floors(ledger: Ledger) -> dict[tuple[str, Place], Order]:
+    """The floor of each issuer that is trusted, by place."""
+    return {
+        (kid, place): order
+        for place, orders in ledger.floors.items()
+        for kid, order in orders.items()
+        if kid in ledger.trusted
+    }
 
 
 # --- what a forger has ---------------------------------------------------------

@@ -21,7 +21,6 @@ from stateful_workflow.node.ledger import (
     ALL,
     Ledger,
     Life,
-    Order,
     Place,
     Starting,
     Verdict,
@@ -32,6 +31,7 @@ from tests.builders import (
     ROOT,
     TREE,
     close,
+    floors,
     issuer,
     restarted,
     revocation,
@@ -96,16 +96,6 @@ def nearest(held: Mapping[Place, Message], name: str, path: Iterable[str]) -> Me
         if found is not None and found.claims.inherit is not True:
             return found
     return None
-
-
-def floors(ledger: Ledger) -> dict[tuple[str, Place], Order]:
-    """The floor of each issuer that is trusted, by place."""
-    return {
-        (kid, place): order
-        for place, orders in ledger.floors.items()
-        for kid, order in orders.items()
-        if kid in ledger.trusted
-    }
 
 
 # --- one node --------------------------------------------------------------------

@@ -292,19 +292,16 @@ class Inbox:
 
     def _due(self) -> int:
         """When issuers are to be looked up, in Unix milliseconds."""
-        waiting = sum(len(message.text) for message in self._unknown)
+        unknown = self._unknown
         # Not again at once where no worker has keys to answer with: that would never end.
-        at_once = waiting >= _TRUST_AT_ONCE_BYTES and not self._failures
-        if self._trust_asked is None or at_once:
+        is_much = sum(len(message.text) for message in unknown) >= _TRUST_AT_ONCE_BYTES
+        if self._trust_asked is None or (is_much and not self._failures):
             return 0
-        return self._trust_asked + self._pause_ms()
-
-    def _pause_ms(self) -> int:
-        """From one lookup to the next; a key id that none has looked for yet waits for none."""
         if self._trust_soon:
-            return _TRUST_FOR_UPDATE_MS
-        is_new = any(message.issuer not in self._looked_up for message in self._unknown)
-        return _TRUST_FOR_NEW_MS if is_new else _TRUST_EVERY_MS * 2**self._failures
+            return self._trust_asked + _TRUST_FOR_UPDATE_MS
+        if any(message.issuer not in self._looked_up for message in unknown):
+            return self._trust_asked + _TRUST_FOR_NEW_MS
+        return self._trust_asked + _TRUST_EVERY_MS * 2**self._failures
 
     async def _renew_trust(self) -> None:
         self._trust_soon = False

@@ -1,15 +1,14 @@
 """One workflow's live part in a tree.
 
-Runs inside workflow code, so everything here follows from the run's history: the
-header it was started with, the signals and updates it got, and recorded results of
-the activities in `stateful_workflow.worker.courier`.
+Runs in workflow code, so everything here follows from the run's history: its header, the signals
+and updates it got, and the recorded results of the courier's activities.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Literal, cast
@@ -35,7 +34,6 @@ from .ledger import (
     Life,
     Place,
     Starting,
-    StateTooNew,
     StateUnreadable,
     Verdict,
 )
@@ -55,13 +53,7 @@ _LARGEST_ARGUMENT: Final = 32_768
 
 @dataclass(frozen=True)
 class Settings:
-    """What a workflow class says of its node; acts when a child or a run starts, never after.
-
-    Attributes:
-        share: workflow types the tokens are passed to; None means all that `withhold` leaves.
-        withhold: workflow types they are not passed to.
-        api_url: the address a workflow has when it is started without one.
-    """
+    """What a workflow class says of its node; acts when a child or a run starts, never after."""
 
     share: tuple[str, ...] | None = None
     withhold: tuple[str, ...] = ()
@@ -69,9 +61,8 @@ class Settings:
 
     def withholds(self, child_type: str) -> bool:
         """Whether a child of this type is started without the tokens."""
-        if self.share is not None and child_type not in self.share:
-            return True
-        return child_type in self.withhold
+        is_shared = self.share is None or child_type in self.share
+        return not is_shared or child_type in self.withhold
 
 
 class Node:
@@ -295,8 +286,7 @@ class Node:
         try:
             answer = await _ask_closed_run(self._written_by)
             if answer.state is not None:
-                with _naming_the_workflow():
-                    self._resume(Start.from_json(answer.state))
+                self._resume(Start.from_json(answer.state))
             elif answer.asked:
                 self.ledger.held = self._first_held
             self._lost = self._lost or not answer.asked
@@ -350,12 +340,9 @@ class Node:
     async def drain(self) -> None:
         """Finish judging and telling before the run closes, within 10 s."""
         self._inbox.hurry()
-        if self._is_settled():
-            return
-        try:
-            await workflow.wait_condition(self._is_settled, timeout=_DRAIN)
-        except asyncio.TimeoutError:
-            return
+        if not self._is_settled():
+            with suppress(asyncio.TimeoutError):
+                await workflow.wait_condition(self._is_settled, timeout=_DRAIN)
 
     def _is_settled(self) -> bool:
         if self._updates or not self._inbox.is_settled:
@@ -391,8 +378,7 @@ def warn(text: str) -> None:
 
 def _read_start(headers: Mapping[str, Payload]) -> Start | None:
     try:
-        with _naming_the_workflow():
-            start = Start.from_headers(headers)
+        start = Start.from_headers(headers)
     except ValueError as error:
         warn(f"{error}; the workflow is taken for a root")
         return None
@@ -406,14 +392,6 @@ def _read_start(headers: Mapping[str, Payload]) -> Start | None:
         warn(f"The header {NODE_HEADER} was not written for this workflow; it is taken for a root")
         return None
     return start
-
-
-@contextmanager
-def _naming_the_workflow() -> Generator[None, None, None]:
-    try:
-        yield
-    except StateTooNew as error:
-        raise StateTooNew(f"workflow {workflow.info().workflow_id}: {error}") from None
 
 
 async def _ask_closed_run(written_by: str | None) -> RecoverResult:
