@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any, cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from stateful_workflow.node.contract import Orphan
+from stateful_workflow.node.ledger import Child, Ledger, Life, Order, Place, Starting
 from stateful_workflow.record.metrics import Metrics
 from stateful_workflow.record.recorder import Recorder, SinkWriter
 from stateful_workflow.sealed.keyring import Keyring
@@ -94,6 +96,79 @@ def revocation(
     """A revocation, or with `inherit` the message that takes the ancestors' token again."""
     claims = replace(CLAIMS, version=version, authority=at, name=name, origins=(), inherit=inherit)
     return _message(claims, by)
+
+
+# --- ledgers --------------------------------------------------------------------
+
+
+def node(*path: str, trusts: tuple[str, ...] = ("ours",), holds: Iterable[Message] = ()) -> Ledger:
+    """The ledger of a node at the end of this path."""
+    ledger = Ledger(path or (ROOT,), TREE, trusted(*trusts))
+    for message in holds:
+        ledger.accept(message, NOW)
+    return ledger
+
+
+def restarted(ledger: Ledger) -> Ledger:
+    """What the next run reads of it."""
+    return Ledger.load(json.loads(json.dumps(ledger.dump())))
+
+
+def starting(
+    parent: Ledger, child_id: str, *, with_messages: bool = True, **settings: Any
+) -> tuple[Ledger, Starting]:
+    """A child's ledger, and its start, which is not confirmed."""
+    child = Child(child_id, "Node", **settings)
+    state, start = parent.start_child(child, with_messages=with_messages)
+    return Ledger.load(json.loads(json.dumps(state))), start
+
+
+def started(parent: Ledger, child_id: str, **settings: Any) -> Ledger:
+    """A child's ledger, whose start is confirmed."""
+    ledger, start = starting(parent, child_id, **settings)
+    parent.child_started(start)
+    return ledger
+
+
+def start_of(parent: Ledger, child_id: str) -> Starting:
+    """The start of a child that a parent knows."""
+    return Starting(child_id, parent.children[child_id].start)
+
+
+def close(parent: Ledger, child_id: str) -> None:
+    """A child closes."""
+    assert parent.close_child(start_of(parent, child_id))
+
+
+def doubt(parent: Ledger, child_id: str, **settings: Any) -> None:
+    """A start is refused, since one of this id runs already."""
+    _, start = starting(parent, child_id, **settings)
+    assert parent.child_failed_to_start(start, may_run=True)
+
+
+def orphan(id: str, soft: dict[str, bool] | None, *, hard: tuple[str, ...] = ()) -> Orphan:
+    """One that was found below a closed child."""
+    return Orphan(id, "Node", list(hard), soft)
+
+
+def life(parent: Ledger) -> dict[str, Life]:
+    """What a parent knows of the life of each child that is not among the closed."""
+    return {child.id: child.life for child in parent.children.values()}
+
+
+def told(parent: Ledger) -> dict[str, list[Message]]:
+    """What the next telling would carry to each child."""
+    return {child.id: messages for child, messages in parent.to_tell()}
+
+
+def floors(ledger: Ledger) -> dict[tuple[str, Place], Order]:
+    """The floor of each issuer that is trusted, by place."""
+    return {
+        (kid, place): order
+        for place, orders in ledger.floors.items()
+        for kid, order in orders.items()
+        if kid in ledger.trusted
+    }
 
 
 # --- what a forger has ---------------------------------------------------------

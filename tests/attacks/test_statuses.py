@@ -28,7 +28,7 @@ from stateful_workflow import (
     TreeNode,
 )
 from stateful_workflow.engine import EmbeddedEngine
-from stateful_workflow.node.answers import MAX_ENTRIES
+from stateful_workflow.node.members import MAX_ENTRIES
 from tests.statuses import CHILD, HELD, MALFORMED, Json, status
 
 from ..server.liars import Host, Liar

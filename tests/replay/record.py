@@ -21,6 +21,7 @@ from typing import Any, Final, cast
 from temporalio.client import (
     Client,
     WorkflowExecutionStatus,
+    WorkflowHandle,
 )
 from temporalio.common import RetryPolicy
 from temporalio.worker import Worker
@@ -115,8 +116,20 @@ class Scene:
     async def rotate(self, secret: str, at: str = "") -> None:
         await self.tokens.rotate(self.root + at, secret, timeout=30, origins=[URL])
 
+    def handle(self, at: str = "") -> WorkflowHandle[Any, Any]:
+        return self.client.get_workflow_handle(self.root + at)
+
     async def tell(self, at: str, signal: str, *args: Any) -> None:
-        await self.client.get_workflow_handle(self.root + at).signal(signal, args=args)
+        await self.handle(at).signal(signal, args=args)
+
+    async def grow(self, at: str, suffix: str, nodes: int) -> None:
+        """Let a workflow start a child, and wait until there are so many nodes."""
+        await self.tell(at, "grow", suffix)
+        await nodes_run(self.tokens, self.root, nodes)
+
+    async def stop(self, at: str) -> None:
+        await self.tell(at, "stop")
+        await self.handle(at).result()
 
     async def holds(self, at: str, state: str) -> None:
         async def is_so() -> bool:
@@ -140,7 +153,7 @@ class Scene:
 
     async def next_run(self, act: Callable[[], Awaitable[None]], at: str = "") -> None:
         """Do something that gives a workflow another run, and wait for it."""
-        handle = self.client.get_workflow_handle(self.root + at)
+        handle = self.handle(at)
         before = (await handle.describe()).run_id
         await act()
 
@@ -163,13 +176,30 @@ class Scene:
         """Wait until the root's run has so many answers to an unknown issuer."""
 
         async def are_there() -> bool:
-            root = self.client.get_workflow_handle(self.root)
-            asked = await events_of(root, "ACTIVITY_TASK_SCHEDULED")
+            asked = await events_of(self.handle(), "ACTIVITY_TASK_SCHEDULED")
             return sum(b"statefulTrust" in event.SerializeToString() for event in asked) >= times
 
         await eventually(are_there)
 
 
+SCENARIOS: Final[dict[str, Callable[[Scene], Awaitable[None]]]] = {}
+PARTS: Final[dict[str, Sequence[str]]] = {}
+"""The files of each scenario: workflows by id, their runs by start."""
+
+Scenario = Callable[[Scene], Awaitable[None]]
+
+
+def scenario(*parts: str) -> Callable[[Scenario], Scenario]:
+    """What is recorded, and the files that come of it."""
+
+    def register(run: Scenario) -> Scenario:
+        SCENARIOS[run.__name__], PARTS[run.__name__] = run, parts
+        return run
+
+    return register
+
+
+@scenario("-root.0", "-a.1", "-p.2", "-w.3", "-x.4")
 async def rotations(scene: Scene) -> None:
     await scene.start(Branch({"a": "Leaf", "w": "Watcher", "x": "Withheld", "p": "Plain"}))
     await scene.rotate(SECRETS[1])
@@ -182,6 +212,7 @@ async def rotations(scene: Scene) -> None:
     await scene.holds("-a", "held")
 
 
+@scenario("-root.0", "-hard.1", "-soft.2")
 async def sharing(scene: Scene) -> None:
     await scene.start(Branch({"hard": "Leaf", "soft": "Leaf"}, hard=["hard"]))
     await scene.tell("", "keep_from", "soft")
@@ -191,15 +222,17 @@ async def sharing(scene: Scene) -> None:
     await scene.tokens.set(f"{scene.root}-hard", SECRETS[2], origins=[URL])
 
 
+@scenario("-root.0", "-a.1")
 async def uses(scene: Scene) -> None:
     await scene.start(Branch({"a": "Leaf"}))
     for at in ("", "-a"):
-        await scene.client.get_workflow_handle(scene.root + at).execute_update("use_both_ways")
-    await scene.client.get_workflow_handle(scene.root).execute_update("fetch", SECRETS[1][::-1])
+        await scene.handle(at).execute_update("use_both_ways")
+    await scene.handle().execute_update("fetch", SECRETS[1][::-1])
     await scene.tell("-a", "apiUrl", "https://api.example.com/v2")
     await scene.tell("-a", "apiUrl", "https://evil.example.net")
 
 
+@scenario("-root.0", "-root.1", "-a.2", "-a.3")
 async def next_runs(scene: Scene) -> None:
     await scene.start(Branch({"a": "Leaf"}))
     await scene.tell("", "go_on")
@@ -209,33 +242,39 @@ async def next_runs(scene: Scene) -> None:
     await scene.rotate(SECRETS[2])
 
 
+@scenario("-root.0", "-a.1", "-a-b.2")
 async def adoption(scene: Scene) -> None:
     await scene.start(Branch({"a": "Leaf"}))
-    await scene.tell("-a", "grow", "b")
-    await nodes_run(scene.tokens, scene.root, 3)
-    await scene.tell("-a", "stop")
-    await scene.client.get_workflow_handle(f"{scene.root}-a").result()
+    await scene.grow("-a", "b", 3)
+    await scene.stop("-a")
     await scene.rotate(SECRETS[1])
     await scene.knows("-a-b")
 
 
-async def hostile(scene: Scene) -> None:
-    await scene.start(Branch({"a": "Leaf"}))
+async def garbage(scene: Scene) -> list[str]:
+    """What no node takes: no message, another tree's, an old one, and a forged one."""
     genuine = parse(await sealed_at(scene.client, scene.root))
     now = int(time.time() * 1000)
     forged = Keyring.generate().seal(replace(genuine.claims, version=now), "x")
-    head = genuine.text.split(".")[0]
-    for text in (
+    return [
         "garbage",
         scene.keyring.seal(replace(genuine.claims, version=now, tree="other"), "x"),
         scene.keyring.seal(replace(genuine.claims, version=1), "x"),
-        ".".join([head, *forged.split(".")[1:]]),
-    ):
+        ".".join([genuine.text.split(".")[0], *forged.split(".")[1:]]),
+        forged,
+    ]
+
+
+@scenario("-root.0", "-a.1")
+async def hostile(scene: Scene) -> None:
+    await scene.start(Branch({"a": "Leaf"}))
+    for text in (await garbage(scene))[:-1]:
         await scene.tell("", "apiToken", text)
         await scene.tell("-a", "apiToken", text)
     await scene.rotate(SECRETS[1])
 
 
+@scenario("-root.0", "-a.1")
 async def keys(scene: Scene) -> None:
     await scene.start(Branch({"a": "Leaf"}))
     scene.tokens = TokenClient(scene.client, scene.second)
@@ -243,6 +282,7 @@ async def keys(scene: Scene) -> None:
     await scene.rotate(SECRETS[2])
 
 
+@scenario("-root.0", "-root.1", "-a.2")
 async def retried_root(scene: Scene) -> None:
     policy = RetryPolicy(initial_interval=timedelta(milliseconds=50), maximum_attempts=2)
     await scene.start(Branch({"a": "Watcher"}), Retried.run, retry_policy=policy)
@@ -252,24 +292,25 @@ async def retried_root(scene: Scene) -> None:
     await scene.rotate(SECRETS[2])
 
 
+@scenario("-root.0", "-root.1", "-a.2")
 async def uncached(scene: Scene) -> None:
     """Each task replays the whole history."""
     await scene.work(max_cached_workflows=0, max_concurrent_workflow_tasks=1)
     await retried_root(scene)
 
 
+@scenario("-root.0", "-a.1", "-a.2", "-a-b.3")
 async def restarted(scene: Scene) -> None:
     """A child's id is used again, and what the first one left is found all the same."""
     await scene.start(Branch({"a": "Leaf"}))
-    await scene.tell("-a", "grow", "b")
-    await nodes_run(scene.tokens, scene.root, 3)
-    await scene.tell("-a", "stop")
-    await scene.client.get_workflow_handle(f"{scene.root}-a").result()
+    await scene.grow("-a", "b", 3)
+    await scene.stop("-a")
     await scene.next_run(lambda: scene.tell("", "grow", "a"), "-a")
     await nodes_run(scene.tokens, scene.root, 3)
     await scene.rotate(SECRETS[1])
 
 
+@scenario("-root.0", "-a.1", "-b.2")
 async def unreachable(scene: Scene) -> None:
     """A child that cannot be told is told again, and again."""
     await scene.start(Branch({"a": "Watcher", "b": "Leaf"}))
@@ -286,6 +327,7 @@ async def unreachable(scene: Scene) -> None:
     await scene.same_below("-a", "-b")
 
 
+@scenario("-root.0", "-root.1", "-a.2")
 async def grouped(scene: Scene) -> None:
     """Two tokens and the run's end in one workflow task."""
     await scene.start(Branch({"a": "Watcher"}))
@@ -302,12 +344,12 @@ async def grouped(scene: Scene) -> None:
     await scene.same_below("-a")
 
 
+@scenario("-root.0", "-a.1", "-b.2", "-b-x.3", "-c.4")
 async def crowded(scene: Scene) -> None:
     """Updates in one task with signals, with the end of a child and with the end of a telling."""
     await scene.start(Branch({"a": "Watcher", "b": "Leaf", "c": "Leaf"}))
-    await scene.tell("-b", "grow", "x")
-    await nodes_run(scene.tokens, scene.root, 5)
-    root = scene.client.get_workflow_handle(scene.root)
+    await scene.grow("-b", "x", 5)
+    root = scene.handle()
 
     async def all_at_once(first: str, second: str, third: str, fourth: str) -> None:
         """Two of these by signal and two by update, which wait for a worker together."""
@@ -325,19 +367,21 @@ async def crowded(scene: Scene) -> None:
     await all_at_once(*SECRETS[:2], *SECRETS[:2])
     scene.unreachable.ids.add(f"{scene.root}-a")
     await scene.tokens.set(scene.root, SECRETS[2], origins=[URL])
-    await scene.client.get_workflow_handle(f"{scene.root}-b").terminate()
+    await scene.handle("-b").terminate()
     await all_at_once(*SECRETS[:2], *SECRETS[:2])
     scene.unreachable.ids.clear()
     await scene.rotate(SECRETS[1])
 
 
+@scenario("-root.0", "-a.1")
 async def issued(scene: Scene) -> None:
     await scene.start(Branch({"a": "Watcher"}), Issuing.run)
-    await scene.client.get_workflow_handle(scene.root).execute_update("issue_and_set")
+    await scene.handle().execute_update("issue_and_set")
     await scene.same_below("-a")
-    await scene.client.get_workflow_handle(f"{scene.root}-a").signal("apiUrl", f"{URL}/v2")
+    await scene.handle("-a").signal("apiUrl", f"{URL}/v2")
 
 
+@scenario("-root.0", "-a.1")
 async def revoked_key(scene: Scene) -> None:
     """The issuer of what is held is revoked; nodes learn it from its successor's message."""
     await scene.start(Branch({"a": "Watcher"}))
@@ -352,6 +396,7 @@ async def revoked_key(scene: Scene) -> None:
     await scene.rotate(SECRETS[2])
 
 
+@scenario("-root.0", "-root.1", "-a.2")
 async def waiting(scene: Scene) -> None:
     """A message whose issuer no keyring knows waits, also into the next run."""
     await scene.work(scene.keyring)
@@ -366,6 +411,7 @@ async def waiting(scene: Scene) -> None:
     await scene.rotate(SECRETS[2])
 
 
+@scenario("-root.0", "-a.1", "-kept.2")
 async def names(scene: Scene) -> None:
     """A second credential, with children that are kept from it hard and softly."""
     await scene.tokens.start_workflow(
@@ -384,6 +430,7 @@ async def names(scene: Scene) -> None:
     await scene.rotate(SECRETS[1])
 
 
+@scenario("-root.0", "-node.1", "-node-a.2")
 async def below_plain(scene: Scene) -> None:
     """A root under a plain workflow, started without any token."""
     await scene.client.start_workflow(
@@ -392,7 +439,7 @@ async def below_plain(scene: Scene) -> None:
     at = f"{scene.root}-node"
 
     async def has_started() -> bool:
-        handle = scene.client.get_workflow_handle(scene.root)
+        handle = scene.handle()
         return len(await events_of(handle, "CHILD_WORKFLOW_EXECUTION_STARTED")) == 1
 
     await eventually(has_started)
@@ -403,24 +450,14 @@ async def below_plain(scene: Scene) -> None:
     await scene.rotate(SECRETS[1], "-node")
     await scene.tell("-node-a", "stop")
     await scene.tell("-node", "stop")
-    await scene.client.get_workflow_handle(scene.root).result()
+    await scene.handle().result()
 
 
+@scenario("-root.0", "-a.1")
 async def hostile_child(scene: Scene) -> None:
     """As `hostile`, at a child whose commands follow from every change of its token."""
     await scene.start(Branch({"a": "Watcher"}))
-    genuine = parse(await sealed_at(scene.client, scene.root))
-    now = int(time.time() * 1000)
-    forged = Keyring.generate().seal(replace(genuine.claims, version=now), "x")
-    head = genuine.text.split(".")[0]
-    for text in (
-        "garbage",
-        7,
-        forged,
-        ".".join([head, *forged.split(".")[1:]]),
-        scene.keyring.seal(replace(genuine.claims, version=now, tree="other"), "x"),
-        scene.keyring.seal(replace(genuine.claims, version=1), "x"),
-    ):
+    for text in (*await garbage(scene), 7):
         await scene.tell("-a", "apiToken", text)
     await scene.tell("-a", "apiToken")
     await scene.tell("-a", "apiUrl", "https://evil.example.net")
@@ -428,16 +465,17 @@ async def hostile_child(scene: Scene) -> None:
     await scene.rotate(SECRETS[1])
 
 
+@scenario("-root.0", "-a.1", "-a-b.2")
 async def unsettled(scene: Scene) -> None:
     """What a terminated child leaves alive is adopted at once."""
     await scene.start(Branch({"a": "Leaf"}))
-    await scene.tell("-a", "grow", "b")
-    await nodes_run(scene.tokens, scene.root, 3)
-    await scene.client.get_workflow_handle(f"{scene.root}-a").terminate()
+    await scene.grow("-a", "b", 3)
+    await scene.handle("-a").terminate()
     await scene.knows("-a-b")
     await scene.rotate(SECRETS[1])
 
 
+@scenario("-root.0", "-root.1", "-a.2")
 async def reset_run(scene: Scene) -> None:
     """A run that was reset to its first task takes its child back."""
     await scene.start(Branch({"a": "Leaf"}), Resettable.run)
@@ -447,27 +485,28 @@ async def reset_run(scene: Scene) -> None:
     await scene.rotate(SECRETS[1])
 
 
+@scenario("-root.0", "-a.1", "-a-x.2", "-b.3")
 async def silent(scene: Scene) -> None:
     """What a terminated child kept from whom it leaves is asked patiently, and another closes."""
     await scene.start(Branch({"a": "Leaf", "b": "Leaf"}))
-    await scene.tell("-a", "grow", "x")
-    await nodes_run(scene.tokens, scene.root, 4)
+    await scene.grow("-a", "x", 4)
     scene.silent.workflow_id = f"{scene.root}-a"
-    await scene.client.get_workflow_handle(f"{scene.root}-a").terminate()
+    await scene.handle("-a").terminate()
 
     async def is_asked_patiently() -> bool:
-        root = scene.client.get_workflow_handle(scene.root)
+        root = scene.handle()
         return len(await events_of(root, "ACTIVITY_TASK_SCHEDULED")) == 2
 
     await eventually(is_asked_patiently, within=60)
     await scene.silent.is_asked()
-    await scene.client.get_workflow_handle(f"{scene.root}-b").terminate()
+    await scene.handle("-b").terminate()
     await scene.knows("-a")
     scene.silent.workflow_id = None
     await scene.knows("-a-x")
     await scene.rotate(SECRETS[1])
 
 
+@scenario("-root.0", "-a.1")
 async def given_up(scene: Scene) -> None:
     """A start that was never sent is forgotten; a child whose handle was given up is not."""
     await scene.rest()
@@ -490,60 +529,6 @@ async def given_up(scene: Scene) -> None:
 
     await eventually(both_are_answered)
     await scene.rotate(SECRETS[2])
-
-
-SCENARIOS: Final[dict[str, Callable[[Scene], Awaitable[None]]]] = {
-    "rotations": rotations,
-    "sharing": sharing,
-    "uses": uses,
-    "next_runs": next_runs,
-    "adoption": adoption,
-    "hostile": hostile,
-    "keys": keys,
-    "retried_root": retried_root,
-    "uncached": uncached,
-    "restarted": restarted,
-    "unreachable": unreachable,
-    "grouped": grouped,
-    "crowded": crowded,
-    "issued": issued,
-    "revoked_key": revoked_key,
-    "waiting": waiting,
-    "names": names,
-    "below_plain": below_plain,
-    "hostile_child": hostile_child,
-    "unsettled": unsettled,
-    "reset_run": reset_run,
-    "silent": silent,
-    "given_up": given_up,
-}
-
-PARTS: Final[dict[str, Sequence[str]]] = {
-    "rotations": ("-root.0", "-a.1", "-p.2", "-w.3", "-x.4"),
-    "sharing": ("-root.0", "-hard.1", "-soft.2"),
-    "uses": ("-root.0", "-a.1"),
-    "next_runs": ("-root.0", "-root.1", "-a.2", "-a.3"),
-    "adoption": ("-root.0", "-a.1", "-a-b.2"),
-    "hostile": ("-root.0", "-a.1"),
-    "keys": ("-root.0", "-a.1"),
-    "retried_root": ("-root.0", "-root.1", "-a.2"),
-    "uncached": ("-root.0", "-root.1", "-a.2"),
-    "restarted": ("-root.0", "-a.1", "-a.2", "-a-b.3"),
-    "unreachable": ("-root.0", "-a.1", "-b.2"),
-    "grouped": ("-root.0", "-root.1", "-a.2"),
-    "crowded": ("-root.0", "-a.1", "-b.2", "-b-x.3", "-c.4"),
-    "issued": ("-root.0", "-a.1"),
-    "revoked_key": ("-root.0", "-a.1"),
-    "waiting": ("-root.0", "-root.1", "-a.2"),
-    "names": ("-root.0", "-a.1", "-kept.2"),
-    "below_plain": ("-root.0", "-node.1", "-node-a.2"),
-    "hostile_child": ("-root.0", "-a.1"),
-    "unsettled": ("-root.0", "-a.1", "-a-b.2"),
-    "reset_run": ("-root.0", "-root.1", "-a.2"),
-    "silent": ("-root.0", "-a.1", "-a-x.2", "-b.3"),
-    "given_up": ("-root.0", "-a.1"),
-}
-"""The files of each scenario: workflows by id, their runs by start."""
 
 
 def files_of(scenario: str) -> list[Path]:

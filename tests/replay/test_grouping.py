@@ -15,26 +15,20 @@ from typing import Any
 import pytest
 from temporalio.bridge.proto.workflow_activation import WorkflowActivation
 from temporalio.bridge.proto.workflow_completion import WorkflowActivationCompletion
-from temporalio.client import WorkflowHistory
 from temporalio.worker import (
-    Replayer,
     UnsandboxedWorkflowRunner,
     WorkflowInstance,
     WorkflowInstanceDetails,
 )
 
-from stateful_workflow import StatefulPlugin
-
 from .record import HISTORIES, recorded_keyring
-from .test_histories import read
-from .workflows import WORKFLOWS
+from .test_histories import failure_of, read
 
 WITH_UPDATES = sorted(
     path
     for path in HISTORIES.glob("*.json")
     if "EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_ACCEPTED" in path.read_text()
 )
-
 
 APART = {
     "do_update",
@@ -99,21 +93,13 @@ class Grouping(UnsandboxedWorkflowRunner):
         }
 
 
-async def failure_of(history: WorkflowHistory, grouping: Grouping) -> Exception | None:
-    replayer = Replayer(
-        workflows=WORKFLOWS,
-        plugins=[StatefulPlugin(recorded_keyring())],
-        namespace="default",
-        workflow_runner=grouping,
-    )
-    result: Any = await replayer.replay_workflow(history, raise_on_replay_failure=False)
-    failure: Exception | None = result.replay_failure
-    return failure
+async def failure_of_grouped(path: Path, grouping: Grouping) -> Exception | None:
+    return await failure_of(read(path), recorded_keyring(), workflow_runner=grouping)
 
 
 async def as_recorded(path: Path) -> Grouping:
     grouping = Grouping()
-    assert await failure_of(read(path), grouping) is None
+    assert await failure_of_grouped(path, grouping) is None
     return grouping
 
 
@@ -122,8 +108,8 @@ async def test_a_history_replays_with_updates_before_what_came_before_them(path:
     together = (await as_recorded(path)).before_updates
 
     for number in together:
-        assert await failure_of(read(path), Grouping({number})) is None
-    assert await failure_of(read(path), Grouping(together)) is None
+        assert await failure_of_grouped(path, Grouping({number})) is None
+    assert await failure_of_grouped(path, Grouping(together)) is None
 
 
 async def test_the_crowded_history_has_tellings_and_updates_to_give_together() -> None:

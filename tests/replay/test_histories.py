@@ -45,8 +45,12 @@ def content_of(history: WorkflowHistory) -> bytes:
     return b"".join(event.SerializeToString() for event in history.events)
 
 
-async def failure_of(history: WorkflowHistory, keyring: Keyring | None) -> Exception | None:
-    replayer = Replayer(workflows=WORKFLOWS, plugins=[StatefulPlugin(keyring)], namespace="default")
+async def failure_of(
+    history: WorkflowHistory, keyring: Keyring | None, **options: Any
+) -> Exception | None:
+    """Why a history does not replay under a keyring; None where it does."""
+    plugins = [StatefulPlugin(keyring)]
+    replayer = Replayer(workflows=WORKFLOWS, plugins=plugins, namespace="default", **options)
     result: Any = await replayer.replay_workflow(history, raise_on_replay_failure=False)
     failure: Exception | None = result.replay_failure
     return failure

@@ -1,4 +1,4 @@
-"""What is read of a workflow's answer, and that whatever else it answers is refused by name."""
+"""What a node answers is read as it was meant, and whatever else comes is refused by name."""
 
 from __future__ import annotations
 
@@ -13,75 +13,94 @@ from hypothesis import strategies as st
 
 from stateful_workflow.errors import AnswerMalformed
 from stateful_workflow.node.answers import (
-    MAX_ENTRIES,
+    ChildStatus,
+    Lacking,
+    NodeStatus,
     kept_children,
     node_status,
     token_answer,
     token_status,
 )
-from stateful_workflow.node.contract import Orphan
-from stateful_workflow.node.describe import describe_ledger, status_of
-from stateful_workflow.node.ledger import Child, Ledger, Life
-from stateful_workflow.sealed.message import Message
-from tests.builders import NOW, ROOT, TREE, revocation, token, trusted
+from stateful_workflow.node.describe import View
+from stateful_workflow.node.ledger import Ledger, Life
+from stateful_workflow.node.members import MAX_ENTRIES, to_json
+from tests.builders import (
+    NOW,
+    ROOT,
+    TREE,
+    close,
+    doubt,
+    node,
+    orphan,
+    restarted,
+    revocation,
+    started,
+    starting,
+    token,
+)
 from tests.statuses import CHILD, HELD, MALFORMED, Json, status
 
 # --- what a node answers is read -----------------------------------------------------------------
 
 
-def node(*messages: Message) -> Ledger:
-    ledger = Ledger((ROOT,), TREE, trusted("ours"))
-    for message in messages:
-        ledger.accept(message, NOW)
-    return ledger
+def view_of(ledger: Ledger, **reasons: str) -> View:
+    return View(ledger, NOW, [token(name="billing")], reasons)
 
 
-def answer_of(ledger: Ledger, reasons: dict[str, str] | None = None) -> Json:
+def answer_of(ledger: Ledger, **reasons: str) -> Json:
     """What the node of a ledger answers, as it comes out of JSON."""
-    described = describe_ledger(ledger, NOW, [token(name="billing")], reasons or {})
-    return json.loads(json.dumps({**status(), **described}))
+    answer = view_of(ledger, **reasons).node("Shop", signals=3, courier="q:stateful")
+    return json.loads(json.dumps(to_json(answer)))
+
+
+def read_of(ledger: Ledger, **reasons: str) -> NodeStatus:
+    return node_status(answer_of(ledger, **reasons))
 
 
 def test_of_a_genuine_status_everything_is_read() -> None:
-    ledger = node(token(), revocation(name="github"))
-    ledger.start_child(Child("acme-a", "Shop", withheld=frozenset({"github"})))
-    ledger.confirm_child("acme-a", ledger.starts)
+    ledger = node(holds=[token(), revocation(name="github")])
+    started(ledger, "acme-a", withheld=frozenset({"github"}))
     ledger.accept(token(NOW + 1), NOW + 1)
+    ledger.withhold("acme-a", None)
+    ledger.share("acme-a", "apiToken")
 
-    read = node_status(answer_of(ledger))
+    read = read_of(ledger)
 
     held = [
-        (one.status.name, one.kind, one.version, one.inherit, one.in_force) for one in read.tokens
+        (one.status.name, one.kind, one.version, one.inherit, one.in_force, one.message)
+        for one in read.tokens
     ]
     assert held == [
-        ("apiToken", "token", NOW + 1, None, True),
-        ("github", "revocation", NOW, False, True),
+        ("apiToken", "token", NOW + 1, None, True, token(NOW + 1).text),
+        ("github", "revocation", NOW, False, True, revocation(name="github").text),
     ]
-    assert read.tokens[0].status == status_of(ledger, token(NOW + 1), NOW)
-    [child] = read.children
-    assert (child.id, child.type, child.life, child.reason) == (
-        *("acme-a", "Shop", Life.RUNNING, None),
+    assert read.tokens[0].status == view_of(ledger).status("apiToken")
+    assert read.children == (
+        ChildStatus(
+            "acme-a", "Node", Life.RUNNING, None, ("*", "github"), ("apiToken",), ("github",)
+        ),
     )
-    assert (child.hard, child.withheld, child.shared) == (("github",), ("github",), ())
-    assert (read.root, read.tree, read.type) == (ROOT, TREE, "Liar")
-    assert read.undelivered == (("acme-a", "apiToken"),)
-    assert read.waiting == ("billing",)
-    assert read.signals == 3
-    assert read.courier == "q:stateful"
+    assert [read.children[0].is_kept_from(name) for name in ("apiToken", "github", "x")] == [
+        *(False, True, True),
+    ]
+    assert (read.root, read.tree, read.type) == (ROOT, TREE, "Shop")
+    assert read.undelivered == (Lacking("acme-a", "apiToken"),)
+    assert [one.name for one in read.waiting] == ["billing"]
+    assert (read.signals, read.courier) == (3, "q:stateful")
 
 
 def test_of_each_child_its_life_is_read_and_why_it_is_not_told() -> None:
-    ledger = node(token())
-    for id in ("starting", "running", "in_doubt", "closed"):
-        ledger.start_child(Child(id, "Shop"))
-        if id != "starting":
-            ledger.confirm_child(id, ledger.starts)
-    ledger.doubt_child("in_doubt", ledger.children["in_doubt"].start)
-    ledger.close_child("closed", ledger.starts)
-    ledger.adopt("gone", [Orphan("untold", "Shop", [], None)])
+    ledger = node(holds=[token()])
+    starting(ledger, "starting")
+    started(ledger, "running")
+    doubt(ledger, "in_doubt")
+    started(ledger, "closed")
+    close(ledger, "closed")
+    ledger.adopt("gone", [orphan("untold", None)])
+    ledger.accept(token(NOW + 1), NOW)
 
     reasons = {"running": "UNAVAILABLE: no", "closed": "closed; UNAVAILABLE: no"}
-    read = {child.id: child for child in node_status(answer_of(ledger, reasons)).children}
+    read = {child.id: child for child in read_of(ledger, **reasons).children}
 
     assert {id: child.life.value for id, child in read.items()} == {id: id for id in read}
     assert {child.life for child in read.values()} == {*Life}
@@ -89,39 +108,66 @@ def test_of_each_child_its_life_is_read_and_why_it_is_not_told() -> None:
         **dict.fromkeys(("starting", "in_doubt"), None),
         **reasons,
     }
-    assert (read["untold"].reason or "").startswith("not told, since nobody can say")
+    assert "set a token at it, or let its parent's code share() it" in str(read["untold"].reason)
+    for said in ({}, reasons):
+        assert [
+            (lack["id"], lack["reason"]) for lack in answer_of(ledger, **said)["undelivered"]
+        ] == [("running", said.get("running", "on its way"))]
 
 
-def test_of_a_child_that_closed_and_runs_again_the_later_one_is_read_and_its_id() -> None:
+def test_a_closed_child_is_read_until_whom_it_leaves_is_found_and_a_later_one_of_its_id() -> None:
     ledger = node()
-    ledger.start_child(Child("acme-a", "Shop"))
-    ledger.close_child("acme-a", ledger.starts)
-    assert node_status(answer_of(ledger)).replaced == ()
+    started(ledger, "acme-a", withheld=frozenset({"github"}))
+    close(ledger, "acme-a")
+    [child] = read_of(ledger).children
+    assert (child.life, child.hard) == (Life.CLOSED, ("github",))
+    assert read_of(ledger).replaced == ()
 
-    ledger.start_child(Child("acme-a", "Shop"))
-    read = node_status(answer_of(ledger))
+    starting(ledger, "acme-a")
+    [child] = read_of(ledger).children
+    assert (child.life, child.hard) == (Life.STARTING, ())
+    assert read_of(ledger).replaced == ("acme-a",)
 
-    assert [(child.id, child.life) for child in read.children] == [("acme-a", Life.STARTING)]
-    assert read.replaced == ("acme-a",)
+    ledger.adopt("acme-a", [])
+    assert read_of(ledger).replaced == ()
 
 
 def test_a_node_may_know_more_children_than_one_run_may_have_open() -> None:
     """The server's limit is 2,000 a run; those of runs before and of closed children add to it."""
     ledger = node()
-    for n in range(2_500):
-        ledger.start_child(Child(f"acme-{n}", "Shop"))
-    carried = Ledger.load(ledger.dump())
+    ledger.adopt("gone", [orphan(f"acme-{n}", {}) for n in range(2_500)])
 
-    assert len(node_status(answer_of(carried)).children) == 2_500
+    assert len(read_of(restarted(ledger)).children) == 2_500
 
 
 def test_what_workflow_code_withholds_that_no_credential_is_called_is_left_out() -> None:
     ledger = node()
-    ledger.start_child(Child("acme-a", "Shop", withheld=frozenset({"no name", "*"})))
+    started(ledger, "acme-a", withheld=frozenset({"no name", "*"}))
 
-    [child] = node_status(answer_of(ledger)).children
+    [child] = read_of(ledger).children
 
     assert child.hard == ("*",)
+
+
+@pytest.mark.parametrize(
+    ("recovering", "waits", "lost", "withheld", "state"),
+    [
+        (True, False, True, True, "waiting"),
+        (False, True, True, True, "waiting"),
+        (False, False, True, True, "needs_set"),
+        (False, False, False, True, "withheld"),
+        (False, False, False, False, "none"),
+    ],
+)
+def test_the_state_of_a_name_without_a_message_is_the_first_that_is_so(
+    recovering: bool, waits: bool, lost: bool, withheld: bool, state: str
+) -> None:
+    ledger = started(node(), "mid", withheld=frozenset({"*"} if withheld else ()))
+    waiting = [token()] if waits else []
+    view = View(ledger, NOW, waiting, recovering=recovering, lost=lost)
+
+    assert view.status("apiToken").state == state
+    assert (view.token("apiToken") is None) is (state == "none")
 
 
 def test_members_that_are_not_known_are_ignored() -> None:
@@ -135,8 +181,7 @@ def test_members_that_are_not_known_are_ignored() -> None:
 def test_of_a_child_only_the_id_has_to_be_there() -> None:
     [child] = node_status(status(children=[{"id": "a"}])).children
 
-    assert (child.type, child.life, child.reason) == ("", Life.RUNNING, None)
-    assert (child.withheld, child.shared, child.hard) == ((), (), ())
+    assert child == ChildStatus("a", "", Life.RUNNING, None, (), (), ())
 
 
 @pytest.mark.parametrize("member", ["api_url", "replaced", "signals", "courier"])
@@ -188,10 +233,12 @@ def test_the_error_says_where_it_is_wrong_and_not_what_stood_there() -> None:
 
 def test_longer_lists_than_a_status_holds_are_refused() -> None:
     children = [{"id": str(n)} for n in range(MAX_ENTRIES + 1)]
+    whole, longer = status(children=children[:-1]), status(children=children)
 
-    assert len(node_status(status(children=children[:-1])).children) == MAX_ENTRIES
-    with pytest.raises(AnswerMalformed, match=f"^children: it is no list of at most {MAX_ENTRIES}"):
-        node_status(status(children=children))
+    assert len(node_status(whole).children) == len(kept_children(whole)) == MAX_ENTRIES
+    for read in (node_status, kept_children):
+        with pytest.raises(AnswerMalformed, match=f"it is no list of at most {MAX_ENTRIES}"):
+            read(longer)
 
 
 # --- what the children of a closed workflow are adopted by ----------------------------------------
@@ -202,27 +249,11 @@ def kept(*children: object) -> list[str]:
     return list(kept_children({"children": list(children)}))
 
 
-def test_of_a_closed_workflow_the_children_are_read_with_what_was_kept_from_them() -> None:
-    ledger = node()
-    ledger.start_child(Child("acme-a", "Shop", withheld=frozenset({"github"})))
-    ledger.withhold("acme-a", None)
-    ledger.share("acme-a", "billing")
-
-    [child] = kept_children(answer_of(ledger)).values()
-
-    assert (child.id, child.type) == ("acme-a", "Shop")
-    assert (child.hard, child.withheld) == (("github",), ("*", "github"))
-    assert child.shared == ("billing",)
-
-
 @pytest.mark.parametrize(
     "child_id", [None, 7, "", "x" * 1001, "é" * 501, "\ud800", ["a"]], ids=repr
 )
 def test_one_that_can_be_no_workflow_is_left_out(child_id: object) -> None:
     assert kept({**CHILD, "id": child_id}, CHILD) == [CHILD["id"]]
-
-
-def test_one_of_the_longest_id_is_read() -> None:
     assert len(kept({**CHILD, "id": "x" * 1000})) == 1
 
 
@@ -244,14 +275,6 @@ def test_a_status_without_children_that_can_be_read_has_none(children: object) -
 def test_what_is_no_status_is_refused(answer: object) -> None:
     with pytest.raises(AnswerMalformed, match=r"^it is no (object|list of at most)"):
         kept_children(answer)
-
-
-def test_of_one_with_too_many_children_none_are_read() -> None:
-    children = [{"id": str(n)} for n in range(MAX_ENTRIES + 1)]
-
-    assert len(kept_children({"children": children[:-1]})) == MAX_ENTRIES
-    with pytest.raises(AnswerMalformed, match=f"^it is no list of at most {MAX_ENTRIES}"):
-        kept_children({"children": children})
 
 
 # --- whatever comes ------------------------------------------------------------------------------
@@ -319,14 +342,11 @@ def test_of_a_changed_status_only_the_librarys_error_comes(
     changes: list[tuple[tuple[Any, ...], object]],
 ) -> None:
     answer: Any = GENUINE
+    assert len(node_status(answer).tokens) == 2
     for path, new in sorted(changes, key=lambda change: -len(change[0])):
         answer = changed(answer, path, new)
 
     is_read_or_refused(answer)
-
-
-def test_the_genuine_one_is_read() -> None:
-    assert len(node_status(GENUINE).tokens) == 2
 
 
 @given(st.sampled_from(places(HELD)), anything)

@@ -23,10 +23,23 @@ import pytest
 from stateful_workflow.errors import MessageRefused
 from stateful_workflow.node import ledger as ledger_module
 from stateful_workflow.node.contract import Orphan
-from stateful_workflow.node.ledger import Child, Ledger, Life, Order, Place, Verdict
+from stateful_workflow.node.ledger import Ledger, Life, Verdict
 from stateful_workflow.sealed.keys import Issuer, verify
 from stateful_workflow.sealed.message import DEFAULT_NAME, Message
-from tests.builders import NOW, ROOT, TREE, issuer, revocation, token, trusted
+from tests.builders import (
+    NOW,
+    ROOT,
+    TREE,
+    close,
+    floors,
+    issuer,
+    restarted,
+    revocation,
+    start_of,
+    starting,
+    token,
+    trusted,
+)
 
 PATH = (ROOT, "mid", "leaf")
 ISSUERS = ("ours", "theirs")
@@ -73,24 +86,20 @@ class Tree(NamedTuple):
     """Whether the grandchild was adopted without a word on what was kept from it."""
     revoked: bool = False
 
-    def has(self, node: int) -> bool:
-        """Whether a node was started and lives."""
-        return self.ledgers[node] is not None and not (self.closed and node == MID)
+    def live(self, node: int) -> Ledger | None:
+        """The ledger of a node that was started and lives."""
+        return None if self.closed and node == MID else self.ledgers[node]
+
+    @property
+    def root(self) -> Ledger:
+        root = self.ledgers[0]
+        assert root is not None
+        return root
 
     def with_ledger(self, node: int, ledger: Ledger, **changes: Any) -> Tree:
         """The same with another ledger at a node."""
         ledgers = (*self.ledgers[:node], ledger, *self.ledgers[node + 1 :])
         return self._replace(ledgers=ledgers, **changes)
-
-
-def floors(ledger: Ledger) -> dict[tuple[str, Place], Order]:
-    """The floor of each issuer that is trusted, by place."""
-    return {
-        (kid, place): order
-        for place, orders in ledger.floors.items()
-        for kid, order in orders.items()
-        if kid in ledger.trusted
-    }
 
 
 def is_revocation(message: Message | None) -> bool:
@@ -106,7 +115,7 @@ def copied(ledger: Ledger) -> Ledger:
 
 def carried(ledger: Ledger) -> Ledger:
     """What the next run of a node wakes with."""
-    again = Ledger.load(json.loads(json.dumps(ledger.dump())))
+    again = restarted(ledger)
     again.confirm_children()
     return again
 
@@ -181,6 +190,19 @@ class Explorer:
             self._steps[ledger, name] = after
         return after
 
+    def stepped(
+        self,
+        tree: Tree,
+        node: int,
+        name: str,
+        change: Callable[[Ledger], Ledger | None],
+        **changes: Any,
+    ) -> Tree:
+        """The tree after a step of one node."""
+        ledger = tree.ledgers[node]
+        assert ledger is not None
+        return tree.with_ledger(node, self.step(ledger, name, change), **changes)
+
     def judged(self, tree: Tree, node: int, index: int, **changes: Any) -> Tree:
         """A node judges a message, and asks the newest keyring where it does not know the key."""
         message = self.story.messages[index]
@@ -193,16 +215,14 @@ class Explorer:
             except MessageRefused:
                 pass
 
-        ledger = tree.ledgers[node]
-        assert ledger is not None
-        after = self.step(ledger, f"judge {index} {tree.revoked}", judge)
         rest = tree.on_their_way - {(node, index)}
-        return tree.with_ledger(node, after, on_their_way=rest, **changes)
+        name = f"judge {index} {tree.revoked}"
+        return self.stepped(tree, node, name, judge, on_their_way=rest, **changes)
 
     def lacking(self, tree: Tree, parent: int) -> list[tuple[int, list[int]]]:
         """The children that a parent would tell now, each with what it lacks."""
-        ledger = tree.ledgers[parent]
-        if ledger is None or not tree.has(parent):
+        ledger = tree.live(parent)
+        if ledger is None:
             return []
         if ledger not in self._lacking:
             self._lacking[ledger] = [
@@ -217,15 +237,15 @@ class Explorer:
         """Every state that one step leads to."""
         yield from self.settings(tree)
         yield from self.starts(tree)
-        for node, ledger in enumerate(tree.ledgers):
-            if ledger is not None and tree.has(node):
+        for node in range(len(PATH)):
+            if tree.live(node) is not None:
                 for index in tree.issued:  # on its way, delivered twice, or captured
                     yield self.judged(tree, node, index)
-                yield tree.with_ledger(node, self.step(ledger, "carried", carried))
+                yield self.stepped(tree, node, "carried", carried)
                 yield from self.deliveries(tree, node)
         yield from self.withholding(tree)
         yield from self.doubts(tree)
-        if self.story.ends and tree.has(MID) and self.life(tree, MID) is not Life.STARTING:
+        if self.story.ends and tree.live(MID) and self.life(tree, MID) is not Life.STARTING:
             living = frozenset(one for one in tree.on_their_way if one[0] != MID)
             yield tree._replace(closed=True, on_their_way=living)
         yield from self.news_of_the_end(tree)
@@ -237,7 +257,7 @@ class Explorer:
             yield tree._replace(revoked=True)
         for index, message in enumerate(self.story.messages):
             authority = PATH.index(message.claims.authority)
-            if index in tree.issued or not tree.has(authority):
+            if index in tree.issued or tree.live(authority) is None:
                 continue
             if self.story.stolen:
                 if index == successor and not tree.revoked:
@@ -248,7 +268,7 @@ class Explorer:
 
     def starts(self, tree: Tree) -> Iterator[Tree]:
         for child in (MID, LEAF):
-            if tree.ledgers[child] is None and tree.has(child - 1):
+            if tree.ledgers[child] is None and tree.live(child - 1) is not None:
                 yield self.started(tree, child, with_messages=True)
                 yield self.started(tree, child, with_messages=False)
                 return
@@ -257,64 +277,42 @@ class Explorer:
     def started(self, tree: Tree, child: int, *, with_messages: bool) -> Tree:
         parent = tree.ledgers[child - 1]
         assert parent is not None
+        twin = copied(parent)
         hard = frozenset({DEFAULT_NAME} if self.story.hard == child else ())
-        header: dict[str, Any] = {}
-
-        def start(ledger: Ledger) -> None:
-            new = Child(PATH[child], "Node", withheld=hard)
-            header.update(ledger.start_child(new, with_messages=with_messages))
-
-        after = self.kept(self.changed(parent, start))
-        node = self.kept(Ledger.load(json.loads(json.dumps(header))))
-        return tree.with_ledger(child - 1, after).with_ledger(child, node)
-
-    def changed(self, ledger: Ledger, change: Callable[[Ledger], None]) -> Ledger:
-        twin = copied(ledger)
-        change(twin)
-        return twin
+        node, _ = starting(twin, PATH[child], with_messages=with_messages, withheld=hard)
+        return tree.with_ledger(child - 1, self.kept(twin)).with_ledger(child, self.kept(node))
 
     def life(self, tree: Tree, child: int) -> Life | None:
-        """What the parent that started a child knows of its life, while it knows the child."""
-        parent = tree.ledgers[child - 1]
+        """What the living parent that started a child knows of its life."""
+        parent = tree.live(child - 1)
         known = None if parent is None else parent.children.get(PATH[child])
         return None if known is None else known.life
 
     def confirmations(self, tree: Tree, child: int) -> Iterator[Tree]:
-        parent = tree.ledgers[child - 1]
-        if parent is None or not tree.has(child - 1):
-            return
         if self.life(tree, child) is Life.STARTING:
 
             def confirm(ledger: Ledger) -> None:
-                ledger.confirm_child(PATH[child], ledger.children[PATH[child]].start)
+                ledger.child_started(start_of(ledger, PATH[child]))
 
-            yield tree.with_ledger(child - 1, self.step(parent, f"confirm {child}", confirm))
+            yield self.stepped(tree, child - 1, f"confirm {child}", confirm)
 
     def doubts(self, tree: Tree) -> Iterator[Tree]:
         """A parent loses sight of a child, and asks the server for those it lost sight of."""
         for child in (MID, LEAF) if self.story.doubts else ():
-            parent = tree.ledgers[child - 1]
-            if parent is None or not tree.has(child - 1):
-                continue
             if self.life(tree, child) in (Life.STARTING, Life.RUNNING):
 
                 def doubt(ledger: Ledger, id: str = PATH[child]) -> None:
-                    assert ledger.doubt_child(id, ledger.children[id].start)
+                    assert ledger.doubt_child(start_of(ledger, id))
 
-                yield tree.with_ledger(child - 1, self.step(parent, f"doubt {child}", doubt))
+                yield self.stepped(tree, child - 1, f"doubt {child}", doubt)
             yield from self.returns(tree, child)
 
     def returns(self, tree: Tree, child: int) -> Iterator[Tree]:
         """The server says that a child in doubt runs."""
-        parent = tree.ledgers[child - 1]
-        if parent is None or not (tree.has(child - 1) and tree.has(child)):
-            return
-        if self.life(tree, child) is Life.IN_DOUBT:
-
-            def take_back(ledger: Ledger) -> None:
-                ledger.take_back(PATH[child])
-
-            yield tree.with_ledger(child - 1, self.step(parent, f"take back {child}", take_back))
+        if tree.live(child) is not None and self.life(tree, child) is Life.IN_DOUBT:
+            yield self.stepped(
+                tree, child - 1, f"take back {child}", lambda ledger: ledger.take_back(PATH[child])
+            )
 
     def deliveries(self, tree: Tree, parent: int) -> Iterator[Tree]:
         """A telling whose answer is noted.
@@ -323,62 +321,52 @@ class Explorer:
         same as what somebody captured and sent.
         """
         for child, indexes in self.lacking(tree, parent):
-            if tree.has(child):
+            if tree.live(child) is not None:
                 yield self.told(tree, parent, child, indexes)
 
     def told(self, tree: Tree, parent: int, child: int, indexes: list[int]) -> Tree:
-        ledger = tree.ledgers[parent]
-        assert ledger is not None
-
         def note(ledger: Ledger) -> None:
             ledger.delivered(PATH[child], [self.story.messages[index] for index in indexes])
 
         sent = tree.on_their_way | {(child, index) for index in indexes}
-        after = self.step(ledger, f"told {child} {indexes}", note)
-        return tree.with_ledger(parent, after, on_their_way=sent)
+        return self.stepped(tree, parent, f"told {child} {indexes}", note, on_their_way=sent)
 
     def withholding(self, tree: Tree) -> Iterator[Tree]:
         for child in self.story.soft:
-            parent = self.parent_of(tree, child)
-            ledger = tree.ledgers[parent]
-            if ledger is None or not tree.has(parent) or not tree.has(child):
+            id = PATH[child]
+            parent = 0 if id in tree.root.children else child - 1
+            if tree.live(parent) is None or tree.live(child) is None:
                 continue
             untold = tree.untold and child == LEAF
             if child in tree.cut or untold:
-                after = self.step(
-                    ledger, f"share {child}", lambda n, c=PATH[child]: n.share(c, None)
+                yield self.stepped(
+                    tree,
+                    parent,
+                    f"share {child}",
+                    lambda ledger, id=id: ledger.share(id, None),
+                    cut=tree.cut - {child},
+                    untold=tree.untold and not untold,
                 )
-                cut = tree.cut - {child}
-                yield tree.with_ledger(parent, after, cut=cut, untold=tree.untold and not untold)
             if child not in tree.cut:
-                after = self.step(
-                    ledger, f"withhold {child}", lambda n, c=PATH[child]: n.withhold(c, None)
+                yield self.stepped(
+                    tree,
+                    parent,
+                    f"withhold {child}",
+                    lambda ledger, id=id: ledger.withhold(id, None),
+                    cut=tree.cut | {child},
                 )
-                yield tree.with_ledger(parent, after, cut=tree.cut | {child})
-
-    def parent_of(self, tree: Tree, child: int) -> int:
-        root = tree.ledgers[0]
-        assert root is not None
-        return 0 if PATH[child] in root.children else child - 1
 
     def news_of_the_end(self, tree: Tree) -> Iterator[Tree]:
         """The root hears that its child closed, before anybody looked for whom it leaves."""
-        root = tree.ledgers[0]
-        assert root is not None
-        if tree.closed and PATH[MID] in root.children:
-
-            def close(ledger: Ledger) -> None:
-                assert ledger.close_child(PATH[MID], ledger.children[PATH[MID]].start)
-
-            yield tree.with_ledger(0, self.step(root, "close", close))
+        if tree.closed and PATH[MID] in tree.root.children:
+            yield self.stepped(tree, 0, "close", lambda ledger: close(ledger, PATH[MID]))
 
     def adoptions(self, tree: Tree) -> Iterator[Tree]:
         """The root takes over whom its closed child leaves, with what that one last kept back."""
-        root, closed = tree.ledgers[0], tree.ledgers[MID]
-        assert root is not None
+        closed = tree.ledgers[MID]
         if not tree.closed or closed is None:
             return
-        if PATH[MID] not in root.children and PATH[MID] not in root.closed:
+        if PATH[MID] not in {**tree.root.children, **tree.root.closed}:
             return
         orphans = [
             Orphan(
@@ -386,8 +374,8 @@ class Explorer:
                 child.type,
                 sorted(child.withheld),
                 {
-                    **dict.fromkeys(set(closed.withheld_from(child.id)) - child.withheld, True),
-                    **dict.fromkeys(closed.shared_with(child.id), False),
+                    **dict.fromkeys(set(closed.withheld_from(child)) - child.withheld, True),
+                    **dict.fromkeys(closed.shared_with(child), False),
                 },
             )
             for child in closed.children.values()
@@ -395,12 +383,15 @@ class Explorer:
         cut = tree.cut - {MID}
         if orphans and MID in tree.cut:
             cut |= {LEAF}
-        after = self.changed(root, lambda ledger: ledger.adopt(PATH[MID], orphans))
-        yield tree.with_ledger(0, self.kept(after), cut=cut)
+        yield self.adopted(tree, orphans, cut=cut)
         if orphans and self.story.silent:
             unnamed = [Orphan(orphan.id, orphan.type, [], None) for orphan in orphans]
-            after = self.changed(root, lambda ledger: ledger.adopt(PATH[MID], unnamed))
-            yield tree.with_ledger(0, self.kept(after), cut=cut, untold=True)
+            yield self.adopted(tree, unnamed, cut=cut, untold=True)
+
+    def adopted(self, tree: Tree, orphans: list[Orphan], **changes: Any) -> Tree:
+        twin = copied(tree.root)
+        twin.adopt(PATH[MID], orphans)
+        return tree.with_ledger(0, self.kept(twin), **changes)
 
     # --- what always holds -------------------------------------------------------
 
@@ -452,7 +443,7 @@ class Explorer:
         """Every node holds, of every authority above it, the newest that it is entitled to."""
         expected = self.newest(tree)
         for node, ledger in enumerate(tree.ledgers):
-            if ledger is None or not tree.has(node):
+            if ledger is None or tree.live(node) is None:
                 continue
             entitled = range(self.lowest(node), node + 1)
             if tree.untold and node == LEAF:

@@ -31,10 +31,10 @@ from ..errors import (
     OperationFailed,
     WorkflowNotFound,
 )
-from ..node.answers import ChildStatus, HeldToken, NodeStatus, node_status
+from ..node.answers import ChildStatus, NodeStatus, node_status
 from ..node.contract import MANY_SIGNALS, MESSAGE, STATUS_QUERY
-from ..node.ledger import ALL, Life
-from ..node.status import TokenState, TokenTree, TreeNode
+from ..node.ledger import Life, is_among
+from ..node.status import TokenTree, TreeNode, state_without
 from ..sealed.message import Message
 from ..use.asking import has_no_query, never_ran, read_answer
 
@@ -310,7 +310,7 @@ class TreeWalk:
                 self._note(replace(self._unseen(child.id, problem), type=child.type))
                 continue
             # Several may name it, and not all of them truly: it is to be what each of them expects.
-            withheld = _is_withheld(child, self._name)
+            withheld = child.is_kept_from(self._name)
             visit = self._expected_of(child, below, status), withheld
             visits_of = self._visits.setdefault(child.id, [])
             if visit in visits_of:
@@ -342,13 +342,21 @@ class TreeWalk:
         behind = any(held.get(authority, 0) < version for authority, version in expected.items())
         of_name = (t for t in status.tokens if t.status.name == self._name and t.in_force)
         in_force = next(of_name, None)
-        withheld = withheld or _is_named(status.withheld, self._name)
+        withheld = withheld or is_among(self._name, status.withheld)
         many = None if answer.closed or status.signals < MANY_SIGNALS else status.signals
         return TreeNode(
             id=workflow_id,
             type=status.type,
             parent=self._parents[workflow_id],
-            state=_state(in_force, status, self._name, withheld=withheld),
+            state=(
+                state_without(
+                    waiting=status.recovering or self._name in {m.name for m in status.waiting},
+                    needs_set=status.needs_set,
+                    withheld=withheld,
+                )
+                if in_force is None
+                else in_force.status.at(time.time()).state
+            ),
             version=None if in_force is None else in_force.version,
             fingerprint=None if in_force is None else in_force.status.fingerprint,
             authority=None if in_force is None else in_force.authority,
@@ -357,7 +365,7 @@ class TreeWalk:
             closed=answer.closed,
             current=answer.closed or not (behind or status.recovering or status.replaced),
             undelivered=tuple(
-                sorted({id for id, name in status.undelivered if name == self._name})
+                sorted({one.id for one in status.undelivered if one.name == self._name})
             ),
             signals=many,
         )
@@ -365,9 +373,9 @@ class TreeWalk:
     def _expected_of(self, child: ChildStatus, below: Expected, status: NodeStatus) -> Expected:
         if child.life is Life.UNTOLD:
             return {}
-        if not _is_withheld(child, self._name):
+        if not child.is_kept_from(self._name):
             return below
-        if _is_named(child.hard, self._name):
+        if is_among(self._name, child.hard):
             return {}
         # A revocation goes on to a child that is withheld from now on.
         return {
@@ -416,23 +424,3 @@ class TreeWalk:
 
 def _standing(status: NodeStatus, name: str) -> dict[str, int]:
     return {token.authority: token.version for token in status.tokens if token.status.name == name}
-
-
-def _is_withheld(child: ChildStatus, name: str) -> bool:
-    return name not in child.shared and _is_named(child.withheld, name)
-
-
-def _is_named(names: Collection[str], name: str) -> bool:
-    return ALL in names or name in names
-
-
-def _state(
-    in_force: HeldToken | None, status: NodeStatus, name: str, *, withheld: bool
-) -> TokenState:
-    if in_force is not None:
-        return in_force.status.at(time.time()).state
-    if status.recovering or name in status.waiting:
-        return "waiting"
-    if status.needs_set:
-        return "needs_set"
-    return "withheld" if withheld else "none"

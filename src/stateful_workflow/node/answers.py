@@ -1,141 +1,68 @@
-"""What workflows say of themselves, read strictly: one decoder for their queries and updates. Pure.
+"""What a node answers to queries and updates: each answer as a node writes and anybody reads it.
 
-A workflow is another program, of whatever language, version and intent. What is read of its answer
-is held against the types and limits of docs/wire-format.md; members that are not known are ignored,
-and an absent one counts as null. No error here holds anything of the answer.
+A field without a check is written and not read. Pure.
 """
+
+# ruff: noqa: RUF009 - what `member` gives is a field
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from functools import cache
-from typing import Any, Final, cast, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final, get_args
 
 from ..errors import AnswerMalformed
-from ..sealed.message import MAX_LIST, MAX_MESSAGE_BYTES, MAX_VERSION, Kind, valid_name
-from .ledger import ALL, Life
-from .status import TokenState, TokenStatus
+from ..sealed.message import MAX_MESSAGE_BYTES, Kind, valid_name
+from .ledger import ALL, Life, is_among
+from .members import (
+    ANY,
+    FLAG,
+    ID,
+    MAX_ENTRIES,
+    NAME,
+    OBJECT,
+    VERSION,
+    integer,
+    list_of,
+    member,
+    one_of,
+    optional,
+    read,
+    text,
+)
+from .status import TokenStatus
 
-MAX_ENTRIES: Final = 16_384
-"""Of a list in a status, which as this library writes it holds no more in the server's 2 MB.
-
-A node may know more children than the 2,000 that one run may have open: those of the runs before
-it, and those of closed children.
-"""
-
+_KIND: Final = one_of(get_args(Kind))
+_LIFE: Final = one_of(tuple(life.value for life in Life))
+_MESSAGE: Final = optional(text(1, MAX_MESSAGE_BYTES))
 _UNDELIVERED: Final = 2 * MAX_ENTRIES  # shorter ones, of several messages for each child
-
-_Check = Callable[[object], Any]
-
-
-def _check(test: Callable[[Any], bool], expected: str) -> _Check:
-    def read(value: object) -> object:
-        if not test(value):
-            raise AnswerMalformed(f"it is no {expected}")
-        return value
-
-    return read
-
-
-def _text(least: int, most: int) -> _Check:
-    def is_text(value: object) -> bool:
-        try:
-            return isinstance(value, str) and least <= len(value.encode()) <= most
-        except UnicodeEncodeError:  # half of a surrogate pair, as JSON may have it
-            return False
-
-    return _check(is_text, f"text of {least} to {most} bytes")
-
-
-def _integer(least: int) -> _Check:
-    return _check(
-        lambda value: type(value) is int and least <= value <= MAX_VERSION,
-        f"integer of {least} to 2^53-1",
-    )
-
-
-def _one_of(known: tuple[str, ...]) -> _Check:
-    return _check(lambda value: isinstance(value, str) and value in known, "word known here")
-
-
-def _or(absent: object, check: _Check) -> _Check:
-    return lambda value: absent if value is None else check(value)
-
-
-def _list(check: _Check, most: int = MAX_ENTRIES) -> _Check:
-    entries = _check(
-        lambda value: isinstance(value, list) and len(cast("list[Any]", value)) <= most,
-        f"list of at most {most}",
-    )
-    return lambda value: tuple(map(check, entries(value)))
-
-
-def _read(value: object, checks: Mapping[str, _Check]) -> dict[str, Any]:
-    """The members of an object that there are checks for."""
-    members = _OBJECT(value)
-    read: dict[str, Any] = {}
-    for name, check in checks.items():
-        try:
-            read[name] = check(members.get(name))
-        except AnswerMalformed as error:
-            raise AnswerMalformed(f"{name}: {error}") from None
-    return read
-
-
-def _names(value: object) -> tuple[str, ...]:
-    # Workflow code may withhold what no credential can be called.
-    return tuple(name for name in _TEXTS(value) if name == ALL or valid_name(name))
 
 
 def _life(value: object) -> Life:
     return Life(_LIFE(value))
 
 
-def _versions(value: object) -> dict[str, int]:
-    return {_ID(issuer): _VERSION(version) for issuer, version in _OBJECT(value).items()}
+def _names(value: object) -> tuple[str, ...]:
+    # Workflow code may withhold what no credential can be called.
+    return tuple(name for name in list_of(ANY)(value) if name == ALL or valid_name(name))
 
 
-def _member(check: _Check, default: Any = MISSING) -> Any:
-    return field(default=default, metadata={"check": check})
+def token_status(answer: object) -> TokenStatus:
+    """Read an answer to the update `apiToken`.
 
-
-@cache
-def _checks(cls: type) -> dict[str, _Check]:
-    return {one.name: one.metadata["check"] for one in fields(cls) if one.metadata}
-
-
-_OBJECT: Final = _check(lambda value: isinstance(value, dict), "object")
-_FLAG: Final = _check(lambda value: isinstance(value, bool), "boolean")
-_NAME: Final = _check(lambda value: isinstance(value, str) and valid_name(value), "credential name")
-_ID: Final = _text(1, 1_000)
-_ANY: Final = _text(0, 2 * 1024 * 1024)
-_TEXTS: Final = _list(_ANY)
-_VERSION: Final = _integer(1)
-_LIFE: Final = _one_of(tuple(life.value for life in Life))
-_KIND: Final = _one_of(get_args(Kind))
-_LISTED: Final = _or((), _list(lambda value: value))
-_CLAIMS: Final = _list(_text(1, 4_000), MAX_LIST)  # of up to 1,000 characters
-
-_TOKEN: Final[Mapping[str, _Check]] = {
-    "name": _NAME,
-    "state": _one_of(get_args(TokenState)),
-    **dict.fromkeys(("version", "expires_at"), _or(None, _VERSION)),
-    **dict.fromkeys(("fingerprint", "authority", "issuer"), _or(None, _ID)),
-    "origins": _CLAIMS,
-    **dict.fromkeys(("types", "readers"), _or(None, _CLAIMS)),
-    "overtaken": _or({}, _versions),
-}
-_MESSAGE: Final = _text(1, MAX_MESSAGE_BYTES)
-_SEALED: Final = {"sealed": _or(None, _MESSAGE)}
+    Raises:
+        AnswerMalformed: a member that is read is not what it has to be.
+    """
+    return read(TokenStatus, answer)
 
 
 @dataclass(frozen=True)
 class TokenAnswer:
     """An answer to the query `apiToken`: what is known, and the sealed token where one is held."""
 
-    status: TokenStatus
-    sealed: str | None
+    status: TokenStatus = member(token_status, is_part=True)
+    sealed: str | None = member(_MESSAGE)
 
 
 @dataclass(frozen=True)
@@ -146,14 +73,14 @@ class HeldToken:
     it: what an issuer verifies before the next one is signed.
     """
 
-    status: TokenStatus
-    authority: str = _member(_ID)
-    version: int = _member(_VERSION)
-    kind: Kind = _member(_KIND)  # noqa: RUF009 - it is a dataclass field
-    inherit: bool | None = _member(_or(None, _FLAG))
-    in_force: bool = _member(_FLAG)
-    message: str | None = _member(_or(None, _MESSAGE))
-    last: str | None = _member(_or(None, _MESSAGE))
+    status: TokenStatus = member(token_status, is_part=True)
+    authority: str = member(ID)
+    version: int = member(VERSION)
+    kind: Kind = member(_KIND)
+    inherit: bool | None = member(optional(FLAG))
+    in_force: bool = member(FLAG)
+    message: str | None = member(_MESSAGE, None, omit_null=True)
+    last: str | None = member(_MESSAGE, None, omit_null=True)
 
 
 @dataclass(frozen=True)
@@ -163,76 +90,86 @@ class ChildStatus:
     The reason is why the parent could not tell it, or not find out about it.
     """
 
-    id: str = _member(_ID)
-    type: str = _member(_or("", _text(0, 1_000)))
-    life: Life = _member(_or(Life.RUNNING, _life))  # noqa: RUF009 - it is a dataclass field
-    reason: str | None = _member(_or(None, _ANY))
-    withheld: tuple[str, ...] = _member(_or((), _names))
-    shared: tuple[str, ...] = _member(_or((), _names))
-    hard: tuple[str, ...] = _member(_or((), _names))
+    id: str = member(ID)
+    type: str = member(optional(text(0, 1_000), ""))
+    life: Life = member(optional(_life, Life.RUNNING))
+    reason: str | None = member(optional(ANY))
+    withheld: tuple[str, ...] = member(optional(_names, ()))
+    shared: tuple[str, ...] = member(optional(_names, ()))
+    hard: tuple[str, ...] = member(optional(_names, ()))
+
+    def is_kept_from(self, name: str) -> bool:
+        """Whether its parent does not give it this name."""
+        return name not in self.shared and is_among(name, self.withheld)
 
 
-def _held(value: object) -> HeldToken:
-    return HeldToken(token_status(value), **_read(value, _checks(HeldToken)))
+@dataclass(frozen=True)
+class Lacking:
+    """What a running child lacks, and why it does."""
+
+    id: str = member(ID)
+    name: str = member(NAME)
+    authority: str = ""
+    version: int = 0
+    reason: str = ""
 
 
-def _child(value: object) -> ChildStatus:
-    return ChildStatus(**_read(value, _checks(ChildStatus)))
+@dataclass(frozen=True)
+class Waiting:
+    """A message that waits for its issuer to be known."""
+
+    name: str = member(NAME)
+    issuer: str = ""
+    version: int = 0
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
 class NodeStatus:
     """An answer to `apiTokenStatus`; an empty root where the run closed before it ran.
 
-    Of `undelivered` the child's id and the credential name, of `waiting` the name; `signals` are
-    those that its run has taken, `replaced` children that closed and run again, while whom
-    they left is looked for; `courier` is the task queue of its workers' couriers.
+    `signals` are those that its run has taken, `replaced` children that closed and run again, while
+    whom they left is looked for; `courier` is the task queue of its workers' couriers.
     """
 
-    root: str = _member(_ID)
-    tree: str = _member(_ID)
-    type: str = _member(_ID)
+    root: str = member(ID)
+    tree: str = member(ID)
+    type: str = member(ID)
     # As long as a node took it: who signals one is not to make its status unreadable.
-    api_url: str | None = _member(_or(None, _ANY))
-    tokens: tuple[HeldToken, ...] = _member(_list(_held))
-    children: tuple[ChildStatus, ...] = _member(_list(_child))
-    withheld: tuple[str, ...] = _member(_names)
-    undelivered: tuple[tuple[str, str], ...] = _member(
-        _list(lambda value: tuple(_read(value, {"id": _ID, "name": _NAME}).values()), _UNDELIVERED)
-    )
-    waiting: tuple[str, ...] = _member(_list(lambda value: _read(value, {"name": _NAME})["name"]))
-    needs_set: bool = _member(_FLAG)
-    recovering: bool = _member(_FLAG)
-    replaced: tuple[str, ...] = _member(_or((), _list(_ID)), ())
-    signals: int = _member(_or(0, _integer(0)), 0)
-    courier: str | None = _member(_or(None, _ID), None)
+    api_url: str | None = member(optional(ANY))
+    tokens: tuple[HeldToken, ...] = member(list_of(partial(read, HeldToken)))
+    children: tuple[ChildStatus, ...] = member(list_of(partial(read, ChildStatus)))
+    withheld: tuple[str, ...] = member(_names)
+    undelivered: tuple[Lacking, ...] = member(list_of(partial(read, Lacking), _UNDELIVERED))
+    waiting: tuple[Waiting, ...] = member(list_of(partial(read, Waiting)))
+    needs_set: bool = member(FLAG)
+    recovering: bool = member(FLAG)
+    replaced: tuple[str, ...] = member(optional(list_of(ID), ()), ())
+    signals: int = member(optional(integer(0), 0), 0)
+    courier: str | None = member(optional(ID), None)
+    id: str = ""
+    parent: str | None = None
+    waiting_count: int = 0
+    rejections: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    reports: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, "dict[str, int]"])
 
 
 def node_status(answer: object) -> NodeStatus:
-    """Read an answer to `apiTokenStatus`.
-
-    Raises:
-        AnswerMalformed: a member that is read is not what it has to be.
-    """
-    status = NodeStatus(**_read(answer, _checks(NodeStatus)))
+    """Read an answer to `apiTokenStatus`; raises as `token_status`."""
+    status = read(NodeStatus, answer)
     if len({child.id for child in status.children}) != len(status.children):
         raise AnswerMalformed("it names a child twice")
     return status
 
 
-def token_status(answer: object) -> TokenStatus:
-    """Read an answer to the update `apiToken`; raises as `node_status`."""
-    return TokenStatus(**_read(answer, _TOKEN))
-
-
 def token_answer(answer: object, name: str) -> TokenAnswer | None:
-    """Read an answer to the query `apiToken` for a name; raises as `node_status`."""
+    """Read an answer to the query `apiToken` for a name; raises as `token_status`."""
     if answer is None:
         return None
-    status = token_status(answer)
-    if status.name != name:
+    found = read(TokenAnswer, answer)
+    if found.status.name != name:
         raise AnswerMalformed("it is about another credential than was asked for")
-    return TokenAnswer(status, **_read(answer, _SEALED))
+    return found
 
 
 def kept_children(answer: object) -> Mapping[str, ChildStatus]:
@@ -241,12 +178,11 @@ def kept_children(answer: object) -> Mapping[str, ChildStatus]:
     Raises:
         AnswerMalformed: there are too many of them, or it is no object.
     """
-    entries = _LISTED(_OBJECT(answer).get("children"))
-    read: dict[str, ChildStatus] = {}
-    for entry in entries:
+    children: dict[str, ChildStatus] = {}
+    for entry in optional(list_of(lambda value: value), ())(OBJECT(answer).get("children")):
         try:
-            child = _child(entry)
+            child = read(ChildStatus, entry)
         except AnswerMalformed:
             continue
-        read[child.id] = child
-    return read
+        children[child.id] = child
+    return children

@@ -41,18 +41,16 @@ def courier_queue_of(task_queue: str) -> str:
 
 @dataclass(frozen=True)
 class TellRequest:
-    """What to tell whom, and whom to look for.
+    """What to tell whom, and whom to look for: docs/wire-format.md#statefultell.
 
     Attributes:
-        messages: the distinct messages, as they travel.
         targets: for each child its id, its type, and the indexes of its messages.
         in_doubt: ids of workflows that may be running children of this one.
         closed: id and type of closed children, whose own running children are to be found.
         since: when this workflow's first run began, in Unix milliseconds.
-        patient: there was an attempt before: the server repeats this one until something comes
-            of it, and whom its list does not have by now is not there.
+        patient: the server repeats it until something comes of it, and whom its list does not have
+            by now is not there.
         more: others found no room in this request; the result says so too.
-        format: see `FORMAT`.
     """
 
     messages: list[str]

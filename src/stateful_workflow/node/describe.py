@@ -1,122 +1,204 @@
-"""What a node answers to queries, and the line it is known by: never a secret. Pure."""
+"""What a node shows of itself: its answers, its line of details, and what its activities get. Pure.
+
+Only the query `apiToken` and an activity's header hold a sealed token.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from typing import Any, Final
+from typing import Final
 
-from ..sealed.message import Message
-from .ledger import ALL, Ledger, Life
-from .status import TokenStatus
+from ..sealed.message import DEFAULT_NAME, Message
+from .answers import ChildStatus, HeldToken, Lacking, NodeStatus, TokenAnswer, Waiting
+from .headers import Use
+from .ledger import ALL, Child, Ledger, Life, is_among
+from .status import TokenStatus, state_without
 
 _SHOWN_WAITING: Final = 20
+_USE_BYTES: Final = 4096
 _UNTOLD: Final = (
     "not told, since nobody can say what its closed parent kept from it: set a token at it, or let "
     "its parent's code share() it"
 )
 
 
-def status_of(ledger: Ledger, message: Message, now: int) -> TokenStatus:
-    """What is known of a message that a ledger holds; `now` is Unix milliseconds."""
-    status = TokenStatus.of_message(message)
-    return replace(status, overtaken=ledger.overtaken(message)).at(now / 1000)
+@dataclass(frozen=True)
+class View:
+    """A node as it stands.
 
-
-def describe_ledger(
-    ledger: Ledger,
-    now: int,
-    waiting: Sequence[Message],
-    reasons: Mapping[str, str],
-) -> dict[str, Any]:
-    """The part of the `apiTokenStatus` answer that follows from the ledger.
-
-    Args:
+    Attributes:
+        ledger: what it holds and owes.
         now: Unix milliseconds.
         waiting: messages that wait for their issuer to be known.
-        reasons: for children that could not be told, why.
+        reasons: for children that could not be told, or not be found, why.
+        recovering: the state of a run before is not there yet.
+        lost: the state of a run before was lost.
+        api_url: the workflow's own API address.
     """
-    return {
-        "id": ledger.path[-1],
-        "root": ledger.path[0],
-        "parent": ledger.path[-2] if len(ledger.path) > 1 else None,
-        "tree": ledger.tree,
-        "tokens": [
-            {
-                **status_of(ledger, message, now).to_json(),
-                "kind": message.kind,
-                "inherit": message.claims.inherit,
-                "in_force": ledger.in_force(message.claims.name) is message,
-                **_signed(ledger, message),
+
+    ledger: Ledger
+    now: int
+    waiting: Sequence[Message] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict[str, str])
+    recovering: bool = False
+    lost: bool = False
+    api_url: str | None = None
+
+    @property
+    def needs_set(self) -> bool:
+        """Whether a state was lost, and nothing was set since."""
+        return self.lost and not self.ledger.held
+
+    def status(self, name: str) -> TokenStatus:
+        """What is known of a credential."""
+        message = self.ledger.in_force(name)
+        if message is not None:
+            return self._status_of(message)
+        waits = any(message.claims.name == name for message in self.waiting)
+        state = state_without(
+            waiting=self.recovering or waits,
+            needs_set=self.needs_set,
+            withheld=is_among(name, self.ledger.withheld()),
+        )
+        return TokenStatus(name, state)
+
+    def token(self, name: str) -> TokenAnswer | None:
+        """The answer to the query `apiToken`; None where nothing is known of the name."""
+        status = self.status(name)
+        return None if status.state == "none" else TokenAnswer(status, self._sealed(name))
+
+    def node(
+        self,
+        workflow_type: str,
+        *,
+        signals: int = 0,
+        courier: str | None = None,
+        reports: Mapping[str, Mapping[str, int]] | None = None,
+    ) -> NodeStatus:
+        """The answer to the query `apiTokenStatus`, with what its run alone knows."""
+        ledger = self.ledger
+        return NodeStatus(
+            root=ledger.path[0],
+            tree=ledger.tree,
+            type=workflow_type,
+            api_url=self.api_url,
+            tokens=tuple(map(self._held, ledger.held.values())),
+            children=tuple(map(self._child, {**ledger.closed, **ledger.children}.values())),
+            withheld=ledger.withheld(),
+            undelivered=tuple(
+                self._lacking(child, message)
+                for child, messages in ledger.to_tell()
+                for message in messages
+            ),
+            waiting=tuple(
+                Waiting(m.claims.name, m.issuer, m.claims.version, m.fingerprint)
+                for m in self._shown_waiting()
+            ),
+            needs_set=self.needs_set,
+            recovering=self.recovering,
+            replaced=tuple(sorted(ledger.closed.keys() & ledger.children.keys())),
+            signals=signals,
+            courier=courier,
+            id=ledger.path[-1],
+            parent=ledger.path[-2] if len(ledger.path) > 1 else None,
+            waiting_count=len(self.waiting),
+            rejections={
+                "counts": ledger.rejected,
+                "last": [rejection._asdict() for rejection in ledger.rejections],
+            },
+            reports=reports or {},
+        )
+
+    def details(self, theirs: str) -> str:
+        """Temporal's own workflow details: what the user's code has there, and a line of ours."""
+        withheld = self.ledger.withheld()
+        waiting = {message.claims.name for message in self._shown_waiting()}
+        names = {*self.ledger.names(), *waiting, *withheld} - {ALL}
+        if ALL in withheld or self.needs_set or self.recovering:
+            names |= {DEFAULT_NAME}
+        statuses = [self.status(name) for name in sorted(names)]
+        line = details_line(statuses, self.ledger.path[-1], withheld)
+        return "\n\n".join(text for text in (theirs, line) if text)
+
+    def use(self, *, local: bool) -> Use:
+        """What an activity of this node may open, as it stands now.
+
+        A local one carries every token, since it cannot ask; others only what is small.
+        """
+        ledger = self.ledger
+        tokens: dict[str, Mapping[str, str | None]] = {}
+        room = _USE_BYTES
+        for name in ledger.names():
+            sealed = self._sealed(name)
+            room -= 0 if sealed is None else len(sealed)
+            tokens[name] = {
+                "state": self.status(name).state,
+                "sealed": sealed if local or room >= 0 else None,
             }
-            for message in ledger.held.values()
-        ],
-        "children": [
-            {
-                "id": child.id,
-                "type": child.type,
-                "life": child.life.value,
-                "reason": _UNTOLD if child.life is Life.UNTOLD else reasons.get(child.id),
-                "withheld": list(ledger.withheld_from(child.id)),
-                "shared": list(ledger.shared_with(child.id)),
-                "hard": sorted(child.withheld),
-            }
-            for child in {**ledger.closed, **ledger.children}.values()
-        ],
-        "replaced": sorted(ledger.closed.keys() & ledger.children.keys()),
-        "withheld": sorted(name for name, index in ledger.boundary.items() if index > 0),
-        "undelivered": [
-            {
-                "id": child.id,
-                "name": message.claims.name,
-                "authority": message.claims.authority,
-                "version": message.claims.version,
-                "reason": reasons.get(child.id, "on its way"),
-            }
-            for child, messages in ledger.to_tell()
-            for message in messages
-        ],
-        "waiting": [
-            {
-                "name": message.claims.name,
-                "issuer": message.issuer,
-                "version": message.claims.version,
-                "fingerprint": message.fingerprint,
-            }
-            for message in first_of_each_name(waiting)
-        ],
-        "waiting_count": len(waiting),
-        "rejections": {
-            "counts": ledger.rejected,
-            "last": [
-                {
-                    "at": rejection.at,
-                    "reason": rejection.reason,
-                    "fingerprint": rejection.fingerprint,
-                    "issuer": rejection.issuer,
-                }
-                for rejection in ledger.rejections
-            ],
-        },
-    }
+        return Use(
+            root=ledger.path[0],
+            tree=ledger.tree,
+            api_url=self.api_url,
+            tokens=tokens,
+            own={
+                name: message.text
+                for (name, at), message in ledger.held.items()
+                if at == ledger.path[-1] and message.kind == "revocation"
+            },
+            last={name: message.text for name, message in ledger.last.items()},
+        )
+
+    def _sealed(self, name: str) -> str | None:
+        message = self.ledger.in_force(name)
+        return message.text if message is not None and message.kind == "token" else None
+
+    def _status_of(self, message: Message) -> TokenStatus:
+        status = TokenStatus.of_message(message)
+        return replace(status, overtaken=self.ledger.overtaken(message)).at(self.now / 1000)
+
+    def _held(self, message: Message) -> HeldToken:
+        claims, ledger = message.claims, self.ledger
+        is_own = claims.authority == ledger.path[-1]
+        last = ledger.last.get(claims.name) if is_own else None
+        return HeldToken(
+            self._status_of(message),
+            claims.authority,
+            claims.version,
+            message.kind,
+            claims.inherit,
+            ledger.in_force(claims.name) is message,
+            message.text if is_own else None,
+            None if last is None else last.text,
+        )
+
+    def _child(self, child: Child) -> ChildStatus:
+        is_untold = child.life is Life.UNTOLD
+        return ChildStatus(
+            child.id,
+            child.type,
+            child.life,
+            _UNTOLD if is_untold else self.reasons.get(child.id),
+            self.ledger.withheld_from(child),
+            self.ledger.shared_with(child),
+            tuple(sorted(child.withheld)),
+        )
+
+    def _lacking(self, child: Child, message: Message) -> Lacking:
+        claims = message.claims
+        reason = self.reasons.get(child.id, "on its way")
+        return Lacking(child.id, claims.name, claims.authority, claims.version, reason)
+
+    def _shown_waiting(self) -> list[Message]:
+        """The first few that wait, of as many credential names as can be: anybody can send them."""
+        first = {message.claims.name: message for message in reversed(self.waiting)}
+        ranked = sorted(self.waiting, key=lambda one: first[one.claims.name] is not one)
+        return ranked[:_SHOWN_WAITING]
 
 
-def _signed(ledger: Ledger, message: Message) -> dict[str, str]:
-    """For what was set at the node itself, what an issuer verifies before the next is signed."""
-    if message.claims.authority != ledger.path[-1]:
-        return {}
-    last = ledger.last.get(message.claims.name)
-    return {"message": message.text} | ({} if last is None else {"last": last.text})
-
-
-def first_of_each_name(waiting: Sequence[Message]) -> list[Message]:
-    """The first few that wait, of as many credential names as can be: anybody can send them."""
-    seen: set[str] = set()
-    first = [m for m in waiting if not (m.claims.name in seen or seen.add(m.claims.name))]
-    others = [message for message in waiting if message not in first[:_SHOWN_WAITING]]
-    return [*first, *others][:_SHOWN_WAITING]
+# --- one line ----------------------------------------------------------------
 
 
 def details_line(statuses: Iterable[TokenStatus], own: str, withheld: Collection[str] = ()) -> str:
@@ -156,7 +238,7 @@ def _details(status: TokenStatus, own: str, withheld: Collection[str]) -> str:
         line += f", expires {utc(status.expires_at) or 'never'}"
     if status.authority is not None and status.authority != own:
         line += f", set at {_code(status.authority)}"
-    if status.state != "withheld" and (status.name in withheld or ALL in withheld):
+    if status.state != "withheld" and is_among(status.name, withheld):
         line += ", withheld by a workflow above"
     return line
 

@@ -6,7 +6,6 @@ SDK's default payload converter, whatever converter the user has.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -41,20 +40,12 @@ class Start:
     since: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON data."""
-        return {
-            "ledger": self.ledger,
-            "run": self.run,
-            "api_url": self.api_url,
-            "parent_api_url": self.parent_api_url,
-            "waiting": list(self.waiting),
-            "lost": self.lost,
-            "since": self.since,
-        }
+        """As JSON data."""
+        return {**vars(self), "waiting": list(self.waiting)}
 
     def to_payload(self) -> Payload:
         """The header's payload."""
-        return _to_payload(self.to_json())
+        return PayloadConverter.default.to_payload(self.to_json())
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, Payload]) -> Start | None:
@@ -69,12 +60,7 @@ class Start:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Start:
-        """Read what `to_json` wrote.
-
-        Raises:
-            ValueError: where it is malformed.
-            StateTooNew: where a later version of this library wrote it.
-        """
+        """Read what `to_json` wrote; raises as `from_headers`."""
         try:
             if not isinstance(data["ledger"], dict):
                 raise TypeError("its ledger is no object")
@@ -116,7 +102,7 @@ class Use:
 
     def to_payload(self) -> Payload:
         """The header's payload."""
-        return _to_payload(dataclasses.asdict(self))
+        return PayloadConverter.default.to_payload(vars(self))
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, Payload]) -> Use | None:
@@ -126,10 +112,6 @@ class Use:
             return None if data is None else cls(**data)
         except (TypeError, ValueError):
             return None
-
-
-def _to_payload(data: Mapping[str, Any]) -> Payload:
-    return PayloadConverter.default.to_payload(data)
 
 
 def _from_headers(headers: Mapping[str, Payload], name: str) -> dict[str, Any] | None:

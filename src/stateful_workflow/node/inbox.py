@@ -72,7 +72,7 @@ class Inbox:
         self._woken = False
         self._queue: deque[str | Message] = deque()
         self._waiting: dict[str, Message] = {}
-        self._answers: dict[str, int] = {}
+        self._answers: Counter[str] = Counter()
         self._looked_up: set[str] = set()
         self._of_updates: dict[str, Message] = {}
         self._judged = 0
@@ -92,12 +92,13 @@ class Inbox:
         """Those whose issuer is not known yet; an update that is about to be judged is none."""
         return [message for message in self.waiting if not self._is_known(message.issuer)]
 
-    def waits(self, name: str) -> bool:
-        """Whether a message of a credential name waits for its issuer to be known."""
-        return any(message.claims.name == name for message in self.waiting)
+    def texts(self) -> list[str]:
+        """What is not judged yet, each once."""
+        queued = (entry if isinstance(entry, str) else entry.text for entry in self._queue)
+        return list(dict.fromkeys([*(message.text for message in self.waiting), *queued]))
 
-    def within(self, size: int) -> tuple[list[str], list[str]]:
-        """Of what was not judged, what is to be carried into the next run, and what is left out.
+    def within(self, size: int) -> tuple[str, ...]:
+        """Of what is not judged yet, what is to be carried into the next run.
 
         Of each issuer one after the other, known ones first, and the shorter first: nobody
         keeps another's message out by sending many or long ones under one key id.
@@ -105,24 +106,19 @@ class Inbox:
         Args:
             size: characters the carried ones may have together.
         """
-        entries = [*self.waiting, *self._queue]
-        texts = [entry if isinstance(entry, str) else entry.text for entry in entries]
         places: Counter[str] = Counter()
-        ranked: list[tuple[bool, int, int, int]] = []
-        for index, text in sorted(enumerate(texts), key=lambda entry: len(entry[1])):
+        ranked: list[tuple[bool, int, int, str]] = []
+        for text in sorted(self.texts(), key=len):
             issuer = named_issuer(text)
-            ranked.append((issuer not in self._ledger.trusted, places[issuer], len(text), index))
+            ranked.append((issuer not in self._ledger.trusted, places[issuer], len(text), text))
             places[issuer] += 1
-        carried: set[int] = set()
-        for _, _, length, index in sorted(ranked):
+        carried: set[str] = set()
+        for _, _, length, text in sorted(ranked):
             size -= length
             if size < 0:
                 break
-            carried.add(index)
-        return (
-            [text for index, text in enumerate(texts) if index in carried],
-            [text for index, text in enumerate(texts) if index not in carried],
-        )
+            carried.add(text)
+        return tuple(text for text in self.texts() if text in carried)
 
     @property
     def is_settled(self) -> bool:
@@ -211,7 +207,7 @@ class Inbox:
         verdict = self.judge(message)
         if verdict is not Verdict.WAITING:
             return verdict
-        self._wait_for(message)
+        self._waiting.setdefault(message.hash, message)
         self._run()
         raise TokenForged(
             f"workflow {self._ledger.path[-1]}: issuer {message.issuer} is not known yet, and "
@@ -236,9 +232,9 @@ class Inbox:
         verdict: Verdict | None = None
         with suppress(MessageRefused):
             verdict = self.judge(message)
-        answers = self._answers.get(message.hash, 0)
+        answers = self._answers[message.hash]
         if verdict is Verdict.WAITING and answers < _TRUST_ANSWERS:
-            self._wait_for(message)
+            self._waiting.setdefault(message.hash, message)
             return False
         if verdict is Verdict.WAITING:
             error = TokenForged(f"issuer {message.issuer} is unknown to {answers} keyrings")
@@ -246,10 +242,6 @@ class Inbox:
         self._waiting.pop(message.hash, None)  # an update brought it while it was queued
         self._answers.pop(message.hash, None)
         return verdict is Verdict.ACCEPTED
-
-    def _wait_for(self, message: Message) -> None:
-        self._waiting.setdefault(message.hash, message)
-        self._answers.setdefault(message.hash, 0)
 
     def _may_judge(self, entry: str | Message) -> bool:
         now = workflow.time_ns()
@@ -300,19 +292,16 @@ class Inbox:
 
     def _due(self) -> int:
         """When issuers are to be looked up, in Unix milliseconds."""
-        waiting = sum(len(message.text) for message in self._unknown)
+        unknown = self._unknown
         # Not again at once where no worker has keys to answer with: that would never end.
-        at_once = waiting >= _TRUST_AT_ONCE_BYTES and not self._failures
-        if self._trust_asked is None or at_once:
+        is_much = sum(len(message.text) for message in unknown) >= _TRUST_AT_ONCE_BYTES
+        if self._trust_asked is None or (is_much and not self._failures):
             return 0
-        return self._trust_asked + self._pause_ms()
-
-    def _pause_ms(self) -> int:
-        """From one lookup to the next; a key id that none has looked for yet waits for none."""
         if self._trust_soon:
-            return _TRUST_FOR_UPDATE_MS
-        is_new = any(message.issuer not in self._looked_up for message in self._unknown)
-        return _TRUST_FOR_NEW_MS if is_new else _TRUST_EVERY_MS * 2**self._failures
+            return self._trust_asked + _TRUST_FOR_UPDATE_MS
+        if any(message.issuer not in self._looked_up for message in unknown):
+            return self._trust_asked + _TRUST_FOR_NEW_MS
+        return self._trust_asked + _TRUST_EVERY_MS * 2**self._failures
 
     async def _renew_trust(self) -> None:
         self._trust_soon = False

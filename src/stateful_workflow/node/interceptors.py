@@ -35,7 +35,7 @@ from temporalio.worker import (
 )
 
 from ..errors import TokenMalformed
-from ..sealed.message import DEFAULT_NAME, valid_name
+from ..sealed.message import DEFAULT_NAME, parse, valid_name
 from .contract import (
     ACTIVITIES,
     MESSAGE,
@@ -46,7 +46,9 @@ from .contract import (
     URL,
     USE_HEADER,
 )
-from .node import Node, Starting, argument
+from .ledger import Starting
+from .members import to_json
+from .node import Node, argument
 from .workflow import node_of, withheld_here
 
 _METADATA: Final = "__temporal_workflow_metadata"
@@ -124,7 +126,7 @@ class NodeInbound(WorkflowInboundInterceptor):
         if node is None:
             return await super().handle_update_handler(input)
         if input.update == MESSAGE:
-            return await node.on_update(input.args)
+            return (await node.take(parse(argument(input.args)))).to_json()
         await node.ready()
         return await super().handle_update_handler(input)
 
@@ -134,16 +136,16 @@ class NodeInbound(WorkflowInboundInterceptor):
         if node is None:
             return await super().handle_query(input)
         if input.query == MESSAGE:
-            return node.describe(_name(input.args))
+            return to_json(node.view().token(_name(input.args)))
         if input.query == STATUS_QUERY:
-            return node.describe_all()
+            return to_json(node.describe())
         if input.query == STATE_QUERY:
-            return node.describe_state()
+            return node.carried().to_json()
         if input.query == URL:
             return node.api_url
         answer = await super().handle_query(input)
         if input.query == _METADATA and isinstance(answer, WorkflowMetadata):
-            answer.current_details = node.details(answer.current_details)
+            answer.current_details = node.view().details(answer.current_details)
         return answer
 
 
@@ -178,13 +180,13 @@ class NodeOutbound(WorkflowOutboundInterceptor):
         try:
             handle = await super().start_child_workflow(input)
         except asyncio.CancelledError:
-            node.child_failed_to_start(child, may_run=True)
+            node.telling.child_failed_to_start(child, may_run=True)
             raise
         except BaseException as error:
             may_run = isinstance(error, WorkflowAlreadyStartedError)
-            node.child_failed_to_start(child, may_run=may_run)
+            node.telling.child_failed_to_start(child, may_run=may_run)
             raise
-        node.child_started(child)
+        node.telling.child_started(child)
         handle.add_done_callback(lambda handle: _note_end(node, child, handle))
         return handle
 
@@ -215,9 +217,11 @@ def _note_end(node: Node, child: Starting, handle: asyncio.Task[Any]) -> None:
     error = None if handle.cancelled() else handle.exception()
     cause = error.cause if isinstance(error, ChildWorkflowError) else None
     if handle.cancelled() or isinstance(cause, CancelledError):
-        node.child_in_doubt(child)  # only its handle may have been given up
+        node.telling.child_in_doubt(child)  # only its handle may have been given up
     else:
-        node.child_closed(child, settled=not isinstance(cause, TerminatedError | TimeoutError))
+        node.telling.child_closed(
+            child, settled=not isinstance(cause, TerminatedError | TimeoutError)
+        )
 
 
 def _with_use(
@@ -226,4 +230,4 @@ def _with_use(
     node = _node()
     if node is None or activity in ACTIVITIES:
         return headers
-    return {**headers, USE_HEADER: node.use(local=local).to_payload()}
+    return {**headers, USE_HEADER: node.view().use(local=local).to_payload()}

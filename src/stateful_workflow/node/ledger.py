@@ -1,18 +1,17 @@
 """What one node holds and owes: the pure state machine of the protocol.
 
-A ledger judges messages, holds the newest of each (name, authority), knows which
-token is in force here, and which messages each child still lacks. It takes the
-time as an argument and knows nothing of Temporal; `stateful_workflow.node.node` is its
-only driver. Rules: docs/decisions/03-judging.md to 08-floors.md.
+A ledger judges messages, holds the newest of each (name, authority), knows which token is in force
+here, and which messages each child still lacks. It takes the time as an argument and knows nothing
+of Temporal. Rules: docs/decisions/03-judging.md to 08-floors.md, 13 and 17.
 """
 
 from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ..errors import (
     MessageRefused,
@@ -41,9 +40,10 @@ FORMAT: Final = 1
 """Of the carried state; raised by a version that older ones would misread."""
 
 TOO_NEW: Final = "the carried state has format"
-"""How what is said of a `StateTooNew` begins: a failed query brings the words alone."""
+"""How a `StateTooNew` begins: a run that does not replay answers a query with its words alone."""
 
 REMEMBERED_REJECTIONS: Final = 20
+_MALFORMED: Final = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
 
 
 class Verdict(enum.Enum):
@@ -90,12 +90,8 @@ class Child:
     """A child as its parent knows it.
 
     Attributes:
-        id: workflow id.
-        type: workflow type.
-        life: see `Life`.
         withheld: names it was started without (hard); may contain `ALL`.
         delivered: the newest message it was given for each place.
-        epoch: the ledger's epoch when it was started.
         start: which of this node's starts it is; the same id can be started again.
     """
 
@@ -104,18 +100,44 @@ class Child:
     life: Life = Life.STARTING
     withheld: frozenset[str] = frozenset()
     delivered: Mapping[Place, Order] = field(default_factory=dict[Place, Order])
-    epoch: int = 0
     start: int = 0
 
 
 @dataclass(frozen=True)
-class Rejection:
+class Starting:
+    """A start of a child, from its header to its end.
+
+    Attributes:
+        id: of the child.
+        start: which of the node's starts it is.
+        before: the child of that id before it.
+        accepted: how many messages the node had accepted that the header holds; -1 where it
+            holds none.
+    """
+
+    id: str
+    start: int
+    before: Child | None = None
+    accepted: int = 0
+
+    @property
+    def known(self) -> Child | None:
+        """The child before it, unless that was starting itself: nobody knows what became of it."""
+        return None if self.before is None or self.before.life is Life.STARTING else self.before
+
+
+class Rejection(NamedTuple):
     """One message that was not taken: when (Unix milliseconds), why, and which."""
 
     at: int
     reason: str
     fingerprint: str | None
     issuer: str | None
+
+
+def is_among(name: str, names: Collection[str]) -> bool:
+    """Whether a set of withheld names has this one."""
+    return name in names or ALL in names
 
 
 class Ledger:
@@ -151,8 +173,8 @@ class Ledger:
         self.soft: dict[str, dict[str, bool]] = {}
         self.rejected: dict[str, int] = {}
         self.rejections: deque[Rejection] = deque(maxlen=REMEMBERED_REJECTIONS)
-        self.epoch = 0
-        self.starts = 0
+        self._accepted = 0
+        self._starts = 0
 
     # --- judging -------------------------------------------------------------
 
@@ -173,7 +195,7 @@ class Ledger:
             raise WrongAuthority(
                 f"{where}: the message was set at {claims.authority}, which is not above this node"
             )
-        if self.path.index(claims.authority) < self.lowest(claims.name):
+        if self.path.index(claims.authority) < self._lowest(claims.name):
             raise TokenWithheld(
                 f"{where} or one above it was started without {claims.name}; "
                 "only a message set at or below there is taken"
@@ -191,16 +213,17 @@ class Ledger:
         # Before the floors: the answer of the keyring may take the one in the way.
         if message.issuer not in self.trusted:
             return Verdict.WAITING
-        top = self._top(place)
+        floors = [(order, issuer) for issuer, order in self._floors(place).items()]
+        floor, by = max(floors, default=((0, ""), ""))
         # One exactly at the floor was accepted above this node and never reached it.
-        if top is not None and message.order < top[1]:
-            if top[0] == message.issuer:
+        if message.order < floor:
+            if by == message.issuer:
                 raise TokenStale(
                     f"{where}: version {claims.version} of {claims.name} is not newer than "
-                    f"{top[1][0]}; read the status and set again"
+                    f"{floor[0]}; read the status and set again"
                 )
             raise TokenConflict(
-                f"{where}: issuer {top[0]} has set version {top[1][0]} of {claims.name}, "
+                f"{where}: issuer {by} has set version {floor[0]} of {claims.name}, "
                 f"newer than {claims.version}; read the status and decide which one stands"
             )
         verify(message, self.trusted)
@@ -215,21 +238,8 @@ class Ledger:
         verdict = self.check(message, now)
         if verdict is Verdict.ACCEPTED:
             self._hold(message)
-            self.epoch += 1
+            self._accepted += 1
         return verdict
-
-    def reject(self, error: MessageRefused, now: int, message: Message | None = None) -> None:
-        """Count a refusal by its reason and remember the last few."""
-        reason = type(error).__name__
-        self.rejected[reason] = self.rejected.get(reason, 0) + 1
-        self.rejections.append(
-            Rejection(
-                now,
-                reason,
-                None if message is None else message.fingerprint,
-                None if message is None else message.issuer,
-            )
-        )
 
     def _hold(self, message: Message) -> None:
         place = (message.claims.name, message.claims.authority)
@@ -243,37 +253,52 @@ class Ledger:
                 self.last[place[0]] = before
         self.floors.setdefault(place, {})[message.issuer] = message.order
 
+    def reject(self, error: MessageRefused, now: int, message: Message | None = None) -> None:
+        """Count a refusal by its reason and remember the last few."""
+        reason = type(error).__name__
+        self.rejected[reason] = self.rejected.get(reason, 0) + 1
+        about = (None, None) if message is None else (message.fingerprint, message.issuer)
+        self.rejections.append(Rejection(now, reason, *about))
+
+    def trust(self, issuers: Mapping[str, Issuer], revoked: Iterable[str] = ()) -> bool:
+        """Learn issuers, and whether any key was new or newly revoked.
+
+        It only adds and revokes, so that an answer from an older keyring takes nothing back; of
+        the limits of an issuer the last answer counts. A revoked one is never trusted again, and
+        its floors fall away.
+        """
+        before = set(self.trusted), set(self.revoked)
+        self.revoked |= set(revoked)
+        self.trusted = {
+            kid: issuer
+            for kid, issuer in {**self.trusted, **issuers}.items()
+            if kid not in self.revoked
+        }
+        return (set(self.trusted), self.revoked) != before
+
     # --- what is in force ----------------------------------------------------
 
-    def floor(self, name: str, authority: str) -> Order | None:
-        """The highest order accepted there, over the issuers trusted now."""
-        top = self._top((name, authority))
-        return None if top is None else top[1]
-
-    def _top(self, place: Place) -> tuple[str, Order] | None:
-        orders = [
-            (issuer, order)
-            for issuer, order in self.floors.get(place, {}).items()
-            if issuer in self.trusted
-        ]
-        return max(orders, key=lambda entry: entry[1], default=None)
+    def _floors(self, place: Place) -> dict[str, Order]:
+        """The highest order that each issuer trusted now has had accepted in a place."""
+        floors = self.floors.get(place, {})
+        return {issuer: order for issuer, order in floors.items() if issuer in self.trusted}
 
     def overtaken(self, message: Message) -> dict[str, int]:
         """The other trusted issuers who had set one in a held message's place, and its version."""
-        orders = self.floors.get((message.claims.name, message.claims.authority), {})
+        floors = self._floors((message.claims.name, message.claims.authority))
         return {
             issuer: order[0]
-            for issuer, order in orders.items()
-            if issuer != message.issuer and issuer in self.trusted and order < message.order
+            for issuer, order in floors.items()
+            if issuer != message.issuer and order < message.order
         }
 
-    def lowest(self, name: str) -> int:
+    def _lowest(self, name: str) -> int:
         """Index in the path of the highest authority that counts here for a name."""
         return max(self.boundary.get(name, 0), self.boundary.get(ALL, 0))
 
     def in_force(self, name: str) -> Message | None:
         """The nearest authority's message: a token, a revocation that ends the search, or None."""
-        for authority in reversed(self.path[self.lowest(name) :]):
+        for authority in reversed(self.path[self._lowest(name) :]):
             message = self.held.get((name, authority))
             if message is not None and message.claims.inherit is not True:
                 return message
@@ -283,14 +308,16 @@ class Ledger:
         """The credential names anything is held for, sorted."""
         return sorted({name for name, _ in self.held})
 
-    def is_withheld(self, name: str) -> bool:
-        """Whether this node or one above it was started without the name."""
-        return self.lowest(name) > 0
+    def withheld(self) -> tuple[str, ...]:
+        """The names that this node or one above it was started without; may contain `ALL`."""
+        return tuple(sorted(name for name, index in self.boundary.items() if index > 0))
 
-    # --- children ------------------------------------------------------------
+    # --- the life of children ------------------------------------------------
 
-    def start_child(self, child: Child, *, with_messages: bool = True) -> dict[str, Any]:
-        """Register a child about to start and return the state it starts with.
+    def start_child(
+        self, child: Child, *, with_messages: bool = True
+    ) -> tuple[dict[str, Any], Starting]:
+        """Register a child about to start, and return the state it starts with.
 
         Floors go to every child, messages to those they are not withheld from, or to
         none where `with_messages` is false (they are pending then).
@@ -300,68 +327,60 @@ class Ledger:
             for place, message in self.held.items()
             if with_messages and not self._is_kept_from(child, message)
         }
-        self.starts += 1
-        self.children[child.id] = replace(
-            child,
-            start=self.starts,
-            epoch=self.epoch if with_messages else -1,
-            delivered={place: message.order for place, message in held.items()},
-        )
-        start = Ledger(
-            (*self.path, child.id),
-            self.tree,
-            self.trusted,
-            {**self.boundary, **{name: len(self.path) for name in child.withheld}},
-        )
-        start.revoked = self.revoked
-        start.held = held
-        start.floors = self.floors
-        return start.dump()
+        self._starts += 1
+        before = self.children.get(child.id)
+        delivered = {place: message.order for place, message in held.items()}
+        self.children[child.id] = replace(child, start=self._starts, delivered=delivered)
+        boundary = {**self.boundary, **dict.fromkeys(child.withheld, len(self.path))}
+        state = Ledger((*self.path, child.id), self.tree, self.trusted, boundary)
+        state.revoked = self.revoked
+        state.held = held
+        state.floors = self.floors
+        accepted = self._accepted if with_messages else -1
+        return state.dump(), Starting(child.id, self._starts, before, accepted)
 
-    def confirm_child(self, child_id: str, start: int) -> bool:
-        """Note that a start is confirmed; whether anything moved since its header was written."""
-        if not self.is_of(child_id, start):
-            return False
-        child = self.children[child_id]
-        self.children[child_id] = replace(child, life=Life.RUNNING)
-        return child.epoch != self.epoch
-
-    def replaced(self, child_id: str, before: Child | None) -> bool:
-        """Note that a start was confirmed, so that the child of its id before it has closed.
+    def child_started(self, start: Starting) -> bool:
+        """Note that a start is confirmed, so that the child of its id before it has closed.
 
         Returns:
-            Whether a closed child of that id may have left somebody.
+            Whether anything was accepted since its header, or a closed one may have left somebody.
         """
-        if before is not None and before.life is not Life.STARTING:
-            self.closed[child_id] = replace(before, life=Life.CLOSED)
-        return child_id in self.closed
+        if start.known is not None:
+            self.closed[start.id] = replace(start.known, life=Life.CLOSED)
+        has_moved = False
+        if self.is_of(start.id, start.start):
+            self._live(start.id, Life.RUNNING)
+            has_moved = start.accepted != self._accepted
+        return has_moved or start.id in self.closed
 
-    def restored(self, start: int, before: Child | None) -> bool:
-        """Note that a start under a known child's id failed: that child stays as it was.
+    def child_failed_to_start(self, start: Starting, *, may_run: bool) -> bool:
+        """Note that a start failed or was given up; one of its id may run all the same.
 
-        Not one that was starting itself, of which it is not known any more what became.
+        This run may be a reset one, which starts what it has started before.
+
+        Returns:
+            Whether somebody is to be told, or to be asked for.
         """
-        if before is None or before.life is Life.STARTING or not self.is_of(before.id, start):
-            return False
-        self.children[before.id] = before
-        return True
+        if start.known is not None and self.is_of(start.id, start.start):
+            self.children[start.id] = start.known
+            return True
+        if may_run or start.before is not None:
+            return self.doubt_child(start)
+        if self.is_of(start.id, start.start):
+            self.forget_child(start.id)
+        return False
 
-    def start_failed(self, child_id: str, start: int) -> None:
-        """Forget a child whose start failed for good, unless a later one of its id is there."""
-        if self.is_of(child_id, start):
-            self.forget_child(child_id)
-
-    def doubt_child(self, child_id: str, start: int) -> bool:
-        """Note that a start failed although one of its id may run; whether it is to be asked for.
+    def doubt_child(self, start: Starting) -> bool:
+        """Note that one of this id may run; whether it is to be asked for.
 
         Not where a later start is under way, and not where the id stands above this node.
         """
-        if not self.is_of(child_id, start):
+        if not self.is_of(start.id, start.start):
             return False
-        if child_id in self.path:
-            self.forget_child(child_id)
+        if start.id in self.path:
+            self.forget_child(start.id)
             return False
-        self.children[child_id] = replace(self.children[child_id], life=Life.IN_DOUBT)
+        self._live(start.id, Life.IN_DOUBT)
         return True
 
     def take_back(self, child_id: str) -> None:
@@ -379,19 +398,19 @@ class Ledger:
 
     def confirm_children(self) -> None:
         """Take every child for started: a later run is told of none of their starts."""
-        for child in list(self.children.values()):
+        for child in self.children.values():
             if child.life is Life.STARTING:
-                self.children[child.id] = replace(child, life=Life.RUNNING)
+                self._live(child.id, Life.RUNNING)
 
-    def close_child(self, child_id: str, start: int) -> bool:
+    def close_child(self, start: Starting) -> bool:
         """Note that a child has closed; it stays until its running children are found.
 
         Returns:
             Whether it was the child of that start, and no later one of its id.
         """
-        if not self.is_of(child_id, start):
+        if not self.is_of(start.id, start.start):
             return False
-        self.closed[child_id] = replace(self.children.pop(child_id), life=Life.CLOSED)
+        self.closed[start.id] = replace(self.children.pop(start.id), life=Life.CLOSED)
         return True
 
     def is_of(self, child_id: str, start: int) -> bool:
@@ -411,18 +430,19 @@ class Ledger:
             if orphan.id == closed_id or orphan.id in self.children or orphan.id in self.path:
                 continue
             hard = frozenset(orphan.hard) | (closed.withheld if closed else frozenset[str]())
-            self.children[orphan.id] = Child(
-                orphan.id,
-                orphan.type,
-                Life.UNTOLD if orphan.soft is None else Life.RUNNING,
-                withheld=hard,
-            )
+            life = Life.UNTOLD if orphan.soft is None else Life.RUNNING
+            self.children[orphan.id] = Child(orphan.id, orphan.type, life, withheld=hard)
             every = (soft, orphan.soft or {}, self.soft.get(orphan.id, {}))
             if any(every):
                 self.soft[orphan.id] = {
-                    name: any(one.get(name, one.get(ALL, False)) for one in every)
+                    name: any(_is_on(one, name) for one in every)
                     for name in sorted({ALL}.union(*every))
                 }
+
+    def _live(self, child_id: str, life: Life) -> None:
+        self.children[child_id] = replace(self.children[child_id], life=life)
+
+    # --- what children are given ---------------------------------------------
 
     def withhold(self, child_id: str, name: str | None) -> None:
         """From now on pass a name (None: every one) to this child no more (soft)."""
@@ -438,45 +458,38 @@ class Ledger:
         """
         child = self.children.get(child_id)
         if child is not None and child.life is Life.UNTOLD:
-            self.children[child_id] = replace(child, life=Life.RUNNING)
+            self._live(child_id, Life.RUNNING)
             self.withhold(child_id, None)
         if name is None:
             self.soft.pop(child_id, None)
         else:
             self.soft.setdefault(child_id, {})[name] = False
 
-    def withheld_from(self, child_id: str) -> tuple[str, ...]:
+    def withheld_from(self, child: Child) -> tuple[str, ...]:
         """The names a child is not given by this node, hard or soft; may contain `ALL`."""
-        child = self._any(child_id)
-        soft = self.soft.get(child_id, {})
-        return tuple(sorted(child.withheld | {name for name, on in soft.items() if on}))
-
-    def shared_with(self, child_id: str) -> tuple[str, ...]:
-        """The names a child is given by this node although `withheld_from` says `ALL`."""
-        child = self._any(child_id)
-        soft = self.soft.get(child_id, {})
-        names = {name for name, on in soft.items() if not on}
-        return tuple(sorted(name for name in names if not self._withheld_from(child, name)))
-
-    def _any(self, child_id: str) -> Child:
-        return self.children.get(child_id) or self.closed[child_id]
-
-    def _withheld_from(self, child: Child, name: str) -> bool:
-        if ALL in child.withheld or name in child.withheld:
-            return True
         soft = self.soft.get(child.id, {})
-        return soft.get(name, soft.get(ALL, False))
+        return tuple(sorted(child.withheld | {name for name, is_on in soft.items() if is_on}))
+
+    def shared_with(self, child: Child) -> tuple[str, ...]:
+        """The names a child is given by this node although `withheld_from` says `ALL`."""
+        soft = self.soft.get(child.id, {})
+        return tuple(
+            sorted(
+                name
+                for name, is_on in soft.items()
+                if not (is_on or name == ALL or is_among(name, child.withheld))
+            )
+        )
 
     def _is_kept_from(self, child: Child, message: Message) -> bool:
         name = message.claims.name
+        if is_among(name, child.withheld):
+            return True
         # What takes a token away goes on to a child that is not to have it: it may hold it.
-        if message.claims.inherit is False:
-            return ALL in child.withheld or name in child.withheld
-        return self._withheld_from(child, name)
+        return message.claims.inherit is not False and _is_on(self.soft.get(child.id, {}), name)
 
-    def pending(self, child_id: str) -> list[Message]:
+    def pending(self, child: Child) -> list[Message]:
         """The held messages a child should have and was not given."""
-        child = self.children[child_id]
         return [
             message
             for place, message in self.held.items()
@@ -487,19 +500,16 @@ class Ledger:
     def to_tell(self) -> Iterator[tuple[Child, list[Message]]]:
         """The running children that lack something, with what they lack."""
         for child in self.children.values():
-            if child.life is Life.RUNNING:
-                messages = self.pending(child.id)
-                if messages:
-                    yield child, messages
+            if child.life is Life.RUNNING and (messages := self.pending(child)):
+                yield child, messages
 
     def delivered(self, child_id: str, messages: Iterable[Message]) -> None:
         """Note what a child was given, of what is held still: the rest is not what it lacks."""
         child = self.children.get(child_id)
-        if child is None:
-            return
-        places = {(m.claims.name, m.claims.authority): m for m in messages}
-        told = {place: m.order for place, m in places.items() if self.held.get(place) == m}
-        self.children[child_id] = replace(child, delivered={**child.delivered, **told})
+        if child is not None:
+            places = {(m.claims.name, m.claims.authority): m for m in messages}
+            told = {place: m.order for place, m in places.items() if self.held.get(place) == m}
+            self.children[child_id] = replace(child, delivered={**child.delivered, **told})
 
     # --- carrying ------------------------------------------------------------
 
@@ -527,8 +537,12 @@ class Ledger:
             ],
             "soft": self.soft,
             "rejected": self.rejected,
-            "rejections": [[r.at, r.reason, r.fingerprint, r.issuer] for r in self.rejections],
+            "rejections": [list(rejection) for rejection in self.rejections],
         }
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Replace this state by one that `dump` wrote; raises as `load`, and is unchanged then."""
+        vars(self).update(vars(Ledger.load(data)))
 
     @classmethod
     def load(cls, data: Mapping[str, Any]) -> Ledger:
@@ -538,79 +552,44 @@ class Ledger:
             StateUnreadable: where it is malformed.
             StateTooNew: where it is of a later format.
         """
-        ledger = cls(("",), "")
-        ledger.restore(data)
-        return ledger
-
-    def restore(self, data: Mapping[str, Any]) -> None:
-        """Replace this state by one that `dump` wrote.
-
-        Raises:
-            StateUnreadable: as `load`; the state is to be thrown away then.
-            StateTooNew: as `load`.
-        """
         check_format(data)
         if data.get("format") not in range(1, FORMAT + 1):
             raise StateUnreadable(f"the carried state has no known format: {data.get('format')!r}")
         try:
-            self._restore(data)
-        except (
-            KeyError,
-            TypeError,
-            ValueError,
-            OverflowError,
-            AttributeError,
-            TokenMalformed,
-        ) as error:
+            return cls._load(data)
+        except (*_MALFORMED, TokenMalformed) as error:
             raise StateUnreadable(f"the carried state is malformed: {error}") from None
 
-    def _restore(self, data: Mapping[str, Any]) -> None:
-        self.path = tuple(str(part) for part in data["path"])
-        if not self.path:
-            raise ValueError("the path is empty")
-        self.tree = str(data["tree"])
-        self.trusted = read_trusted(data["trusted"])
-        self.revoked = {str(kid) for kid in data["revoked"]}
-        self.boundary = {str(name): int(index) for name, index in data["boundary"].items()}
+    @classmethod
+    def _load(cls, data: Mapping[str, Any]) -> Ledger:
+        ledger = cls(
+            tuple(str(part) for part in data["path"]),
+            str(data["tree"]),
+            read_trusted(data["trusted"]),
+            {str(name): int(index) for name, index in data["boundary"].items()},
+        )
+        ledger.revoked = {str(kid) for kid in data["revoked"]}
         messages = [parse(text) for text in data["held"]]
-        self.held = {(m.claims.name, m.claims.authority): m for m in messages}
-        self.last = {m.claims.name: m for m in map(parse, data["last"])}
-        self.floors = {
+        ledger.held = {(m.claims.name, m.claims.authority): m for m in messages}
+        ledger.last = {m.claims.name: m for m in map(parse, data["last"])}
+        ledger.floors = {
             (str(name), str(authority)): {
                 str(kid): (int(version), str(digest)) for kid, (version, digest) in orders.items()
             }
             for name, authority, orders in data["floors"]
         }
         children = [_child(child) for child in data["children"]]
-        self.children = {child.id: child for child in children if child.life is not Life.CLOSED}
-        self.closed = {child.id: child for child in children if child.life is Life.CLOSED}
-        self.soft = {
-            str(child): {str(name): bool(on) for name, on in names.items()}
+        ledger.children = {child.id: child for child in children if child.life is not Life.CLOSED}
+        ledger.closed = {child.id: child for child in children if child.life is Life.CLOSED}
+        ledger.soft = {
+            str(child): {str(name): bool(is_on) for name, is_on in names.items()}
             for child, names in data["soft"].items()
         }
-        self.rejected = {str(name): int(count) for name, count in data["rejected"].items()}
-        self.rejections = deque(
-            (Rejection(int(at), str(reason), *rest) for at, reason, *rest in data["rejections"]),
-            maxlen=REMEMBERED_REJECTIONS,
+        ledger.rejected = {str(name): int(count) for name, count in data["rejected"].items()}
+        ledger.rejections.extend(
+            Rejection(int(at), str(reason), *about) for at, reason, *about in data["rejections"]
         )
-        self.epoch = 0
-
-    def trust(self, issuers: Mapping[str, Issuer], revoked: Iterable[str] = ()) -> bool:
-        """Learn issuers, and whether any key was new or newly revoked.
-
-        A revoked one is never trusted again, and its floors fall away.
-
-        It only adds and revokes, so that an answer from an older keyring takes nothing back;
-        of the limits of an issuer the last answer counts.
-        """
-        before = set(self.trusted), set(self.revoked)
-        self.revoked |= set(revoked)
-        self.trusted = {
-            kid: issuer
-            for kid, issuer in {**self.trusted, **issuers}.items()
-            if kid not in self.revoked
-        }
-        return (set(self.trusted), self.revoked) != before
+        return ledger
 
 
 def check_format(data: Mapping[str, Any]) -> None:
@@ -635,6 +614,10 @@ def read_trusted(data: Mapping[str, object]) -> dict[str, Issuer]:
         ValueError, AttributeError: where one is malformed.
     """
     return {str(kid): Issuer.from_json(issuer) for kid, issuer in data.items()}
+
+
+def _is_on(soft: Mapping[str, bool], name: str) -> bool:
+    return soft.get(name, soft.get(ALL, False))
 
 
 def _child(data: Mapping[str, Any]) -> Child:

@@ -1,15 +1,14 @@
 """One workflow's live part in a tree.
 
-Runs inside workflow code, so everything here follows from the run's history: the
-header it was started with, the signals and updates it got, and recorded results of
-the activities in `stateful_workflow.worker.courier`.
+Runs in workflow code, so everything here follows from the run's history: its header, the signals
+and updates it got, and the recorded results of the courier's activities.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Literal, cast
@@ -20,13 +19,13 @@ from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import FailureError, is_cancelled_exception
 
 from ..errors import MessageRefused, TokenForged, TokenMalformed
-from ..sealed.message import DEFAULT_NAME, Message, named_issuer, parse
+from ..sealed.message import Message, named_issuer, parse
 from ..sealed.origins import allowed_origin, is_allowed, origin_of
 from ..text.printable import printable
-from . import contract
-from .contract import NODE_HEADER, RECOVER, RecoverResult
-from .describe import describe_ledger, details_line, first_of_each_name, status_of
-from .headers import Start, Use
+from .answers import NodeStatus
+from .contract import MANY_SIGNALS, MAX_SIGNALS, NODE_HEADER, RECOVER, RecoverResult
+from .describe import View
+from .headers import Start
 from .inbox import Inbox, now_ms
 from .ledger import (
     ALL,
@@ -34,12 +33,12 @@ from .ledger import (
     Ledger,
     Life,
     Place,
-    StateTooNew,
+    Starting,
     StateUnreadable,
     Verdict,
 )
 from .record import NodeRecord
-from .status import TokenState, TokenStatus
+from .status import TokenStatus
 from .telling import Telling, courier_queue
 
 _DRAIN: Final = timedelta(seconds=10)
@@ -48,20 +47,13 @@ _RECOVERY_ATTEMPTS: Final = 5
 _ASK_AGAIN: Final = timedelta(seconds=10)
 _HEADER_BYTES_A_TASK: Final = 1_000_000
 _CARRIED_WAITING_BYTES: Final = 500_000
-_USE_BYTES: Final = 4096
 _LARGEST_ARGUMENT: Final = 32_768
 """Bytes of a payload: the largest message in any encoding a converter is likely to give it."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a workflow class says of its node; acts when a child or a run starts, never after.
-
-    Attributes:
-        share: workflow types the tokens are passed to; None means all that `withhold` leaves.
-        withhold: workflow types they are not passed to.
-        api_url: the address a workflow has when it is started without one.
-    """
+    """What a workflow class says of its node; acts when a child or a run starts, never after."""
 
     share: tuple[str, ...] | None = None
     withhold: tuple[str, ...] = ()
@@ -69,9 +61,8 @@ class Settings:
 
     def withholds(self, child_type: str) -> bool:
         """Whether a child of this type is started without the tokens."""
-        if self.share is not None and child_type not in self.share:
-            return True
-        return child_type in self.withhold
+        is_shared = self.share is None or child_type in self.share
+        return not is_shared or child_type in self.withhold
 
 
 class Node:
@@ -89,31 +80,27 @@ class Node:
         info = workflow.info()
         self._settings = settings
         start = _read_start(headers)
+        takes_part = start is not None
         if start is None:
-            self.ledger = Ledger((info.workflow_id,), info.first_execution_run_id)
-            self.api_url = settings.api_url
-        else:
-            self.ledger = Ledger.load(start.ledger)
-            self.ledger.confirm_children()
-            own = start.api_url if start.api_url is not None else settings.api_url
-            self.api_url = own if own is not None else start.parent_api_url
-        began = None if start is None else start.since
-        self._since = now_ms() if began is None else began
-        self._written_by = None if start is None else start.run
+            start = Start(Ledger((info.workflow_id,), info.first_execution_run_id).dump())
+        self.ledger = Ledger.load(start.ledger)
+        self.ledger.confirm_children()
+        urls = (start.api_url, settings.api_url, start.parent_api_url)
+        self.api_url = next((url for url in urls if url is not None), None)
+        self._since = now_ms() if start.since is None else start.since
+        self._written_by = start.run
+        self._lost = start.lost
         # Retries and cron runs wake with the first header (docs/decisions/23-retried-runs.md).
-        self.recovering = info.continued_run_id not in (None, self._written_by)
+        self.recovering = info.continued_run_id not in (None, start.run)
         self._first_held: dict[Place, Message] = {}
         if self.recovering:
             self._first_held, self.ledger.held = self.ledger.held, {}
-        self._lost = start is not None and start.lost
-        self._reports: dict[str, dict[str, int]] = {}
         self._record = NodeRecord()
-        self._telling = Telling(self.ledger, self._since, takes_part=start is not None)
-        self._inbox = Inbox(self.ledger, self._record, self._telling.accepted)
-        if start is not None:
-            self._inbox.queue(start.waiting)
-        self.signals = 0
-        self._warned = False
+        self.telling = Telling(self.ledger, self._since, takes_part=takes_part)
+        self._inbox = Inbox(self.ledger, self._record, self.telling.accepted)
+        self._inbox.queue(start.waiting)
+        self._reports: dict[str, dict[str, int]] = {}
+        self._signals = 0
         self._updates = 0
         self._header_bytes = 0
         self._header_at = 0
@@ -157,14 +144,6 @@ class Node:
             self._record.rejected(error, message)
             raise
 
-    async def on_update(self, args: Sequence[Any]) -> dict[str, Any]:
-        """Take a message from the `apiToken` update and answer with the status.
-
-        Raises:
-            MessageRefused: where it was turned down after all.
-        """
-        return (await self.take(parse(argument(args)))).to_json()
-
     async def take(self, message: Message) -> TokenStatus:
         """Judge a message, waiting for its issuer to become known, and return the status.
 
@@ -178,10 +157,10 @@ class Node:
             if verdict is Verdict.WAITING:
                 verdict = await self._inbox.until_known(message)
             if verdict is Verdict.ACCEPTED:
-                self._telling.accepted(by_update=True)
+                self.telling.accepted(by_update=True)
         finally:
             self._updates -= 1
-        return self.status(message.claims.name)
+        return self.view().status(message.claims.name)
 
     def on_report(self, args: Sequence[Any]) -> None:
         """Note that an API refused a token this node is the authority of; raises nothing."""
@@ -220,91 +199,25 @@ class Node:
 
     # --- what is shown -------------------------------------------------------
 
-    def status(self, name: str) -> TokenStatus:
-        """What is known of a credential here."""
-        message = self.ledger.in_force(name)
-        if message is None:
-            return TokenStatus(name, self._state_without(name))
-        return status_of(self.ledger, message, now_ms())
-
-    def _state_without(self, name: str) -> TokenState:
-        if self.recovering or self._inbox.waits(name):
-            return "waiting"
-        if self._needs_set():
-            return "needs_set"
-        return "withheld" if self.ledger.is_withheld(name) else "none"
-
-    def _needs_set(self) -> bool:
-        return self._lost and not self.ledger.held
-
-    def describe(self, name: str) -> dict[str, Any] | None:
-        """The answer of the `apiToken` query: status and sealed token, or None."""
-        status = self.status(name)
-        if status.state == "none":
-            return None
-        return {**status.to_json(), "sealed": self._sealed(name)}
-
-    def _sealed(self, name: str) -> str | None:
-        message = self.ledger.in_force(name)
-        return message.text if message is not None and message.kind == "token" else None
-
-    def describe_all(self) -> dict[str, Any]:
-        """The answer of the `apiTokenStatus` query; never a sealed token."""
-        return {
-            **describe_ledger(
-                self.ledger,
-                now_ms(),
-                self._inbox.waiting,
-                self._telling.reasons,
-            ),
-            "type": workflow.info().workflow_type,
-            "api_url": self.api_url,
-            "needs_set": self._needs_set(),
-            "recovering": self.recovering,
-            "reports": self._reports,
-            "signals": self.signals,
-            "courier": courier_queue(),
-        }
-
-    def details(self, theirs: str) -> str:
-        """Temporal's own workflow details: what the user's code has there, and a line of ours."""
-        ledger = self.ledger
-        withheld = {name for name in ledger.boundary if ledger.is_withheld(name)}
-        waiting = {message.claims.name for message in first_of_each_name(self._inbox.waiting)}
-        names = {*ledger.names(), *waiting, *withheld - {ALL}}
-        if ALL in withheld or self._needs_set() or self.recovering:
-            names |= {DEFAULT_NAME}
-        statuses = [self.status(name) for name in sorted(names)]
-        line = details_line(statuses, ledger.path[-1], withheld)
-        return "\n\n".join(text for text in (theirs, line) if text)
-
-    def use(self, *, local: bool) -> Use:
-        """What an activity of this node may open, as it stands now.
-
-        A local one carries every token, since it cannot ask; others only what is small.
-        """
-        ledger = self.ledger
-        own = ledger.path[-1]
-        tokens: dict[str, Mapping[str, str | None]] = {}
-        room = _USE_BYTES
-        for name in ledger.names():
-            sealed = self._sealed(name)
-            room -= 0 if sealed is None else len(sealed)
-            tokens[name] = {
-                "state": self.status(name).state,
-                "sealed": sealed if local or room >= 0 else None,
-            }
-        return Use(
-            root=ledger.path[0],
-            tree=ledger.tree,
+    def view(self) -> View:
+        """The node as it stands."""
+        return View(
+            self.ledger,
+            now_ms(),
+            self._inbox.waiting,
+            self.telling.reasons,
+            recovering=self.recovering,
+            lost=self._lost,
             api_url=self.api_url,
-            tokens=tokens,
-            own={
-                name: message.text
-                for (name, at), message in ledger.held.items()
-                if at == own and message.kind == "revocation"
-            },
-            last={name: message.text for name, message in ledger.last.items()},
+        )
+
+    def describe(self) -> NodeStatus:
+        """The answer of the `apiTokenStatus` query; never a sealed token."""
+        return self.view().node(
+            workflow.info().workflow_type,
+            signals=self._signals,
+            courier=courier_queue(),
+            reports=self._reports,
         )
 
     # --- children ------------------------------------------------------------
@@ -321,39 +234,11 @@ class Node:
         self._header_bytes += sum(len(message.text) for message in self.ledger.held.values())
         # The server ends a parent whose one task carries too much (docs/decisions/22-headers.md).
         fits = self._header_bytes <= _HEADER_BYTES_A_TASK
-        before = self.ledger.children.get(child_id)
         child = Child(child_id, child_type, withheld=withheld)
-        state = self.ledger.start_child(child, with_messages=fits)
+        state, starting = self.ledger.start_child(child, with_messages=fits)
         for name in sorted(withheld):
             self._record.kept_from("withhold", child_id, child_type, name, "start")
-        header = Start(state, parent_api_url=self.api_url).to_payload()
-        return header, Starting(child_id, self.ledger.starts, before)
-
-    def child_started(self, child: Starting) -> None:
-        """A child's start was confirmed; whom one of its id before it left is looked for now."""
-        if self.ledger.replaced(child.id, child.before):
-            self._telling.changed()
-        self._telling.child_started(child.id, child.start)
-
-    def child_failed_to_start(self, child: Starting, *, may_run: bool) -> None:
-        """A child's start failed, or was given up; it may run all the same.
-
-        This run may be a reset one, which starts what it has started before.
-        """
-        if self.ledger.restored(child.start, child.before):
-            self._telling.changed()
-        elif may_run or child.before is not None:
-            self.child_in_doubt(child)
-        else:
-            self.ledger.start_failed(child.id, child.start)
-
-    def child_in_doubt(self, child: Starting) -> None:
-        """A child may run, and nothing more is heard of it: the server is asked."""
-        self._telling.child_in_doubt(child.id, child.start)
-
-    def child_closed(self, child: Starting, *, settled: bool) -> None:
-        """A child closed, the one of that start; `settled` where it had passed on all before."""
-        self._telling.child_closed(child.id, child.start, settled=settled)
+        return Start(state, parent_api_url=self.api_url).to_payload(), starting
 
     def withhold(self, child_id: str, name: str | None) -> None:
         """Pass a name (None: all) to this child no more."""
@@ -364,30 +249,25 @@ class Node:
         """Pass it again, the newest at once."""
         self.ledger.share(child_id, name)
         self._record_kept("share", child_id, name)
-        self._telling.changed()
+        self.telling.changed()
 
-    def _record_kept(
-        self, action: Literal["withhold", "share"], child_id: str, name: str | None
-    ) -> None:
-        child = self.ledger.children.get(child_id)
-        child_type = None if child is None else child.type
-        self._record.kept_from(action, child_id, child_type, ALL if name is None else name)
+    def _record_kept(self, what: Literal["withhold", "share"], id: str, name: str | None) -> None:
+        child = self.ledger.children.get(id)
+        self._record.kept_from(what, id, None if child is None else child.type, name or ALL)
 
     def count_signal(self) -> None:
         """Count a signal that this run takes, a user's too, and warn when it takes few more."""
-        self.signals += 1
-        if self.signals < contract.MANY_SIGNALS or self._warned:
-            return
-        self._warned = True
-        warn(
-            f"Workflow {self.ledger.path[-1]} has taken {self.signals:,} of the "
-            f"{contract.MAX_SIGNALS:,} signals that a run may have. Let it continue as new"
-        )
+        self._signals += 1
+        if self._signals == MANY_SIGNALS:
+            warn(
+                f"Workflow {self.ledger.path[-1]} has taken {self._signals:,} of the "
+                f"{MAX_SIGNALS:,} signals that a run may have. Let it continue as new"
+            )
 
     def begin(self) -> None:
         """Judge and tell, now that the run begins or its state is recovered."""
         self._inbox.begin()
-        self._telling.begin()
+        self.telling.begin()
 
     # --- the run's ends ------------------------------------------------------
 
@@ -406,8 +286,7 @@ class Node:
         try:
             answer = await _ask_closed_run(self._written_by)
             if answer.state is not None:
-                with _naming_the_workflow():
-                    self._resume(Start.from_json(answer.state))
+                self._resume(Start.from_json(answer.state))
             elif answer.asked:
                 self.ledger.held = self._first_held
             self._lost = self._lost or not answer.asked
@@ -420,7 +299,7 @@ class Node:
                 f"workflow {info.workflow_id} again"
             )
         self._first_held = {}
-        self._telling.resume(self._since)
+        self.telling.resume(self._since)
         self.recovering = False
         self._record_start()
 
@@ -438,53 +317,39 @@ class Node:
 
     def carry(self) -> Payload:
         """The header of the next run; what finds no room in it is counted as refused."""
-        _, left_out = self._inbox.within(_CARRIED_WAITING_BYTES)
-        for text in left_out:
-            issuer = named_issuer(text)
-            self._inbox.reject(TokenForged(f"issuer {issuer} is not known, and too many waited"))
-        return self._carried(workflow.info().run_id).to_payload()
+        carried = set(self._inbox.within(_CARRIED_WAITING_BYTES))
+        for text in self._inbox.texts():
+            if text not in carried:
+                issuer = named_issuer(text)
+                error = TokenForged(f"issuer {issuer} is not known, and too many waited")
+                self._inbox.reject(error)
+        return self.carried(workflow.info().run_id).to_payload()
 
-    def describe_state(self) -> dict[str, Any]:
-        """The answer of the `statefulState` query: what the next run would be given."""
-        return self._carried(None).to_json()
-
-    def _carried(self, run: str | None) -> Start:
-        waiting, _ = self._inbox.within(_CARRIED_WAITING_BYTES)
+    def carried(self, run: str | None = None) -> Start:
+        """What the next run would be given; without a run the answer to `statefulState`."""
         return Start(
             self.ledger.dump(),
             run,
             self.api_url,
             None,
-            tuple(waiting),
-            self.recovering or self._needs_set(),
+            self._inbox.within(_CARRIED_WAITING_BYTES),
+            self.recovering or self.view().needs_set,
             self._since,
         )
 
     async def drain(self) -> None:
         """Finish judging and telling before the run closes, within 10 s."""
         self._inbox.hurry()
-        if self._is_settled():
-            return
-        try:
-            await workflow.wait_condition(self._is_settled, timeout=_DRAIN)
-        except asyncio.TimeoutError:
-            return
+        if not self._is_settled():
+            with suppress(asyncio.TimeoutError):
+                await workflow.wait_condition(self._is_settled, timeout=_DRAIN)
 
     def _is_settled(self) -> bool:
         if self._updates or not self._inbox.is_settled:
             return False
         if any(child.life is Life.STARTING for child in self.ledger.children.values()):
             return False
-        return self._telling.is_settled
-
-
-@dataclass(frozen=True)
-class Starting:
-    """A start of a child: which of the node's it is, and the child of that id before it."""
-
-    id: str
-    start: int
-    before: Child | None
+        return self.telling.is_settled
 
 
 def argument(args: Sequence[Any]) -> object:
@@ -513,8 +378,7 @@ def warn(text: str) -> None:
 
 def _read_start(headers: Mapping[str, Payload]) -> Start | None:
     try:
-        with _naming_the_workflow():
-            start = Start.from_headers(headers)
+        start = Start.from_headers(headers)
     except ValueError as error:
         warn(f"{error}; the workflow is taken for a root")
         return None
@@ -528,14 +392,6 @@ def _read_start(headers: Mapping[str, Payload]) -> Start | None:
         warn(f"The header {NODE_HEADER} was not written for this workflow; it is taken for a root")
         return None
     return start
-
-
-@contextmanager
-def _naming_the_workflow() -> Generator[None, None, None]:
-    try:
-        yield
-    except StateTooNew as error:
-        raise StateTooNew(f"workflow {workflow.info().workflow_id}: {error}") from None
 
 
 async def _ask_closed_run(written_by: str | None) -> RecoverResult:

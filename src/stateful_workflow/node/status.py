@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from ..sealed.message import Message
+from .members import CLAIMS, ID, NAME, VERSION, VERSIONS, member, one_of, optional, to_json
 
 TokenState = Literal["none", "held", "revoked", "expired", "withheld", "waiting", "needs_set"]
 """What is known of a credential at a workflow.
@@ -16,7 +17,6 @@ is. expired: the token is past its expiry. withheld: the workflow was started wi
 it. waiting: a message of an issuer who is not known yet. needs_set: the state of the
 run before was lost (past retention); set the token again.
 """
-
 
 _CURES: Final[Mapping[str, str]] = {
     "none": "set one here or at a workflow above",
@@ -29,6 +29,15 @@ _CURES: Final[Mapping[str, str]] = {
 def cure(state: str) -> str:
     """What to do at a workflow that has no token to use, for its `TokenState`."""
     return f"state {state}; {_CURES.get(state, 'see its status')}"
+
+
+def state_without(*, waiting: bool, needs_set: bool, withheld: bool) -> TokenState:
+    """The state of a credential of which no message is in force: the first of these that is so."""
+    if waiting:
+        return "waiting"
+    if needs_set:
+        return "needs_set"
+    return "withheld" if withheld else "none"
 
 
 @dataclass(frozen=True)
@@ -50,17 +59,19 @@ class TokenStatus:
             key id to version.
     """
 
-    name: str
-    state: TokenState
-    version: int | None = None
-    fingerprint: str | None = None
-    authority: str | None = None
-    issuer: str | None = None
-    origins: tuple[str, ...] = ()
-    types: tuple[str, ...] | None = None
-    readers: tuple[str, ...] | None = None
-    expires_at: int | None = None
-    overtaken: Mapping[str, int] = field(default_factory=dict[str, int])
+    name: str = member(NAME)
+    state: TokenState = member(one_of(get_args(TokenState)))  # noqa: RUF009 - a dataclass field
+    version: int | None = member(optional(VERSION), None)
+    fingerprint: str | None = member(optional(ID), None)
+    authority: str | None = member(optional(ID), None)
+    issuer: str | None = member(optional(ID), None)
+    origins: tuple[str, ...] = member(CLAIMS, ())
+    types: tuple[str, ...] | None = member(optional(CLAIMS), None)
+    readers: tuple[str, ...] | None = member(optional(CLAIMS), None)
+    expires_at: int | None = member(optional(VERSION), None)
+    overtaken: Mapping[str, int] = field(
+        default_factory=dict[str, int], metadata={"check": optional(VERSIONS, {})}
+    )
 
     @classmethod
     def of_message(cls, message: Message) -> TokenStatus:
@@ -86,19 +97,7 @@ class TokenStatus:
 
     def to_json(self) -> dict[str, Any]:
         """The same as JSON data."""
-        return {
-            "name": self.name,
-            "state": self.state,
-            "version": self.version,
-            "fingerprint": self.fingerprint,
-            "authority": self.authority,
-            "issuer": self.issuer,
-            "origins": list(self.origins),
-            "types": None if self.types is None else list(self.types),
-            "readers": None if self.readers is None else list(self.readers),
-            "expires_at": self.expires_at,
-            "overtaken": dict(self.overtaken),
-        }
+        return to_json(self)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from temporalio.exceptions import FailureError
 
 from ..sealed.message import Message
 from .contract import TELL, TellRequest, TellResult, courier_queue_of
-from .ledger import Child, Ledger, Life
+from .ledger import Child, Ledger, Life, Starting
 
 _ATTEMPT: Final = timedelta(seconds=60)
 _HEARTBEAT: Final = timedelta(seconds=15)
@@ -66,7 +66,7 @@ class Telling:
         self._unfinished = False
         self._is_patient = False
         self._context = contextvars.copy_context()
-        self._in_flight: dict[str, set[str]] = {}
+        self._under_way: list[_Attempt] = []
         self.reasons: dict[str, str] = {}
         """For each child that could not be told, or not be found, why."""
         self.resume(since)
@@ -106,21 +106,26 @@ class Telling:
         elif not by_update:
             self.changed()
 
-    def child_started(self, child_id: str, start: int) -> None:
+    def child_started(self, start: Starting) -> None:
         """A child's start was confirmed; it may lack what has been accepted meanwhile."""
         self._is_parent = True
-        if self._ledger.confirm_child(child_id, start):
+        if self._ledger.child_started(start):
             self.changed()
 
-    def child_in_doubt(self, child_id: str, start: int) -> None:
-        """A child's start failed, and it may run all the same."""
-        if self._ledger.doubt_child(child_id, start):
+    def child_failed_to_start(self, start: Starting, *, may_run: bool) -> None:
+        """A child's start failed, or was given up; it may run all the same."""
+        if self._ledger.child_failed_to_start(start, may_run=may_run):
             self._is_parent = True
             self.changed()
 
-    def child_closed(self, child_id: str, start: int, *, settled: bool) -> None:
+    def child_in_doubt(self, start: Starting) -> None:
+        """A child may run, and nothing more is heard of it: the server is asked."""
+        if self._ledger.doubt_child(start):
+            self.changed()
+
+    def child_closed(self, start: Starting, *, settled: bool) -> None:
         """A child closed; one that `settled` had told its own children all that it knew."""
-        if not self._ledger.close_child(child_id, start):
+        if not self._ledger.close_child(start):
             return
         if not settled or len(self._ledger.closed) % _LOOKED_FOR_AT_ONCE == 0:
             self.changed()
@@ -175,49 +180,47 @@ class Telling:
         if handle.done():
             self._settle(attempt)
         else:
-            self._land(attempt)
+            self._under_way.remove(attempt)
             handle.add_done_callback(_drop)
             handle.cancel()
 
     def _begin(self, *, patient: bool) -> _Attempt:
         for variable, value in self._context.items():
             variable.set(value)
+        room = _Room(self.reasons)
+        lacking = self._lacking()
         messages: dict[str, int] = {}
         told: dict[str, list[Message]] = {}
         targets: list[tuple[str, str, list[int]]] = []
-        room = _Room(self.reasons)
-        lacking = {child.id: self._not_in_flight(child, m) for child, m in self._ledger.to_tell()}
-        for child in room.that_fit(self._ledger.children[id] for id, m in lacking.items() if m):
+        for child in room.that_fit(self._ledger.children[child_id] for child_id in lacking):
             told[child.id] = lacking[child.id]
             indexes = [messages.setdefault(m.text, len(messages)) for m in told[child.id]]
             targets.append((child.id, child.type, indexes))
         in_doubt = [child.id for child in room.that_fit(self._in_doubt())]
-        closed = list(room.that_fit(self._ledger.closed.values()))
-        starts = {child.id: child.start for child in self._ledger.children.values()}
+        closed = {child.id: child for child in room.that_fit(self._ledger.closed.values())}
         request = TellRequest(
             list(messages),
             targets,
             in_doubt,
-            [(child.id, child.type) for child in closed],
+            [(child.id, child.type) for child in closed.values()],
             self._since,
             patient,
             room.left_out,
         )
-        closed_starts = {child.id: child.start for child in closed}
-        attempt = _Attempt(request, told, starts, closed_starts, self._start(request))
-        for child_id, lacks in told.items():
-            self._in_flight.setdefault(child_id, set()).update(m.hash for m in lacks)
+        children = dict(self._ledger.children)
+        attempt = _Attempt(request, told, children, closed, self._start(request))
+        self._under_way.append(attempt)
         return attempt
 
-    def _not_in_flight(self, child: Child, messages: Iterable[Message]) -> list[Message]:
-        in_flight = self._in_flight.get(child.id, set())
-        return [message for message in messages if message.hash not in in_flight]
-
-    def _land(self, attempt: _Attempt) -> None:
-        for child_id, messages in attempt.told.items():
-            self._in_flight[child_id] -= {message.hash for message in messages}
-            if not self._in_flight[child_id]:
-                del self._in_flight[child_id]
+    def _lacking(self) -> dict[str, list[Message]]:
+        """What children lack, but for what is on its way to them."""
+        lacking: dict[str, list[Message]] = {}
+        for child, messages in self._ledger.to_tell():
+            sent = [m for attempt in self._under_way for m in attempt.told.get(child.id, ())]
+            rest = [message for message in messages if message not in sent]
+            if rest:
+                lacking[child.id] = rest
+        return lacking
 
     def _start(self, request: TellRequest) -> workflow.ActivityHandle[TellResult]:
         return workflow.start_activity(
@@ -236,7 +239,7 @@ class Telling:
     # --- what came of it -----------------------------------------------------
 
     def _settle(self, attempt: _Attempt) -> None:
-        self._land(attempt)
+        self._under_way.remove(attempt)
         request, told = attempt.request, attempt.told
         try:
             result = attempt.handle.result()
@@ -252,24 +255,23 @@ class Telling:
             ledger.forget_child(child_id)
         for child_id in self._same(attempt, result.mine):
             ledger.take_back(child_id)
-        looked_for = attempt.closed.keys()
         for child_id, orphans in result.orphans.items():
             closed = ledger.closed.get(child_id)
-            if child_id in looked_for:
-                is_same = closed is not None and closed.start == attempt.closed[child_id]
+            if child_id in attempt.closed:
+                is_same = closed is not None and closed.start == attempt.closed[child_id].start
             else:
                 is_same = bool(self._same(attempt, [child_id]))
             if is_same:
                 ledger.adopt(child_id, orphans)
-        tried = {*looked_for, *request.in_doubt, *told}
+        tried = {*attempt.closed, *request.in_doubt, *told}
         untried = {id: why for id, why in self.reasons.items() if id not in tried}
         self.reasons = {**untried, **result.failed}
         self._unfinished = self._unfinished or _is_unfinished(result)
 
     def _same(self, attempt: _Attempt, child_ids: Iterable[str]) -> list[str]:
         """Those who are still the children that were meant, and not later ones of their ids."""
-        starts = attempt.starts
-        return [id for id in child_ids if self._ledger.is_of(id, starts.get(id, -1))]
+        meant = attempt.children
+        return [id for id in child_ids if id in meant and self._ledger.is_of(id, meant[id].start)]
 
 
 @dataclass
@@ -288,21 +290,21 @@ class _Lane:
         return not self.due and not self.is_running
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Attempt:
     """A telling under way.
 
     Attributes:
         request: what was asked.
         told: the messages in it, by child.
-        starts, closed: for each child, and closed child, which of the node's starts it is.
+        children, closed: the node's children as they were, and the closed ones that it is about.
         handle: of the activity.
     """
 
     request: TellRequest
     told: Mapping[str, list[Message]]
-    starts: Mapping[str, int]
-    closed: Mapping[str, int]
+    children: Mapping[str, Child]
+    closed: Mapping[str, Child]
     handle: workflow.ActivityHandle[TellResult]
 
 
@@ -319,18 +321,20 @@ class _Room:
     def __init__(self, failed: Mapping[str, str]) -> None:
         self._failed = failed
         self._bytes = _REQUEST_BYTES
-        self.left_out = False
+
+    @property
+    def left_out(self) -> bool:
+        """Whether any found no room."""
+        return self._bytes < 0
 
     def that_fit(self, children: Iterable[Child]) -> Iterator[Child]:
         for child in sorted(children, key=lambda child: child.id in self._failed):
             self._bytes -= len(child.id) + len(child.type)
             if self._bytes < 0:
-                self.left_out = True
                 return
             yield child
 
 
 def _drop(handle: asyncio.Task[TellResult]) -> None:
-    """Look at what became of an activity, so that asyncio does not log that nobody did."""
     if not handle.cancelled():
-        handle.exception()
+        handle.exception()  # else asyncio logs that nobody looked at it

@@ -112,7 +112,7 @@ class StatefulWorkflow:
 
     def token_status(self, name: str) -> TokenStatus | None:
         """What is known of a credential without opening it; None where nothing is."""
-        status = self.stateful_node.status(name)
+        status = self.stateful_node.view().status(name)
         return None if status.state == "none" else status
 
     async def set_api_token(self, sealed: SealedToken) -> TokenStatus:

@@ -1,0 +1,149 @@
+"""Members of what workflows say of themselves: each is named once, written and read by that. Pure.
+
+A workflow is another program, of whatever language, version and intent. What is read is held
+against the types and limits of docs/wire-format.md; members that are not known are ignored, and an
+absent one counts as null. No error here holds anything of what was read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, field, fields, is_dataclass
+from enum import Enum
+from typing import Any, Final, TypeVar, cast
+
+from ..errors import AnswerMalformed
+from ..sealed.message import MAX_LIST, MAX_VERSION, valid_name
+
+MAX_ENTRIES: Final = 16_384
+"""Of a list in a status, which as this library writes it holds no more in the server's 2 MB.
+
+A node may know more children than the 2,000 that one run may have open: those of the runs before
+it, and those of closed children.
+"""
+
+Check = Callable[[object], Any]
+"""Gives what was read, or raises `AnswerMalformed`."""
+
+T = TypeVar("T")
+
+
+def member(
+    check: Check, default: Any = MISSING, *, is_part: bool = False, omit_null: bool = False
+) -> Any:
+    """A field of a dataclass that is written and read.
+
+    Args:
+        check: reads it.
+        default: of the field.
+        is_part: its members stand beside it, and not under its name.
+        omit_null: it is not written where it is None.
+    """
+    metadata = {"check": check, "is_part": is_part, "omit_null": omit_null}
+    return field(default=default, metadata=metadata)
+
+
+def read(cls: type[T], value: object) -> T:
+    """Read an object of such a class.
+
+    Raises:
+        AnswerMalformed: a member that is read is not what it has to be.
+    """
+    members = OBJECT(value)
+    found: dict[str, Any] = {}
+    for one in fields(cast("Any", cls)):
+        if "check" not in one.metadata:
+            continue  # it is written alone
+        try:
+            part = members if one.metadata.get("is_part") else members.get(one.name)
+            found[one.name] = one.metadata["check"](part)
+        except AnswerMalformed as error:
+            where = "" if one.metadata.get("is_part") else f"{one.name}: "
+            raise AnswerMalformed(f"{where}{error}") from None
+    return cls(**found)
+
+
+def to_json(value: object) -> Any:
+    """The same as JSON data."""
+    if is_dataclass(value):
+        written: dict[str, Any] = {}
+        for one in fields(value):
+            inner = to_json(getattr(value, one.name))
+            if one.metadata.get("is_part"):
+                written |= inner
+            elif not (inner is None and one.metadata.get("omit_null")):
+                written[one.name] = inner
+        return written
+    if isinstance(value, Mapping):
+        members = cast("Mapping[str, object]", value)
+        return {name: to_json(inner) for name, inner in members.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(inner) for inner in cast("list[object]", value)]
+    return value.value if isinstance(value, Enum) else value
+
+
+# --- what a member may be ----------------------------------------------------
+
+
+def that(test: Callable[[Any], bool], expected: str) -> Check:
+    """What passes a test."""
+
+    def check(value: object) -> object:
+        if not test(value):
+            raise AnswerMalformed(f"it is no {expected}")
+        return value
+
+    return check
+
+
+def text(least: int, most: int) -> Check:
+    """A text of so many bytes in UTF-8."""
+
+    def is_text(value: object) -> bool:
+        try:
+            return isinstance(value, str) and least <= len(value.encode()) <= most
+        except UnicodeEncodeError:  # half of a surrogate pair, as JSON may have it
+            return False
+
+    return that(is_text, f"text of {least} to {most} bytes")
+
+
+def integer(least: int) -> Check:
+    """An integer from there on."""
+    return that(
+        lambda value: type(value) is int and least <= value <= MAX_VERSION,
+        f"integer of {least} to 2^53-1",
+    )
+
+
+def one_of(known: tuple[str, ...]) -> Check:
+    """One of these words."""
+    return that(lambda value: isinstance(value, str) and value in known, "word known here")
+
+
+def optional(check: Check, absent: object = None) -> Check:
+    """As the check has it, or null."""
+    return lambda value: absent if value is None else check(value)
+
+
+def list_of(check: Check, most: int = MAX_ENTRIES) -> Check:
+    """A list of at most so many, as a tuple."""
+    entries = that(
+        lambda value: isinstance(value, list) and len(cast("list[Any]", value)) <= most,
+        f"list of at most {most}",
+    )
+    return lambda value: tuple(map(check, entries(value)))
+
+
+def _versions(value: object) -> dict[str, int]:
+    return {ID(issuer): VERSION(version) for issuer, version in OBJECT(value).items()}
+
+
+OBJECT: Final = that(lambda value: isinstance(value, dict), "object")
+FLAG: Final = that(lambda value: isinstance(value, bool), "boolean")
+NAME: Final = that(lambda value: isinstance(value, str) and valid_name(value), "credential name")
+ID: Final = text(1, 1_000)
+ANY: Final = text(0, 2 * 1024 * 1024)
+VERSION: Final = integer(1)
+VERSIONS: Final[Check] = _versions
+CLAIMS: Final = list_of(text(1, 4_000), MAX_LIST)  # of up to 1,000 characters
