@@ -72,12 +72,10 @@ async def worker(client: Client, queue: str) -> AsyncIterator[Worker]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up soon on workers that do not answer."""
-    for module in ("client", "walk"):
-        monkeypatch.setattr(
-            f"stateful_workflow.client.{module}._QUERY_TIMEOUT", timedelta(seconds=2)
-        )
+    monkeypatch.setattr("stateful_workflow.client.walk._QUERY_TIMEOUT", timedelta(seconds=2))
+    monkeypatch.setattr("stateful_workflow.client.calls._QUERY_TIMEOUT", timedelta(seconds=2))
     for wait in ("_UPDATE_ALONE_SECONDS", "_CONFIRM_SECONDS"):
-        monkeypatch.setattr(f"stateful_workflow.client.client.{wait}", 0.5)
+        monkeypatch.setattr(f"stateful_workflow.client.calls.{wait}", 0.5)
 
 
 async def start(tokens: TokenClient, queue: str, **options: Any) -> WorkflowHandle[Caller, None]:
