@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from .proxy import Cut
@@ -33,6 +34,11 @@ class Fault:
     async def happen(self, tree: Tree) -> None:
         """Set a new token and let it happen in the middle."""
         await FAULTS[self.what](tree, self)
+
+
+def describe(fault: Fault) -> str:
+    whom = f" ({fault.child})" if fault.child else ""
+    return f"{fault.what}{whom} in the telling of {fault.parent or 'the root'}"
 
 
 async def _kill_worker(tree: Tree, fault: Fault) -> None:
@@ -77,42 +83,25 @@ def _to(
     return in_the_middle
 
 
-async def complete(tree: Tree, path: str) -> None:
-    await tree.handle(path).signal("tell", "complete")
+async def end(tree: Tree, path: str, how: str) -> None:
+    handle = tree.handle(path)
+    if how == "terminate":
+        await handle.terminate()
+    elif how == "cancel":
+        await handle.cancel()
+    else:
+        await handle.signal("tell", how)
     await tree.until_closed(path)
 
 
-async def fail(tree: Tree, path: str) -> None:
-    await tree.handle(path).signal("tell", "fail")
-    await tree.until_closed(path)
-
-
-async def terminate(tree: Tree, path: str) -> None:
-    await tree.handle(path).terminate()
-    await tree.until_closed(path)
-
-
-async def cancel(tree: Tree, path: str) -> None:
-    await tree.handle(path).cancel()
-    await tree.until_closed(path)
-
-
-async def go_on(tree: Tree, path: str, what: str = "continue") -> None:
+async def go_on(tree: Tree, path: str, what: str) -> None:
     before = await tree.run_of(path)
     await tree.handle(path).signal("tell", what)
     await tree.until_next_run(path, before)
 
 
-async def be_retried(tree: Tree, path: str) -> None:
-    await go_on(tree, path, "fail")
-
-
-async def reset(tree: Tree, path: str) -> None:
-    await tree.reset(path)
-
-
-async def reset_to_start(tree: Tree, path: str) -> None:
-    await tree.reset(path, first=True)
+async def reset(tree: Tree, path: str, *, first: bool) -> None:
+    await tree.reset(path, first=first)
 
 
 FAULTS: dict[str, Callable[[Tree, Fault], Awaitable[None]]] = {
@@ -121,18 +110,18 @@ FAULTS: dict[str, Callable[[Tree, Fault], Awaitable[None]]] = {
     "server killed": _kill_server,
     "connection closed": _cut("closed"),
     "connection silent": _cut("silent"),
-    "child completes": _to("child", complete),
-    "child fails": _to("child", fail),
-    "child terminated": _to("child", terminate),
-    "child continues": _to("child", go_on),
-    "child reset": _to("child", reset),
-    "child reset to its start": _to("child", reset_to_start),
-    "parent terminated": _to("parent", terminate),
-    "parent cancelled": _to("parent", cancel),
-    "parent continues": _to("parent", go_on),
-    "parent retried": _to("parent", be_retried),
-    "parent reset": _to("parent", reset),
-    "parent reset to its start": _to("parent", reset_to_start),
+    "child completes": _to("child", partial(end, how="complete")),
+    "child fails": _to("child", partial(end, how="fail")),
+    "child terminated": _to("child", partial(end, how="terminate")),
+    "child continues": _to("child", partial(go_on, what="continue")),
+    "child reset": _to("child", partial(reset, first=False)),
+    "child reset to its start": _to("child", partial(reset, first=True)),
+    "parent terminated": _to("parent", partial(end, how="terminate")),
+    "parent cancelled": _to("parent", partial(end, how="cancel")),
+    "parent continues": _to("parent", partial(go_on, what="continue")),
+    "parent retried": _to("parent", partial(go_on, what="fail")),
+    "parent reset": _to("parent", partial(reset, first=False)),
+    "parent reset to its start": _to("parent", partial(reset, first=True)),
 }
 
 # Of `small_plan`: the parents with their entitled children in the order they are told in.
