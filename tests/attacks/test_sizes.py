@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import pytest
 from temporalio.api.common.v1 import Payload
-from temporalio.client import Client, WorkflowQueryFailedError, WorkflowUpdateFailedError
+from temporalio.client import Client
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import EmbeddedEngine
@@ -77,22 +77,6 @@ async def test_every_shape_is_taken_and_the_run_goes_on(
         assert await takes_it(client, queue)
         url: str | None = await client.get_workflow_handle(queue).query("apiUrl")
         assert len(url or "") <= 2_048
-
-
-@pytest.mark.parametrize("size", [32_768, LARGEST])
-async def test_an_update_or_a_query_of_any_shape_is_turned_down_by_name(
-    client: Client, outsider: Client, tokens: TokenClient, queue: str, size: int
-) -> None:
-    await start_root(tokens, queue)
-    handle = outsider.get_workflow_handle(queue)
-    async with start_worker(client, queue):
-        for wrong in ("a" * size, ["a" * size], {"a" * size: 1}):
-            with pytest.raises(WorkflowQueryFailedError):
-                await handle.query("apiToken", wrong)
-            with pytest.raises(WorkflowUpdateFailedError):
-                await handle.execute_update("apiToken", wrong)
-        assert (await tokens.rotate(queue, "second", timeout=60)).converged
-        assert await takes_it(client, queue)
 
 
 @pytest.mark.timeout(240)

@@ -123,9 +123,9 @@ class TreeWalk:
             service = self._client.workflow_service
             try:
                 described = await service.describe_task_queue(request, timeout=_LAST_CALL)
+                self._polled[queue] = len(described.pollers) > 0
             except RPCError:
-                return True  # nobody knows
-            self._polled[queue] = len(described.pollers) > 0
+                self._polled[queue] = True  # nobody knows
         return self._polled[queue]
 
     def _in_order(self, workflow_id: str) -> Iterator[TreeNode]:
@@ -190,6 +190,7 @@ class TreeWalk:
                 self._root = self._root or answer.node.root
                 if answer.node.root not in ("", self._root):
                     return self._foreign(workflow_id, answer.node), None
+                self._couriers[workflow_id] = answer.node.courier
                 node = self._node(answer, workflow_id, expected, withheld=withheld)
                 if not self._is_awaited(node, answer):
                     return node, answer
@@ -257,7 +258,6 @@ class TreeWalk:
         self, answer: Answer, workflow_id: str, expected: Expected, *, withheld: bool
     ) -> TreeNode:
         status = answer.node
-        self._couriers[workflow_id] = status.courier
         held = _standing(status, self._name)
         behind = any(held.get(authority, 0) < version for authority, version in expected.items())
         of_name = (t for t in status.tokens if t.status.name == self._name and t.in_force)

@@ -206,21 +206,19 @@ class _WorkerInterceptor(Interceptor):
 def _pass_through(runner: WorkflowRunner | None) -> WorkflowRunner:
     # Verifying a forged message in a second copy of the cryptographic library, as the plain
     # sandbox makes one, aborts the worker process.
-    if isinstance(runner, SandboxedWorkflowRunner):
-        return dataclasses.replace(
-            runner, restrictions=runner.restrictions.with_passthrough_modules(*_PASSED_THROUGH)
-        )
     if runner is None:
-        return _pass_through(SandboxedWorkflowRunner())
-    return runner
+        runner = SandboxedWorkflowRunner()
+    if not isinstance(runner, SandboxedWorkflowRunner):
+        return runner
+    return dataclasses.replace(
+        runner, restrictions=runner.restrictions.with_passthrough_modules(*_PASSED_THROUGH)
+    )
 
 
 def _ours(config: WorkerConfig) -> _WorkerInterceptor | None:
     """Our interceptor among those of a worker."""
-    for interceptor in config.get("interceptors", ()):
-        if isinstance(interceptor, _WorkerInterceptor):
-            return interceptor
-    return None
+    all_ = config.get("interceptors", ())
+    return next((one for one in all_ if isinstance(one, _WorkerInterceptor)), None)
 
 
 def _plain_types(workflows: Iterable[type[Any]]) -> frozenset[str]:
