@@ -9,39 +9,12 @@ from __future__ import annotations
 import pytest
 
 from .cluster import Cluster
-from .faults import FAULTS, Fault, describe
+from .faults import FAULTS, HAPPENINGS, Fault, describe
 from .invariants import check
 from .tree import Tree, start_tree
 from .workflows import Plan
 
 pytestmark = pytest.mark.timeout(150)
-
-LEAF, PARENT = "k10", "b"
-
-HAPPENINGS = [
-    Fault("worker killed"),
-    Fault("worker killed", "a"),
-    Fault("all workers killed"),
-    Fault("server killed"),
-    Fault("connection closed", seconds=3),
-    Fault("connection silent", seconds=3),
-    Fault("child completes", child=PARENT),
-    Fault("child fails", child=PARENT),
-    Fault("child terminated", child=PARENT),
-    Fault("child terminated", child=LEAF),
-    Fault("child continues", child=PARENT),
-    Fault("child reset", child=PARENT),
-    Fault("child reset", child=LEAF),
-    Fault("child reset to its start", child=PARENT),
-    Fault("parent reset"),
-    Fault("parent reset", "a"),
-    Fault("parent reset to its start"),
-    Fault("parent reset to its start", "a"),
-    Fault("parent terminated", "b", told=2),
-    Fault("parent cancelled", "b", told=2),
-    Fault("parent continues"),
-    Fault("parent retried", "a"),
-]
 
 
 @pytest.mark.parametrize("fault", HAPPENINGS, ids=describe)

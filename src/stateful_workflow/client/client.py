@@ -49,7 +49,7 @@ from ..sealed.message import DEFAULT_NAME, Message, parse
 from ..sealed.token import ApiToken
 from ..use.parents import confirm_above
 from .calls import ask_place, ask_token, send
-from .starting import Starter, StartOptions, TokenOptions, new_tree
+from .starting import StartOptions, TokenOptions, new_tree, start
 from .walk import TreeWalk
 
 _HAND_DOWN_SECONDS: Final = 2.0
@@ -83,7 +83,6 @@ class TokenClient:
             raise ValueError("audit_failure= is for audit=; the client's plugin has its own")
         self._client = client
         self._keyring = None if keyring is None else KeyringSource(keyring)
-        self._starter = Starter(client)
         writer = writer_of(client.config(active_config=True)["plugins"])
         if audit is not None:
             writer = SinkWriter(audit, audit_failure or "block")
@@ -179,7 +178,7 @@ class TokenClient:
             state, message = await asyncio.to_thread(new_tree, id, namespace, token, keyring)
         sdk = {"args": args, "id": id, "task_queue": task_queue, "result_type": result_type}
         async with self._on_record("set", id, name, message):
-            return await self._starter.start(state, workflow, arg, **sdk, **options)
+            return await start(self._client, state, workflow, arg, **sdk, **options)
 
     # --- set -----------------------------------------------------------------
 

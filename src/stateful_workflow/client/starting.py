@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from contextvars import ContextVar
 from datetime import timedelta
-from typing import Any, Final, Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import temporalio.common
 from temporalio.client import (
@@ -90,40 +89,27 @@ def new_tree(
     return Start(ledger.dump(), api_url=api_url), message
 
 
-class Starter:
-    """Starts roots with a state.
-
-    Args:
-        client: a connected Temporal client.
-    """
-
-    def __init__(self, client: Client) -> None:
-        config = client.config(active_config=True)
-        config["interceptors"] = [*config["interceptors"], _StartHeader()]
-        config["plugins"] = []  # they have configured this already
-        self._client = Client(**config)
-
-    async def start(self, state: Start, *args: Any, **options: Any) -> WorkflowHandle[Any, Any]:
-        """As the SDK's `start_workflow`."""
-        before = _state.set(state)
-        try:
-            handle: WorkflowHandle[Any, Any] = await self._client.start_workflow(*args, **options)
-            return handle
-        finally:
-            _state.reset(before)
-
-
-_state: Final[ContextVar[Start | None]] = ContextVar("stateful-start", default=None)
+async def start(
+    client: Client, state: Start, *args: Any, **options: Any
+) -> WorkflowHandle[Any, Any]:
+    """As the SDK's `start_workflow`, with this state in the header."""
+    config = client.config(active_config=True)
+    config["interceptors"] = [*config["interceptors"], _StartHeader(state)]
+    config["plugins"] = []  # they have configured this already
+    handle: WorkflowHandle[Any, Any] = await Client(**config).start_workflow(*args, **options)
+    return handle
 
 
 class _StartHeader(Interceptor):
+    def __init__(self, state: Start) -> None:
+        self._state = state
+
     def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
-        return _StartHeaderOutbound(next)
+        state = self._state
 
+        class _Outbound(OutboundInterceptor):
+            async def start_workflow(self, input: StartWorkflowInput) -> WorkflowHandle[Any, Any]:
+                input.headers = {**input.headers, NODE_HEADER: state.to_payload()}
+                return await super().start_workflow(input)
 
-class _StartHeaderOutbound(OutboundInterceptor):
-    async def start_workflow(self, input: StartWorkflowInput) -> WorkflowHandle[Any, Any]:
-        start = _state.get()
-        if start is not None:
-            input.headers = {**input.headers, NODE_HEADER: start.to_payload()}
-        return await super().start_workflow(input)
+        return _Outbound(next)
