@@ -132,32 +132,31 @@ class Descent:
         oldest_first = sorted(rows, key=lambda row: (_runs(row), row.start_time))
         children = {row.id: row for row in oldest_first if row.id not in way}
         listed = await self.listed([row.id for row in children.values() if not _runs(row)])
-        left: dict[str, list[tuple[str, Orphan]]] = {}
+        left: dict[str | None, list[tuple[str, Orphan]]] = {}
         for row in children.values():
             below = [Orphan(row.id, row.workflow_type, [], {})]
             if not _runs(row):
                 below = await self._below((*way, row.id), listed.get(row.id, ()))
-            left.setdefault(row.parent_run_id or "", []).extend((row.id, one) for one in below)
+            if below:
+                first_run = await self._first_run(way[-1], row.parent_run_id or "")
+                left.setdefault(first_run, []).extend((row.id, orphan) for orphan in below)
         found: list[Orphan] = []
-        for run_id, orphans in left.items():
-            said = await self._said(way[-1], run_id) if orphans else None
+        for first_run, orphans in left.items():
+            said = await self._said(way[-1], first_run)
             if said is not None:
                 found += [_kept_from(orphan, child_id, said) for child_id, orphan in orphans]
         return found
 
-    async def _said(self, closed_id: str, run_id: str) -> Mapping[str, ChildStatus] | None:
+    async def _said(
+        self, closed_id: str, first_run: str | None
+    ) -> Mapping[str, ChildStatus] | None:
         """The children of a closed workflow, as its last status has them.
 
         Empty where it is past retention; None where it took no part.
 
-        Args:
-            closed_id: its workflow id.
-            run_id: of the run that started these children; others may have followed it.
-
         Raises:
             NoAnswer: it does not answer.
         """
-        first_run = await self._first_run(closed_id, run_id)
         if first_run is None:
             return {}
         last_run = await self._last_run(closed_id, first_run)
