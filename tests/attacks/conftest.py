@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
-import pytest
-from temporalio.client import Client
+from typing import Any
 
+import pytest
+from temporalio.client import Client, WorkflowHandle
+
+from stateful_workflow import TokenClient
 from stateful_workflow.engine import EmbeddedEngine
 
 from ..server.conftest import client, engine, keyring, queue, tokens
+from ..server.support import nodes_run
+from ..server.workflows import Node, Plan
 
 __all__ = ["client", "engine", "keyring", "outsider", "queue", "tokens"]
+
+ORIGIN = "https://api.example.com"
 
 
 @pytest.fixture(scope="session")
 async def outsider(engine: EmbeddedEngine) -> Client:
     """May do in the namespace what the server lets anybody do; has no key and no plugin."""
     return await Client.connect(engine.address, namespace=engine.namespace)
+
+
+async def start_root(tokens: TokenClient, queue: str, **options: Any) -> WorkflowHandle[Any, Any]:
+    """A root with its first token, and nothing below it; its worker may come later."""
+    return await tokens.start_workflow(
+        Node.run,
+        Plan(),
+        id=queue,
+        task_queue=queue,
+        api_token="first",
+        origins=[ORIGIN],
+        **options,
+    )
+
+
+async def start_pair(tokens: TokenClient, queue: str) -> None:
+    """A root and a child of it, which both run."""
+    await tokens.start_workflow(
+        Node.run,
+        Plan({"a": Plan()}),
+        id=queue,
+        task_queue=queue,
+        api_token="first",
+        origins=[ORIGIN],
+    )
+    await nodes_run(tokens, queue, 2)

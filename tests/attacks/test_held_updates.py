@@ -25,8 +25,8 @@ from stateful_workflow.engine import start_engine
 from stateful_workflow.sealed.message import Claims, encode_base64url
 
 from ..server.conftest import start_worker
-from ..server.support import events_of, eventually, nodes_run, sealed_at, status_of
-from ..server.workflows import Node, Plan
+from ..server.support import events_of, eventually, sealed_at, status_of
+from .conftest import start_pair, start_root
 from .test_sizes import of_twelve_readers, resigned
 
 POINT = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
@@ -48,15 +48,7 @@ async def test_updates_of_strangers_hold_nobody_off(
     client: Client, outsider: Client, tokens: TokenClient, queue: str
 ) -> None:
     async with start_worker(client, queue):
-        await tokens.start_workflow(
-            Node.run,
-            Plan({"a": Plan()}),
-            id=queue,
-            task_queue=queue,
-            api_token="first",
-            origins=["https://api.example.com"],
-        )
-        await nodes_run(tokens, queue, 2)
+        await start_pair(tokens, queue)
         tree = (await status_of(client, queue))["tree"]
         handle = outsider.get_workflow_handle(queue)
         turned_down: set[str | None] = set()
@@ -104,15 +96,7 @@ async def test_where_no_update_finds_room_a_rotation_and_a_revocation_are_signal
         client = await Client.connect(engine.address, plugins=[StatefulPlugin(keyring)])
         tokens = TokenClient(client, keyring)
         async with start_worker(client, queue):
-            await tokens.start_workflow(
-                Node.run,
-                Plan({"a": Plan()}),
-                id=queue,
-                task_queue=queue,
-                api_token="first",
-                origins=["https://api.example.com"],
-            )
-            await nodes_run(tokens, queue, 2)
+            await start_pair(tokens, queue)
             handle = client.get_workflow_handle(queue)
             for _ in range(opened):
                 with suppress(RPCError):
@@ -133,15 +117,7 @@ async def test_an_update_with_what_is_queued_after_ten_answers_stops_no_loop(
 ) -> None:
     """A message of an unknown issuer comes by update while its copy is about to be given up."""
     async with start_worker(client, queue):
-        await tokens.start_workflow(
-            Node.run,
-            Plan({"a": Plan()}),
-            id=queue,
-            task_queue=queue,
-            api_token="first",
-            origins=["https://api.example.com"],
-        )
-        await nodes_run(tokens, queue, 2)
+        await start_pair(tokens, queue)
         tree = (await status_of(client, queue))["tree"]
         handle = outsider.get_workflow_handle(queue)
         # So much that it is looked up again and again at once, and judged in several turns.
@@ -173,14 +149,7 @@ async def test_a_message_that_is_held_already_uses_up_no_update(
     client: Client, outsider: Client, tokens: TokenClient, queue: str
 ) -> None:
     async with start_worker(client, queue):
-        root = await tokens.start_workflow(
-            Node.run,
-            Plan(),
-            id=queue,
-            task_queue=queue,
-            api_token="first",
-            origins=["https://api.example.com"],
-        )
+        root = await start_root(tokens, queue)
         held = await sealed_at(client, queue)
         for _ in range(3):
             with pytest.raises(WorkflowUpdateFailedError) as failed:

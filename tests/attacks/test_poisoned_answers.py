@@ -30,9 +30,9 @@ from stateful_workflow.sealed.message import parse
 
 from ..server.conftest import start_worker
 from ..server.support import sealed_at, status_of
-from ..server.workflows import Node, Plan
+from .conftest import ORIGIN, start_root
 
-ORIGIN, EVIL = "https://api.example.com", "https://evil.example.com"
+EVIL = "https://evil.example.com"
 
 Status = dict[str, Any]
 
@@ -123,16 +123,7 @@ async def test_nothing_of_what_is_answered_in_a_workers_place_is_signed(
 ) -> None:
     tokens = TokenClient(client, keyring)
     async with start_worker(client, queue):
-        await tokens.start_workflow(
-            Node.run,
-            Plan(),
-            id=queue,
-            task_queue=queue,
-            api_token="first",
-            origins=[ORIGIN],
-            types=["Node"],
-            readers=["default"],
-        )
+        await start_root(tokens, queue, types=["Node"], readers=["default"])
         answer = copy.deepcopy(await status_of(client, queue))
     POISONS[poison](answer)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +35,9 @@ from ..server.liars import Host, Liar
 from ..server.support import Unreachable, eventually, status_of
 
 URL = "https://api.example.com"
+A_MALFORMED = next(iter(MALFORMED.values()))
+"""`tests/unit/test_answers.py` reads the others."""
+
 HELD_AND_LARGE: Json = {**HELD, "sealed": "x", "more": "x" * 70_000}
 NO_TOKEN: Json = {"hard": ["*"], "withheld": ["*"]}
 
@@ -109,6 +112,25 @@ async def tree(client: Client, tokens: TokenClient, queue: str) -> AsyncIterator
         yield tree
 
 
+Ask = Callable[[QueryWorkflowInput], Awaitable[Any]]
+
+
+class Queries(Interceptor):
+    """Lets a function see each query of a client; it asks, or answers itself."""
+
+    def __init__(self, see: Callable[[QueryWorkflowInput, Ask], Awaitable[Any]]) -> None:
+        self._see = see
+
+    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
+        see = self._see
+
+        class Outbound(OutboundInterceptor):
+            async def query_workflow(self, input: QueryWorkflowInput) -> Any:
+                return await see(input, super().query_workflow)
+
+        return Outbound(next)
+
+
 async def connect(engine: EmbeddedEngine, **options: Any) -> Client:
     return await Client.connect(engine.address, namespace=engine.namespace, **options)
 
@@ -122,49 +144,40 @@ async def test_a_child_that_answers_as_a_node_does_is_one(tree: Tree) -> None:
     assert (await tree.tokens.tree(tree.root)).converged
 
 
-@pytest.mark.timeout(180)
-async def test_a_malformed_status_is_a_problem_of_that_workflow_alone(tree: Tree) -> None:
-    said: dict[str, str | None] = {}
-    for what, change in MALFORMED.items():
-        await tree.answers({**status(tree.root), **change})
-        seen = await tree.seen()
-        assert {suffix: node.current for suffix, node in seen.items()} == {
-            **dict.fromkeys(("", "-a", "-b"), True),
-            "-liar0": False,
-        }
-        assert {seen[suffix].state for suffix in ("", "-a", "-b")} == {"held"}
-        said[what] = seen["-liar0"].problem
-
-    why = f"workflow {tree.liar} answered apiTokenStatus with what cannot be read: "
-    assert {what: problem for what, problem in said.items() if why not in str(problem)} == {}
-
-
-@pytest.mark.timeout(180)
-async def test_with_a_malformed_status_a_rotation_tells_all_others_and_does_not_converge(
-    tree: Tree,
-) -> None:
-    for what, change in MALFORMED.items():
-        await tree.answers({**status(tree.root), **change})
-
-        rotated = await tree.rotated(what, timeout=0.1)
-
-        assert not rotated["-liar0"].current
-
-    async def all_are_told() -> None:
-        for suffix in ("", "-a", "-b"):
-            assert (await tree.tokens.get(tree.root + suffix)).reveal() == list(MALFORMED)[-1]
-
-    await eventually(all_are_told)
-
-
 NO_STATUS: list[object] = [None, True, 7, "status", [], {}]
 
 
-@pytest.mark.parametrize("answer", NO_STATUS, ids=repr)
-async def test_what_is_no_status_at_all_is_a_problem_too(tree: Tree, answer: object) -> None:
+@pytest.mark.parametrize("answer", [*NO_STATUS, {**status("r"), **A_MALFORMED}], ids=repr)
+async def test_what_cannot_be_read_is_a_problem_of_that_workflow_alone(
+    tree: Tree, answer: object
+) -> None:
     await tree.answers(answer)
 
-    assert not (await tree.seen())["-liar0"].current
+    seen = await tree.seen()
+
+    assert {suffix: node.current for suffix, node in seen.items()} == {
+        **dict.fromkeys(("", "-a", "-b"), True),
+        "-liar0": False,
+    }
+    assert {seen[suffix].state for suffix in ("", "-a", "-b")} == {"held"}
+    why = f"workflow {tree.liar} answered apiTokenStatus with what cannot be read: "
+    assert why in str(seen["-liar0"].problem)
+
+
+async def test_with_a_malformed_status_a_rotation_tells_all_others_and_does_not_converge(
+    tree: Tree,
+) -> None:
+    await tree.answers({**status(tree.root), **A_MALFORMED})
+
+    rotated = await tree.rotated(timeout=0.1)
+
+    assert not rotated["-liar0"].current
+
+    async def all_are_told() -> None:
+        for suffix in ("", "-a", "-b"):
+            assert (await tree.tokens.get(tree.root + suffix)).reveal() == "second"
+
+    await eventually(all_are_told)
 
 
 async def test_who_asks_that_workflow_itself_is_told_what_is_wrong(tree: Tree) -> None:
@@ -238,7 +251,12 @@ async def test_liars_that_name_one_another_in_every_order_keep_no_walk_from_endi
     engine: EmbeddedEngine, client: Client, tokens: TokenClient, queue: str
 ) -> None:
     """Each expects something else of those below it, so that each way through them is another."""
-    asked = Asked()
+    asked = Counter[str]()
+
+    async def count(input: QueryWorkflowInput, ask: Ask) -> Any:
+        asked[input.id] += 1
+        return await ask(input)
+
     liars = 6
     async with started(client, tokens, queue, liars=liars) as tree:
         children = [{**CHILD, "id": f"{queue}-liar{n}"} for n in range(liars)]
@@ -247,27 +265,11 @@ async def test_liars_that_name_one_another_in_every_order_keep_no_walk_from_endi
             others = [child for child in children if child["id"] != own["authority"]]
             await tree.answers(status(queue, tokens=[own], children=others), liar=n)
 
-        seen = by_suffix(await TokenClient(await connect(engine, interceptors=[asked])).tree(queue))
+        counting = await connect(engine, interceptors=[Queries(count)])
+        seen = by_suffix(await TokenClient(counting).tree(queue))
 
     assert len(seen) == 3 + liars
-    assert max(asked.ids.values()) <= 4
-
-
-class Asked(Interceptor):
-    """Counts who is asked."""
-
-    def __init__(self) -> None:
-        self.ids = Counter[str]()
-
-    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
-        ids = self.ids
-
-        class Outbound(OutboundInterceptor):
-            async def query_workflow(self, input: QueryWorkflowInput) -> Any:
-                ids[input.id] += 1
-                return await super().query_workflow(input)
-
-        return Outbound(next)
+    assert max(asked.values()) <= 4
 
 
 # --- how large, and for how long -----------------------------------------------------------------
@@ -318,19 +320,14 @@ async def test_what_was_not_looked_at_in_time_is_shown_as_such(
     The first are given up when its time is over, the next a second later; then it ends.
     """
 
-    class Mute(Interceptor):
-        def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
-            class Outbound(OutboundInterceptor):
-                async def query_workflow(self, input: QueryWorkflowInput) -> Any:
-                    if not input.id.startswith(CHILD["id"]):
-                        return await super().query_workflow(input)
-                    assert input.rpc_timeout is not None
-                    await asyncio.sleep(input.rpc_timeout.total_seconds())
-                    raise RPCError("no answer", RPCStatusCode.DEADLINE_EXCEEDED, b"")
+    async def mute(input: QueryWorkflowInput, ask: Ask) -> Any:
+        if not input.id.startswith(CHILD["id"]):
+            return await ask(input)
+        assert input.rpc_timeout is not None
+        await asyncio.sleep(input.rpc_timeout.total_seconds())
+        raise RPCError("no answer", RPCStatusCode.DEADLINE_EXCEEDED, b"")
 
-            return Outbound(next)
-
-    client = await connect(engine, interceptors=[Mute()])
+    client = await connect(engine, interceptors=[Queries(mute)])
     await tree.has_phantoms(500)
 
     with pytest.raises(NotConverged) as caught:
@@ -370,17 +367,12 @@ async def test_a_workflow_in_a_state_that_the_sdk_does_not_know_is_not_closed(
 ) -> None:
     """For a paused workflow the SDK raises a ValueError where the server turns the query down."""
 
-    class Paused(Interceptor):
-        def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
-            class Outbound(OutboundInterceptor):
-                async def query_workflow(self, input: QueryWorkflowInput) -> Any:
-                    if input.reject_condition is QueryRejectCondition.NOT_OPEN:
-                        raise ValueError("8 is not a valid WorkflowExecutionStatus")
-                    return await super().query_workflow(input)
+    async def as_paused(input: QueryWorkflowInput, ask: Ask) -> Any:
+        if input.reject_condition is QueryRejectCondition.NOT_OPEN:
+            raise ValueError("8 is not a valid WorkflowExecutionStatus")
+        return await ask(input)
 
-            return Outbound(next)
-
-    client = await connect(engine, interceptors=[Paused()])
+    client = await connect(engine, interceptors=[Queries(as_paused)])
 
     paused = (await TokenClient(client).tree(tree.root)).nodes[0]
 

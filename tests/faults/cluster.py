@@ -26,7 +26,6 @@ from .worker import READY
 T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[2]
-NEWEST = ROOT / "src"
 WITHIN = 60.0
 """Seconds in which anything awaited here happens on a busy machine, or it never does."""
 
@@ -133,31 +132,20 @@ class Cluster:
 
     # --- workers ---------------------------------------------------------------------------------
 
-    async def start_workers(self, count: int = 1, library: Path = NEWEST) -> list[str]:
-        """Start workers and wait until they poll.
-
-        Args:
-            count: how many.
-            library: where Python finds the version of the library that they run.
-
-        Returns:
-            Their names.
-        """
-        names = [self._start_worker(library) for _ in range(count)]
-        for name in names:
+    async def start_workers(self, count: int = 1) -> None:
+        """Start workers and wait until they poll."""
+        for name in [self._start_worker() for _ in range(count)]:
             await until(lambda name=name: self._is_ready(name), f"{name} runs")
-        return names
 
-    def _start_worker(self, library: Path) -> str:
+    def _start_worker(self) -> str:
         self._started += 1
         name = f"worker-{self._started}"
         where = [f"127.0.0.1:{self._worker_port}", self.queue, name, str(self.directory)]
-        audit = ["--audit"] if library == NEWEST else []
         self.workers[name] = Process(
-            [sys.executable, "-m", "tests.faults.worker", *where, *audit, "--marker", self.marker],
+            [sys.executable, "-m", "tests.faults.worker", *where, self.marker],
             self.directory / f"{name}.output",
             cwd=ROOT,
-            environment={"PYTHONPATH": str(library)},
+            environment={"PYTHONPATH": str(ROOT / "src")},
         )
         return name
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from .proxy import Cut
@@ -33,6 +33,11 @@ class Fault:
     async def happen(self, tree: Tree) -> None:
         """Set a new token and let it happen in the middle."""
         await FAULTS[self.what](tree, self)
+
+
+def describe(fault: Fault) -> str:
+    whom = f" ({fault.child})" if fault.child else ""
+    return f"{fault.what}{whom} in the telling of {fault.parent or 'the root'}"
 
 
 async def _kill_worker(tree: Tree, fault: Fault) -> None:
@@ -77,42 +82,25 @@ def _to(
     return in_the_middle
 
 
-async def complete(tree: Tree, path: str) -> None:
-    await tree.handle(path).signal("tell", "complete")
+async def end(tree: Tree, path: str, how: str) -> None:
+    handle = tree.handle(path)
+    if how == "terminate":
+        await handle.terminate()
+    elif how == "cancel":
+        await handle.cancel()
+    else:
+        await handle.signal("tell", how)
     await tree.until_closed(path)
 
 
-async def fail(tree: Tree, path: str) -> None:
-    await tree.handle(path).signal("tell", "fail")
-    await tree.until_closed(path)
-
-
-async def terminate(tree: Tree, path: str) -> None:
-    await tree.handle(path).terminate()
-    await tree.until_closed(path)
-
-
-async def cancel(tree: Tree, path: str) -> None:
-    await tree.handle(path).cancel()
-    await tree.until_closed(path)
-
-
-async def go_on(tree: Tree, path: str, what: str = "continue") -> None:
+async def go_on(tree: Tree, path: str, what: str) -> None:
     before = await tree.run_of(path)
     await tree.handle(path).signal("tell", what)
     await tree.until_next_run(path, before)
 
 
-async def be_retried(tree: Tree, path: str) -> None:
-    await go_on(tree, path, "fail")
-
-
-async def reset(tree: Tree, path: str) -> None:
-    await tree.reset(path)
-
-
-async def reset_to_start(tree: Tree, path: str) -> None:
-    await tree.reset(path, first=True)
+async def reset(tree: Tree, path: str, *, first: bool) -> None:
+    await tree.reset(path, first=first)
 
 
 FAULTS: dict[str, Callable[[Tree, Fault], Awaitable[None]]] = {
@@ -121,60 +109,56 @@ FAULTS: dict[str, Callable[[Tree, Fault], Awaitable[None]]] = {
     "server killed": _kill_server,
     "connection closed": _cut("closed"),
     "connection silent": _cut("silent"),
-    "child completes": _to("child", complete),
-    "child fails": _to("child", fail),
-    "child terminated": _to("child", terminate),
-    "child continues": _to("child", go_on),
-    "child reset": _to("child", reset),
-    "child reset to its start": _to("child", reset_to_start),
-    "parent terminated": _to("parent", terminate),
-    "parent cancelled": _to("parent", cancel),
-    "parent continues": _to("parent", go_on),
-    "parent retried": _to("parent", be_retried),
-    "parent reset": _to("parent", reset),
-    "parent reset to its start": _to("parent", reset_to_start),
+    "child completes": _to("child", partial(end, how="complete")),
+    "child fails": _to("child", partial(end, how="fail")),
+    "child terminated": _to("child", partial(end, how="terminate")),
+    "child continues": _to("child", partial(go_on, what="continue")),
+    "child reset": _to("child", partial(reset, first=False)),
+    "child reset to its start": _to("child", partial(reset, first=True)),
+    "parent terminated": _to("parent", partial(end, how="terminate")),
+    "parent cancelled": _to("parent", partial(end, how="cancel")),
+    "parent continues": _to("parent", partial(go_on, what="continue")),
+    "parent retried": _to("parent", partial(go_on, what="fail")),
+    "parent reset": _to("parent", partial(reset, first=False)),
+    "parent reset to its start": _to("parent", partial(reset, first=True)),
 }
 
-# Of `small_plan`: the parents with their entitled children in the order they are told in.
-_CHILDREN: dict[str, tuple[str, ...]] = {
-    "": (*(f"k{n}" for n in range(12)), "a", "b"),
-    "a": tuple(f"a-k{n}" for n in range(6)),
-    "b": (*(f"b-k{n}" for n in range(4)), "b-m"),
-}
-_ABOVE_OTHERS = ("a", "b", "b-m")
-_RETRIED = ("", "a")
-_PARENT_ENDS = ("parent terminated", "parent cancelled")
-_CHILD_ENDS = ("child completes", "child fails", "child terminated")
+LEAF, PARENT = "k10", "b"
+
+HAPPENINGS = [
+    Fault("worker killed"),
+    Fault("worker killed", "a"),
+    Fault("all workers killed"),
+    Fault("server killed"),
+    Fault("connection closed", seconds=3),
+    Fault("connection silent", seconds=3),
+    Fault("child completes", child=PARENT),
+    Fault("child fails", child=PARENT),
+    Fault("child terminated", child=PARENT),
+    Fault("child terminated", child=LEAF),
+    Fault("child continues", child=PARENT),
+    Fault("child reset", child=PARENT),
+    Fault("child reset", child=LEAF),
+    Fault("child reset to its start", child=PARENT),
+    Fault("parent reset"),
+    Fault("parent reset", "a"),
+    Fault("parent reset to its start"),
+    Fault("parent reset to its start", "a"),
+    Fault("parent terminated", "b", told=2),
+    Fault("parent cancelled", "b", told=2),
+    Fault("parent continues"),
+    Fault("parent retried", "a"),
+]
+"""What can happen to a `small_plan`: each fault at least once."""
 
 
-def random_faults(seed: str, count: int) -> Iterator[Fault]:
-    """Faults that can happen one after the other to one `small_plan`; the seed decides."""
-    choose = random.Random(seed)
-    ended: set[str] = set()
+def possible(tree: Tree) -> list[Fault]:
+    """What can happen to a tree after what has happened to it."""
 
-    def has_adopted(parent: str) -> bool:
+    def can_happen(fault: Fault) -> bool:
+        if tree.closed & {tree.id(fault.parent), tree.id(fault.child)}:
+            return False
         # What a closed child left alive is unknown to a run that is reset to before that.
-        return any(child in ended for child in _CHILDREN[parent] if child in _ABOVE_OTHERS)
+        return not (tree.closed and fault.what.endswith("reset to its start"))
 
-    for _ in range(count):
-        parents = [path for path in _CHILDREN if path not in ended]
-        below = parents[1:]
-        what = choose.choice([what for what in sorted(FAULTS) if below or what not in _PARENT_ENDS])
-        if what in _PARENT_ENDS:
-            parents = below  # without the root nobody is left to tell
-        if what == "parent retried":
-            parents = [path for path in parents if path in _RETRIED]
-        if what.endswith("reset to its start") and any(map(has_adopted, parents)):
-            what = what.removesuffix(" to its start")
-        parent = choose.choice(parents)
-        children = [child for child in _CHILDREN[parent] if child not in ended]
-        if what == "child fails":
-            children = [child for child in children if child not in _RETRIED]
-        told = choose.randint(1, len(children) - 1) if len(children) > 1 else 0
-        child = choose.choice(children) if children and what.startswith("child") else ""
-        if what in _CHILD_ENDS:
-            ended.add(child)
-        if what in _PARENT_ENDS:
-            ended.add(parent)
-        seconds = round(choose.uniform(0.5, 8), 1) if what.startswith("connection") else 0.0
-        yield Fault(what, parent, told, child, seconds)
+    return [fault for fault in HAPPENINGS if can_happen(fault)]

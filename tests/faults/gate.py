@@ -12,18 +12,13 @@ import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 from temporalio import activity
 from temporalio.client import (
     Interceptor,
     OutboundInterceptor,
     SignalWorkflowInput,
-    StartWorkflowUpdateInput,
-    WorkflowUpdateHandle,
 )
-
-T = TypeVar("T")
 
 _LOOK_AGAIN_SECONDS = 0.02
 
@@ -82,7 +77,7 @@ class GateKeeper(Interceptor):
     def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
         return _Outbound(next, self)
 
-    async def through(self, deliver: Callable[[], Awaitable[T]]) -> T:
+    async def through(self, deliver: Callable[[], Awaitable[None]]) -> None:
         """Make a delivery, unless it is to be held first."""
         told = self._told()
         if told is None:
@@ -120,12 +115,3 @@ class _Outbound(OutboundInterceptor):
         if input.signal != "apiToken":
             return await super().signal_workflow(input)
         return await self._keeper.through(lambda: super(_Outbound, self).signal_workflow(input))
-
-    async def start_workflow_update(
-        self, input: StartWorkflowUpdateInput
-    ) -> WorkflowUpdateHandle[Any]:
-        if input.update != "apiToken":
-            return await super().start_workflow_update(input)
-        return await self._keeper.through(
-            lambda: super(_Outbound, self).start_workflow_update(input)
-        )

@@ -9,92 +9,25 @@ from __future__ import annotations
 import pytest
 
 from .cluster import Cluster
-from .faults import Fault
+from .faults import FAULTS, HAPPENINGS, Fault, describe
 from .invariants import check
-from .tree import Tree, schedule_tree, start_tree
+from .tree import Tree, start_tree
 from .workflows import Plan
 
 pytestmark = pytest.mark.timeout(150)
 
-# --- processes -----------------------------------------------------------------------------------
 
-
-@pytest.mark.parametrize("parent", ["", "a"], ids=["root", "below"])
-async def test_a_worker_is_killed_and_another_goes_on(tree: Tree, parent: str) -> None:
-    await Fault("worker killed", parent).happen(tree)
-
-    await check(tree)
-
-
-async def test_all_workers_are_killed_and_started_again(tree: Tree) -> None:
-    await Fault("all workers killed").happen(tree)
-
-    await check(tree)
-
-
-async def test_the_server_is_killed_and_started_again(tree: Tree) -> None:
-    await Fault("server killed").happen(tree)
-
-    await check(tree)
-
-
-@pytest.mark.parametrize("how", ["closed", "silent"])
-async def test_the_connection_is_cut_and_healed(tree: Tree, how: str) -> None:
-    await Fault(f"connection {how}", seconds=3).happen(tree)
-
-    await check(tree)
-
-
-# --- children ------------------------------------------------------------------------------------
-
-LEAF, PARENT = "k10", "b"
-
-
-@pytest.mark.parametrize(
-    ("how", "child"),
-    [("completes", PARENT), ("fails", PARENT), ("terminated", PARENT), ("terminated", LEAF)],
-)
-async def test_a_child_ends(tree: Tree, how: str, child: str) -> None:
-    await Fault(f"child {how}", child=child).happen(tree)
-
-    await check(tree)
-
-
-@pytest.mark.parametrize(
-    ("how", "child"),
-    [("continues", PARENT), ("reset", PARENT), ("reset", LEAF), ("reset to its start", PARENT)],
-)
-async def test_a_child_runs_anew(tree: Tree, how: str, child: str) -> None:
-    await Fault(f"child {how}", child=child).happen(tree)
-
-    await check(tree)
-
-
-# --- parents -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("parent", ["", "a"], ids=["root", "below"])
-@pytest.mark.parametrize("how", ["reset", "reset to its start"])
-async def test_a_parent_is_reset(tree: Tree, how: str, parent: str) -> None:
-    await Fault(f"parent {how}", parent).happen(tree)
-
-    await check(tree)
-
-
-@pytest.mark.parametrize("how", ["terminated", "cancelled"])
-async def test_a_parent_ends_without_settling(tree: Tree, how: str) -> None:
-    await Fault(f"parent {how}", "b", told=2).happen(tree)
-
-    await check(tree)
-
-
-@pytest.mark.parametrize(("how", "parent"), [("continues", ""), ("retried", "a")])
-async def test_a_parent_runs_anew_while_its_fan_out_hangs(
-    tree: Tree, how: str, parent: str
+@pytest.mark.parametrize("fault", HAPPENINGS, ids=describe)
+async def test_whatever_happens_in_a_telling_all_hold_the_newest_in_the_end(
+    tree: Tree, fault: Fault
 ) -> None:
-    await Fault(f"parent {how}", parent).happen(tree)
+    await fault.happen(tree)
 
     await check(tree)
+
+
+def test_every_fault_happens_to_some_tree() -> None:
+    assert {fault.what for fault in HAPPENINGS} == FAULTS.keys()
 
 
 async def test_a_root_started_by_cron_runs_anew(cluster: Cluster) -> None:
@@ -103,15 +36,6 @@ async def test_a_root_started_by_cron_runs_anew(cluster: Cluster) -> None:
         async with tree.in_the_middle("", told=4):
             await tree.handle("").signal("tell", "complete")
         await tree.until_next_run("", before)
-
-        await check(tree)
-
-
-async def test_a_root_started_by_a_schedule_is_told_while_a_worker_is_killed(
-    cluster: Cluster,
-) -> None:
-    async with schedule_tree(cluster) as tree:
-        await Fault("worker killed").happen(tree)
 
         await check(tree)
 

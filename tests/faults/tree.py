@@ -9,14 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from temporalio.client import (
-    Schedule,
-    ScheduleActionExecutionStartWorkflow,
-    ScheduleActionStartWorkflow,
-    ScheduleSpec,
-    WorkflowExecutionStatus,
-    WorkflowHandle,
-)
+from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
 from temporalio.service import RPCError
 
 from ..server.support import reset, tasks_of
@@ -204,46 +197,6 @@ async def start_tree(
         tree.last = status.version or 0
         yield tree
     finally:
-        await _end(tree)
-
-
-@asynccontextmanager
-async def schedule_tree(cluster: Cluster) -> AsyncGenerator[Tree, None]:
-    """A tree whose root a schedule starts, without a token; terminated in the end."""
-    plan = small_plan(cluster.marker)
-    name = f"s{uuid.uuid4().hex[:8]}"
-    start = ScheduleActionStartWorkflow(
-        Node.run,
-        plan,
-        id=name,
-        task_queue=cluster.queue,
-        task_timeout=TASK_TIMEOUT,
-        retry_policy=QUICK,
-    )
-    schedule = await cluster.client.create_schedule(
-        name, Schedule(action=start, spec=ScheduleSpec()), trigger_immediately=True
-    )
-
-    async def started() -> list[str]:
-        actions = (await schedule.describe()).info.running_actions
-        return [
-            action.workflow_id
-            for action in actions
-            if isinstance(action, ScheduleActionExecutionStartWorkflow)
-        ]
-
-    tree = Tree(cluster, plan, (await until(started, "the schedule starts a root"))[0])
-    try:
-        await tree.until_started()
-        yield tree
-    finally:
-        await schedule.delete()
-        await _end(tree)
-
-
-async def _end(tree: Tree) -> None:
-    async def end(workflow_id: str) -> None:
-        with suppress(RPCError):
-            await tree.cluster.client.get_workflow_handle(workflow_id).terminate()
-
-    await asyncio.gather(*[end(workflow_id) for workflow_id in tree.live])
+        for workflow_id in tree.live:
+            with suppress(RPCError):
+                await cluster.client.get_workflow_handle(workflow_id).terminate()

@@ -1,7 +1,4 @@
-"""The tree that faults happen to: nodes that do what they are told, and use their token.
-
-Run by workers of two versions of the library, so it uses only what both have.
-"""
+"""The tree that faults happen to: nodes that do what they are told, and use their token."""
 
 from __future__ import annotations
 

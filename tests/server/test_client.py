@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -72,12 +73,10 @@ async def worker(client: Client, queue: str) -> AsyncIterator[Worker]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up soon on workers that do not answer."""
-    for module in ("client", "walk"):
-        monkeypatch.setattr(
-            f"stateful_workflow.client.{module}._QUERY_TIMEOUT", timedelta(seconds=2)
-        )
+    monkeypatch.setattr("stateful_workflow.client.walk._QUERY_TIMEOUT", timedelta(seconds=2))
+    monkeypatch.setattr("stateful_workflow.client.calls._QUERY_TIMEOUT", timedelta(seconds=2))
     for wait in ("_UPDATE_ALONE_SECONDS", "_CONFIRM_SECONDS"):
-        monkeypatch.setattr(f"stateful_workflow.client.client.{wait}", 0.5)
+        monkeypatch.setattr(f"stateful_workflow.client.calls.{wait}", 0.5)
 
 
 async def start(tokens: TokenClient, queue: str, **options: Any) -> WorkflowHandle[Caller, None]:
@@ -94,23 +93,23 @@ def keys_of(*keyrings: Keyring) -> Keyring:
 class Before(Interceptor):
     """Does something between a client's reading a workflow's status and its update."""
 
-    def __init__(self, act: Callable[[], Awaitable[object]]) -> None:
+    def __init__(self, act: Callable[[], Awaitable[object]], *, times: int = 100) -> None:
         self.act = act
+        self.times = times
 
     def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
-        return _BeforeOutbound(next, self)
+        before = self
 
+        class _Outbound(OutboundInterceptor):
+            async def start_workflow_update(
+                self, input: StartWorkflowUpdateInput
+            ) -> WorkflowUpdateHandle[Any]:
+                before.times -= 1
+                if before.times >= 0:
+                    await before.act()
+                return await super().start_workflow_update(input)
 
-class _BeforeOutbound(OutboundInterceptor):
-    def __init__(self, next: OutboundInterceptor, before: Before) -> None:
-        super().__init__(next)
-        self._before = before
-
-    async def start_workflow_update(
-        self, input: StartWorkflowUpdateInput
-    ) -> WorkflowUpdateHandle[Any]:
-        await self._before.act()
-        return await super().start_workflow_update(input)
+        return _Outbound(next)
 
 
 async def client_with(engine: EmbeddedEngine, keyring: Keyring, *interceptors: Before) -> Client:
@@ -206,45 +205,29 @@ async def test_a_worker_that_stops_in_between_leaves_the_outcome_open_and_the_to
 
 
 @pytest.mark.usefixtures("worker")
-async def test_a_client_without_a_keyring_reads_what_is_not_sealed(
-    tokens: TokenClient, client: Client, queue: str
+async def test_a_client_can_do_what_its_keys_are_for_and_says_which_it_lacks(
+    tokens: TokenClient, client: Client, keyring: Keyring, queue: str
 ) -> None:
     await start(tokens, queue)
-    keyless = TokenClient(client)
+    keyless, public = TokenClient(client), TokenClient(client, keyring.public())
+    (reader,) = [key.kid for key in keyring.keys() if key.kind == "reader"]
 
     status = await keyless.status(queue)
-
     assert status is not None
     assert status.state == "held"
     assert (await keyless.tree(queue)).converged
     for action in ("set", "revoke", "get"):
         with pytest.raises(KeyringError, match="needs keys"):
             await ACTIONS[action](keyless, queue)
-
-
-@pytest.mark.usefixtures("worker")
-async def test_a_client_without_an_issuers_key_may_not_set(
-    tokens: TokenClient, client: Client, keyring: Keyring, queue: str
-) -> None:
-    await start(tokens, queue)
-    public = TokenClient(client, keyring.public())
-
     for action in ("set", "revoke", "inherit"):
         with pytest.raises(NoIssuerKey, match="no issuer's private key"):
             await ACTIONS[action](public, queue)
-    with pytest.raises(NoIssuerKey):
-        await start(public, f"{queue}-other")
-
-
-@pytest.mark.usefixtures("worker")
-async def test_a_client_without_a_readers_key_may_not_open(
-    tokens: TokenClient, client: Client, keyring: Keyring, queue: str
-) -> None:
-    await start(tokens, queue)
-    (reader,) = [key.kid for key in keyring.keys() if key.kind == "reader"]
-
     with pytest.raises(NoReaderKey, match=reader):
-        await TokenClient(client, keyring.public()).get(queue)
+        await public.get(queue)
+    for lacking in (keyless, public):
+        with pytest.raises(KeyringError):
+            await start(lacking, f"{queue}-other")
+    await start(keyless, f"{queue}-bare", api_token=None)
 
 
 @pytest.mark.usefixtures("worker")
@@ -303,19 +286,15 @@ async def test_a_token_that_another_issuer_set_meanwhile_is_not_overwritten_unse
     other = TokenClient(await client_with(engine, both), both)
 
     async def set_by_other() -> None:
-        between.act = nothing
         if ahead:
-            clock = _Clock(120.0)
+            clock = SimpleNamespace(time=lambda: time.time() + 120, monotonic=time.monotonic)
             with monkeypatch.context() as patch:
                 patch.setattr("stateful_workflow.client.client.time", clock)
                 await other.set(queue, "other's")
         else:
             await other.set(queue, "other's")
 
-    async def nothing() -> None:
-        pass
-
-    between = Before(set_by_other)
+    between = Before(set_by_other, times=1)
     client = await client_with(engine, both, between)
     mine = TokenClient(client, knowing)
     async with worker_for(client, queue):
@@ -330,30 +309,10 @@ async def test_a_token_that_another_issuer_set_meanwhile_is_not_overwritten_unse
         assert (await mine.get(queue)).reveal() == "mine"
 
 
-class _Clock:
-    """The module `time` of a machine whose clock is ahead."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-
-    def time(self) -> float:
-        return time.time() + self._seconds
-
-    def monotonic(self) -> float:
-        return time.monotonic()
-
-
 async def test_two_calls_of_one_issuer_at_once_both_succeed_and_the_later_one_stands(
     engine: EmbeddedEngine, client: Client, tokens: TokenClient, keyring: Keyring, queue: str
 ) -> None:
-    async def set_meanwhile() -> None:
-        between.act = nothing
-        await tokens.set(queue, "meanwhile")
-
-    async def nothing() -> None:
-        pass
-
-    between = Before(set_meanwhile)
+    between = Before(lambda: tokens.set(queue, "meanwhile"), times=1)
     mine = TokenClient(await client_with(engine, keyring, between), keyring)
     async with worker_for(client, queue):
         await start(mine, queue)

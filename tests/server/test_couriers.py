@@ -93,20 +93,6 @@ async def test_a_rotation_converges_on_two_workers_of_a_process(
         assert (await tokens.rotate(queue, "third", timeout=20)).converged
 
 
-async def test_a_rotation_converges_on_a_worker_that_run_is_called_of(
-    client: Client, tokens: TokenClient, queue: str
-) -> None:
-    worker = start_worker(client, queue)
-    running = asyncio.create_task(worker.run())
-    await start(tokens, queue)
-    await nodes_run(tokens, queue, NODES)
-
-    assert (await tokens.rotate(queue, "second", timeout=20)).converged
-
-    await worker.shutdown()
-    await running
-
-
 async def test_a_tree_on_several_task_queues_has_a_courier_for_each(
     client: Client, tokens: TokenClient, queue: str
 ) -> None:
@@ -163,7 +149,7 @@ async def test_two_versions_of_a_deployment_share_a_courier_and_one_outlives_the
         await make_current("1")
         await start(tokens, queue)
         await nodes_run(tokens, queue, NODES)
-        running = asyncio.create_task(second.run())
+        running = asyncio.create_task(second.run())  # as another way to run a worker
         await make_current("2")
         await tokens.rotate(queue, "second", timeout=20)
         await all_use(client, tokens, queue, "second")

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from temporalio.client import Client, Interceptor, OutboundInterceptor, SignalWorkflowInput
-from temporalio.worker import Worker
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import EmbeddedEngine
@@ -96,21 +95,3 @@ async def test_a_child_that_lacks_more_than_an_attempt_may_send_is_sent_each_mes
 
     told = len(times.seen) - 1  # without the signal `give_to`
     assert told == len(names)
-
-
-async def test_of_a_client_and_a_worker_one_may_say_the_limit_and_both_only_the_same(
-    engine: EmbeddedEngine, keyring: Keyring, queue: str
-) -> None:
-    async def worker(of_client: float | None, of_worker: float | None) -> Worker:
-        client = await Client.connect(
-            engine.address,
-            plugins=[StatefulPlugin(keyring, max_signals_per_second=of_client)],
-        )
-        plugin = StatefulPlugin(keyring, max_signals_per_second=of_worker)
-        return start_worker(client, queue, plugins=[plugin])
-
-    await worker(5, None)
-    await worker(None, 5)
-    await worker(5, 5)
-    with pytest.raises(ValueError, match="different max_signals_per_second"):
-        await worker(5, 6)

@@ -14,7 +14,7 @@ from temporalio.testing import WorkflowEnvironment
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 
 from .conftest import start_worker
-from .support import eventually, nodes_run, status_of
+from .support import knows, nodes_run
 from .workflows import Node, Plan
 
 URL = "https://api.example.com"
@@ -34,37 +34,21 @@ async def skipping(keyring: Keyring) -> AsyncIterator[Client]:
         )
 
 
-async def start(tokens: TokenClient, plan: Plan, *, nodes: int) -> None:
-    await tokens.start_workflow(
-        Node.run, plan, id="root", task_queue="q", api_token="first", api_url=URL
-    )
-    await nodes_run(tokens, "root", nodes)
-
-
-async def test_a_rotation_converges_on_the_time_skipping_server(
+async def test_a_rotation_converges_on_the_time_skipping_server_and_a_closed_child_is_forgotten(
     skipping: Client, keyring: Keyring
 ) -> None:
     tokens = TokenClient(skipping, keyring)
     async with start_worker(skipping, "q"):
-        await start(tokens, Plan({"a": Plan({"x": Plan()}), "b": Plan()}), nodes=4)
+        plan = Plan({"a": Plan({"x": Plan()}), "b": Plan()})
+        await tokens.start_workflow(
+            Node.run, plan, id="root", task_queue="q", api_token="first", api_url=URL
+        )
+        await nodes_run(tokens, "root", 4)
 
         assert (await tokens.rotate("root", "second", timeout=20)).converged
+        leaf = skipping.get_workflow_handle("root-a-x")
+        assert await leaf.execute_update("use_token", "apiToken") == "second"
 
-        root = skipping.get_workflow_handle("root-a-x")
-        assert await root.execute_update("use_token", "apiToken") == "second"
-
-
-async def test_of_a_closed_child_nobody_more_is_known_there(
-    skipping: Client, keyring: Keyring
-) -> None:
-    tokens = TokenClient(skipping, keyring)
-    async with start_worker(skipping, "q"):
-        await start(tokens, Plan({"a": Plan()}), nodes=2)
-        await skipping.get_workflow_handle("root-a").signal("stop")
-
-        assert (await tokens.rotate("root", "second", timeout=20)).converged
-
-        async def is_forgotten() -> bool:
-            return (await status_of(skipping, "root"))["children"] == []
-
-        await eventually(is_forgotten)
+        await skipping.get_workflow_handle("root-b").signal("stop")
+        assert (await tokens.rotate("root", "third", timeout=20)).converged
+        await knows(skipping, "root", "root-a")

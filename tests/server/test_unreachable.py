@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import (
+    Client,
+    Interceptor,
+    ListWorkflowsInput,
+    OutboundInterceptor,
+    WorkflowExecutionAsyncIterator,
+    WorkflowExecutionStatus,
+    WorkflowHandle,
+)
+from temporalio.common import RetryPolicy
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import EmbeddedEngine, start_engine
@@ -26,7 +37,7 @@ from .support import (
     status_of,
     tasks_of,
 )
-from .workflows import Node, Plan, Quitter
+from .workflows import Flaky, Node, Plan, Quitter
 
 URL = "https://api.example.com"
 SIGNALS = 15
@@ -113,6 +124,12 @@ async def test_a_child_that_cannot_be_told_is_listed_with_the_reason(
             assert (await tokens.get("q-far")).reveal() == "third"
 
 
+async def client_with(engine: EmbeddedEngine, keyring: Keyring, interceptor: Interceptor) -> Client:
+    return await Client.connect(
+        engine.address, plugins=[StatefulPlugin(keyring)], interceptors=[interceptor]
+    )
+
+
 @pytest.fixture
 def silent() -> Silent:
     return Silent()
@@ -121,31 +138,149 @@ def silent() -> Silent:
 @pytest.fixture
 async def asking(engine: EmbeddedEngine, keyring: Keyring, silent: Silent) -> Client:
     """A worker's client whose questions may go unanswered."""
-    return await Client.connect(
-        engine.address, plugins=[StatefulPlugin(keyring)], interceptors=[silent]
-    )
+    return await client_with(engine, keyring, silent)
 
 
-async def terminate_silent_child(
-    client: Client, tokens: TokenClient, queue: str, silent: Silent
-) -> WorkflowHandle[Any, Any]:
-    """Start a root, its child and a grandchild, and terminate the child, which does not answer."""
-    root = await start(tokens, queue, Plan({"a": Plan({"x": Plan()})}))
-    await nodes_run(tokens, queue, 3)
-    silent.workflow_id = f"{queue}-a"
-    await client.get_workflow_handle(f"{queue}-a").terminate()
-    await silent.is_asked()
-    return root
-
-
+@pytest.mark.parametrize("continued", [False, True], ids=["", "by the next run"])
 async def test_a_terminated_child_is_asked_until_it_says_what_it_leaves_alive(
-    client: Client, tokens: TokenClient, queue: str, asking: Client, silent: Silent
+    client: Client,
+    tokens: TokenClient,
+    queue: str,
+    asking: Client,
+    silent: Silent,
+    continued: bool,
 ) -> None:
     async with start_worker(asking, queue):
-        await terminate_silent_child(client, tokens, queue, silent)
+        root = await start(tokens, queue, Plan({"a": Plan({"x": Plan()})}))
+        await nodes_run(tokens, queue, 3)
+        silent.workflow_id = f"{queue}-a"
+        await client.get_workflow_handle(f"{queue}-a").terminate()
+        await silent.is_asked()
+        if continued:
+            before = await run_id(client, queue)
+            await root.signal("go_on")
+            await next_run(client, queue, before)
+            await silent.is_asked()
         silent.workflow_id = None
 
         await knows(client, queue, f"{queue}-a-x")
+
+
+class Lags(Interceptor):
+    """A list that has all workflows but one, for a second: a cluster's index lags as long."""
+
+    def __init__(self) -> None:
+        self.hidden = ""
+        self.until = 0.0
+
+    def hide(self, workflow_id: str) -> None:
+        self.hidden, self.until = workflow_id, time.monotonic() + 1
+
+    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
+        lags = self
+
+        class _Outbound(OutboundInterceptor):
+            def list_workflows(self, input: ListWorkflowsInput) -> WorkflowExecutionAsyncIterator:
+                if time.monotonic() < lags.until:
+                    input.query = f"{input.query} AND WorkflowId != '{lags.hidden}'"
+                return super().list_workflows(input)
+
+        return _Outbound(next)
+
+
+async def test_a_part_of_a_list_that_lags_is_not_taken_for_all(
+    engine: EmbeddedEngine, client: Client, tokens: TokenClient, keyring: Keyring, queue: str
+) -> None:
+    lags = Lags()
+    async with start_worker(await client_with(engine, keyring, lags), queue):
+        await start(tokens, queue, Plan({"a": Plan({"x": Plan(), "y": Plan()})}))
+        await nodes_run(tokens, queue, 4)
+        lags.hide(f"{queue}-a-y")
+        await client.get_workflow_handle(f"{queue}-a").terminate()
+
+        await tokens.rotate(queue, "second", timeout=30)
+
+        for orphan in ("a-x", "a-y"):
+            assert (await tokens.get(f"{queue}-{orphan}")).reveal() == "second"
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["", "and its id runs again"])
+async def test_what_the_last_run_of_a_closed_child_kept_stays_kept(
+    client: Client, tokens: TokenClient, queue: str, again: bool
+) -> None:
+    async with start_worker(client, queue):
+        root = await start(tokens, queue, Plan({"a": Plan({"x": Plan(), "y": Plan()})}))
+        await nodes_run(tokens, queue, 4)
+        middle = client.get_workflow_handle(f"{queue}-a")
+        before = await run_id(client, middle.id)
+        await middle.signal("go_on")
+        await next_run(client, middle.id, before)
+        await middle.signal("keep_from", args=["x", None])
+        assert await is_kept(client, middle.id, "x")
+        await middle.terminate()
+        if again:
+            await root.signal("try_to_start", "a")
+
+        await tokens.rotate(queue, "second", timeout=30)
+
+        assert (await tokens.get(f"{queue}-a-y")).reveal() == "second"
+        assert (await tokens.get(f"{queue}-a-x")).reveal() == "first"
+        assert await is_kept(client, queue, "a-x")
+
+
+async def is_kept(client: Client, parent: str, suffix: str) -> bool:
+    children = (await status_of(client, parent))["children"]
+    return any(c["id"] == f"{parent}-{suffix}" and c["withheld"] == ["*"] for c in children)
+
+
+async def test_whom_two_closed_workflows_leave_one_below_the_other_is_told(
+    client: Client, tokens: TokenClient, queue: str
+) -> None:
+    """The lower one closes first, and nobody looks below it before the upper one is gone."""
+    async with start_worker(client, queue):
+        await start(tokens, queue, Plan({"a": Plan({"b": Plan({"x": Plan(), "y": Plan()})})}))
+        await nodes_run(tokens, queue, 5)
+        lower = client.get_workflow_handle(f"{queue}-a-b")
+        await lower.signal("keep_from", args=["x", None])
+        assert await is_kept(client, lower.id, "x")
+        await lower.terminate()
+        await client.get_workflow_handle(f"{queue}-a").terminate()
+
+        await tokens.rotate(queue, "second", timeout=30)
+
+        assert (await tokens.get(f"{queue}-a-b-y")).reveal() == "second"
+        assert (await tokens.get(f"{queue}-a-b-x")).reveal() == "first"
+
+
+async def test_a_run_that_is_cancelled_while_it_recovers_ends_and_has_used_nothing(
+    tokens: TokenClient, queue: str, client: Client, asking: Client, silent: Silent
+) -> None:
+    async with start_worker(asking, queue):
+        root = await tokens.start_workflow(
+            Flaky.run,
+            Plan(),
+            id=queue,
+            task_queue=queue,
+            api_token="first",
+            api_url=URL,
+            retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=50)),
+        )
+        await tokens.rotate(queue, "second", timeout=20)
+        before = await run_id(client, queue)
+        silent.workflow_id = queue
+        await root.signal("break_down")
+        await next_run(client, queue, before)
+        await silent.is_asked()
+        status = await tokens.status(queue)
+        assert status is None or status.state == "waiting"
+
+        await root.cancel()
+
+        async def is_cancelled() -> bool:
+            return (await root.describe()).status is WorkflowExecutionStatus.CANCELED
+
+        await eventually(is_cancelled)
+        assert await events_of(root, "CHILD_WORKFLOW_EXECUTION_STARTED") == []
 
 
 async def test_a_silent_child_holds_up_no_other(
@@ -184,9 +319,7 @@ async def test_children_that_do_not_fit_into_one_request_are_told_by_the_next(
     three = 3 * len(f"{queue}-aNode")
     monkeypatch.setattr("stateful_workflow.node.telling._REQUEST_BYTES", three)
     unreachable = Unreachable()
-    reaching = await Client.connect(
-        engine.address, plugins=[StatefulPlugin(keyring)], interceptors=[unreachable]
-    )
+    reaching = await client_with(engine, keyring, unreachable)
     async with start_worker(reaching, queue):
         root = await start(tokens, queue, Plan({name: Plan() for name in "abcdefg"}))
         await nodes_run(tokens, queue, 8)
@@ -266,21 +399,6 @@ async def test_a_child_whose_start_was_never_sent_is_forgotten(
         assert len((await tokens.rotate(queue, "second", timeout=20)).nodes) == 1
         assert await root.query("notes") == ["first"]
         await knows(client, queue)
-
-
-async def test_a_continued_run_goes_on_asking_what_a_terminated_child_leaves_alive(
-    client: Client, tokens: TokenClient, queue: str, asking: Client, silent: Silent
-) -> None:
-    async with start_worker(asking, queue):
-        root = await terminate_silent_child(client, tokens, queue, silent)
-        before = await run_id(client, queue)
-
-        await root.signal("go_on")
-        await next_run(client, queue, before)
-        await silent.is_asked()
-        silent.workflow_id = None
-
-        await knows(client, queue, f"{queue}-a-x")
 
 
 async def test_a_reset_run_is_not_converged_until_the_server_says_whose_child_runs_already(

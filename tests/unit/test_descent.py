@@ -8,10 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stateful_workflow.node.ledger import ALL
+from stateful_workflow.node.answers import ChildStatus
+from stateful_workflow.node.contract import Orphan
+from stateful_workflow.node.ledger import ALL, Life
 from stateful_workflow.sealed.message import MAX_LIST
 from stateful_workflow.worker.descent import (
     _few,  # pyright: ignore[reportPrivateUsage]
+    _kept_from,  # pyright: ignore[reportPrivateUsage]
     _quoted,  # pyright: ignore[reportPrivateUsage]
 )
 
@@ -49,3 +52,33 @@ def test_more_names_than_a_list_may_have_are_every_name_kept_and_none_given() ->
     assert _few(names[1:], [ALL]) == list(names[1:])
     assert _few(names, [ALL]) == [ALL]
     assert _few(names, []) == []
+
+
+def said(id: str, life: Life = Life.RUNNING, **kept: tuple[str, ...]) -> ChildStatus:
+    names: dict[str, tuple[str, ...]] = {"withheld": (), "shared": (), "hard": (), **kept}
+    return ChildStatus(id=id, type="Node", life=life, reason=None, **names)
+
+
+FOUND = Orphan("x", "Node", ["h"], {"s": True, "t": False})
+"""As the lower of two closed workflows, `c`, says."""
+
+SAID: dict[str, tuple[ChildStatus, Orphan]] = {
+    "nothing kept": (said("c"), FOUND),
+    "kept hard": (said("c", hard=("t",)), Orphan("x", "Node", ["h", "t"], {"s": True})),
+    "all kept but one": (
+        said("c", withheld=(ALL,), shared=("s", "u")),
+        Orphan("x", "Node", ["h"], {ALL: True, "s": True, "t": True, "u": False}),
+    ),
+    "untold": (said("c", life=Life.UNTOLD), Orphan("x", "Node", ["h"], None)),
+    "another child": (said("d"), Orphan("x", "Node", ["h"], None)),
+    "taken over": (said("x", withheld=("u",)), Orphan("x", "Node", [], {"u": True})),
+}
+
+
+@pytest.mark.parametrize("what", SAID)
+def test_what_any_closed_workflow_on_the_way_kept_is_kept_and_what_nobody_knows_is_untold(
+    what: str,
+) -> None:
+    child, kept = SAID[what]
+
+    assert _kept_from(FOUND, "c", {child.id: child}) == kept

@@ -6,7 +6,7 @@ import pytest
 from temporalio.client import WorkflowQueryFailedError
 
 from stateful_workflow import NoWorkerAnswers
-from stateful_workflow.client.walk import query_error
+from stateful_workflow.client.calls import query_error
 from stateful_workflow.errors import NotStateful
 from stateful_workflow.use.asking import has_no_query
 

@@ -6,9 +6,8 @@ import asyncio
 import time
 from collections.abc import Collection, Coroutine, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 from typing import Any, Final
 
 from temporalio.api.enums.v1 import TaskQueueType
@@ -16,34 +15,25 @@ from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import (
     Client,
-    WorkflowQueryFailedError,
-    WorkflowQueryRejectedError,
     WorkflowUpdateFailedError,
     WorkflowUpdateRPCTimeoutOrCancelledError,
 )
-from temporalio.common import QueryRejectCondition, RawValue
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.common import RawValue
+from temporalio.service import RPCError
 
-from ..errors import (
-    AnswerMalformed,
-    NotStateful,
-    NoWorkerAnswers,
-    OperationFailed,
-    WorkflowNotFound,
-)
-from ..node.answers import ChildStatus, NodeStatus, node_status
-from ..node.contract import MANY_SIGNALS, MESSAGE, STATUS_QUERY
+from ..errors import NotStateful, OperationFailed, WorkflowNotFound
+from ..node.answers import ChildStatus, NodeStatus
+from ..node.contract import MANY_SIGNALS, MESSAGE
 from ..node.ledger import Life, is_among
 from ..node.status import TokenTree, TreeNode, state_without
 from ..sealed.message import Message
-from ..use.asking import has_no_query, never_ran, read_answer
+from .calls import Answer, ask
 
 MAX_CONCURRENT_QUERIES: Final = 50
 
 _QUERY_TIMEOUT: Final = timedelta(seconds=10)
 _FIRST_PAUSE_SECONDS: Final = 0.01
 _LONGEST_PAUSE_SECONDS: Final = 0.15
-_WHILE_IT_TELLS_SECONDS: Final = 0.5
 _LONGEST_RESPITE_SECONDS: Final = 1.0
 """After an answer that was long in coming, as the status of 1,900 children is."""
 
@@ -59,8 +49,6 @@ _LAST_CALL: Final = timedelta(seconds=2)
 _MOST_VISITS: Final = 4
 """Of one workflow that several name as their child, each expecting something else of it."""
 
-_NEVER_RAN: Final = NodeStatus("", "", "", None, (), (), (), (), (), False, False)
-
 _NO_COURIER: Final = (
     "its children are told by nobody: no worker polls task queue {}. Run a worker with workflows "
     "and StatefulPlugin for this workflow's task queue"
@@ -71,81 +59,6 @@ _NOT_YET_SEEN: Final = {Life.STARTING: "starting", Life.IN_DOUBT: "the server is
 
 Expected = Mapping[str, int]
 """For each authority the version that stands there, as the nearest live node above says."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a workflow answered to `apiTokenStatus`, and whether it is closed.
-
-    Attributes:
-        node: what was answered.
-        closed: the workflow has ended.
-    """
-
-    node: NodeStatus
-    closed: bool
-
-
-async def ask(client: Client, workflow_id: str, timeout: timedelta | None = None) -> Answer:
-    """Ask one workflow for its status, each of two calls within the timeout (None: 10 s).
-
-    Raises:
-        WorkflowNotFound, NotStateful, NoWorkerAnswers, OperationFailed: it cannot be asked.
-        AnswerMalformed: it does not answer with a status.
-    """
-    query = partial(
-        client.get_workflow_handle(workflow_id).query,
-        STATUS_QUERY,
-        result_type=RawValue,
-        rpc_timeout=_QUERY_TIMEOUT if timeout is None else timeout,
-    )
-    closed = False
-    try:
-        try:
-            answer: object = await query(reject_condition=QueryRejectCondition.NOT_OPEN)
-        except (WorkflowQueryRejectedError, ValueError) as error:
-            # A status that the SDK does not know, such as paused, is a ValueError, and not closed.
-            closed = isinstance(error, WorkflowQueryRejectedError)
-            answer = await query(reject_condition=QueryRejectCondition.NONE)
-    except (WorkflowQueryFailedError, RPCError) as error:
-        if closed and isinstance(error, RPCError) and never_ran(error):
-            return Answer(_NEVER_RAN, closed=True)
-        raise query_error(error, workflow_id) from None
-    except Exception as error:  # noqa: BLE001 - what a codec raises
-        raise AnswerMalformed(
-            f"the answer of workflow {workflow_id} cannot be decoded: {type(error).__name__}"
-        ) from None
-    return read_answer(
-        client,
-        workflow_id,
-        STATUS_QUERY,
-        answer,
-        lambda value: Answer(node_status(value), closed),
-    )
-
-
-def query_error(error: WorkflowQueryFailedError | RPCError, workflow_id: str) -> OperationFailed:
-    """Say what a failed query or signal means and what to do."""
-    if isinstance(error, WorkflowQueryFailedError):
-        if has_no_query(error):
-            return NotStateful(
-                f"workflow {workflow_id} is not a StatefulWorkflow (it has no such query)"
-            )
-        return NoWorkerAnswers(f"workflow {workflow_id} could not answer: {error}")
-    if error.status == RPCStatusCode.NOT_FOUND or never_ran(error):
-        return WorkflowNotFound(f"there is no open workflow {workflow_id}: {error.message}")
-    if error.status in (
-        RPCStatusCode.DEADLINE_EXCEEDED,
-        RPCStatusCode.CANCELLED,
-        RPCStatusCode.FAILED_PRECONDITION,
-    ):
-        return NoWorkerAnswers(
-            f"no worker answered for workflow {workflow_id}: is one running on its task queue? "
-            "(Just after one was killed this takes some seconds; try again.)"
-        )
-    return OperationFailed(
-        f"workflow {workflow_id} could not be asked ({error.status.name}): {error.message}"
-    )
 
 
 class TreeWalk:
@@ -175,6 +88,7 @@ class TreeWalk:
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_QUERIES)
         self._nodes: dict[str, TreeNode] = {}
         self._couriers: dict[str, str | None] = {}
+        self._polled: dict[str, bool] = {}
         self._parents: dict[str, str | None] = {}
         self._children: dict[str, list[str]] = {}
         self._visits: dict[str, list[tuple[Expected, bool]]] = {}
@@ -188,40 +102,31 @@ class TreeWalk:
         """
         self._parents[workflow_id] = None
         answer = await ask(self._client, workflow_id, self._timeout())
-        await self._visit(workflow_id, (), {}, answer)
-        nodes = list(self._in_order(workflow_id))
-        idle = await self._queues_without_courier({node.id for node in nodes if node.undelivered})
-        return TokenTree(
-            self._name,
-            tuple(
-                replace(node, problem=_NO_COURIER.format(idle[node.id]))
-                if node.id in idle
-                else node
-                for node in nodes
-            ),
-        )
+        await self._visit(workflow_id, (), {}, answer=answer)
+        nodes = [await self._with_courier(node) for node in self._in_order(workflow_id)]
+        return TokenTree(self._name, tuple(nodes))
 
-    async def _queues_without_courier(self, ids: Collection[str]) -> Mapping[str, str]:
-        """Of nodes that have somebody to tell, whose couriers' task queue nobody polls, and it."""
-        queues = {id: queue for id in ids if (queue := self._couriers.get(id)) is not None}
-        names = sorted(set(queues.values()))
-        polled = await asyncio.gather(*map(self._is_polled, names))
-        idle = {name for name, is_polled in zip(names, polled, strict=True) if not is_polled}
-        return {id: queue for id, queue in queues.items() if queue in idle}
+    async def _with_courier(self, node: TreeNode) -> TreeNode:
+        """The same; of one that has somebody to tell, whether a courier polls for it."""
+        queue = self._couriers.get(node.id) if node.undelivered else None
+        if queue is None or await self._is_polled(queue):
+            return node
+        return replace(node, problem=_NO_COURIER.format(queue))
 
     async def _is_polled(self, queue: str) -> bool:
-        request = DescribeTaskQueueRequest(
-            namespace=self._client.namespace,
-            task_queue=TaskQueue(name=queue),
-            task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
-        )
-        try:
-            answer = await self._client.workflow_service.describe_task_queue(
-                request, timeout=_LAST_CALL
+        if queue not in self._polled:
+            request = DescribeTaskQueueRequest(
+                namespace=self._client.namespace,
+                task_queue=TaskQueue(name=queue),
+                task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
             )
-        except RPCError:
-            return True  # nobody knows
-        return len(answer.pollers) > 0
+            service = self._client.workflow_service
+            try:
+                described = await service.describe_task_queue(request, timeout=_LAST_CALL)
+                self._polled[queue] = len(described.pollers) > 0
+            except RPCError:
+                self._polled[queue] = True  # nobody knows
+        return self._polled[queue]
 
     def _in_order(self, workflow_id: str) -> Iterator[TreeNode]:
         """Parents before their children, siblings as their parent started them."""
@@ -237,58 +142,68 @@ class TreeWalk:
         workflow_id: str,
         above: tuple[str, ...],
         expected: Expected,
-        answer: Answer | None = None,
         *,
         withheld: bool = False,
         of_parent: ChildStatus | None = None,
+        answer: Answer | None = None,
     ) -> None:
-        pause = _FIRST_PAUSE_SECONDS
-        asked = time.monotonic()
+        node, answer = await self._watch(workflow_id, expected, withheld, of_parent, answer)
+        if node is None:
+            return
+        is_as_started = not node.closed and node.authority != workflow_id
+        if of_parent is not None and of_parent.life is Life.UNTOLD and is_as_started:
+            node = replace(node, current=False, problem=of_parent.reason)
+        self._note(node)
+        if answer is not None:
+            await self._visit_children(answer, (*above, workflow_id), expected)
+
+    async def _watch(
+        self,
+        workflow_id: str,
+        expected: Expected,
+        withheld: bool,
+        of_parent: ChildStatus | None,
+        answer: Answer | None,
+    ) -> tuple[TreeNode | None, Answer | None]:
+        """Ask a node until it is as it should be, or the time is over: what is found in the end.
+
+        Of no node None; without an answer where nothing below it is to be looked at.
+        """
+        is_told = of_parent is None or of_parent.life is not Life.UNTOLD
+        could_not_tell = of_parent is not None and of_parent.reason is not None
+        may_hand_over = self._message is not None and is_told
+        pause, asked = _FIRST_PAUSE_SECONDS, time.monotonic()
         node = self._unseen(workflow_id, "not asked in time")
-        reason = None if of_parent is None else of_parent.reason
-        is_untold = of_parent is not None and of_parent.life is Life.UNTOLD
-        handed = is_untold  # it is never handed what its parent may not tell it
         while True:
             if answer is None:
                 async with self._slots:
                     asked = time.monotonic()
                     if self._left() < -_LAST_LOOK_SECONDS:
-                        break
+                        return node, None
                     try:
                         answer = await ask(self._client, workflow_id, self._timeout())
                     except (WorkflowNotFound, NotStateful):
-                        return
+                        return None, None
                     except OperationFailed as error:
                         node = self._unseen(workflow_id, str(error))
             if answer is not None:
-                root = answer.node.root
-                if root and root != (self._root or root):
-                    # Started before its parent took part, it has no state from above.
-                    node = self._unseen(workflow_id, _FOREIGN)
-                    seen = answer.node
-                    self._note(replace(node, type=seen.type, api_url=seen.api_url, current=True))
-                    return
-                self._root = self._root or root
+                self._root = self._root or answer.node.root
+                if answer.node.root not in ("", self._root):
+                    return self._foreign(workflow_id, answer.node), None
                 self._couriers[workflow_id] = answer.node.courier
                 node = self._node(answer, workflow_id, expected, withheld=withheld)
                 if not self._is_awaited(node, answer):
-                    break
+                    return node, answer
                 is_late = time.monotonic() - self._begun > _HAND_OVER_AFTER_SECONDS
-                if (reason is not None or is_late) and not handed and not node.current:
-                    handed = True
+                if may_hand_over and not node.current and (could_not_tell or is_late):
+                    may_hand_over = False
                     await self._hand_over(workflow_id)
             if self._left() <= 0:
-                break
+                return node, answer
             respite = min(2 * (time.monotonic() - asked), _LONGEST_RESPITE_SECONDS)
             await asyncio.sleep(min(max(pause, respite), self._left()))
-            longest = _LONGEST_PAUSE_SECONDS if not node.current else _WHILE_IT_TELLS_SECONDS
-            pause = min(pause * 2, longest)
+            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
             answer = None
-        if is_untold and not node.closed and node.authority != workflow_id:
-            node = replace(node, current=False, problem=reason)
-        self._note(node)
-        if answer is not None:
-            await self._visit_children(answer, (*above, workflow_id), expected)
 
     async def _visit_children(
         self, answer: Answer, above: tuple[str, ...], expected: Expected
@@ -333,6 +248,11 @@ class TreeWalk:
     def _unseen(self, workflow_id: str, problem: str) -> TreeNode:
         parent = self._parents[workflow_id]
         return TreeNode(workflow_id, "", parent, current=False, problem=problem)
+
+    def _foreign(self, workflow_id: str, status: NodeStatus) -> TreeNode:
+        """One that was started before its parent took part, and has no state from above."""
+        node = self._unseen(workflow_id, _FOREIGN)
+        return replace(node, type=status.type, api_url=status.api_url, current=True)
 
     def _node(
         self, answer: Answer, workflow_id: str, expected: Expected, *, withheld: bool
@@ -388,15 +308,14 @@ class TreeWalk:
         """Whether a node is to be asked again: it is behind, starts a child or has one to tell."""
         if answer.closed:
             return False
-        lives = {child.life for child in answer.node.children}
-        if not node.current or lives & _NOT_YET_SEEN.keys():
+        children = answer.node.children
+        if not node.current or any(child.life in _NOT_YET_SEEN for child in children):
             return True
         # Whom it could not tell is looked at, and handed the message, all the same.
-        children = answer.node.children
         failed = {child.id for child in children if child.reason is not None}
         closed = {child.id for child in children if child.life is Life.CLOSED}
-        on_its_way = not failed.issuperset({*node.undelivered, *closed})
-        return on_its_way and self._left() > _LAST_LOOK_SECONDS
+        on_its_way = {*node.undelivered, *closed} - failed
+        return bool(on_its_way) and self._left() > _LAST_LOOK_SECONDS
 
     async def _hand_over(self, workflow_id: str) -> None:
         """Hand a node the message by update; what it says shows when it is asked again."""

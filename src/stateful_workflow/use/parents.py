@@ -28,7 +28,7 @@ async def confirm_above(
         run_id: of the workflow; None takes the newest.
 
     Raises:
-        WrongTree: it does not stand below that workflow; nothing may be signed or opened for it.
+        WrongTree: it does not stand below that workflow: nothing is signed or opened for it.
         WorkflowNotFound, OperationFailed: the server does not say.
     """
     nearer, run = workflow_id, run_id

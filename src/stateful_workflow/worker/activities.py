@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Final, cast
 
@@ -17,6 +18,7 @@ from temporalio.client import (
     Client,
     WorkflowExecution,
     WorkflowExecutionStatus,
+    WorkflowHandle,
     WorkflowQueryFailedError,
 )
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
@@ -39,7 +41,7 @@ from ..node.ledger import TOO_NEW
 from ..record.event import AuditEvent, of_message
 from ..record.recorder import Recorder
 from ..sealed.keyring import Keyring
-from ..sealed.message import parse
+from ..sealed.message import Message, parse
 from ..use.asking import has_no_query, never_ran
 from .descent import RPC_TIMEOUT, Descent, NoAnswer
 from .pace import SignalPace
@@ -61,29 +63,35 @@ _RESULT_ORPHANS: Final = 5_000
 """In one result, of which the server takes 2 MB; the others are found by the next."""
 
 
+@dataclass(frozen=True)
+class OfPlugin:
+    """What a courier needs of the plugin of the workers that it runs beside.
+
+    Attributes:
+        keyring: gives the process's keyring as it is now, or None where it has none.
+        recorder: puts on record what is told.
+        pace: says when a signal may be sent.
+    """
+
+    keyring: Callable[[], Keyring | None]
+    recorder: Recorder
+    pace: SignalPace
+
+
 class CourierActivities:
     """The activities of one courier.
 
     Args:
+        plugin: see `OfPlugin`.
         client: gives the client that children are told through.
-        keyring: gives the worker's keyring as it is now, or None where it has none.
-        recorder: gives what is told is put on record with.
-        pace: gives what says when a signal may be sent.
         is_plain: says whether the workers run a workflow type that takes no part in a tree.
     """
 
     def __init__(
-        self,
-        client: Callable[[], Client],
-        keyring: Callable[[], Keyring | None],
-        recorder: Callable[[], Recorder],
-        pace: Callable[[], SignalPace],
-        is_plain: Callable[[str], bool],
+        self, plugin: OfPlugin, client: Callable[[], Client], is_plain: Callable[[str], bool]
     ) -> None:
+        self._plugin = plugin
         self._client = client
-        self._keyring = keyring
-        self._recorder = recorder
-        self._pace = pace
         self._is_plain = is_plain
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_SIGNALS)
 
@@ -107,11 +115,14 @@ class CourierActivities:
         beat = asyncio.create_task(_beat())
         try:
             result = TellResult(more=request.more)
-            delivery = _Delivery(request, self._recorder())
+            messages = [parse(text) for text in request.messages]
             deadline = time.monotonic() + _SIGNALS_BEGIN_WITHIN
-            told = [self._tell(delivery, target, deadline, result) for target in request.targets]
-            not_found = [child_id for child_id in await asyncio.gather(*told) if child_id]
-            await self._find(request, not_found, result)
+            told = [
+                self._tell(child_id, child_type, [messages[i] for i in indexes], deadline, result)
+                for child_id, child_type, indexes in request.targets
+            ]
+            not_open = [child_id for child_id in await asyncio.gather(*told) if child_id]
+            await self._find(request, not_open, result)
         finally:
             beat.cancel()
         if request.patient and not _came_of_it(request, result):
@@ -122,57 +133,80 @@ class CourierActivities:
             )
         return result
 
+    # --- tell ----------------------------------------------------------------
+
     async def _tell(
         self,
-        delivery: _Delivery,
-        target: tuple[str, str, list[int]],
+        child_id: str,
+        child_type: str,
+        messages: Sequence[Message],
         deadline: float,
         result: TellResult,
     ) -> str | None:
         """Signal one child what it lacks; its id where the server knows no such open workflow."""
-        child_id, child_type, indexes = target
-        untold = list(indexes)
         if self._is_plain(child_type):
             result.plain.append(child_id)
             return None
+        handle = self._client().get_workflow_handle(child_id)
+        sent = 0
         try:
             async with self._slots:
-                handle = self._client().get_workflow_handle(child_id)
-                for sent, index in enumerate(indexes):
-                    result.sent[child_id] = sent
-                    at = self._pace().take(time.monotonic(), deadline)
+                for message in messages:
+                    at = self._plugin.pace.take(time.monotonic(), deadline)
                     if at is None:
                         result.left.append(child_id)
-                        return None
+                        break
                     await asyncio.sleep(at - time.monotonic())
-                    await handle.signal(
-                        MESSAGE, delivery.messages[index].text, rpc_timeout=RPC_TIMEOUT
-                    )
-                    delivery.record(target, [untold.pop(0)])
-                del result.sent[child_id]
-        except RPCError as error:
-            delivery.record(target, untold, error.status.name)
-            if error.status == RPCStatusCode.NOT_FOUND:
+                    await handle.signal(MESSAGE, message.text, rpc_timeout=RPC_TIMEOUT)
+                    self._record(child_id, child_type, message)
+                    sent += 1
+        except Exception as error:  # noqa: BLE001 - a codec may raise anything; others are to be told
+            is_rpc = isinstance(error, RPCError)
+            why = error.status.name if is_rpc else type(error).__name__
+            for message in messages[sent:]:
+                self._record(child_id, child_type, message, why)
+            if is_rpc and error.status == RPCStatusCode.NOT_FOUND:
                 return child_id
-            result.failed[child_id] = f"{error.status.name}: {error.message}"
-        except Exception as error:  # noqa: BLE001 - what a codec raises; the others are to be told
-            result.failed[child_id] = type(error).__name__
-            delivery.record(target, untold, type(error).__name__)
+            result.failed[child_id] = f"{why}: {error.message}" if is_rpc else why
+        finally:
+            if sent < len(messages):
+                result.sent[child_id] = sent
         return None
 
-    async def _find(
-        self, request: TellRequest, not_found: Sequence[str], result: TellResult
+    def _record(
+        self, child_id: str, child_type: str, message: Message, why: str | None = None
     ) -> None:
-        closed = [*not_found]
+        """A child was told a message, or could not be: the name of what went wrong says why."""
+        info, recorder = activity.info(), self._plugin.recorder
+        recorder.record(
+            AuditEvent(
+                time=time.time(),
+                action="forward",
+                outcome="success" if why is None else "failure",
+                reason=why,
+                identity=recorder.identity,
+                namespace=info.namespace,
+                workflow_id=info.workflow_id,
+                run_id=info.workflow_run_id,
+                workflow_type=info.workflow_type,
+                child_id=child_id,
+                child_type=child_type,
+                **of_message(message),
+            )
+        )
+
+    # --- find ----------------------------------------------------------------
+
+    async def _find(
+        self, request: TellRequest, not_open: Sequence[str], result: TellResult
+    ) -> None:
+        """Find which of those in doubt are children, and whom the closed ones leave."""
+        closed = [*not_open]
         for child_id, child_type in request.closed:
             if self._is_plain(child_type):
                 result.orphans[child_id] = []
             else:
                 closed.append(child_id)
-        if not closed and not request.in_doubt:
-            return
-        if request.patient:
-            await asyncio.sleep(_INDEX_LAG_SECONDS)
         info = activity.info()
         descent = Descent(
             self._client(),
@@ -181,31 +215,33 @@ class CourierActivities:
             datetime.fromtimestamp(request.since / 1000, timezone.utc),
             time.monotonic() + _LOOKED_FOR_WITHIN,
         )
-
-        async def resolve(child_id: str) -> None:
-            status = await descent.child(child_id)
-            if status == WorkflowExecutionStatus.RUNNING:
-                result.mine.append(child_id)
-            elif status is not None:
-                closed.append(child_id)
-            else:
-                result.gone.append(child_id)
-
-        await asyncio.gather(*(self._try(id, resolve(id), result) for id in request.in_doubt))
+        in_doubt = [self._resolve(descent, id, closed, result) for id in request.in_doubt]
+        await asyncio.gather(*in_doubt)
         closed = list(dict.fromkeys(closed))
         if not request.patient:
             result.left.extend(closed)  # the list may lag: a part is no answer
             return
+        if not closed:
+            return
+        await asyncio.sleep(_INDEX_LAG_SECONDS)
         try:
             listed = await descent.listed(closed)
         except NoAnswer as error:
             result.failed.update(dict.fromkeys(closed, f"closed; {error}"))
             return
-        jobs = [
-            self._try(id, self._adopt(descent, id, listed.get(id, ()), result), result)
-            for id in closed
-        ]
-        await asyncio.gather(*jobs)
+        await asyncio.gather(
+            *[self._adopt(descent, id, listed.get(id, ()), result) for id in closed]
+        )
+
+    async def _resolve(
+        self, descent: Descent, child_id: str, closed: list[str], result: TellResult
+    ) -> None:
+        async with self._asking(child_id, result):
+            status = await descent.child(child_id)
+            if status == WorkflowExecutionStatus.RUNNING:
+                result.mine.append(child_id)
+            else:
+                (result.gone if status is None else closed).append(child_id)
 
     async def _adopt(
         self,
@@ -214,19 +250,24 @@ class CourierActivities:
         children: Sequence[WorkflowExecution],
         result: TellResult,
     ) -> None:
-        orphans = await descent.orphans(closed_id, children) if children else []
-        room = _RESULT_ORPHANS - sum(map(len, result.orphans.values()))
-        if len(orphans) > room and any(result.orphans.values()):
-            result.left.append(closed_id)
-        else:
-            result.orphans[closed_id] = orphans
+        async with self._asking(closed_id, result):
+            orphans = await descent.orphans(closed_id, children) if children else []
+            room = _RESULT_ORPHANS - sum(map(len, result.orphans.values()))
+            if len(orphans) > room and any(result.orphans.values()):
+                result.left.append(closed_id)
+            else:
+                result.orphans[closed_id] = orphans
 
-    async def _try(self, child_id: str, job: Awaitable[None], result: TellResult) -> None:
+    @asynccontextmanager
+    async def _asking(self, child_id: str, result: TellResult) -> AsyncGenerator[None, None]:
+        """Where nobody answers for one child, the others are looked for all the same."""
         async with self._slots:
             try:
-                await job
+                yield
             except NoAnswer as error:
                 result.failed[child_id] = str(error)
+
+    # --- trust and recover ---------------------------------------------------
 
     @activity.defn(name=TRUST)
     async def trust(self) -> TrustResult:
@@ -235,7 +276,7 @@ class CourierActivities:
         Raises:
             KeyringError: where it has none; retryable, another worker may be asked.
         """
-        keyring = self._keyring()
+        keyring = self._plugin.keyring()
         if keyring is None or not keyring.trusted():
             raise KeyringError(
                 "this worker has no keyring with issuers, so nodes cannot learn new ones from it; "
@@ -256,75 +297,43 @@ class CourierActivities:
             ApplicationError: no worker answered; the server is to repeat it.
         """
         for _ in range(_RUNS_THAT_NEVER_RAN):
-            answer = await self._last_state(workflow_id, run_id)
-            if answer is not None:
-                return answer
-            before = await self._run_before(workflow_id, run_id)
-            if before in (None, written_by):
+            handle = self._client().get_workflow_handle(workflow_id, run_id=run_id)
+            try:
+                answer = await _last_state(handle)
+                if answer is not None:
+                    return answer
+                before = await _run_before(handle)
+            except RPCError as error:
+                raise ApplicationError(f"{error.status.name}: {error.message}") from None
+            if before is None or before == written_by:
                 return RecoverResult(asked=True)
-            run_id = str(before)
+            run_id = before
         return RecoverResult(asked=False)
 
-    async def _run_before(self, workflow_id: str, run_id: str) -> str | None:
-        """The run after which a run began; None where it is the first."""
-        handle = self._client().get_workflow_handle(workflow_id, run_id=run_id)
-        try:
-            async for event in handle.fetch_history_events(page_size=1, rpc_timeout=RPC_TIMEOUT):
-                started = event.workflow_execution_started_event_attributes
-                return started.continued_execution_run_id or None
-        except RPCError as error:
-            raise ApplicationError(f"{error.status.name}: {error.message}") from None
-        return None
 
-    async def _last_state(self, workflow_id: str, run_id: str) -> RecoverResult | None:
-        """What a closed run answers; None where it closed before its first task."""
-        handle = self._client().get_workflow_handle(workflow_id, run_id=run_id)
-        try:
-            state: object = await handle.query(STATE_QUERY, rpc_timeout=RPC_TIMEOUT)
-        except WorkflowQueryFailedError as error:
-            # A run that no longer replays may have revoked what an earlier header holds.
-            too_new = TOO_NEW in error.message
-            return RecoverResult(asked=has_no_query(error), too_new=too_new)
-        except RPCError as error:
-            if never_ran(error):
-                return None
-            if error.status == RPCStatusCode.NOT_FOUND:  # past retention
-                return RecoverResult(asked=False)
-            raise ApplicationError(f"{error.status.name}: {error.message}") from None
-        members = cast("dict[str, Any]", state) if isinstance(state, dict) else None
-        return RecoverResult(asked=True, state=members)
+async def _last_state(run: WorkflowHandle[Any, Any]) -> RecoverResult | None:
+    """What a closed run answers; None where it closed before its first task."""
+    try:
+        state: object = await run.query(STATE_QUERY, rpc_timeout=RPC_TIMEOUT)
+    except WorkflowQueryFailedError as error:
+        # A run that no longer replays may have revoked what an earlier header holds.
+        return RecoverResult(asked=has_no_query(error), too_new=TOO_NEW in error.message)
+    except RPCError as error:
+        if never_ran(error):
+            return None
+        if error.status == RPCStatusCode.NOT_FOUND:  # past retention
+            return RecoverResult(asked=False)
+        raise
+    members = cast("dict[str, Any]", state) if isinstance(state, dict) else None
+    return RecoverResult(asked=True, state=members)
 
 
-class _Delivery:
-    """One run of `CourierActivities.tell`, with what it puts on record."""
-
-    def __init__(self, request: TellRequest, recorder: Recorder) -> None:
-        self.messages = [parse(text) for text in request.messages]
-        self._recorder = recorder
-
-    def record(
-        self, target: tuple[str, str, list[int]], indexes: list[int], why: str | None = None
-    ) -> None:
-        """A child was told messages, or could not be: the name of what went wrong says why."""
-        info = activity.info()
-        child_id, child_type, _ = target
-        for index in indexes:
-            self._recorder.record(
-                AuditEvent(
-                    time=time.time(),
-                    action="forward",
-                    outcome="success" if why is None else "failure",
-                    reason=why,
-                    identity=self._recorder.identity,
-                    namespace=info.namespace,
-                    workflow_id=info.workflow_id,
-                    run_id=info.workflow_run_id,
-                    workflow_type=info.workflow_type,
-                    child_id=child_id,
-                    child_type=child_type,
-                    **of_message(self.messages[index]),
-                )
-            )
+async def _run_before(run: WorkflowHandle[Any, Any]) -> str | None:
+    """The run after which this one began; None where it is the first."""
+    async for event in run.fetch_history_events(page_size=1, rpc_timeout=RPC_TIMEOUT):
+        started = event.workflow_execution_started_event_attributes
+        return started.continued_execution_run_id or None
+    return None
 
 
 def _came_of_it(request: TellRequest, result: TellResult) -> bool:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
@@ -19,11 +18,8 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from ..node.contract import courier_queue_of
-from ..record.recorder import Recorder
-from ..sealed.keyring import Keyring
 from ..text.printable import printable
-from .activities import CourierActivities
-from .pace import SignalPace
+from .activities import CourierActivities, OfPlugin
 
 _log = logging.getLogger(__name__)
 
@@ -35,31 +31,22 @@ _LAST_CALLS: Final = timedelta(seconds=5)
 """How long what is being told when the worker stops may still take."""
 
 
-@dataclass(frozen=True)
-class Beside:
-    """What a courier needs of the worker that it runs beside.
-
-    Attributes:
-        worker: its client is followed, also when it is replaced.
-        keyring, recorder, pace: of the worker's plugin; see `CourierActivities`.
-        stateful, plain: workflow types that the worker runs, which take part in a tree or not.
-    """
-
-    worker: Worker
-    keyring: Callable[[], Keyring | None]
-    recorder: Callable[[], Recorder]
-    pace: Callable[[], SignalPace]
-    stateful: Collection[str]
-    plain: Collection[str]
-
-
 @asynccontextmanager
-async def courier_beside(beside: Beside) -> AsyncGenerator[None, None]:
-    """Run a courier while the block runs; workers of one connection and task queue share one."""
-    courier = next((known for known in _couriers if known.serves(beside.worker)), None)
+async def courier_beside(
+    worker: Worker, plugin: OfPlugin, plain: Collection[str]
+) -> AsyncGenerator[None, None]:
+    """Run a courier while the block runs; workers of one connection and task queue share one.
+
+    Args:
+        worker: its client is followed, also when it is replaced.
+        plugin: the worker's.
+        plain: workflow types of the worker's that take no part in a tree.
+    """
+    courier = next((known for known in _couriers if known.serves(worker)), None)
     if courier is None:
-        courier = _Courier(beside)
+        courier = _Courier(worker, plugin)
         _couriers.append(courier)
+    beside = worker, plain
     courier.workers.append(beside)
     try:
         yield
@@ -71,14 +58,13 @@ async def courier_beside(beside: Beside) -> AsyncGenerator[None, None]:
 
 
 class _Courier:
-    def __init__(self, first: Beside) -> None:
-        self.workers: list[Beside] = []
-        self._queue = courier_queue_of(first.worker.task_queue)
-        activities = CourierActivities(
-            lambda: self._worker.client, first.keyring, first.recorder, first.pace, self._is_plain
-        )
+    def __init__(self, first: Worker, plugin: OfPlugin) -> None:
+        self.workers: list[tuple[Worker, Collection[str]]] = []
+        self._queue = courier_queue_of(first.task_queue)
+        self._followed = first.client
+        activities = CourierActivities(plugin, lambda: self._worker.client, self._is_plain)
         self._worker = Worker(
-            _bare(first.worker.client),
+            _bare(first.client),
             task_queue=self._queue,
             activities=activities.all(),
             max_concurrent_activities=_MOST_AT_ONCE,
@@ -87,8 +73,9 @@ class _Courier:
             graceful_shutdown_timeout=_LAST_CALLS,
         )
         self._run = asyncio.create_task(self._worker.run())
-        self._run.add_done_callback(_say_why)
-        self._follow = asyncio.create_task(self._follow_clients())
+        self._follow = asyncio.create_task(self._follow_client())
+        for task in (self._run, self._follow):
+            task.add_done_callback(_say_why)
 
     def serves(self, worker: Worker) -> bool:
         """Whether it runs for the task queue of a worker, on that one's connection."""
@@ -100,26 +87,16 @@ class _Courier:
         )
 
     def _is_plain(self, workflow_type: str) -> bool:
-        """Of two versions of a program, one may have made a workflow type take part."""
-        if any(workflow_type in beside.stateful for beside in self.workers):
-            return False
-        return any(workflow_type in beside.plain for beside in self.workers)
+        return any(workflow_type in plain for _, plain in self.workers)
 
-    async def _follow_clients(self) -> None:
+    async def _follow_client(self) -> None:
         """Temporal has no hook for it: a worker's client is replaced to renew its certificate."""
-        known = {id(beside): beside.worker.client for beside in self.workers}
         while True:
             await asyncio.sleep(_LOOK_EVERY_SECONDS)
-            for beside in self.workers:
-                client = beside.worker.client
-                if known.setdefault(id(beside), client) is client:
-                    continue
-                try:
-                    self._worker.client = _bare(client)
-                except Exception as error:  # noqa: BLE001 - an interceptor's; the next look tries again
-                    _log.error("A courier cannot take a client: %s", printable(repr(error)))
-                else:
-                    known[id(beside)] = client
+            client = self.workers[0][0].client
+            if client is not self._followed:
+                self._worker.client = _bare(client)
+                self._followed = client
 
     async def stop(self) -> None:
         self._follow.cancel()
@@ -138,7 +115,7 @@ def _bare(client: Client) -> Client:
     return Client(**config)
 
 
-def _say_why(run: asyncio.Task[None]) -> None:
-    if not run.cancelled() and (error := run.exception()) is not None:
+def _say_why(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
         said = printable(repr(error))
         _log.error("A courier stopped, and children are told nothing from here: %s", said)

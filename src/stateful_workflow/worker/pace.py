@@ -21,7 +21,6 @@ class SignalPace:
     def __init__(self, per_second: float | None) -> None:
         if per_second is not None and not 1 <= per_second < math.inf:
             raise ValueError(f"max_signals_per_second is 1 or more, or None, not {per_second!r}")
-        self.per_second = per_second
         self._pause = 0.0 if per_second is None else 1 / per_second
         self._free_at = -math.inf
         self._lock = threading.Lock()

@@ -34,7 +34,8 @@ from ..sealed.keyring_file import KEYRING_VARIABLE
 from ..text.printable import printable
 from ..use.interceptors import ActivityInbound
 from ..use.parents import ConfirmedRoots
-from .courier import Beside, courier_beside
+from .activities import OfPlugin
+from .courier import courier_beside
 from .pace import SignalPace
 
 _log = logging.getLogger(__name__)
@@ -118,31 +119,18 @@ class StatefulPlugin(SimplePlugin):
             key.kind == "reader" and key.private for key in keyring.keys()
         )
 
-    def complete(self, other: StatefulPlugin) -> None:
-        """Take what a second plugin on the same worker has and this one has not.
+    def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
+        """Add what a worker with workflows needs; an activity-only one gets the interceptor alone.
 
         Raises:
-            ValueError: both have a sink or a limit of signals, and not the same.
+            ValueError: the client has another `StatefulPlugin`.
         """
-        if self._keyring is None:
-            self._keyring = other._keyring
-        if self.sink_writer.sink is None:
-            self.sink_writer = other.sink_writer
-        elif other.sink_writer.sink not in (None, self.sink_writer.sink):
-            raise ValueError("the StatefulPlugins of client and worker have different audit= sinks")
-        if self._pace.per_second is None:
-            self._pace = other._pace
-        elif other._pace.per_second not in (None, self._pace.per_second):
-            raise ValueError(
-                "the StatefulPlugins of client and worker have different max_signals_per_second="
-            )
-
-    def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
-        """Add what a worker with workflows needs; one of activities alone gets the interceptor."""
         bound = _ours(config)
         if bound is not None:
-            # Given to the client and to the worker: the client's stands, once.
-            bound.plugin.complete(self)
+            if bound.plugin is not self:
+                raise ValueError(
+                    "client and worker have a StatefulPlugin each: give one to the client alone"
+                )
             return config
         config = super().configure_worker(config)
         client = config["client"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
@@ -166,22 +154,13 @@ class StatefulPlugin(SimplePlugin):
         config = worker.config(active_config=True)
         bound = _ours(config)
         workflows = cast("Sequence[type[Any]]", config.get("workflows", ()))
-        if bound is None or bound.plugin is not self:
-            await next(worker)  # given to the client and to the worker: the client's does it
-            return
-        bound.worker = worker
-        if not workflows:
+        if bound is not None:
+            bound.worker = worker
+        if bound is None or not workflows:
             await next(worker)
             return
-        beside = Beside(
-            worker,
-            self.look_at_keyring,
-            bound.recorder,
-            lambda: self._pace,
-            stateful=_types(cls for cls in workflows if issubclass(cls, StatefulWorkflow)),
-            plain=_types(cls for cls in workflows if not issubclass(cls, StatefulWorkflow)),
-        )
-        async with courier_beside(beside):
+        of_plugin = OfPlugin(self.look_at_keyring, bound.recorder(), self._pace)
+        async with courier_beside(worker, of_plugin, _plain_types(workflows)):
             await next(worker)
 
 
@@ -225,27 +204,27 @@ class _WorkerInterceptor(Interceptor):
 def _pass_through(runner: WorkflowRunner | None) -> WorkflowRunner:
     # Verifying a forged message in a second copy of the cryptographic library, as the plain
     # sandbox makes one, aborts the worker process.
-    if isinstance(runner, SandboxedWorkflowRunner):
-        return dataclasses.replace(
-            runner, restrictions=runner.restrictions.with_passthrough_modules(*_PASSED_THROUGH)
-        )
     if runner is None:
-        return _pass_through(SandboxedWorkflowRunner())
-    return runner
+        runner = SandboxedWorkflowRunner()
+    if not isinstance(runner, SandboxedWorkflowRunner):
+        return runner
+    return dataclasses.replace(
+        runner, restrictions=runner.restrictions.with_passthrough_modules(*_PASSED_THROUGH)
+    )
 
 
 def _ours(config: WorkerConfig) -> _WorkerInterceptor | None:
     """Our interceptor among those of a worker."""
-    for interceptor in config.get("interceptors", ()):
-        if isinstance(interceptor, _WorkerInterceptor):
-            return interceptor
-    return None
+    all_ = config.get("interceptors", ())
+    return next((one for one in all_ if isinstance(one, _WorkerInterceptor)), None)
 
 
-def _types(workflows: Iterable[type[Any]]) -> list[str]:
+def _plain_types(workflows: Iterable[type[Any]]) -> frozenset[str]:
+    """The workflow types of those that take no part in a tree."""
     # The SDK has no public way from a class to its workflow type.
     definitions = [
         workflow._Definition.must_from_class(cls)  # pyright: ignore[reportPrivateUsage]
         for cls in workflows
+        if not issubclass(cls, StatefulWorkflow)
     ]
-    return [definition.name for definition in definitions if definition.name is not None]
+    return frozenset(each.name for each in definitions if each.name is not None)
