@@ -186,7 +186,7 @@ async def ran(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> Ran:
-    monkeypatch.setattr("stateful_workflow.use.http._WAIT_FOR_NEWER_SECONDS", 0.05)
+    monkeypatch.setattr("stateful_workflow.use.tokens.WAIT_FOR_NEWER_SECONDS", 0.05)
     marker = new_secret("marker")
     names = ("first", "second", "third", "vault", "other")
     secret = {name: new_secret(name) for name in names}

@@ -60,7 +60,7 @@ class _Outbound(OutboundInterceptor):
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     # What came with the activity is not asked for again because of its age.
     set_fresh_seconds(monkeypatch, NEVER_OLD)
-    monkeypatch.setattr("stateful_workflow.use.http._WAIT_FOR_NEWER_SECONDS", 0.05)
+    monkeypatch.setattr("stateful_workflow.use.tokens.WAIT_FOR_NEWER_SECONDS", 0.05)
     return Asked()
 
 

@@ -338,7 +338,7 @@ async def test_a_refused_token_that_is_the_newest_is_reported_to_its_authority(
     monkeypatch: pytest.MonkeyPatch,
     key: bool,
 ) -> None:
-    monkeypatch.setattr("stateful_workflow.use.http._WAIT_FOR_NEWER_SECONDS", 0.05)
+    monkeypatch.setattr("stateful_workflow.use.tokens.WAIT_FOR_NEWER_SECONDS", 0.05)
     root = await start(tokens, queue, api)
     status = await tokens.status(queue)
     assert status is not None
@@ -357,7 +357,7 @@ async def test_a_token_set_after_the_report_is_used_for_the_same_request(
     api: Api,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("stateful_workflow.use.http._WAIT_FOR_NEWER_SECONDS", 8.0)
+    monkeypatch.setattr("stateful_workflow.use.tokens.WAIT_FOR_NEWER_SECONDS", 8.0)
     root = await start(tokens, queue, api)
     api.valid = {"second"}
     running = asyncio.create_task(root.execute_update(Caller.do, Job([api.url("x")])))

@@ -27,6 +27,7 @@ from ..node.headers import Use
 from ..record.recorder import Recorder
 from ..sealed.keyring import Keyring
 from .parents import ConfirmedRoots
+from .sealing import confirm_root
 from .tokens import ActivityTokens, running
 
 
@@ -71,7 +72,7 @@ class ActivityInbound(ActivityInboundInterceptor):
         if self._outbound is not None:
             self._outbound.gate = gate
         await tokens.refresh_all()
-        await tokens.confirm_root(self._roots)
+        await confirm_root(tokens, self._roots)
         try:
             with running(tokens):
                 result = await super().execute_activity(input)
