@@ -70,7 +70,7 @@ class ActivityInbound(ActivityInboundInterceptor):
         gate = _Gate(tokens, self._client().data_converter)
         if self._outbound is not None:
             self._outbound.gate = gate
-        await tokens.refresh_all()
+        await tokens.renew_all()
         await confirm_root(tokens, self._roots)
         try:
             with running(tokens):

@@ -65,7 +65,7 @@ def seal_token(
 
 def _place(tokens: ActivityTokens, name: str, keyring: Keyring) -> Place:
     """Where a token that is sealed here is set, and the verified message that stands there."""
-    use, message = tokens.use, tokens.message(name)
+    use, message = tokens.use, tokens.standing(name).message
     if use is None:
         raise PluginMissing("this activity came without its workflow's place in the tree")
     above = None if message is None else message.text

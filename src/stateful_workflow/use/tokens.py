@@ -62,6 +62,18 @@ class Standing:
     state: str = "none"
     message: Message | None = None
 
+    @classmethod
+    def of(cls, name: str, state: str, sealed: str | None) -> Standing:
+        """As a workflow says it.
+
+        Raises:
+            MessageRefused: what it says is no message of this name.
+        """
+        message = None if sealed is None else parse(sealed)
+        if message is not None and message.claims.name != name:
+            raise TokenForged(f"another credential's message was given for {name}")
+        return cls(state, message)
+
 
 class ActivityTokens:
     """The tokens of one running activity.
@@ -101,7 +113,9 @@ class ActivityTokens:
         self._loop = None if client is None else asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._must_ask = must_ask
-        self._standing = {} if use is None else _carried(use)
+        self._known: dict[str, Standing] = {}
+        for name, entry in () if use is None else use.tokens.items():
+            self._known[name] = Standing.of(name, str(entry.get("state")), entry.get("sealed"))
         self._carried_at = -math.inf if must_ask or use is None else fresh_since
         self._asked_at: dict[str, float] = {}
         self._unknown: dict[str, NewestUnknown] = {}
@@ -111,10 +125,9 @@ class ActivityTokens:
     def current(self, name: str, refused: ApiToken | None = None) -> ApiToken | None:
         """As `current_async`, in a thread. On the worker's own loop nobody can be asked."""
         is_there = refused is None
-        is_wanted = refused is not None or self._is_stale(name)
-        if is_wanted and self._loop is not None and threading.get_ident() != self._thread:
-            renewing = asyncio.run_coroutine_threadsafe(self._renew(name, refused), self._loop)
-            is_there = renewing.result()
+        if self._loop is not None and threading.get_ident() != self._thread:
+            renewing = self._renew(name, refused)
+            is_there = asyncio.run_coroutine_threadsafe(renewing, self._loop).result()
         return self.open(name) if is_there else None
 
     async def current_async(self, name: str, refused: ApiToken | None = None) -> ApiToken | None:
@@ -129,47 +142,38 @@ class ActivityTokens:
         """
         return await self._open_async(name) if await self._renew(name, refused) else None
 
-    async def refresh_all(self) -> None:
-        """Refresh every name; a failure is remembered and raised where a token is used."""
-        carried = set[str]() if self.use is None else self.use.tokens.keys()
-        for name in sorted({DEFAULT_NAME} | carried):
+    async def renew_all(self) -> None:
+        """Ask for each name that may be old; a failure is raised where its token is used."""
+        for name in sorted({DEFAULT_NAME, *self._known}):
             with suppress(NewestUnknown):
-                await self._refresh(name)
+                await self._renew(name)
 
-    def message(self, name: str) -> Message | None:
-        """The message that is known to be in force for a name."""
-        return self._known(name).message
+    def standing(self, name: str) -> Standing:
+        """What is known of a name."""
+        return self._known.get(name, Standing())
 
-    async def _renew(self, name: str, refused: ApiToken | None) -> bool:
-        """Ask where the rule says so, and whether there is a token to use then."""
-        if refused is None:
-            await self._refresh(name)
-            return True
-        return self._client is not None and await self._is_replaced(refused)
+    async def _renew(self, name: str, refused: ApiToken | None = None) -> bool:
+        """Ask where the rule says so, and whether there is a token to use then.
 
-    async def _is_replaced(self, refused: ApiToken) -> bool:
-        """Whether the workflow has another token now; its authority hears where it has not."""
-        give_up = time.monotonic() + WAIT_FOR_NEWER_SECONDS
-        await self._ask(refused.name)
-        if self._is_newest(refused):
-            await self._report(refused)
-        while self._is_newest(refused) and time.monotonic() < give_up:
-            await asyncio.sleep(WAIT_FOR_NEWER_SECONDS / 4)
-            await self._ask(refused.name)
-        return not self._is_newest(refused)
-
-    def _is_newest(self, token: ApiToken) -> bool:
-        message = self.message(token.name)
-        return message is not None and message.hash == token.message.hash
-
-    # --- asking ------------------------------------------------------------------------------
-
-    def _known(self, name: str) -> Standing:
-        return self._standing.get(name, Standing())
+        Raises:
+            NewestUnknown: the workflow does not answer, and nothing else may be used.
+        """
+        if self._client is None:
+            return refused is None
+        if refused is not None:
+            return await self._is_replaced(self._client(), refused)
+        if self._is_stale(name):
+            try:
+                await self._ask(self._client(), name)
+            except NewestUnknown as error:
+                if self._must_ask or self.standing(name).message is None:
+                    self._unknown[name] = error
+                    raise
+        return True
 
     def _is_stale(self, name: str) -> bool:
         """Whether the workflow is asked before the next use: the one rule of freshness."""
-        known = self._known(name)
+        known = self.standing(name)
         known_at = self._asked_at.get(name, self._carried_at)
         if time.monotonic() - known_at > FRESH_SECONDS:
             return True
@@ -178,56 +182,48 @@ class ActivityTokens:
         expiry = known.message.claims.expires_at
         return expiry is not None and expiry - time.time() < NEAR_EXPIRY_SECONDS
 
-    async def _refresh(self, name: str) -> None:
-        """Ask for a name where what is known of it is stale.
+    async def _is_replaced(self, client: Client, refused: ApiToken) -> bool:
+        """Whether the workflow has another token now; its authority hears where it has not."""
+        give_up = time.monotonic() + WAIT_FOR_NEWER_SECONDS
+        await self._ask(client, refused.name)
+        if self._is_newest(refused):
+            await self._report(client, refused)
+        while self._is_newest(refused) and time.monotonic() < give_up:
+            await asyncio.sleep(WAIT_FOR_NEWER_SECONDS / 4)
+            await self._ask(client, refused.name)
+        return not self._is_newest(refused)
 
-        Raises:
-            NewestUnknown: where the workflow does not answer, and nothing else may be used.
-        """
-        if self._client is None or not self._is_stale(name):
-            return
-        try:
-            await self._ask(name)
-        except NewestUnknown as error:
-            if self._must_ask or self.message(name) is None:
-                self._unknown[name] = error
-                raise
+    def _is_newest(self, token: ApiToken) -> bool:
+        message = self.standing(token.name).message
+        return message is not None and message.hash == token.message.hash
 
-    async def _ask(self, name: str) -> None:
+    async def _ask(self, client: Client, name: str) -> None:
         """Ask this activity's workflow for the newest.
 
         Raises:
             NewestUnknown: where it does not answer.
         """
-        if self._client is None:
-            raise NewestUnknown("this activity cannot ask its workflow")
-        client = self._client()
         handle = client.get_workflow_handle(self.workflow_id, run_id=self.info.workflow_run_id)
+        read = partial(token_answer, name=name)
+        known = Standing()
         try:
             raw: object = await handle.query(
                 MESSAGE, name, result_type=RawValue, rpc_timeout=_QUERY_TIMEOUT
             )
-            read = partial(token_answer, name=name)
             answer = read_answer(client, self.workflow_id, MESSAGE, raw, read)
-            known = (
-                Standing()
-                if answer is None
-                else _standing(name, answer.status.state, answer.sealed)
-            )
+            if answer is not None:
+                known = Standing.of(name, answer.status.state, answer.sealed)
         except (RPCError, WorkflowQueryFailedError, AnswerMalformed, MessageRefused) as error:
             raise NewestUnknown(
                 f"workflow {self.workflow_id} did not answer for its newest {name} "
                 f"({type(error).__name__}: {error}); the activity is to be retried"
             ) from None
-        self._standing[name] = known
+        self._known[name] = known
         self._asked_at[name] = time.monotonic()
         self._unknown.pop(name, None)
 
-    async def _report(self, token: ApiToken) -> None:
+    async def _report(self, client: Client, token: ApiToken) -> None:
         """Tell the authority that the API refused its token; nothing is raised if it is gone."""
-        if self._client is None:
-            return
-        handle = self._client().get_workflow_handle(token.authority)
         refused = {
             "name": token.name,
             "authority": token.authority,
@@ -235,6 +231,7 @@ class ActivityTokens:
             "fingerprint": token.fingerprint,
         }
         try:
+            handle = client.get_workflow_handle(token.authority)
             await handle.signal(REPORT, refused, rpc_timeout=_QUERY_TIMEOUT)
         except RPCError as error:
             said = f"Workflow {token.authority} could not be told that its token was refused"
@@ -267,10 +264,9 @@ class ActivityTokens:
 
     def _opened(self, name: str) -> tuple[ApiToken, AuditEvent]:
         """The token, and the event that says so."""
-        known = self._known(name)
+        known, now = self.standing(name), time.time()
         try:
-            keyring, message = self.keyring(), self._usable(name, known)
-            now = time.time()
+            message, keyring = self._usable(name, known), self.keyring()
             secret = keyring.open(
                 message,
                 now=now,
@@ -345,20 +341,6 @@ class ActivityTokens:
             **of_message(message, name, terms=action == "set"),
             **about,
         )
-
-
-def _carried(use: Use) -> dict[str, Standing]:
-    return {
-        name: _standing(name, str(entry.get("state")), entry.get("sealed"))
-        for name, entry in use.tokens.items()
-    }
-
-
-def _standing(name: str, state: str, sealed: str | None) -> Standing:
-    message = None if sealed is None else parse(sealed)
-    if message is not None and message.claims.name != name:
-        raise TokenForged(f"another credential's message was given for {name}")
-    return Standing(state, message)
 
 
 _current: ContextVar[ActivityTokens | None] = ContextVar("stateful-activity", default=None)
