@@ -24,12 +24,10 @@ from stateful_workflow.engine import EmbeddedEngine
 
 from .api import Api, start_api, start_hosts
 from .support import status_of
-from .test_use import NEVER_OLD, Place, Root, place_of, set_fresh_seconds, start
+from .use_places import KINDS, NEVER_OLD, Place, Root, place_of, set_fresh_seconds, start
 from .use_workflows import ASYNC_ACTIVITIES, USE_WORKFLOWS, Caller
 
 pytestmark = pytest.mark.usefixtures("workflows")
-
-KINDS = pytest.mark.parametrize("key", [False, True], ids=["bearer", "key"])
 
 
 @dataclass
@@ -84,7 +82,7 @@ async def workflows(client: Client, queue: str) -> AsyncIterator[Worker]:
 
 @pytest.fixture(params=["async", "thread"])
 async def place(request: pytest.FixtureRequest, user: Client, queue: str) -> AsyncIterator[Place]:
-    async with place_of(request.param, user, f"{queue}-use") as place:
+    async with place_of(request.param, user, queue) as place:
         yield place
 
 
