@@ -74,15 +74,15 @@ class Job:
 
 
 @contextmanager
-def _answering(answers: list[str]) -> Generator[None, None, None]:
-    """What is raised inside becomes an answer."""
+def _answering(answers: list[str], *failures: type[Exception]) -> Generator[None, None, None]:
+    """What is raised inside becomes an answer, where it is ours or one of these."""
     try:
         yield
     except NewestUnknown:
         raise
     except StatefulError as error:
         answers.append(f"{type(error).__name__}: {error}")
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except failures as error:
         answers.append(type(error).__name__)
 
 
@@ -104,7 +104,7 @@ async def call(job: Job) -> list[str]:
             if "/gate/" in url:
                 await bare.get(url)
                 continue
-            with _answering(answers):
+            with _answering(answers, httpx.HTTPError, httpx.InvalidURL):
                 answer = await http.request(**_request(job, url, _stream_async()))
                 answers.append(str(answer.status_code))
     return _judged(job, answers)
@@ -120,7 +120,7 @@ def call_sync(job: Job) -> list[str]:
             if "/gate/" in url:
                 bare.get(url)
                 continue
-            with _answering(answers):
+            with _answering(answers, httpx.HTTPError, httpx.InvalidURL):
                 answer = http.request(**_request(job, url, _stream()))
                 answers.append(str(answer.status_code))
     return _judged(job, answers)

@@ -43,13 +43,23 @@ class _Wanted:
 _Flow = Generator[httpx.Request | _Wanted, Any, None]
 
 
-class _HeaderAuth(httpx.Auth):
-    """Sends the token in one header. One flow says what is done; two drivers do it."""
+class TokenAuth(httpx.Auth):
+    """httpx authentication with the running activity's token, as ``Authorization: Bearer``.
 
-    def __init__(self, name: str, header: str, scheme: str = "") -> None:
+    Use it on a client or on one request, sync or async::
+
+        async with httpx.AsyncClient(auth=TokenAuth()) as http: ...
+
+    Raises, when a request is sent:
+        OriginNotAllowed: the request's origin is not among the token's signed ones, or the
+            request names another host beside it.
+        StatefulError: as `stateful_workflow.current_token`.
+    """
+
+    def __init__(self, name: str = DEFAULT_NAME) -> None:
         self._name = name
-        self._header = header.encode("ascii")
-        self._scheme = scheme.encode("ascii")
+        self._header = b"Authorization"
+        self._scheme = b"Bearer "
 
     def sync_auth_flow(
         self, request: httpx.Request
@@ -113,40 +123,7 @@ class _HeaderAuth(httpx.Auth):
 
     def _check(self, request: httpx.Request, token: ApiToken) -> None:
         """Raise where the token may not go with this request."""
-        origin = _origin(request.url)
-        if origin is None or not is_allowed(origin, token.origins):
-            raise OriginNotAllowed(
-                f"{token.name} may not be sent to {origin or _place(request.url)}; its issuer "
-                f"signed it for {', '.join(token.origins) or 'no origin at all'}"
-            )
-        detour = _detour(request)
-        if detour is not None:
-            raise OriginNotAllowed(f"{token.name} may not be sent to {origin} with {detour}")
-        if not _HEADER_VALUE.fullmatch(token.reveal()):
-            raise TokenMalformed(
-                f"{token.name} (version {token.version}) has characters that no HTTP header may "
-                "have, such as a line end; set it again without them"
-            )
-
-
-class TokenAuth(_HeaderAuth):
-    """httpx authentication with the running activity's token, as ``Authorization: Bearer``.
-
-    Use it on a client or on one request, sync or async::
-
-        async with httpx.AsyncClient(auth=TokenAuth()) as http: ...
-
-    Raises, when a request is sent:
-        OriginNotAllowed: the request's origin is not among the token's signed ones, or the
-            request names another host beside it.
-        StatefulError: as `stateful_workflow.current_token`.
-    """
-
-    def __init__(self, name: str = DEFAULT_NAME) -> None:
-        super().__init__(name, "Authorization", "Bearer ")
-
-    def _check(self, request: httpx.Request, token: ApiToken) -> None:
-        super()._check(request, token)
+        _require_allowed(request, token)
         url = request.url
         # httpx takes Authorization along on a redirect from http://HOST to https://HOST.
         upgraded = _place(url.copy_with(scheme="https", port=None))
@@ -156,6 +133,18 @@ class TokenAuth(_HeaderAuth):
                 f"{token.name} may not be sent to {_place(url)} in Authorization, which httpx "
                 f"would take along on a redirect to {upgraded}: its issuer must sign it for both"
             )
+
+
+class _KeyAuth(TokenAuth):
+    """`TokenAuth` in a header of its own, whose requests httpx does not redirect by itself."""
+
+    def __init__(self, name: str, header: str) -> None:
+        super().__init__(name)
+        self._header = header.encode("ascii")
+        self._scheme = b""
+
+    def _check(self, request: httpx.Request, token: ApiToken) -> None:
+        _require_allowed(request, token)
 
 
 class OriginTransport(httpx.BaseTransport):
@@ -173,7 +162,7 @@ class OriginTransport(httpx.BaseTransport):
         self, inner: httpx.BaseTransport, *, header: str = "X-API-Key", name: str = DEFAULT_NAME
     ) -> None:
         self._inner = inner
-        self._auth = _HeaderAuth(name, header)
+        self._auth = _KeyAuth(name, header)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """See `httpx.BaseTransport`."""
@@ -207,7 +196,7 @@ class AsyncOriginTransport(httpx.AsyncBaseTransport):
         name: str = DEFAULT_NAME,
     ) -> None:
         self._inner = inner
-        self._auth = _HeaderAuth(name, header)
+        self._auth = _KeyAuth(name, header)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """See `httpx.AsyncBaseTransport`."""
@@ -236,6 +225,24 @@ def _next(flow: _Flow, answer: object) -> httpx.Request | _Wanted | None:
         return flow.send(answer)
     except StopIteration:
         return None
+
+
+def _require_allowed(request: httpx.Request, token: ApiToken) -> None:
+    """Raise where the token may not go to the origin that a request names."""
+    origin = _origin(request.url)
+    if origin is None or not is_allowed(origin, token.origins):
+        raise OriginNotAllowed(
+            f"{token.name} may not be sent to {origin or _place(request.url)}; its issuer "
+            f"signed it for {', '.join(token.origins) or 'no origin at all'}"
+        )
+    detour = _detour(request)
+    if detour is not None:
+        raise OriginNotAllowed(f"{token.name} may not be sent to {origin} with {detour}")
+    if not _HEADER_VALUE.fullmatch(token.reveal()):
+        raise TokenMalformed(
+            f"{token.name} (version {token.version}) has characters that no HTTP header may "
+            "have, such as a line end; set it again without them"
+        )
 
 
 def _record(
