@@ -54,7 +54,8 @@ from .sealed.keys import KeyInfo
 from .sealed.message import SealedToken
 from .sealed.token import ApiToken
 from .use.http import AsyncOriginTransport, OriginTransport, TokenAuth
-from .use.tokens import current_api_url, current_token, seal_token
+from .use.sealing import seal_token
+from .use.tokens import current_api_url, current_token
 from .worker.plugin import StatefulPlugin
 
 __all__ = [

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import dataclasses
 import json
 import textwrap
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -35,22 +35,8 @@ URL = "https://api.example.com"
 CANARY = "canary-9d41c07e"
 
 
-def _in_base64() -> str:
-    return base64.b64encode(f"user:{current_token().reveal()}".encode()).decode()
-
-
-def _fail_by_chain() -> None:
-    try:
-        raise LookupError(f"no user for {current_token().reveal()}")
-    except LookupError as error:
-        raise RuntimeError("the call failed") from error
-
-
-def _fail_in_context() -> None:
-    try:
-        raise LookupError(f"no user for {current_token().reveal()}")
-    except LookupError:
-        raise RuntimeError("the call failed")  # noqa: B904 - the context is the point
+def in_base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
 
 
 class OddError(Exception):
@@ -60,58 +46,72 @@ class OddError(Exception):
         return f"odd: {self.args[0]}"
 
 
-def act(how: str) -> Any:
-    """Give the token away in one of many ways."""
-    token = current_token().reveal()
-    if how == "return it":
-        return token
-    if how == "return it within":
-        return {"headers": [{"Authorization": f"Bearer {token}"}]}
-    if how == "return it in base64":
-        return _in_base64()
-    if how == "return it in lines of hexadecimal":
-        return "\n".join(textwrap.wrap(token.encode().hex(), 16))
-    if how == "return it as bytes":
-        return token.encode()
-    if how == "return its seal":
-        return seal_token(token)
-    if how == "heartbeat it":
-        activity.heartbeat({"seen": token})
-        return "went on"
-    if how == "fail with it":
-        raise RuntimeError(f"the API said: bad token {token} ({_in_base64()})")
-    if how == "fail with it encoded":
-        spelled = base64.b64encode(json.dumps({"token": token}).encode()).decode()
-        raise RuntimeError(f"the API said: bad token {spelled}", token.encode().hex(" "))
-    if how == "fail with details":
-        raise ApplicationError(
-            f"bad {token}",
-            {"token": token},
-            token.encode(),
-            "harmless",
-            type="BadToken",
-            non_retryable=True,
-            category=ApplicationErrorCategory.BENIGN,
-        )
-    if how == "fail by a chain":
-        _fail_by_chain()
-    if how == "fail in a context":
-        _fail_in_context()
-    if how == "fail oddly":
-        raise OddError(token)
-    if how == "return what is no JSON":
-        return object()
-    return "harmless"
+def with_cause(error: Exception) -> RuntimeError:
+    outer = RuntimeError("the call failed")
+    outer.__cause__ = error
+    return outer
+
+
+def in_context(error: Exception) -> RuntimeError:
+    outer = RuntimeError("the call failed")
+    outer.__context__ = error
+    return outer
+
+
+def detailed(token: str) -> ApplicationError:
+    return ApplicationError(
+        f"bad {token}",
+        {"token": token},
+        token.encode(),
+        type="BadToken",
+        non_retryable=True,
+        next_retry_delay=timedelta(seconds=7),
+        category=ApplicationErrorCategory.BENIGN,
+    )
+
+
+RETURNS: dict[str, Callable[[str], Any]] = {
+    "as it is": lambda token: token,
+    "within": lambda token: {"headers": [{"Authorization": f"Bearer {token}"}]},
+    "in base64": lambda token: in_base64(f"user:{token}"),
+    "in lines of hexadecimal": lambda token: "\n".join(textwrap.wrap(token.encode().hex(), 16)),
+    "as bytes": str.encode,
+}
+FAILURES: dict[str, tuple[Callable[[str], Exception], str | None]] = {
+    "plainly": (lambda token: RuntimeError(f"bad token {token}"), "RuntimeError"),
+    "in base64 of JSON": (
+        lambda token: RuntimeError(in_base64(json.dumps({"token": token}))),
+        "RuntimeError",
+    ),
+    "in an argument": (lambda token: RuntimeError("bad", token.encode().hex(" ")), "RuntimeError"),
+    "with details": (detailed, "BadToken"),
+    "by its type": (lambda token: ApplicationError("bad", type=f"Bad {token}"), None),
+    "by its cause": (lambda token: with_cause(LookupError(token)), "RuntimeError"),
+    "in its context": (lambda token: in_context(LookupError(token)), "RuntimeError"),
+    "oddly": (OddError, "OddError"),
+}
+WAYS: dict[str, Callable[[str], Any]] = {
+    **RETURNS,
+    **{f"fail {how}": error for how, (error, _) in FAILURES.items()},
+    "heartbeat": lambda token: activity.heartbeat({"seen": token}),
+    "its seal": seal_token,
+    "no JSON": lambda token: object(),
+    "nothing": lambda token: "harmless",
+}
+"""What an activity may do with its token; it raises what is an error."""
 
 
 @activity.defn
 async def leak(how: str) -> Any:
-    return act(how)
+    return leak_sync(how)
 
 
 @activity.defn
 def leak_sync(how: str) -> Any:
-    return act(how)
+    given = WAYS[how](current_token().reveal())
+    if isinstance(given, Exception):
+        raise given
+    return given
 
 
 @workflow.defn
@@ -133,43 +133,55 @@ class Leaker(StatefulWorkflow):
         )
 
 
+@dataclass
+class Place:
+    """A workflow that holds the canary, and the activity that it runs."""
+
+    root: WorkflowHandle[Any, Any]
+    kind: str = "leak"
+    local: bool = False
+
+    async def outcome(self, how: str) -> Any:
+        """What the workflow got: the result, or the error it was."""
+        try:
+            return await self.root.execute_update("try_to", args=[self.kind, how, self.local])
+        except WorkflowUpdateFailedError as error:
+            cause = error.cause
+            return cause.cause if isinstance(cause, ActivityError) else cause
+
+    async def history(self) -> bytes:
+        history = await self.root.fetch_history()
+        return b"".join(event.SerializeToString() for event in history.events)
+
+
+async def start(client: Client, keyring: Keyring, queue: str) -> WorkflowHandle[Any, Any]:
+    return await TokenClient(client, keyring).start_workflow(
+        Leaker.run, id=queue, task_queue=queue, api_token=CANARY, api_url=URL
+    )
+
+
 @pytest.fixture(params=["async", "thread", "local"])
 async def place(
-    request: pytest.FixtureRequest, client: Client, tokens: TokenClient, queue: str
-) -> AsyncIterator[tuple[WorkflowHandle[Any, Any], str, bool]]:
-    """A workflow that holds the canary, the activity to run, and whether it is a local one."""
-    options: dict[str, Any] = {}
-    if request.param == "thread":
-        options["activity_executor"] = ThreadPoolExecutor(1)
-        options["max_concurrent_activities"] = 1
-    kind = "leak_sync" if request.param == "thread" else "leak"
-    run: Any = leak if kind == "leak" else leak_sync
-    async with Worker(client, task_queue=queue, workflows=[Leaker], activities=[run], **options):
-        root = await tokens.start_workflow(
-            Leaker.run, id=queue, task_queue=queue, api_token=CANARY, api_url=URL
-        )
-        yield root, kind, request.param == "local"
-
-
-async def outcome(place: tuple[WorkflowHandle[Any, Any], str, bool], how: str) -> Any:
-    """What the workflow got: the result, or the error it was."""
-    root, kind, local = place
-    try:
-        return await root.execute_update("try_to", args=[kind, how, local])
-    except WorkflowUpdateFailedError as error:
-        cause = error.cause
-        return cause.cause if isinstance(cause, ActivityError) else cause
-
-
-async def history_of(root: WorkflowHandle[Any, Any]) -> bytes:
-    history = await root.fetch_history()
-    return b"".join(event.SerializeToString() for event in history.events)
+    request: pytest.FixtureRequest, client: Client, keyring: Keyring, queue: str
+) -> AsyncIterator[Place]:
+    run: Any = leak_sync if request.param == "thread" else leak
+    with ThreadPoolExecutor(1) as threads:
+        async with Worker(
+            client,
+            task_queue=queue,
+            workflows=[Leaker],
+            activities=[run],
+            activity_executor=threads,
+            max_concurrent_activities=1,
+        ):
+            root = await start(client, keyring, queue)
+            yield Place(root, run.__name__, request.param == "local")
 
 
 SPELLED = (
     CANARY.encode(),
-    base64.b64encode(b"user:" + CANARY.encode())[7:-4],
-    base64.b64encode(b'{"token": "' + CANARY.encode())[16:-4],
+    in_base64(f"user:{CANARY}")[7:-4].encode(),
+    in_base64(f'{{"token": "{CANARY}')[16:-4].encode(),
     CANARY.encode().hex()[:16].encode(),
     CANARY.encode().hex(" ").encode(),
 )
@@ -179,76 +191,54 @@ def is_clean(data: bytes) -> bool:
     return not any(form in data for form in SPELLED)
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        "return it",
-        "return it within",
-        "return it in base64",
-        "return it in lines of hexadecimal",
-        "return it as bytes",
-    ],
-)
-async def test_a_result_that_holds_the_token_is_an_error_that_says_so(
-    place: tuple[WorkflowHandle[Any, Any], str, bool], how: str
-) -> None:
-    error = await outcome(place, how)
+async def test_a_result_that_holds_the_token_is_an_error_that_says_so(place: Place) -> None:
+    for how in RETURNS:
+        error = await place.outcome(how)
 
-    assert isinstance(error, ApplicationError)
-    assert error.type == "TokenExposed"
-    assert "about to return its apiToken" in error.message
-    assert is_clean(await history_of(place[0]))
+        assert isinstance(error, ApplicationError), how
+        assert error.type == "TokenExposed"
+        assert "about to return its apiToken" in error.message
+    assert is_clean(await place.history())
 
 
-async def test_a_heartbeat_that_holds_the_token_is_an_error_that_says_so(
-    place: tuple[WorkflowHandle[Any, Any], str, bool],
-) -> None:
-    error = await outcome(place, "heartbeat it")
+async def test_a_heartbeat_that_holds_the_token_is_an_error_that_says_so(place: Place) -> None:
+    error = await place.outcome("heartbeat")
 
     assert isinstance(error, ApplicationError)
     assert error.type == "TokenExposed"
     assert "about to heartbeat its apiToken" in error.message
 
 
-@pytest.mark.parametrize(
-    ("how", "kind"),
-    [
-        ("fail with it", "RuntimeError"),
-        ("fail with it encoded", "RuntimeError"),
-        ("fail with details", "BadToken"),
-        ("fail by a chain", "RuntimeError"),
-        ("fail in a context", "RuntimeError"),
-        ("fail oddly", "OddError"),
-    ],
-)
-async def test_a_failure_keeps_its_kind_and_loses_the_token(
-    place: tuple[WorkflowHandle[Any, Any], str, bool], how: str, kind: str
+async def test_a_failure_keeps_its_type_and_its_place_and_loses_what_it_says(
+    place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
-    error = await outcome(place, how)
+    for how, (_, kind) in FAILURES.items():
+        error = await place.outcome(f"fail {how}")
+
+        assert isinstance(error, ApplicationError), how
+        assert error.type == kind
+        assert f" at {__file__}:" in error.message
+        assert "what it says is left out" in error.message
+    assert is_clean(await place.history())
+    assert "Completing activity as failed" in caplog.text
+    assert CANARY not in caplog.text
+
+
+async def test_a_failure_that_held_the_token_is_retried_as_it_would_have_been(
+    place: Place,
+) -> None:
+    error = await place.outcome("fail with details")
 
     assert isinstance(error, ApplicationError)
-    assert error.type == kind
-    assert is_clean(await history_of(place[0]))
-    if how == "fail with details":
-        assert error.non_retryable
-        assert error.category is ApplicationErrorCategory.BENIGN
-        assert error.message == "bad <redacted: apiToken>"
-        assert error.details[0] == {"token": "<redacted: apiToken>"}
-        assert error.details[2] == "harmless"
-    elif how == "fail with it encoded":
-        assert error.message == "<redacted: apiToken>"  # of its words none is all of the latter
-    elif how.startswith("fail with"):
-        assert "the API said: bad token <redacted: apiToken>" in error.message
-    elif how == "fail by a chain":
-        assert "no user for <redacted: apiToken>" in str(error.cause)
+    assert error.non_retryable
+    assert error.next_retry_delay == timedelta(seconds=7)
+    assert error.category is ApplicationErrorCategory.BENIGN
 
 
-async def test_what_holds_no_token_is_given_back_as_it_is(
-    place: tuple[WorkflowHandle[Any, Any], str, bool],
-) -> None:
-    assert await outcome(place, "nothing") == "harmless"
-    assert str(await outcome(place, "return its seal")).count(".") == 2
-    assert "not JSON serializable" in str(await outcome(place, "return what is no JSON"))
+async def test_what_holds_no_token_is_given_back_as_it_is(place: Place) -> None:
+    assert await place.outcome("nothing") == "harmless"
+    assert str(await place.outcome("its seal")).count(".") == 2
+    assert "not JSON serializable" in str(await place.outcome("no JSON"))
 
 
 class Recorder(PayloadCodec):
@@ -281,28 +271,14 @@ async def test_a_codec_and_encoded_failure_attributes_are_given_nothing_to_hide(
         plugins=[StatefulPlugin(keyring)],
     )
     async with Worker(client, task_queue=queue, workflows=[Leaker], activities=[leak]):
-        root = await TokenClient(client, keyring).start_workflow(
-            Leaker.run, id=queue, task_queue=queue, api_token=CANARY, api_url=URL
-        )
+        place = Place(await start(client, keyring, queue))
         codec.seen.clear()
 
-        error = await outcome((root, "leak", False), "fail with it")
-
+        error = await place.outcome("fail plainly")
         assert isinstance(error, ApplicationError)
-        assert "bad token <redacted: apiToken>" in error.message
-        assert codec.seen
+        assert "what it says is left out" in error.message
+        for how in ("as it is", "fail with details"):
+            await place.outcome(how)
+
+        assert b"what it says is left out" in b"".join(codec.seen)
         assert is_clean(b"".join(codec.seen))
-        await asyncio.gather(
-            *[outcome((root, "leak", False), how) for how in ("return it", "fail with details")]
-        )
-        assert is_clean(b"".join(codec.seen))
-
-
-async def test_the_workers_own_log_has_no_token(
-    place: tuple[WorkflowHandle[Any, Any], str, bool], caplog: pytest.LogCaptureFixture
-) -> None:
-    for how in ("fail with it", "fail by a chain", "fail in a context", "return it"):
-        await outcome(place, how)
-
-    assert "Completing activity as failed" in caplog.text
-    assert CANARY not in caplog.text

@@ -24,12 +24,10 @@ from stateful_workflow.engine import EmbeddedEngine
 
 from .api import Api, start_api, start_hosts
 from .support import status_of
-from .test_use import NEVER_OLD, Place, Root, place_of, set_fresh_seconds, start
+from .use_places import KINDS, NEVER_OLD, Place, Root, place_of, set_fresh_seconds, start
 from .use_workflows import ASYNC_ACTIVITIES, USE_WORKFLOWS, Caller
 
 pytestmark = pytest.mark.usefixtures("workflows")
-
-KINDS = pytest.mark.parametrize("key", [False, True], ids=["bearer", "key"])
 
 
 @dataclass
@@ -39,28 +37,25 @@ class Asked(Interceptor):
     calls: list[str] = field(default_factory=list[str])
 
     def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
-        return _Outbound(next, self.calls)
+        calls = self.calls
 
+        class Outbound(OutboundInterceptor):
+            async def query_workflow(self, input: QueryWorkflowInput) -> Any:
+                calls.append(f"query {input.query}")
+                return await super().query_workflow(input)
 
-class _Outbound(OutboundInterceptor):
-    def __init__(self, next: OutboundInterceptor, calls: list[str]) -> None:
-        super().__init__(next)
-        self._calls = calls
+            async def signal_workflow(self, input: SignalWorkflowInput) -> None:
+                calls.append(f"signal {input.signal}")
+                await super().signal_workflow(input)
 
-    async def query_workflow(self, input: QueryWorkflowInput) -> Any:
-        self._calls.append(f"query {input.query}")
-        return await super().query_workflow(input)
-
-    async def signal_workflow(self, input: SignalWorkflowInput) -> None:
-        self._calls.append(f"signal {input.signal}")
-        await super().signal_workflow(input)
+        return Outbound(next)
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     # What came with the activity is not asked for again because of its age.
     set_fresh_seconds(monkeypatch, NEVER_OLD)
-    monkeypatch.setattr("stateful_workflow.use.http._WAIT_FOR_NEWER_SECONDS", 0.05)
+    monkeypatch.setattr("stateful_workflow.use.tokens.WAIT_FOR_NEWER_SECONDS", 0.05)
     return Asked()
 
 
@@ -84,7 +79,7 @@ async def workflows(client: Client, queue: str) -> AsyncIterator[Worker]:
 
 @pytest.fixture(params=["async", "thread"])
 async def place(request: pytest.FixtureRequest, user: Client, queue: str) -> AsyncIterator[Place]:
-    async with place_of(request.param, user, f"{queue}-use") as place:
+    async with place_of(request.param, user, queue) as place:
         yield place
 
 
@@ -93,53 +88,6 @@ def api() -> Iterator[Api]:
     with start_api() as api:
         api.valid = {"first"}
         yield api
-
-
-# --- between real ports --------------------------------------------------------------------------
-
-
-@KINDS
-async def test_a_token_follows_a_redirect_within_its_origin(
-    tokens: TokenClient, queue: str, api: Api, place: Place, key: bool
-) -> None:
-    root = await start(tokens, queue, api)
-
-    job = place.job(f"{api.url('to')}?url={api.url('x')}", key=key, follow=True)
-    assert await root.execute_update(Caller.do, job) == ["200"]
-
-    assert (api.tokens("to"), api.tokens("x")) == (["first"], ["first"])
-
-
-async def test_the_authorization_header_is_left_behind_at_a_redirect_to_another_origin(
-    tokens: TokenClient, queue: str, api: Api, place: Place
-) -> None:
-    root = await start(tokens, queue, api)
-    with start_api() as other:
-        for elsewhere in (other.url("x"), api.url("x").replace("127.0.0.1", "localhost")):
-            job = place.job(f"{api.url('to')}?url={elsewhere}", follow=True)
-            assert await root.execute_update(Caller.do, job) == ["401"]
-
-        assert (api.tokens("to"), api.tokens("x")) == (["first", "first"], [None])
-        assert other.tokens() == [None]
-
-
-async def test_a_key_in_a_header_of_its_own_stops_at_a_redirect_to_another_origin(
-    tokens: TokenClient, queue: str, api: Api, place: Place
-) -> None:
-    root = await start(tokens, queue, api)
-    with start_api() as other:
-        elsewhere = [
-            other.url("x"),
-            api.url("x").replace("127.0.0.1", "localhost"),
-            api.url("x").replace("http:", "https:"),
-        ]
-        job = place.job(*(f"{api.url('to')}?url={url}" for url in elsewhere), key=True, follow=True)
-        answers = await root.execute_update(Caller.do, job)
-
-        for answer, url in zip(answers, elsewhere, strict=True):
-            origin = url.removesuffix("/x")
-            assert answer.startswith(f"OriginNotAllowed: apiToken may not be sent to {origin};")
-        assert (api.tokens(), other.calls) == (["first"] * 3, [])
 
 
 async def test_a_key_that_one_origin_gets_is_not_copied_into_a_redirect_to_another(

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import json
 import multiprocessing
 import time
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from datetime import timedelta, timezone
-from pathlib import Path
 from typing import Any
 
 import pytest
-from temporalio.client import (
-    Client,
-    Interceptor,
-    OutboundInterceptor,
-    QueryWorkflowInput,
-    WorkflowHandle,
-)
+from temporalio.client import Client, Interceptor, OutboundInterceptor, QueryWorkflowInput
 from temporalio.worker import SharedStateManager, Worker
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
@@ -28,6 +21,7 @@ from stateful_workflow.engine import EmbeddedEngine
 
 from .api import Api, start_api
 from .support import events_of, eventually, status_of
+from .use_places import KINDS, NEVER_OLD, Place, Root, place_of, set_fresh_seconds, start
 from .use_workflows import (
     ASYNC_ACTIVITIES,
     BODY,
@@ -41,9 +35,6 @@ from .workflows import shown
 
 pytestmark = pytest.mark.usefixtures("workflows")
 
-Root = WorkflowHandle[Caller, None]
-
-NEVER_OLD = 3600.0
 LARGE = "x" * 5000
 
 
@@ -55,16 +46,16 @@ def api() -> Iterator[Api]:
 
 
 @pytest.fixture(scope="module")
-def keyring_file(keyring: Keyring, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("keys") / "keyring.json"
-    keyring.save(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-async def user(engine: EmbeddedEngine, keyring_file: Path) -> Client:
+async def user(engine: EmbeddedEngine, keyring: Keyring) -> Client:
     """A client of workers that run activities."""
-    return await connect(engine, StatefulPlugin(Keyring.load(keyring_file)))
+    return await connect(engine, keyring)
+
+
+async def connect(engine: EmbeddedEngine, keyring: Keyring, **options: Any) -> Client:
+    plugin = StatefulPlugin(keyring)
+    return await Client.connect(
+        engine.address, namespace=engine.namespace, plugins=[plugin], **options
+    )
 
 
 @pytest.fixture
@@ -76,61 +67,27 @@ async def workflows(client: Client, queue: str) -> AsyncIterator[Worker]:
         yield worker
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where activities run: on an activity-only worker, in one kind of executor."""
-
-    kind: str
-    queue: str
-
-    def job(self, *urls: str, activity: str = "call", **options: Any) -> Job:
-        kind = "" if self.kind == "async" else "_sync"
-        return Job(list(urls), activity=activity + kind, queue=self.queue, **options)
-
-
 @pytest.fixture(params=["async", "thread"])
 async def place(request: pytest.FixtureRequest, user: Client, queue: str) -> AsyncIterator[Place]:
-    async with place_of(request.param, user, f"{queue}-use") as place:
+    async with place_of(request.param, user, queue) as place:
         yield place
 
 
-class place_of:
-    def __init__(self, kind: str, client: Client, queue: str) -> None:
-        options: dict[str, Any] = {"activities": ASYNC_ACTIVITIES}
-        self._threads: concurrent.futures.ThreadPoolExecutor | None = None
-        if kind == "thread":
-            self._threads = concurrent.futures.ThreadPoolExecutor(1)
-            options = {
-                "activities": SYNC_ACTIVITIES,
-                "activity_executor": self._threads,
-                "max_concurrent_activities": 1,
-            }
-        self._worker = Worker(client, task_queue=queue, **options)
-        self._place = Place(kind, queue)
-
-    async def __aenter__(self) -> Place:
-        await self._worker.__aenter__()
-        return self._place
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self._worker.shutdown()
-        if self._threads is not None:
-            self._threads.shutdown()
+async def meanwhile(
+    root: Root, api: Api, job: Job, change: Coroutine[Any, Any, object]
+) -> list[str]:
+    """What a job answers that stands at the gate ``g`` while something changes."""
+    running = asyncio.create_task(root.execute_update(Caller.do, job))
+    await api.reached("g")
+    await change
+    api.open("g")
+    return await running
 
 
-async def connect(engine: EmbeddedEngine, plugin: StatefulPlugin, **options: Any) -> Client:
-    return await Client.connect(
-        engine.address, namespace=engine.namespace, plugins=[plugin], **options
-    )
-
-
-async def start(tokens: TokenClient, queue: str, api: Api, **options: Any) -> Root:
-    settings: dict[str, Any] = {"api_token": "first", "api_url": api.origin, **options}
-    return await tokens.start_workflow(Caller.run, id=queue, task_queue=queue, **settings)
-
-
-def set_fresh_seconds(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    monkeypatch.setattr("stateful_workflow.use.tokens.FRESH_SECONDS", seconds)
+async def replace_first(tokens: TokenClient, queue: str, api: Api) -> None:
+    """Rotate, and let the API take the new token only."""
+    await tokens.rotate(queue, "second", timeout=20)
+    api.valid = {"second"}
 
 
 async def scheduled_at(root: Root) -> float:
@@ -154,64 +111,12 @@ async def passed(since: float, seconds: float) -> None:
 # --- what is at hand -----------------------------------------------------------------------------
 
 
-async def test_the_token_and_the_address_are_at_hand_in_every_executor(
-    tokens: TokenClient, queue: str, api: Api, place: Place
-) -> None:
-    root = await start(tokens, queue, api)
-
-    assert await root.execute_update(Caller.do, place.job(activity="look")) == [
-        "first",
-        api.origin,
-    ]
-
-
-async def test_requests_carry_the_token(
-    tokens: TokenClient, queue: str, api: Api, place: Place
-) -> None:
-    root = await start(tokens, queue, api)
-
-    for key in (False, True):
-        job = place.job(api.url("bearer"), api.url("key"), key=key)
-        assert await root.execute_update(Caller.do, job) == ["200", "200"]
-
-    assert api.tokens() == ["first"] * 4
-
-
-async def test_several_names_are_used_side_by_side(
-    tokens: TokenClient, queue: str, api: Api, place: Place
-) -> None:
-    root = await start(tokens, queue, api)
-    await tokens.set(queue, "second", name="github", origins=[api.origin])
-
-    for name in ("apiToken", "github"):
-        await root.execute_update(Caller.do, place.job(api.url(name), name=name))
-
-    assert (api.tokens("apiToken"), api.tokens("github")) == (["first"], ["second"])
-
-
-async def test_a_token_too_large_for_the_header_is_asked_for(
-    tokens: TokenClient, queue: str, api: Api, place: Place
-) -> None:
-    root = await start(tokens, queue, api, api_token=LARGE)
-
-    assert (await root.execute_update(Caller.do, place.job(activity="look")))[0] == shown(LARGE)
-
-
-async def test_a_local_activity_carries_even_a_large_token(
-    tokens: TokenClient, queue: str, api: Api
-) -> None:
-    root = await start(tokens, queue, api, api_token=LARGE)
-
-    job = Job(activity="look", local=True)
-    assert (await root.execute_update(Caller.do, job))[0] == shown(LARGE)
-
-
-async def test_no_token_stays_behind_for_the_activity_after(
+async def test_the_token_and_the_address_are_at_hand_and_none_stays_behind_for_who_comes_after(
     tokens: TokenClient, client: Client, queue: str, api: Api, place: Place
 ) -> None:
     root = await start(tokens, queue, api)
     job = place.job(activity="look")
-    await root.execute_update(Caller.do, job)
+    assert await root.execute_update(Caller.do, job) == ["first", api.origin]
 
     seen = await client.execute_workflow(
         PlainCaller.run, job, id=f"{queue}-plain", task_queue=queue
@@ -220,16 +125,35 @@ async def test_no_token_stays_behind_for_the_activity_after(
     assert [text.partition(":")[0] for text in seen] == ["PluginMissing"] * 2
 
 
+async def test_requests_carry_the_token_of_the_name_that_is_asked_for(
+    tokens: TokenClient, queue: str, api: Api, place: Place
+) -> None:
+    root = await start(tokens, queue, api)
+    await tokens.set(queue, "second", name="github", origins=[api.origin])
+
+    for name, token in (("apiToken", "first"), ("github", "second")):
+        for key in (False, True):
+            job = place.job(api.url(name), api.url(name), name=name, key=key)
+            assert await root.execute_update(Caller.do, job) == ["200", "200"]
+        assert api.tokens(name) == [token] * 4
+
+
+async def test_a_token_too_large_for_the_header_is_asked_for_or_goes_to_a_local_activity(
+    tokens: TokenClient, queue: str, api: Api, place: Place
+) -> None:
+    root = await start(tokens, queue, api, api_token=LARGE)
+
+    for job in (place.job(activity="look"), Job(activity="look", local=True)):
+        assert (await root.execute_update(Caller.do, job))[0] == shown(LARGE)
+
+
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
 async def test_in_a_process_pool_no_token_is_at_hand_and_the_error_says_what_to_do(
     tokens: TokenClient, user: Client, queue: str, api: Api, method: str
 ) -> None:
     root = await start(tokens, queue, api)
     context = multiprocessing.get_context(method)
-    with (
-        context.Manager() as manager,
-        concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool,
-    ):
+    with context.Manager() as manager, ProcessPoolExecutor(1, mp_context=context) as pool:
         async with Worker(
             user,
             task_queue=f"{queue}-use",
@@ -253,7 +177,7 @@ async def test_in_a_process_pool_no_token_is_at_hand_and_the_error_says_what_to_
 # --- the newest ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", [False, True], ids=["bearer", "key"])
+@KINDS
 @pytest.mark.parametrize("body", [None, "bytes", "json"])
 async def test_a_refused_token_is_replaced_in_place_by_a_newer_one(
     tokens: TokenClient,
@@ -267,14 +191,10 @@ async def test_a_refused_token_is_replaced_in_place_by_a_newer_one(
     set_fresh_seconds(monkeypatch, NEVER_OLD)
     root = await start(tokens, queue, api)
     job = place.job(api.url("before"), api.gate("g"), api.url("after"), body=body, key=key)
-    running = asyncio.create_task(root.execute_update(Caller.do, job))
-    await api.reached("g")
 
-    await tokens.rotate(queue, "second", timeout=20)
-    api.valid = {"second"}
-    api.open("g")
+    answers = await meanwhile(root, api, job, replace_first(tokens, queue, api))
 
-    assert await running == ["200", "200"]
+    assert answers == ["200", "200"]
     assert api.tokens("after") == ["first", "second"]
     sent = {call.body for call in api.calls if call.path == "/after"}
     assert len(sent) == 1
@@ -282,7 +202,7 @@ async def test_a_refused_token_is_replaced_in_place_by_a_newer_one(
         assert json.loads(sent.pop()) == {"n": 1}
 
 
-@pytest.mark.parametrize("key", [False, True], ids=["bearer", "key"])
+@KINDS
 async def test_a_body_that_streams_is_not_sent_twice(
     tokens: TokenClient,
     queue: str,
@@ -294,18 +214,12 @@ async def test_a_body_that_streams_is_not_sent_twice(
     set_fresh_seconds(monkeypatch, NEVER_OLD)
     root = await start(tokens, queue, api)
     job = place.job(api.gate("g"), api.url("after"), body="stream", key=key)
-    running = asyncio.create_task(root.execute_update(Caller.do, job))
-    await api.reached("g")
 
-    await tokens.rotate(queue, "second", timeout=20)
-    api.valid = {"second"}
-    api.open("g")
-
-    assert await running == ["401"]
+    assert await meanwhile(root, api, job, replace_first(tokens, queue, api)) == ["401"]
     assert [(call.token, call.body) for call in api.calls] == [("first", BODY)]
 
 
-@pytest.mark.parametrize("key", [False, True], ids=["bearer", "key"])
+@KINDS
 async def test_a_refused_token_that_was_revoked_meanwhile_says_so(
     tokens: TokenClient,
     queue: str,
@@ -314,21 +228,21 @@ async def test_a_refused_token_that_was_revoked_meanwhile_says_so(
     monkeypatch: pytest.MonkeyPatch,
     key: bool,
 ) -> None:
+    async def revoke() -> None:
+        await tokens.revoke(queue)
+        api.valid = set()
+
     set_fresh_seconds(monkeypatch, NEVER_OLD)
     root = await start(tokens, queue, api)
     job = place.job(api.gate("g"), api.url("after"), api.url("again"), key=key)
-    running = asyncio.create_task(root.execute_update(Caller.do, job))
-    await api.reached("g")
 
-    await tokens.revoke(queue)
-    api.valid = set()
-    api.open("g")
+    answers = await meanwhile(root, api, job, revoke())
 
-    assert [answer.partition(":")[0] for answer in await running] == ["TokenRevoked"] * 2
+    assert [answer.partition(":")[0] for answer in answers] == ["TokenRevoked"] * 2
     assert [call.path for call in api.calls] == ["/after"]
 
 
-@pytest.mark.parametrize("key", [False, True], ids=["bearer", "key"])
+@KINDS
 async def test_a_refused_token_that_is_the_newest_is_reported_to_its_authority(
     tokens: TokenClient,
     client: Client,
@@ -338,7 +252,7 @@ async def test_a_refused_token_that_is_the_newest_is_reported_to_its_authority(
     monkeypatch: pytest.MonkeyPatch,
     key: bool,
 ) -> None:
-    monkeypatch.setattr("stateful_workflow.use.http._WAIT_FOR_NEWER_SECONDS", 0.05)
+    monkeypatch.setattr("stateful_workflow.use.tokens.WAIT_FOR_NEWER_SECONDS", 0.05)
     root = await start(tokens, queue, api)
     status = await tokens.status(queue)
     assert status is not None
@@ -351,13 +265,9 @@ async def test_a_refused_token_that_is_the_newest_is_reported_to_its_authority(
 
 
 async def test_a_token_set_after_the_report_is_used_for_the_same_request(
-    tokens: TokenClient,
-    client: Client,
-    queue: str,
-    api: Api,
-    monkeypatch: pytest.MonkeyPatch,
+    tokens: TokenClient, client: Client, queue: str, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stateful_workflow.use.http._WAIT_FOR_NEWER_SECONDS", 8.0)
+    monkeypatch.setattr("stateful_workflow.use.tokens.WAIT_FOR_NEWER_SECONDS", 8.0)
     root = await start(tokens, queue, api)
     api.valid = {"second"}
     running = asyncio.create_task(root.execute_update(Caller.do, Job([api.url("x")])))
@@ -377,13 +287,10 @@ async def test_a_retried_attempt_uses_the_newest(
 ) -> None:
     root = await start(tokens, queue, api)
     job = place.job(api.gate("g"), api.url("x"), succeed_at=2, attempts=2)
-    running = asyncio.create_task(root.execute_update(Caller.do, job))
-    await api.reached("g")
 
-    await tokens.rotate(queue, "second", timeout=20)
-    api.open("g")
+    answers = await meanwhile(root, api, job, tokens.rotate(queue, "second", timeout=20))
 
-    assert await running == ["200"]
+    assert answers == ["200"]
     assert api.tokens() in (
         ["first", "second"],
         ["second", "second"],  # where the first attempt took longer than a token is fresh
@@ -401,7 +308,7 @@ async def test_a_retried_attempt_that_cannot_ask_fails_rather_than_use_an_old_to
 ) -> None:
     monkeypatch.setattr("stateful_workflow.use.tokens._QUERY_TIMEOUT", timedelta(seconds=1))
     root = await start(tokens, queue, api)
-    async with place_of("async", user, f"{queue}-use") as place:
+    async with place_of("async", user, queue) as place:
         job = place.job(api.gate("g"), api.url("x"), succeed_at=2, attempts=0)
         running = asyncio.create_task(root.execute_update(Caller.do, job))
         await api.reached("g")
@@ -427,7 +334,7 @@ async def test_a_retried_attempt_that_cannot_ask_fails_rather_than_use_an_old_to
 
 
 async def test_an_answer_that_cannot_be_read_counts_as_none(
-    tokens: TokenClient, engine: EmbeddedEngine, keyring_file: Path, queue: str, api: Api
+    tokens: TokenClient, engine: EmbeddedEngine, keyring: Keyring, queue: str, api: Api
 ) -> None:
     garbled: list[object] = [{"name": "apiToken"}, {"sealed": "x"}, "x", 7]
 
@@ -439,10 +346,9 @@ async def test_an_answer_that_cannot_be_read_counts_as_none(
 
             return Outbound(next)
 
-    plugin = StatefulPlugin(Keyring.load(keyring_file))
-    user = await connect(engine, plugin, interceptors=[Garbles()])
+    user = await connect(engine, keyring, interceptors=[Garbles()])
     root = await start(tokens, queue, api)
-    async with place_of("async", user, f"{queue}-use") as place:
+    async with place_of("async", user, queue) as place:
         job = place.job(api.url("x"), succeed_at=2, attempts=0)
         assert await root.execute_update(Caller.do, job) == ["200"]
 
@@ -455,78 +361,52 @@ async def test_an_answer_that_cannot_be_read_counts_as_none(
 
 
 @pytest.mark.parametrize(
-    ("fresh_seconds", "used"), [(NEVER_OLD, "first"), (0.3, "second")], ids=["just now", "long ago"]
+    ("fresh_seconds", "expires_in", "used"),
+    [(NEVER_OLD, None, "first"), (0.3, None, "second"), (NEVER_OLD, 30, "second")],
+    ids=["just now", "long ago", "near expiry"],
 )
-async def test_an_activity_scheduled_long_ago_asks_before_it_uses_what_it_carries(
+async def test_an_activity_asks_before_it_uses_what_is_old_or_near_its_expiry(
     tokens: TokenClient,
     user: Client,
     queue: str,
     api: Api,
     monkeypatch: pytest.MonkeyPatch,
     fresh_seconds: float,
+    expires_in: int | None,
     used: str,
 ) -> None:
     set_fresh_seconds(monkeypatch, fresh_seconds)
-    root = await start(tokens, queue, api)
+    root = await start(tokens, queue, api, expires_in=expires_in)
     job = Job([api.url("x")], queue=f"{queue}-use")
     running = asyncio.create_task(root.execute_update(Caller.do, job))
     since = await scheduled_at(root)
 
     await tokens.rotate(queue, "second", timeout=20)
     await passed(since, 0.3)
-    async with place_of("async", user, f"{queue}-use"):
+    async with place_of("async", user, queue):
         assert await running == ["200"]
 
     assert api.tokens() == [used]
 
 
 async def test_a_long_activity_turns_to_the_newest_without_being_refused(
-    tokens: TokenClient,
-    queue: str,
-    api: Api,
-    place: Place,
-    monkeypatch: pytest.MonkeyPatch,
+    tokens: TokenClient, queue: str, api: Api, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async def rotate() -> None:
+        since = time.time()
+        await tokens.rotate(queue, "second", timeout=20)
+        await passed(since, 0.3)
+
     set_fresh_seconds(monkeypatch, 0.3)
     root = await start(tokens, queue, api)
     job = place.job(api.url("before"), api.gate("g"), api.url("after"))
-    running = asyncio.create_task(root.execute_update(Caller.do, job))
-    await api.reached("g")
-    since = time.time()
 
-    await tokens.rotate(queue, "second", timeout=20)
-    await passed(since, 0.3)
-    api.open("g")
-
-    assert await running == ["200", "200"]
+    assert await meanwhile(root, api, job, rotate()) == ["200", "200"]
     assert (api.tokens("before"), api.tokens("after")) == (["first"], ["second"])
 
 
-async def test_a_token_near_its_expiry_is_asked_for_again_before_use(
-    tokens: TokenClient,
-    user: Client,
-    queue: str,
-    api: Api,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    set_fresh_seconds(monkeypatch, NEVER_OLD)
-    root = await start(tokens, queue, api, expires_in=30)
-    job = Job([api.url("x")], queue=f"{queue}-use")
-    running = asyncio.create_task(root.execute_update(Caller.do, job))
-    await scheduled_at(root)
-
-    await tokens.rotate(queue, "second", timeout=20)
-    async with place_of("async", user, f"{queue}-use"):
-        assert await running == ["200"]
-
-    assert api.tokens() == ["second"]
-
-
 async def test_a_local_activity_uses_what_it_carries_and_never_asks(
-    tokens: TokenClient,
-    queue: str,
-    api: Api,
-    monkeypatch: pytest.MonkeyPatch,
+    tokens: TokenClient, queue: str, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Its query would wait for the workflow task that waits for it, and come back with nothing.
     set_fresh_seconds(monkeypatch, -1)
@@ -544,27 +424,26 @@ async def test_a_local_activity_uses_what_it_carries_and_never_asks(
 # --- what may not be used ------------------------------------------------------------------------
 
 
-async def test_no_token_is_used_where_none_is_set(
-    tokens: TokenClient, queue: str, api: Api
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"api_token": None}, "TokenNotSet"),
+        ({"types": ["Other"]}, "WrongWorkflowType"),
+        ({"expires_in": 1}, "TokenExpired"),
+    ],
+    ids=["none is set", "for other types", "expired"],
+)
+async def test_no_token_is_used_that_is_not_there_or_not_for_this(
+    tokens: TokenClient, queue: str, api: Api, options: dict[str, Any], error: str
 ) -> None:
-    root = await start(tokens, queue, api, api_token=None)
-
-    (answer,) = await root.execute_update(Caller.do, Job([api.url("x")]))
-
-    assert answer.startswith("TokenNotSet: ")
-    assert api.calls == []
-
-
-async def test_an_expired_token_is_not_used(tokens: TokenClient, queue: str, api: Api) -> None:
-    root = await start(tokens, queue, api, expires_in=1)
+    root = await start(tokens, queue, api, **options)
     status = await tokens.status(queue)
-    assert status is not None
-    assert status.expires_at is not None
-    await passed(status.expires_at, 0)
+    if status is not None and status.expires_at is not None:
+        await passed(status.expires_at, 0)
 
     (answer,) = await root.execute_update(Caller.do, Job([api.url("x")]))
 
-    assert answer.startswith("TokenExpired: ")
+    assert answer.startswith(f"{error}: ")
     assert api.calls == []
 
 
@@ -580,26 +459,30 @@ async def test_a_revoked_token_is_not_used(
     assert api.calls == []
 
 
-async def test_what_an_issuer_signed_who_is_revoked_in_the_workers_keyring_is_not_used(
+async def test_a_worker_does_not_use_what_its_own_keyring_does_not_allow(
     engine: EmbeddedEngine, tokens: TokenClient, keyring: Keyring, queue: str, api: Api
 ) -> None:
-    root = await start(tokens, queue, api)
     keys = json.loads(keyring.to_json())
     for key in keys["keys"]:
         key["stateful"] = {"revoked": key["use"] == "sig"}
-    user = await connect(engine, StatefulPlugin(Keyring.from_json(json.dumps(keys))))
+    (reader,) = [info.kid for info in keyring.keys() if info.kind == "reader"]
+    without = {
+        "TokenRevoked: ": Keyring.from_json(json.dumps(keys)),
+        f"NoReaderKey: apiToken is sealed for readers {reader}": keyring.public(),
+    }
+    root = await start(tokens, queue, api)
 
-    async with place_of("async", user, f"{queue}-use") as place:
-        seen = await root.execute_update(Caller.do, place.job(activity="look"))
-
-    assert seen[0].startswith("TokenRevoked: ")
+    for said, lacking in without.items():
+        user = await connect(engine, lacking)
+        async with place_of("async", user, queue) as place:
+            seen = await root.execute_update(Caller.do, place.job(activity="look"))
+        assert seen[0].startswith(said)
 
 
 async def test_a_tree_started_by_a_stranger_gives_its_activities_nothing(
     client: Client, queue: str, api: Api, place: Place
 ) -> None:
-    stranger = TokenClient(client, Keyring.generate())
-    root = await start(stranger, queue, api)
+    root = await start(TokenClient(client, Keyring.generate()), queue, api)
 
     (answer,) = await root.execute_update(Caller.do, place.job(api.url("x")))
 
@@ -607,33 +490,10 @@ async def test_a_tree_started_by_a_stranger_gives_its_activities_nothing(
     assert api.calls == []
 
 
-async def test_only_the_workflow_types_signed_for_may_use_a_token(
-    tokens: TokenClient, queue: str, api: Api
-) -> None:
-    root = await start(tokens, queue, api, types=["Other"])
-
-    (answer,) = await root.execute_update(Caller.do, Job([api.url("x")]))
-
-    assert answer.startswith("WrongWorkflowType: ")
-
-
-async def test_an_activity_worker_without_a_reader_key_says_whose_key_it_lacks(
-    engine: EmbeddedEngine, tokens: TokenClient, keyring: Keyring, queue: str, api: Api
-) -> None:
-    root = await start(tokens, queue, api)
-    user = await connect(engine, StatefulPlugin(keyring.public()))
-
-    async with place_of("async", user, f"{queue}-use") as place:
-        seen = await root.execute_update(Caller.do, place.job(activity="look"))
-
-    (reader,) = [info.kid for info in keyring.keys() if info.kind == "reader"]
-    assert seen[0].startswith(f"NoReaderKey: apiToken is sealed for readers {reader}")
-
-
 # --- only to its origins -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", [False, True], ids=["bearer", "key"])
+@KINDS
 async def test_a_token_goes_to_no_other_origin(
     tokens: TokenClient, queue: str, api: Api, place: Place, key: bool
 ) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -72,87 +73,73 @@ class Job:
     attempts: int = 1
 
 
-def _through(transport: object, job: Job) -> dict[str, Any]:
-    if job.only_for is None:
-        return {"transport": transport}
-    return {"mounts": {job.only_for: transport}}
+@contextmanager
+def _answering(answers: list[str], *failures: type[Exception]) -> Generator[None, None, None]:
+    """What is raised inside becomes an answer, where it is ours or one of these."""
+    try:
+        yield
+    except NewestUnknown:
+        raise
+    except StatefulError as error:
+        answers.append(f"{type(error).__name__}: {error}")
+    except failures as error:
+        answers.append(type(error).__name__)
+
+
+def _options(job: Job, transport: Any, by_key: type) -> dict[str, Any]:
+    if not job.key:
+        return {"transport": transport, "auth": TokenAuth(job.name), "follow_redirects": job.follow}
+    keyed = by_key(transport, name=job.name)
+    through = {"transport": keyed} if job.only_for is None else {"mounts": {job.only_for: keyed}}
+    return {**through, "follow_redirects": job.follow}
 
 
 @activity.defn
 async def call(job: Job) -> list[str]:
     """Ask each address; the answers' status codes, or what was raised instead."""
-    transport = httpx.AsyncHTTPTransport(uds=job.uds)
-    options: dict[str, Any] = (
-        _through(AsyncOriginTransport(transport, name=job.name), job)
-        if job.key
-        else {"transport": transport, "auth": TokenAuth(job.name)}
-    )
     answers: list[str] = []
-    async with (
-        httpx.AsyncClient(**options, follow_redirects=job.follow) as http,
-        httpx.AsyncClient(timeout=60) as bare,
-    ):
+    options = _options(job, httpx.AsyncHTTPTransport(uds=job.uds), AsyncOriginTransport)
+    async with httpx.AsyncClient(**options) as http, httpx.AsyncClient(timeout=60) as bare:
         for url in job.urls:
             if "/gate/" in url:
                 await bare.get(url)
                 continue
-            try:
+            with _answering(answers, httpx.HTTPError, httpx.InvalidURL):
                 answer = await http.request(**_request(job, url, _stream_async()))
                 answers.append(str(answer.status_code))
-            except StatefulError as error:
-                answers.append(_said(error))
-            except (httpx.HTTPError, httpx.InvalidURL) as error:
-                answers.append(type(error).__name__)
     return _judged(job, answers)
 
 
 @activity.defn
 def call_sync(job: Job) -> list[str]:
     """`call` for threads and process pools."""
-    transport = httpx.HTTPTransport(uds=job.uds)
-    options: dict[str, Any] = (
-        _through(OriginTransport(transport, name=job.name), job)
-        if job.key
-        else {"transport": transport, "auth": TokenAuth(job.name)}
-    )
     answers: list[str] = []
-    with (
-        httpx.Client(**options, follow_redirects=job.follow) as http,
-        httpx.Client(timeout=60) as bare,
-    ):
+    options = _options(job, httpx.HTTPTransport(uds=job.uds), OriginTransport)
+    with httpx.Client(**options) as http, httpx.Client(timeout=60) as bare:
         for url in job.urls:
             if "/gate/" in url:
                 bare.get(url)
                 continue
-            try:
+            with _answering(answers, httpx.HTTPError, httpx.InvalidURL):
                 answer = http.request(**_request(job, url, _stream()))
                 answers.append(str(answer.status_code))
-            except StatefulError as error:
-                answers.append(_said(error))
-            except (httpx.HTTPError, httpx.InvalidURL) as error:
-                answers.append(type(error).__name__)
     return _judged(job, answers)
 
 
 @activity.defn
 async def look(job: Job) -> list[str]:
     """What `current_token` and `current_api_url` give, or what they raise."""
-    return _look(job)
+    return look_sync(job)
 
 
 @activity.defn
 def look_sync(job: Job) -> list[str]:
     """`look` for threads and process pools."""
-    return _look(job)
-
-
-def _look(job: Job) -> list[str]:
     seen: list[str] = []
-    for read in (lambda: shown(current_token(job.name).reveal()), lambda: str(current_api_url())):
-        try:
-            seen.append(read())
-        except StatefulError as error:
-            seen.append(_said(error))
+    with _answering(seen):
+        seen.append(shown(current_token(job.name).reveal()))
+    with _answering(seen):
+        seen.append(str(current_api_url()))
     return seen
 
 
@@ -176,12 +163,6 @@ async def _stream_async() -> AsyncIterator[bytes]:
     yield BODY
 
 
-def _said(error: StatefulError) -> str:
-    if isinstance(error, NewestUnknown):
-        raise error
-    return f"{type(error).__name__}: {error}"
-
-
 def _judged(job: Job, answers: list[str]) -> list[str]:
     if activity.info().attempt < job.succeed_at:
         raise ApplicationError("this attempt was to fail")
@@ -194,22 +175,14 @@ async def run_job(job: Job) -> list[str]:
     retries = RetryPolicy(
         initial_interval=timedelta(milliseconds=20), maximum_attempts=job.attempts
     )
+    options: dict[str, Any] = {
+        "result_type": list[str],
+        "start_to_close_timeout": SOON,
+        "retry_policy": retries,
+    }
     if job.local:
-        return await workflow.execute_local_activity(
-            job.activity,
-            job,
-            result_type=list[str],
-            start_to_close_timeout=SOON,
-            retry_policy=retries,
-        )
-    return await workflow.execute_activity(
-        job.activity,
-        job,
-        result_type=list[str],
-        task_queue=job.queue,
-        start_to_close_timeout=SOON,
-        retry_policy=retries,
-    )
+        return await workflow.execute_local_activity(job.activity, job, **options)
+    return await workflow.execute_activity(job.activity, job, task_queue=job.queue, **options)
 
 
 @workflow.defn

@@ -27,6 +27,7 @@ from ..node.headers import Use
 from ..record.recorder import Recorder
 from ..sealed.keyring import Keyring
 from .parents import ConfirmedRoots
+from .sealing import confirm_root
 from .tokens import ActivityTokens, running
 
 
@@ -54,24 +55,23 @@ class ActivityInbound(ActivityInboundInterceptor):
         self._keyring = keyring
         self._client = client
         self._recorder = recorder
-        self._outbound: ActivityOutbound | None = None
+        self._outbound: _ActivityOutbound | None = None
 
     def init(self, outbound: ActivityOutboundInterceptor) -> None:
         """See the base class."""
-        self._outbound = ActivityOutbound(outbound)
+        self._outbound = _ActivityOutbound(outbound)
         super().init(self._outbound)
 
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:
         """Run the activity with its tokens; what holds one of them does not leave it."""
-        info = activity.info()
-        if USE_HEADER not in input.headers or info.activity_type in ACTIVITIES:
+        if USE_HEADER not in input.headers or activity.info().activity_type in ACTIVITIES:
             return await super().execute_activity(input)
         tokens = await self._tokens(input.headers)
         gate = _Gate(tokens, self._client().data_converter)
         if self._outbound is not None:
             self._outbound.gate = gate
-        await tokens.refresh_all()
-        await tokens.confirm_root(self._roots)
+        await tokens.renew_all()
+        await confirm_root(tokens, self._roots)
         try:
             with running(tokens):
                 result = await super().execute_activity(input)
@@ -96,23 +96,16 @@ class ActivityInbound(ActivityInboundInterceptor):
             self._recorder(),
             client,
             time.monotonic() - max(age, 0.0),
-            must_ask=client is not None and info.attempt > 1,
+            must_ask=info.attempt > 1,
         )
 
 
-class ActivityOutbound(ActivityOutboundInterceptor):
+class _ActivityOutbound(ActivityOutboundInterceptor):
     """Refuses a heartbeat that holds an opened token."""
 
-    def __init__(self, next: ActivityOutboundInterceptor) -> None:
-        super().__init__(next)
-        self.gate: _Gate | None = None
+    gate: _Gate | None = None
 
     def heartbeat(self, *details: Any) -> None:
-        """See the base class.
-
-        Raises:
-            TokenExposed: where a detail holds a token that the activity has opened.
-        """
         if self.gate is not None:
             self.gate.check("heartbeat", details)
         super().heartbeat(*details)
@@ -122,7 +115,7 @@ class _Gate:
     """What an activity gives back passes here, before anything is encoded by a codec."""
 
     def __init__(self, tokens: ActivityTokens, converter: DataConverter) -> None:
-        info = activity.info()
+        info = tokens.info
         context = ActivitySerializationContext(
             namespace=info.namespace,
             workflow_id=info.workflow_id,
@@ -153,32 +146,36 @@ class _Gate:
             )
 
     def scrubbed(self, error: BaseException) -> BaseException | None:
-        """The same failure without the tokens it holds, or None where it holds none."""
-        if self._secrets.are_none:
-            return None
-        failure = Failure()
-        converters = self._converter
-        try:
-            converters.failure_converter.to_failure(error, converters.payload_converter, failure)
-        except Exception:  # noqa: BLE001 - the converter is the user's; what it says may hold one
-            return self._unencodable(error)
-        # The traceback, with what the failure leaves out, goes into the worker's log.
-        logged = "".join(traceback.format_exception(error)).encode(errors="replace")
-        if self._secrets.found_in([failure.SerializeToString(), logged]) is None:
+        """A failure of the same type that holds no token, or None where there is none in it."""
+        if self._secrets.are_none or not self._holds_one(error):
             return None
         if isinstance(error, asyncio.CancelledError):
             return asyncio.CancelledError()
-        self._secrets.redact(failure)
-        if self._secrets.found_in([failure.SerializeToString()]) is not None:
-            return self._unencodable(error)
-        try:
-            return converters.failure_converter.from_failure(failure, converters.payload_converter)
-        except Exception:  # noqa: BLE001 - likewise
-            return self._unencodable(error)
-
-    def _unencodable(self, error: BaseException) -> ApplicationError:
         kind = type(error).__name__
-        return ApplicationError(f"{self._where} raised {kind}; what it says is left out", type=kind)
+        where = traceback.extract_tb(error.__traceback__)[-1:]
+        at = "".join(f" at {frame.filename}:{frame.lineno}" for frame in where)
+        said = f"{self._where} raised {kind}{at}; what it says is left out, since it held a token"
+        if not isinstance(error, ApplicationError):
+            return ApplicationError(said, type=kind)
+        is_clean = self._secrets.found_in([str(error.type).encode()]) is None
+        return ApplicationError(
+            said,
+            type=error.type if is_clean else None,
+            non_retryable=error.non_retryable,
+            next_retry_delay=error.next_retry_delay,
+            category=error.category,
+        )
+
+    def _holds_one(self, error: BaseException) -> bool:
+        failure = Failure()
+        converter = self._converter
+        try:
+            converter.failure_converter.to_failure(error, converter.payload_converter, failure)
+        except Exception:  # noqa: BLE001 - the converter is the user's; what it says may hold one
+            return True
+        # The traceback, with what the failure leaves out, goes into the worker's log.
+        logged = "".join(traceback.format_exception(error)).encode(errors="replace")
+        return self._secrets.found_in([failure.SerializeToString(), logged]) is not None
 
 
 async def _use(headers: Mapping[str, Payload], client: Client) -> Use | None:

@@ -1,0 +1,101 @@
+"""Seal a token in an activity of an issuer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
+from typing import Literal
+
+from ..errors import PluginMissing, StatefulError, WrongTree
+from ..sealed.issuing import Place, Said, Terms, verified_place
+from ..sealed.keyring import Keyring
+from ..sealed.message import DEFAULT_NAME, SealedToken, parse
+from .parents import ConfirmedRoots
+from .tokens import ActivityTokens, activity_tokens
+
+
+def seal_token(
+    token: str,
+    *,
+    name: str = DEFAULT_NAME,
+    origins: Sequence[str] | None = None,
+    expires_in: timedelta | float | None = None,
+    types: Sequence[str] | Literal["any"] | None = None,
+    readers: Sequence[str] | Literal["any"] | None = None,
+) -> SealedToken:
+    """Seal a token in an activity of an issuer, for the workflow's `set_api_token`.
+
+    Only the sealed form returns to the workflow, so no clear text enters history.
+
+    Args:
+        token: the secret.
+        origins: where it may be sent; None keeps those of the token that was set at this
+            workflow. At the first one, and where none stands that this keyring verifies, they
+            must be given.
+        expires_in: seconds or a timedelta; None for no expiry.
+        types: workflow types whose activities may open it; None keeps those of the token the
+            workflow holds, "any" lifts the limit.
+        readers: likewise the audiences of the readers it is sealed for.
+
+    Raises:
+        PluginMissing: see `current_token`.
+        KeyringError, NoIssuerKey, IssuerLimited, NoReaderKey: this worker may not seal it, or
+            for nobody.
+        OriginsMissing: no origins are given, and no verified token stands there.
+        MessageRefused: what came with the activity is not to be believed.
+        ValueError: an origin is refused, or the expiry is not ahead.
+        TokenMalformed: the token is empty, no text, or too large.
+        AuditFailed: it cannot be put on record (see `StatefulPlugin`).
+    """
+    tokens = activity_tokens()
+    terms = Terms(origins, expires_in, types, readers)
+    try:
+        keyring = tokens.keyring()
+        place = _place(tokens, name, keyring)
+        sealed = keyring.seal(place.token(terms, time.time()), token)
+    except StatefulError as error:
+        failed = tokens.event("set", "failure", name, None, reason=type(error).__name__)
+        tokens.recorder.record(failed)
+        raise
+    tokens.recorder.require(tokens.event("set", "unknown", name, parse(sealed)))
+    return sealed
+
+
+def _place(tokens: ActivityTokens, name: str, keyring: Keyring) -> Place:
+    """Where a token that is sealed here is set, and the verified message that stands there."""
+    use, message = tokens.use, tokens.standing(name).message
+    if use is None:
+        raise PluginMissing("this activity came without its workflow's place in the tree")
+    above = None if message is None else message.text
+    own = use.own.get(name)
+    if own is None and message is not None and message.claims.authority == tokens.workflow_id:
+        own = message.text
+    place = verified_place(
+        Said(use.root, use.tree, own, use.last.get(name), above),
+        name=name,
+        namespace=tokens.info.namespace,
+        authority=tokens.workflow_id,
+        trusted=keyring.trusted(),
+    )
+    if place.root != tokens.confirmed_root:
+        raise WrongTree(
+            f"the server does not say that workflow {place.authority} stands below "
+            f"{place.root}; nothing was signed"
+        )
+    return place
+
+
+async def confirm_root(tokens: ActivityTokens, roots: ConfirmedRoots) -> None:
+    """Where a token may be sealed here, ask the server for the root of the workflow's tree.
+
+    Only an issuer's worker asks, once for each run of a workflow.
+    """
+    run_id = tokens.info.workflow_run_id
+    if tokens.use is None or run_id is None:
+        return
+    with suppress(StatefulError):
+        if tokens.keyring().can_seal:
+            await roots.confirm(tokens.workflow_id, run_id, tokens.use.root)
+            tokens.confirmed_root = tokens.use.root
