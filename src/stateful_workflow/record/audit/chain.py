@@ -213,6 +213,11 @@ class Tip:
     head: str = NOTHING
     signed: int = 0
 
+    @property
+    def unsigned(self) -> int:
+        """Lines behind the last checkpoint."""
+        return self.sequence - self.signed
+
     @classmethod
     def new(cls) -> Tip:
         """A chain without a line."""

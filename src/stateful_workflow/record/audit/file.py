@@ -149,7 +149,7 @@ class AuditFile:
                 self._try_checkpoint()
                 self._begin()
             self._append(self._end.tip.event(event))
-            if self._unsigned >= CHECKPOINT_EVENTS:
+            if self._end.tip.unsigned >= CHECKPOINT_EVENTS:
                 self._try_checkpoint()
 
     def close(self) -> None:
@@ -158,7 +158,7 @@ class AuditFile:
             if self._closed:
                 return
             self._closed = True
-            if self._unsigned:
+            if self._end.tip.unsigned:
                 self._try_checkpoint()
             self._leave()
             self._changed.notify_all()
@@ -204,16 +204,15 @@ class AuditFile:
 
     def _begin_if_gone(self) -> None:
         """Begin the next segment where this one was renamed, changed by others, or given up."""
-        if self._descriptor is None or not self._is_ours(self._descriptor):
-            self._begin()
-
-    def _is_ours(self, descriptor: int) -> bool:
-        try:
-            status = self.path.stat()
-        except FileNotFoundError:
-            return False
-        is_same = os.path.samestat(status, os.fstat(descriptor))
-        return is_same and status.st_size == self._end.size
+        with suppress(FileNotFoundError):
+            now = self.path.stat()
+            if (
+                self._descriptor is not None
+                and os.path.samestat(now, os.fstat(self._descriptor))
+                and now.st_size == self._end.size
+            ):
+                return
+        self._begin()
 
     def _begin(self) -> None:
         """Begin a segment; whatever has its name is kept under another."""
@@ -246,10 +245,6 @@ class AuditFile:
             _close(descriptor)
 
     # --- lines ---------------------------------------------------------------
-
-    @property
-    def _unsigned(self) -> int:
-        return self._end.tip.sequence - self._end.tip.signed
 
     def _append(self, raw: bytes, *, is_checkpoint: bool = False) -> None:
         descriptor, end = self._descriptor, self._end
@@ -293,7 +288,7 @@ class AuditFile:
         while not is_closed:
             with self._changed:
                 is_woken = self._changed.wait_for(self._has_work, CHECKPOINT_SECONDS)
-                if self._unsigned and not is_woken:
+                if self._end.tip.unsigned and not is_woken:
                     self._try_checkpoint()
                 is_closed, texts = self._closed, list(self._outbox)
                 self._outbox.clear()

@@ -49,39 +49,32 @@ class Verified:
     torn: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        said = [f"{self.events} events in lines {self.first_sequence} to {self.last_sequence}."]
-        if self.first_sequence > 1:
+        last, first = self.last_sequence, self.first_sequence
+        whose = "the key that was asked for" if self.key_pinned else "the key that they name"
+        said = [f"{self.events} events in lines {first} to {last}."]
+        if first > 1:
             said.append(
-                f"Lines 1 to {self.first_sequence - 1} are not here, as was allowed, and nothing "
-                "is said of them."
+                f"Lines 1 to {first - 1} are not here, as was allowed: they may be anything."
             )
-        said += [self._intact(), self._signed()]
-        said += [f"{file} ends with a part of a line, which is left out." for file in self.torn]
-        return " ".join(said)
-
-    def _intact(self) -> str:
         if self.intact_to is None:
             anew = "behind what is signed" if self.key_pinned else "as a whole"
-            return (
+            said.append(
                 "They fit together. Without an anchor for them it cannot be seen whether lines "
                 f"were cut off at the end, or written anew {anew}."
             )
-        behind = self.last_sequence - self.intact_to
-        if behind:
-            return (
-                f"Intact to {self.intact_to}, unanchored after: the {behind} lines behind it fit "
-                "together, and more may have been cut off."
+        elif self.intact_to < last:
+            said.append(
+                f"Intact to {self.intact_to}, unanchored after: the {last - self.intact_to} lines "
+                "behind it fit together, and more may have been cut off."
             )
-        return (
-            f"Intact to {self.intact_to}, the end; what came after the anchor and was cut off "
-            "would not be seen."
-        )
-
-    def _signed(self) -> str:
+        else:
+            said.append(f"Intact to {last}, the end; what was cut off behind it is not seen.")
         if self.signed_to is None:
-            return "Nothing is signed."
-        whose = "the key that was asked for" if self.key_pinned else "the key that they name"
-        return f"Signed to {self.signed_to} by {whose}, {self.key}."
+            said.append("Nothing is signed.")
+        else:
+            said.append(f"Signed to {self.signed_to} by {whose}, {self.key}.")
+        said += [f"{file} ends with a part of a line, which is left out." for file in self.torn]
+        return " ".join(said)
 
 
 def verify(
@@ -242,7 +235,7 @@ class _Walk:
                 f"the chain ends with line {last}, and an anchor is of line {newest}: "
                 f"{_lines(last + 1, newest)} missing"
             )
-        unsigned = last - self._tip.signed
+        unsigned = self._tip.unsigned
         if self._pinned is not None and (not self._tip.signed or unsigned > _MOST_UNSIGNED):
             raise self._broken(
                 f"{unsigned} lines are not signed by the key that was asked for, and an AuditFile "
@@ -312,12 +305,9 @@ class _Walk:
         except ValueError as error:
             raise self._broken(f"{error}: the line was changed") from None
         self._check_place(line)
-        if line.kind == "header":
-            self._check_header()
-        elif line.kind == "checkpoint":
+        if line.kind == "checkpoint":
             self._check_checkpoint(line, raw)
-        else:
-            self._events += 1
+        self._events += line.kind == "event"
         self._tip = self._tip.after(raw, is_checkpoint=line.kind == "checkpoint")
         heads = self._covered.get(line.sequence)
         if heads is not None:
@@ -343,15 +333,6 @@ class _Walk:
         if line.previous != self._tip.head:
             raise self._broken(
                 f"it is not the line that followed line {last}: one of the two was changed"
-            )
-        if (line.kind == "header") != (self._number == 1):
-            raise self._broken("a header stands where there is none, or lacks where there is one")
-
-    def _check_header(self) -> None:
-        if self._segment.key.kid != self._key.kid:
-            raise self._broken(
-                f"it names the checkpoint key {self._segment.key.kid}, and the segment before "
-                f"names {self._key.kid}"
             )
 
     def _check_checkpoint(self, line: Line, raw: bytes) -> None:
