@@ -100,12 +100,6 @@ def path(tmp_path: Path) -> Path:
 # --- what is written ---------------------------------------------------------
 
 
-def test_it_is_a_local_sink(path: Path) -> None:
-    with AuditFile(path) as record:
-        assert isinstance(record, AuditSink)
-        assert record.is_local is True
-
-
 def test_each_line_names_its_place_and_the_hash_of_the_line_before(path: Path) -> None:
     write(path, 1, 2, 3)
     raw = path.read_bytes().splitlines(keepends=True)
@@ -123,12 +117,13 @@ def test_an_event_is_its_attributes_and_its_time_and_nothing_else(path: Path) ->
     assert event == USE.attributes() | {"temporal.workflow.id": "orders/0"}
 
 
-def test_the_first_line_names_the_chain_and_the_key_and_no_private_half(path: Path) -> None:
+def test_it_is_a_local_sink_that_names_its_key_and_no_private_half(path: Path) -> None:
     with AuditFile(path) as record:
+        assert isinstance(record, AuditSink)
+        assert record.is_local is True
         key = record.public_key
     header = lines(path)[0]
-    assert header["line"] == "header"
-    assert header["format"] == 1
+    assert (header["line"], header["format"]) == ("header", 1)
     private = json.loads(path.with_name("audit.jsonl.key").read_text())
     assert header["key"] == key == {name: private[name] for name in ("kty", "crv", "x")}
 
@@ -259,22 +254,16 @@ def test_where_there_are_no_locks_the_error_says_what_is_needed(
     subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
 
 
-def test_what_is_no_file_is_an_error(path: Path) -> None:
-    with pytest.raises(AuditError, match="No such file or directory"):
-        AuditFile(path.parent / "missing" / "audit.jsonl")
-    path.mkdir()
-    with pytest.raises(AuditError, match="Is a directory"):
-        AuditFile(path)
-
-
 @pytest.mark.parametrize("content", ["no audit file\n", "no audit file", '{"keys":[]}\n'])
-def test_another_file_is_left_as_it_is(path: Path, content: str) -> None:
+def test_what_is_no_audit_file_is_an_error_and_left_as_it_is(path: Path, content: str) -> None:
     path.write_text(content)
     with pytest.raises(AuditError, match="is no audit file"):
         AuditFile(path)
     assert path.read_text() == content
-    path.unlink()
-    write(path, 1)
+    with pytest.raises(AuditError, match="No such file or directory"):
+        AuditFile(path.parent / "missing" / "audit.jsonl")
+    with pytest.raises(ValueError, match="above 0"):
+        AuditFile(path, rotate_bytes=0)
 
 
 def test_a_closed_file_takes_nothing(path: Path) -> None:
@@ -329,16 +318,13 @@ def test_a_part_of_a_line_stays_behind_and_the_chain_goes_on_in_a_new_segment(
     assert "ends with a part of a line" in str(found)
 
 
-def test_a_file_whose_first_line_was_not_finished_is_begun_again(path: Path) -> None:
+def test_a_first_line_that_was_not_finished_is_begun_again_and_a_last_one_that_is_none_is_not(
+    path: Path,
+) -> None:
     write(path, 1)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:30])
+    path.write_bytes(path.read_bytes()[:30])
     write(path, 2)
     assert workflows(path) == ["orders/2"]
-
-
-def test_a_last_line_that_is_none_is_an_error_that_says_what_to_do(path: Path) -> None:
-    write(path, 1)
     with path.open("ab") as stream:
         stream.write(b"what?\n")
     with pytest.raises(AuditError, match="move it away to begin a new one"):
@@ -382,11 +368,6 @@ def test_a_full_segment_is_set_aside_and_the_chain_goes_on(path: Path) -> None:
         assert lines(path.with_name(one))[-1]["line"] == "checkpoint"
 
 
-def test_rotate_bytes_is_a_size(path: Path) -> None:
-    with pytest.raises(ValueError, match="above 0"):
-        AuditFile(path, rotate_bytes=0)
-
-
 def _renamed(path: Path) -> None:
     path.rename(path.with_name("audit.jsonl-20270115"))
 
@@ -410,21 +391,18 @@ def test_a_rotation_by_another_program_is_noticed_and_the_chain_goes_on(
     assert workflows(path) == ["orders/1", "orders/2", "orders/3"]
 
 
-def test_what_others_write_into_the_file_is_set_aside(path: Path) -> None:
+def test_what_others_write_into_the_file_is_set_aside_and_what_they_cut_off_is_missed(
+    path: Path,
+) -> None:
     with AuditFile(path) as record:
         record.record(numbered(1))
         with path.open("ab") as stream:
             stream.write(b"not ours")
         record.record(numbered(2))
-    assert workflows(path) == ["orders/1", "orders/2"]
-
-
-def test_a_file_that_is_truncated_is_begun_again_and_the_loss_is_seen(path: Path) -> None:
-    with AuditFile(path) as record:
-        record.record(numbered(1))
+        assert workflows(path) == ["orders/1", "orders/2"]
         os.truncate(path, 0)
-        record.record(numbered(2))
-    with pytest.raises(AuditError, match="lines 1 to 2 are missing"):
+        record.record(numbered(3))
+    with pytest.raises(AuditError, match="lines 3 to 4 are missing"):
         verify(path)
 
 
@@ -563,28 +541,18 @@ def test_a_checkpoint_is_written_after_1000_lines(path: Path) -> None:
     assert [Checkpoint.read(text).sequence for text in kept.texts] == [1000, 2001, 2503]
 
 
-def test_a_checkpoint_is_written_after_60_seconds_though_nothing_else_happens(
+def test_a_checkpoint_is_written_after_60_seconds_of_what_a_killed_process_left_too(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert file.CHECKPOINT_SECONDS == 60
     monkeypatch.setattr(file, "CHECKPOINT_SECONDS", 0.02)
-    kept = Kept()
-    with AuditFile(path, on_checkpoint=kept) as record:
-        record.record(numbered(1))
-        assert kept.some.wait(10)
-        found = verify(path, anchors=kept.texts)
-        assert found.intact_to == found.last_sequence == 3
-
-
-def test_what_a_killed_process_left_unsigned_is_signed_in_time(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     write(path, 1)
-    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
-    monkeypatch.setattr(file, "CHECKPOINT_SECONDS", 0.02)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
     kept = Kept()
     with AuditFile(path, on_checkpoint=kept):
         assert kept.some.wait(10)
+        found = verify(path, anchors=kept.texts)
+        assert found.intact_to == found.last_sequence == 3
 
 
 def test_checkpoints_are_signed_by_the_key_and_name_the_chain(path: Path) -> None:
