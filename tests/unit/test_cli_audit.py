@@ -176,6 +176,9 @@ def test_a_rotated_file_whose_first_line_was_changed_is_named_once(path: Path) -
 
 def test_the_last_checkpoint_may_be_in_an_older_segment(path: Path) -> None:
     with AuditFile(path, rotate_bytes=1) as file:
+        missing = audit("checkpoint", path)
+        assert (missing.exit_code, missing.stdout) == (1, "")
+        assert "has no checkpoint yet" in missing.stderr
         file.record(numbered(1))
         file.record(numbered(2))
         found = audit("checkpoint", path)
@@ -184,46 +187,32 @@ def test_the_last_checkpoint_may_be_in_an_older_segment(path: Path) -> None:
     assert audit("checkpoint", path).exit_code == 0
 
 
-def test_no_checkpoint_is_an_error(path: Path) -> None:
-    with AuditFile(path):
-        found = audit("checkpoint", path)
-    assert (found.exit_code, found.stdout) == (1, "")
-    assert "has no checkpoint yet" in found.stderr
-
-
 # --- review ------------------------------------------------------------------
 
-READ = replace(USE, action="read", reader="nobody", origin=None, method=None, status=None)
 
-
-def test_review_of_a_clean_record_is_status_0(path: Path) -> None:
-    write(path, 1)
+def test_review_shows_what_it_found_and_is_status_1_or_0(path: Path) -> None:
+    refused = replace(USE, action="refuse", outcome="failure", reason="OriginNotAllowed")
+    record(path, USE)
     found = audit("review", path)
     assert (found.exit_code, found.stdout) == (0, "nothing found\n")
     assert json.loads(audit("review", path, "--json").stdout) == []
-
-
-def test_review_shows_what_it_found_and_is_status_1(path: Path) -> None:
-    refused = replace(USE, action="refuse", outcome="failure", reason="OriginNotAllowed")
-    record(path, USE, refused)
+    record(path, refused)
     found = audit("review", path)
     assert found.exit_code == 1
     assert found.stdout.splitlines()[0].startswith("refused   apiToken was refused for https://")
-    assert "audit.jsonl 3 2027-01-15 08:00:00.250 refuse" in found.stdout.splitlines()[1]
+    assert "audit.jsonl 4 2027-01-15 08:00:00.250 refuse" in found.stdout.splitlines()[1]
     (data,) = json.loads(audit("review", path, "--json").stdout)
     assert (data["kind"], data["count"]) == ("refused", 1)
-    assert data["evidence"][0] == refused.attributes() | {
-        "file": str(path),
-        "sequence": 3,
-        "timestamp": "2027-01-15T08:00:00.250000Z",
-    }
+    place = {"file": str(path), "sequence": 4, "timestamp": "2027-01-15T08:00:00.250000Z"}
+    assert data["evidence"][0] == refused.attributes() | place
 
 
 def test_review_with_a_keyring_looks_at_readers(path: Path) -> None:
     keyring = path.with_name("keyring.json")
     Keyring.generate().save(keyring)
     readers = [key for key in Keyring.load(keyring).keys() if key.kind == "reader"]
-    record(path, replace(READ, reader=readers[0].kid), READ)
+    read = replace(USE, action="read", reader="nobody", origin=None, method=None, status=None)
+    record(path, replace(read, reader=readers[0].kid), read)
     assert audit("review", path).exit_code == 0
     found = audit("review", path, "--keyring", keyring)
     assert found.exit_code == 1
@@ -325,23 +314,6 @@ def test_tail_says_who_sent_it_and_from_whom_it_is_kept(path: Path) -> None:
     assert "key-1" not in shown(action="accept")
 
 
-def test_usage_names_files_once() -> None:
-    for command in ("verify", "review"):
-        assert "FILE...}" not in audit(command, "--help").stdout
-
-
-def test_tail_with_json_prints_the_lines_as_they_are(path: Path) -> None:
-    write(path, 1, 2)
-    found = audit("tail", path, "--json", "-n", "1")
-    assert json.loads(found.stdout) == lines(path)[2]
-
-
-def test_tail_shows_what_is_no_event_as_such(path: Path) -> None:
-    path.write_bytes(b"what \x1b[31m?\n")
-    shown = audit("tail", path).stdout
-    assert "no event (it is not JSON): what \\x1b[31m?" in shown
-
-
 def test_nothing_that_a_terminal_would_act_upon_is_printed(path: Path) -> None:
     hostile = replace(
         USE,
@@ -363,7 +335,10 @@ def test_nothing_that_a_terminal_would_act_upon_is_printed(path: Path) -> None:
     assert last["temporal.workflow.id"] == HOSTILE
 
 
-def test_tail_with_json_escapes_as_json_does(path: Path) -> None:
+def test_tail_with_json_prints_the_lines_as_they_are_and_escapes_as_json_does(path: Path) -> None:
+    write(path, 1, 2)
+    found = audit("tail", path, "--json", "-n", "1")
+    assert json.loads(found.stdout) == lines(path)[2]
     raw = {"id": "\x7f\x9b31m\u202e\u2028\ufeff\U000e0041"}
     path.write_text(json.dumps(raw, ensure_ascii=False) + "\nwhat \x1b[31m?\n")
     shown = audit("tail", path, "--json")
@@ -371,6 +346,7 @@ def test_tail_with_json_escapes_as_json_does(path: Path) -> None:
     first, second = shown.stdout.splitlines()
     assert json.loads(first) == raw
     assert second == "what \\u001b[31m?"
+    assert "no event (it is not JSON): what \\x1b[31m?" in audit("tail", path).stdout
 
 
 def test_nothing_that_a_terminal_would_act_upon_is_in_an_error(path: Path) -> None:

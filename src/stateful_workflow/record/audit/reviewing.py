@@ -3,20 +3,6 @@
 Events of several files are to be merged by time. What is kept while they go by grows with the
 nodes, versions, origins, types and readers in them, not with the events, and is limited where
 anybody may choose a value, as the sender of a rejected message may.
-
-============  ===========================================================================
-revoked       opened or sent by a node that had accepted its revocation before
-overtaken     an older version was opened or sent, though the node had accepted a newer one
-behind        a node that still shows signs of life holds a version that so many newer
-              ones have followed
-reader        opened with a key that is not among the known ones
-origin        sent to an origin that is new for this credential
-type          opened or sent by a workflow type that is new for this credential
-rejected      a node took a message from somebody for none
-refused       not opened, or not sent: to an origin that is not allowed, or otherwise
-unaccepted    a version that the API has answered with 401, and never with anything better
-lost          events that could not be recorded
-============  ===========================================================================
 """
 
 from __future__ import annotations
@@ -28,18 +14,18 @@ from typing import Final, Literal, get_args
 from ..event import AuditEvent
 
 FindingKind = Literal[
-    "revoked",
-    "overtaken",
-    "behind",
-    "reader",
-    "origin",
-    "type",
-    "rejected",
-    "refused",
-    "unaccepted",
-    "lost",
+    "revoked",  # opened or sent by a node that had accepted its revocation before
+    "overtaken",  # an older version, opened or sent though the node had accepted a newer one
+    "behind",  # a node that shows signs of life holds a version that many newer ones followed
+    "reader",  # opened with a key that is not among the known ones
+    "origin",  # sent to an origin that is new for this credential
+    "type",  # opened or sent by a workflow type that is new for this credential
+    "rejected",  # a node took a message from somebody for none
+    "refused",  # not opened, or not sent: to an origin that is not allowed, or otherwise
+    "unaccepted",  # a version that the API has answered with 401, and never with anything better
+    "lost",  # events that could not be recorded
 ]
-"""What was found, see above."""
+"""What was found, the gravest first."""
 
 FINDING_KINDS: Final[tuple[FindingKind, ...]] = get_args(FindingKind)
 
