@@ -27,7 +27,7 @@ from ..record.audit.chain import (
 )
 from ..record.audit.reviewing import BEHIND, Finding
 from ..record.audit.reviewing import review as review_events
-from ..record.audit.segments import Segment, chains, lines
+from ..record.audit.segments import Segment, chains, lines, one_chain
 from ..record.audit.verification import read_chain
 from ..record.audit.verification import verify as verify_files
 from ..record.event import AuditEvent
@@ -180,14 +180,7 @@ def checkpoint(file: File) -> None:
 def key(file: File) -> None:
     """Print the public JWK that checkpoints are signed with: kept off this host, for `verify`."""
     with reported():
-        print_json(_segments(file)[-1].key.to_jwk(private=False))
-
-
-def _segments(file: Path) -> list[Segment]:
-    found, problems = chains(file)
-    for error in problems:
-        raise error
-    return [segment for one in found for segment in one]
+        print_json(one_chain(file)[-1].key.to_jwk(private=False))
 
 
 # --- verify ------------------------------------------------------------------
@@ -223,7 +216,7 @@ def _jwk(path: Path) -> dict[str, object]:
 
 
 def _last_checkpoint(file: Path) -> str:
-    for segment in reversed(_segments(file)):
+    for segment in reversed(one_chain(file)):
         last = deque(filter(is_checkpoint, lines(segment.path)), maxlen=1)
         try:
             for raw in last:

@@ -103,6 +103,35 @@ def chains(paths: Paths) -> tuple[list[list[Segment]], list[AuditError]]:
     return list(groups.values()), list(problems.values())
 
 
+def one_chain(paths: Paths) -> list[Segment]:
+    """As `chains`, where all that is named is to be of one.
+
+    Raises:
+        AuditError: it is not, or a file cannot be read.
+        AuditBroken: the beginning of a file was changed.
+        ValueError: `paths` names no file.
+    """
+    found, problems = chains(paths)
+    for error in problems:
+        raise error
+    return only(found)
+
+
+def only(found: list[list[Segment]]) -> list[Segment]:
+    """The one chain that was found.
+
+    Raises:
+        AuditError: there are several.
+    """
+    if len(found) > 1:
+        firsts = ", ".join(str(segments[0].path) for segments in found)
+        raise AuditError(
+            f"these are the files of {len(found)} chains, which begin with {firsts}: verify each "
+            "by itself, or the first line of one was changed"
+        )
+    return found[0]
+
+
 def _beside(path: Path) -> tuple[list[Segment], list[AuditError]]:
     """The segments of a file and of those with the names of its rotated ones."""
     while True:

@@ -16,7 +16,7 @@ from typing import Final
 from ...errors import AuditBroken, AuditError
 from ...sealed.crypto import Key
 from .chain import Checkpoint, Line, RecordedEvent, public_key
-from .segments import EVIDENCE, Paths, Segment, chains, lines
+from .segments import EVIDENCE, Paths, Segment, chains, lines, one_chain, only
 
 _MOST_UNSIGNED: Final = 1_010
 """Lines behind the last checkpoint, with some room for headers of segments."""
@@ -104,10 +104,7 @@ def verify(
         ValueError: the key is malformed, or `paths` names no file.
     """
     pinned = None if key is None else public_key(key)
-    found, problems = chains(paths)
-    for error in problems:
-        raise error
-    walk = _Walk(_only(found), anchors, removed_to, pinned)
+    walk = _Walk(one_chain(paths), anchors, removed_to, pinned)
     for _ in walk.lines():
         pass
     return walk.verified()
@@ -127,7 +124,7 @@ def read(paths: Paths) -> Iterator[RecordedEvent]:
     """
     found, problems = chains(paths)
     if found:
-        yield from read_chain(_only(found))
+        yield from read_chain(only(found))
     for error in problems:
         raise error
 
@@ -138,16 +135,6 @@ def read_chain(segments: Sequence[Segment]) -> Iterator[RecordedEvent]:
     for line in walk.lines():
         if line.kind == "event":
             yield walk.event(line)
-
-
-def _only(found: list[list[Segment]]) -> list[Segment]:
-    if len(found) > 1:
-        firsts = ", ".join(str(segments[0].path) for segments in found)
-        raise AuditError(
-            f"these are the files of {len(found)} chains, which begin with {firsts}: verify each "
-            "by itself, or the first line of one was changed"
-        )
-    return found[0]
 
 
 class _Walk:
