@@ -114,15 +114,6 @@ def one_chain(paths: Paths) -> list[Segment]:
     found, problems = chains(paths)
     for error in problems:
         raise error
-    return only(found)
-
-
-def only(found: list[list[Segment]]) -> list[Segment]:
-    """The one chain that was found.
-
-    Raises:
-        AuditError: there are several.
-    """
     if len(found) > 1:
         firsts = ", ".join(str(segments[0].path) for segments in found)
         raise AuditError(

@@ -16,7 +16,7 @@ from typing import Final
 from ...errors import AuditBroken, AuditError
 from ...sealed.crypto import Key
 from .chain import Checkpoint, Line, RecordedEvent, public_key
-from .segments import EVIDENCE, Paths, Segment, chains, lines, one_chain, only
+from .segments import EVIDENCE, Paths, Segment, lines, one_chain
 
 _MOST_UNSIGNED: Final = 1_010
 """Lines behind the last checkpoint, with some room for headers of segments."""
@@ -118,15 +118,10 @@ def read(paths: Paths) -> Iterator[RecordedEvent]:
 
     Raises:
         AuditBroken, AuditError: as `verify`, or an event is one that this version does not know.
-            What can be read up to there was given out before, also where a segment next to it
-            cannot.
+            What can be read up to there was given out before.
         ValueError: `paths` names no file.
     """
-    found, problems = chains(paths)
-    if found:
-        yield from read_chain(only(found))
-    for error in problems:
-        raise error
+    yield from read_chain(one_chain(paths))
 
 
 def read_chain(segments: Sequence[Segment]) -> Iterator[RecordedEvent]:
