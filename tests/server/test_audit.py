@@ -171,20 +171,12 @@ async def test_a_start_and_a_rotation_stand_on_record_at_every_hop(
     assert (withheld.workflow_id, withheld.child_id, withheld.name) == (queue, c, "*")
     assert not record.of("accept", workflow_id=c)
 
-
-async def test_an_event_says_where_what_and_by_whom(
-    tree: TokenClient, queue: str, record: Recorded, keyring: Keyring
-) -> None:
     sealed = parse(await sealed_at(tree._client, queue))  # pyright: ignore[reportPrivateUsage]
-    (event,) = record.of("accept", workflow_id=f"{queue}-a")
-
-    assert event.namespace == "default"
-    assert event.workflow_type == "Node"
+    (event,) = record.of("accept", workflow_id=a, version=version)
+    assert (event.namespace, event.workflow_type, event.authority) == ("default", "Node", queue)
     assert event.run_id
-    assert (event.name, event.kind) == ("apiToken", "token")
+    assert (event.name, event.kind, event.issuer) == ("apiToken", "token", sealed.issuer)
     assert (event.version, event.fingerprint) == (sealed.claims.version, sealed.fingerprint)
-    assert (event.authority, event.issuer) == (queue, sealed.issuer)
-    assert sealed.issuer in keyring.trusted()
 
 
 async def test_a_replay_puts_nothing_on_record(
@@ -199,42 +191,30 @@ async def test_a_replay_puts_nothing_on_record(
     assert set(counted.values()) == {1}
 
 
-async def test_sharing_and_withholding_stand_on_record(
-    tree: TokenClient, queue: str, record: Recorded
+async def test_whatever_else_changes_what_a_workflow_holds_stands_on_record(
+    tree: TokenClient, queue: str, record: Recorded, keyring: Keyring
 ) -> None:
-    handle = tree._client.get_workflow_handle(queue)  # pyright: ignore[reportPrivateUsage]
+    handle, a = tree._client.get_workflow_handle(queue), f"{queue}-a"  # pyright: ignore[reportPrivateUsage]
     await handle.signal("keep_from", args=["a", "apiToken"])
     await handle.signal("give_to", args=["a", None])
     await record.has(1, "share")
-
-    (withheld,) = record.of("withhold", child_id=f"{queue}-a")
+    (withheld,) = record.of("withhold", child_id=a)
     assert (withheld.name, withheld.child_type, withheld.reason) == ("apiToken", "Node", None)
     (shared,) = record.of("share")
-    assert (shared.name, shared.child_id) == ("*", f"{queue}-a")
+    assert (shared.name, shared.child_id) == ("*", a)
 
-
-async def test_revocations_and_inheritance_stand_on_record(
-    tree: TokenClient, queue: str, record: Recorded
-) -> None:
-    a = f"{queue}-a"
-    await tree.revoke(a)
-    await record.has(1, "accept", workflow_id=f"{a}-b", kind="revocation")
-    await tree.inherit(a)
-    await record.has(1, "accept", workflow_id=f"{a}-b", kind="inherit")
-
-    for action in ("revoke", "inherit"):
-        assert [e.outcome for e in record.of(action, workflow_id=a)] == ["unknown", "success"]
-
-
-async def test_a_token_sealed_anew_stands_on_record_with_who_read_it(
-    tree: TokenClient, queue: str, record: Recorded, keyring: Keyring
-) -> None:
     await tree.reseal(queue)
-
     assert [e.outcome for e in record.of("reseal")] == ["unknown", "success"]
     (read,) = record.of("read")
     assert read.reader in {info.kid for info in keyring.keys() if info.kind == "reader"}
     assert read.workflow_id == queue
+
+    await tree.revoke(a)
+    await record.has(1, "accept", workflow_id=f"{a}-b", kind="revocation")
+    await tree.inherit(a)
+    await record.has(1, "accept", workflow_id=f"{a}-b", kind="inherit")
+    for action in ("revoke", "inherit"):
+        assert [e.outcome for e in record.of(action, workflow_id=a)] == ["unknown", "success"]
 
 
 async def test_what_is_refused_stands_on_record_with_its_reason(
@@ -279,6 +259,11 @@ async def test_a_set_that_is_turned_down_and_one_that_cannot_be_sealed_stand_on_
     with pytest.raises(Exception, match="no open workflow"):
         await tree.get(f"{queue}-nobody")
     assert record.outcomes("read") == [("read", "failure", "WorkflowNotFound")]
+
+    with pytest.raises(TokenForged):
+        await TokenClient(audited, Keyring.generate()).get(queue)
+    assert record.of("refuse")[-1].reason == "TokenForged"
+    assert record.of("refuse")[-1].version == (await tree.get(queue)).version
 
 
 # --- use -----------------------------------------------------------------------------------------
@@ -331,26 +316,20 @@ async def test_a_retry_in_place_and_each_hop_of_a_redirect_are_uses(
     assert {e.version for e in record.of("use", status=200)} == {(await tokens.get(use)).version}
 
 
-async def test_a_request_that_nobody_answers_is_a_use_whose_outcome_is_unknown(
-    use: str, audited: Client, keyring: Keyring, record: Recorded
+async def test_what_nobody_answers_is_a_use_of_unknown_outcome_and_what_may_not_be_sent_is_none(
+    use: str, audited: Client, keyring: Keyring, api: Api, record: Recorded
 ) -> None:
     with start_api() as gone:
         pass
-    root = await start(TokenClient(audited, keyring), use, gone)
+    root = await TokenClient(audited, keyring).start_workflow(
+        Caller.run, id=use, task_queue=use, api_token=FIRST, origins=[api.origin, gone.origin]
+    )
     for key in (False, True):
         await root.execute_update("do", Job([gone.url("items")], key=key))
-
-    assert [(e.outcome, e.status) for e in record.of("use")] == [("unknown", None)] * 2
-
-
-async def test_a_request_to_another_origin_is_refused_on_record(
-    use: str, audited: Client, keyring: Keyring, api: Api, record: Recorded
-) -> None:
-    root = await start(TokenClient(audited, keyring), use, api)
-    for key in (False, True):
         await root.execute_update("do", Job(["https://evil.example.net/x"], key=key))
-
-    assert not record.of("use")
+    assert [(e.origin, e.outcome, e.status) for e in record.of("use")] == [
+        (gone.origin, "unknown", None)
+    ] * 2
     assert [(e.reason, e.origin) for e in record.of("refuse")] == [
         (OriginNotAllowed.__name__, "https://evil.example.net")
     ] * 2
@@ -515,17 +494,6 @@ async def test_a_client_may_have_a_record_of_its_own(
         ("set", "success", None),
         ("read", "success", None),
     ]
-
-
-async def test_a_token_that_is_held_and_may_not_be_opened_is_refused_with_its_version(
-    tree: TokenClient, audited: Client, queue: str, record: Recorded
-) -> None:
-    with pytest.raises(TokenForged):
-        await TokenClient(audited, Keyring.generate()).get(queue)
-
-    (refused,) = record.of("refuse")
-    assert refused.reason == "TokenForged"
-    assert refused.version == (await tree.get(queue)).version
 
 
 # --- never the token -----------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import socket
 import time
@@ -18,15 +17,14 @@ from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 
 from stateful_workflow import Keyring, NotConverged, StatefulPlugin, TokenClient
 from stateful_workflow.audit import AuditEvent, AuditSink
-from stateful_workflow.engine import EmbeddedEngine, start_engine
+from stateful_workflow.engine import EmbeddedEngine
 from stateful_workflow.errors import MessageRefused
 from stateful_workflow.record.metrics import BUCKETS, NAMES, Metrics
 from stateful_workflow.sealed.message import Claims, parse
 
 from .api import Api, start_api
 from .conftest import start_worker
-from .support import WITHIN, eventually, nodes_run, sealed_at, status_of
-from .test_unreachable import FEW_SIGNALS, SIGNALS
+from .support import WITHIN, Unreachable, eventually, nodes_run, sealed_at, status_of
 from .use_workflows import ASYNC_ACTIVITIES, USE_WORKFLOWS, Caller, Job
 from .workflows import ACTIVITIES, WORKFLOWS, Node, Plan
 
@@ -95,10 +93,16 @@ class Exporter:
         self.runtime = Runtime(telemetry=TelemetryConfig(metrics=exporter))
 
     async def connect(
-        self, address: str, keyring: Keyring, sink: AuditSink | None = None, **options: Any
+        self,
+        address: str,
+        keyring: Keyring,
+        sink: AuditSink | None = None,
+        *,
+        rule: Any = "block",
+        **options: Any,
     ) -> Client:
-        plugin = StatefulPlugin(keyring, audit=sink, **options)
-        return await Client.connect(address, plugins=[plugin], runtime=self.runtime)
+        plugin = StatefulPlugin(keyring, audit=sink, audit_failure=rule)
+        return await Client.connect(address, plugins=[plugin], runtime=self.runtime, **options)
 
     async def scrape(self) -> Scrape:
         return await scrape(self.address)
@@ -265,23 +269,19 @@ async def test_an_opened_token_is_counted_by_its_age_and_by_what_is_left_of_it_i
         assert within == [0, 1], metric
     assert seen.total("stateful_propagation_sum") >= 2 * hour
 
-
-async def test_a_token_that_never_expires_has_nothing_left_to_count(
-    own: Exporter, tokens: TokenClient, measured: Client, queue: str
-) -> None:
-    await start_tree(tokens, queue)
-    await measured.get_workflow_handle(queue).execute_update("use_token", "apiToken")
-
+    forever = replace(claims, version=claims.version + 1, expires_at=None)
+    await handle.execute_update("apiToken", keyring.seal(forever, FIRST))
+    await handle.execute_update("use_token", "apiToken")
     seen = await own.scrape()
-    assert seen.total("stateful_token_age_count") == 1
-    assert "stateful_token_remaining" not in seen.metrics
+    counts = [seen.total(f"stateful_token_{what}_count") for what in ("age", "remaining")]
+    assert counts == [2, 1]
 
 
 @pytest.mark.parametrize("rule", ["block", "continue"])
 async def test_events_that_the_audit_sink_does_not_take_are_counted_at_once(
     own: Exporter, engine: EmbeddedEngine, keyring: Keyring, queue: str, rule: str
 ) -> None:
-    client = await own.connect(engine.address, keyring, Broken(), audit_failure=rule)
+    client = await own.connect(engine.address, keyring, Broken(), rule=rule)
     async with start_worker(client, queue):
         await client.start_workflow("Node", Plan(), id=queue, task_queue=queue)
         await client.get_workflow_handle(queue).signal("apiToken", "garbage")
@@ -296,39 +296,29 @@ async def test_events_that_the_audit_sink_does_not_take_are_counted_at_once(
 
 
 async def test_a_child_that_cannot_be_told_is_a_failed_delivery_and_a_rotation_not_converged(
-    own: Exporter, keyring: Keyring
+    own: Exporter, engine: EmbeddedEngine, keyring: Keyring, queue: str
 ) -> None:
-    async with start_engine(ui=False, extra_args=FEW_SIGNALS) as engine:
-        client = await own.connect(engine.address, keyring)
-        tokens = TokenClient(client, keyring)
-        async with start_worker(client, "q"):
-            root = await tokens.start_workflow(
-                Node.run, Plan(), id="root", task_queue="q", api_token=FIRST, api_url=URL
-            )
-            await root.signal("add_elsewhere", "far")  # where no worker runs yet
+    unreachable = Unreachable()
+    client = await own.connect(engine.address, keyring, interceptors=[unreachable])
+    tokens = TokenClient(client, keyring)
+    async with start_worker(client, queue):
+        await start_tree(tokens, queue)
+        unreachable.ids.add(f"{queue}-a")
+        with pytest.raises(NotConverged):
+            await tokens.rotate(queue, SECOND, timeout=0.5)
 
-            async def is_started() -> bool:
-                children = (await status_of(client, "root"))["children"]
-                return [child["life"] for child in children] == ["running"]
-
-            await eventually(is_started)
-            far = client.get_workflow_handle("root-far")
-            await asyncio.gather(*[far.signal("note", str(n)) for n in range(SIGNALS)])
-            with pytest.raises(NotConverged):
-                await tokens.rotate("root", SECOND, timeout=0.5)
-
-            async def has_failed() -> bool:
-                seen = await own.scrape()
-                return seen.total("stateful_messages", action="forward", outcome="failure") >= 1
-
-            await eventually(has_failed)
+        async def has_failed() -> None:
             seen = await own.scrape()
-            assert seen.total("stateful_not_converged", name="apiToken") == 1
-            assert seen.total("stateful_convergence_count") == 0
+            assert seen.total("stateful_messages", action="forward", outcome="failure") >= 1
 
-            async with start_worker(client, "nobody"):
-                await tokens.rotate("root", THIRD, timeout=WITHIN)
-            assert (await own.scrape()).total("stateful_convergence_count") == 1
+        await eventually(has_failed)
+        seen = await own.scrape()
+        assert seen.total("stateful_not_converged", name="apiToken") == 1
+        assert seen.total("stateful_convergence_count") == 0
+
+        unreachable.ids.clear()
+        await tokens.rotate(queue, THIRD, timeout=WITHIN)
+        assert (await own.scrape()).total("stateful_convergence_count") == 1
 
 
 async def test_the_clients_and_workers_of_a_process_are_counted_together(own: Exporter) -> None:
@@ -370,7 +360,7 @@ async def test_messages_with_made_up_names_and_issuers_add_no_label(
 
 async def lived(exporter: Exporter, address: str, keyring: Keyring, queue: str) -> Scrape:
     """A scrape after everything has happened that is counted."""
-    client = await exporter.connect(address, keyring, Broken(), audit_failure="continue")
+    client = await exporter.connect(address, keyring, Broken(), rule="continue")
     tokens = TokenClient(client, keyring)
     with start_api() as api:
         api.valid = {SECOND}

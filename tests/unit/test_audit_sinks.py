@@ -13,7 +13,7 @@ from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 
 from stateful_workflow.errors import AuditError
-from stateful_workflow.record.event import ATTRIBUTES, AuditEvent, AuditSink
+from stateful_workflow.record.event import ATTRIBUTES, AuditSink
 from stateful_workflow.record.sinks import LOGGER, LoggingSink, OpenTelemetrySink
 from tests.terminal import HOSTILE, VISIBLE, unprintable
 
@@ -74,18 +74,8 @@ def test_a_logger_that_would_drop_the_event_has_failed() -> None:
         LoggingSink(logger).record(USE)
 
 
-def test_no_attribute_has_a_name_that_a_log_record_has(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, LOGGER)
-    full = AuditEvent.from_attributes(
-        USE.time,
-        {
-            attribute: 1 if field in ("version", "attempt", "status", "count") else "x"
-            for field, attribute in ATTRIBUTES.items()
-        }
-        | {"event.action": "use", "event.outcome": "success"},
-    )
-    LoggingSink().record(full)
-    assert len(caplog.records) == 1
+def test_no_attribute_has_a_name_that_a_log_record_has() -> None:
+    assert all("." in attribute for attribute in ATTRIBUTES.values())
 
 
 # --- OpenTelemetry -----------------------------------------------------------

@@ -103,22 +103,18 @@ async def test_a_loop_goes_on_while_somebody_waits_for_a_sink() -> None:
     assert sink.kept == [EVENT]
 
 
-async def test_on_a_loop_nobody_waits_long_for_a_sink_nor_again_for_one_that_is_stuck(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(recorder, "LOOP_SECONDS", 0.5)
+async def test_what_nobody_waits_for_any_more_is_not_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "LOOP_SECONDS", 0.05)
     sink = Sink(waits=True)
     record, writer = recording(sink)
 
-    with pytest.raises(AuditFailed, match="did not answer in time"):
-        record.require(EVENT)
-    with pytest.raises(AuditFailed, match="has not answered for a while"):
-        record.require(EVENT)
-
+    for _ in range(2):
+        with pytest.raises(AuditFailed, match="did not answer in time"):
+            record.require(EVENT)
     sink.may_go_on.set()
     writer.flush()
-    # What was begun is on record; what nobody waited for any more was not done.
-    assert len(sink.kept) == 1
+
+    assert len(sink.kept) == 1  # which was begun
     record.require(EVENT)
     assert len(sink.kept) == 2
 
@@ -165,29 +161,6 @@ def test_events_arrive_in_their_order_those_that_are_waited_for_too() -> None:
     record.require(AuditEvent(time=100.0, action="use", outcome="success"))
 
     assert [event.time for event in sink.kept] == list(range(101))
-
-
-# --- threads -------------------------------------------------------------------------------------
-
-
-def test_where_no_thread_can_be_started_events_are_lost_until_one_can(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    sink = Sink()
-    record, writer = recording(sink)
-    with monkeypatch.context() as patch:
-
-        def refuse(thread: threading.Thread) -> None:
-            raise RuntimeError("can't start new thread")
-
-        patch.setattr(threading.Thread, "start", refuse)
-        record.record(EVENT)
-        with pytest.raises(AuditFailed, match="no thread"):
-            record.require(EVENT)
-    record.record(EVENT)
-    writer.flush()
-
-    assert sink.said == [("lost", 2), ("read", None)]
 
 
 # --- which sink ----------------------------------------------------------------------------------

@@ -6,22 +6,30 @@ import asyncio
 import heapq
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final
 
 import typer
 
 from ..errors import AuditBroken, AuditError
-from ..record.audit import segments
-from ..record.audit.chain import Checkpoint, Line, RecordedEvent, format_time, public_key
+from ..record.audit.chain import (
+    Checkpoint,
+    Line,
+    RecordedEvent,
+    is_checkpoint,
+    is_mark,
+    public_key,
+)
 from ..record.audit.reviewing import BEHIND, Finding
 from ..record.audit.reviewing import review as review_events
-from ..record.audit.verification import chains, find, read
-from ..record.audit.verification import verify as verify_chain
+from ..record.audit.segments import Segment, chains, lines, one_chain
+from ..record.audit.verification import read_chain
+from ..record.audit.verification import verify as verify_files
 from ..record.event import AuditEvent
 from ..sealed.keyring import Keyring
 from ..text.output import Escaped, out, print_json, say, unrepeated
@@ -58,12 +66,11 @@ def verify(
         ),
     ] = None,
     removed_to: Annotated[
-        list[str] | None,
+        str | None,
         typer.Option(
-            "--removed-to",
             metavar="CHECKPOINT",
             help="The last line of the old files that were deleted on purpose: the checkpoint, or "
-            "a file with it, kept elsewhere. Once for each chain.",
+            "a file with it, kept elsewhere.",
         ),
     ] = None,
     key: Annotated[
@@ -76,45 +83,21 @@ def verify(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show that the files are what was written, as far as that can be known.
+    """Show that the files of one record are what was written, as far as that can be known.
 
     Exit status 0 where nothing is wrong, 1 where a line was changed, added, moved or is missing,
     or a file cannot be read. An anchor allows no line to be missing, only --removed-to does.
     """
+    files = _without_companions(files)
     with reported():
         anchors = [one for text in anchor or () for one in _checkpoints(text)]
-        removed = _removed(removed_to or ())
+        removed = None if removed_to is None else _checkpoints(removed_to)[-1]
         jwk = None if key is None else _jwk(key)
-        groups, problems = chains(_without_companions(files))
-        results: list[dict[str, Any]] = []
-        for chain, group in groups.items():
-            own = [one.text for one in anchors if one.chain == chain]
-            anchors = [one for one in anchors if one.chain != chain]
-            end = removed.pop(chain, None)
-            results.append(_verified(group, own, None if end is None else end.text, jwk))
-        said = [result.get("error") for result in results]
-        results += [
-            {"files": [unrepeated(str(path), {"files": files})], "error": str(error)}
-            for path, error in problems.items()
-            if str(error) not in said  # else it is a rotated one, which a chain lacks
-        ]
-        results += [
-            {
-                "error": f"no file that was read is of the chain {one.chain}, and {what} is: a "
-                "file was taken away or replaced, or this is the checkpoint of another"
-            }
-            for what, some in (("an anchor", anchors), ("--removed-to", list(removed.values())))
-            for one in some[:1]
-        ]
-    for result in results:
-        if "error" in result:
-            result["error"] = unrepeated(result["error"], {"files": files})
-            say(f"error: {result['error']}", err=True)
-        elif not as_json:
-            say(f"{result['files'][-1]}: {result['says']}")
+        found = verify_files(files, anchors=anchors, removed_to=removed, key=jwk)
     if as_json:
-        print_json(results)
-    raise typer.Exit(1 if any("error" in result for result in results) else 0)
+        print_json({**asdict(found), "says": str(found)})
+    else:
+        say(f"{files[0]}: {found}")
 
 
 @app.command()
@@ -145,19 +128,10 @@ def review(
     same.
     """
     start = None if since is None else _time(since)
-    broken: list[str] = []
-
-    def events(group: list[Path]) -> Iterator[RecordedEvent]:
-        try:
-            yield from read(group)
-        except AuditError as error:
-            broken.append(str(error))
-
     with reported():
         readers = None if keyring is None else _readers(Keyring.load(keyring))
-        groups, problems = chains(files)
-        broken += map(str, problems.values())
-        streams = [events(group) for group in groups.values()]
+        found, problems = chains(_without_companions(files))
+        streams = [_events(one, problems) for one in found]
         findings = review_events(
             heapq.merge(*streams, key=lambda event: event.time),
             known_readers=readers,
@@ -169,11 +143,11 @@ def review(
     else:
         for finding in findings:
             out().print(*_drawn(finding), sep="\n", soft_wrap=True)
-        if not findings and not broken:
+        if not findings and not problems:
             say("nothing found")
-    for error in dict.fromkeys(broken):  # a rotated file may be found twice
-        say(f"error: {unrepeated(error, {'files': files})}", err=True)
-    raise typer.Exit(1 if broken or findings else 0)
+    for error in problems:
+        say(f"error: {unrepeated(str(error), {'files': files})}", err=True)
+    raise typer.Exit(1 if problems or findings else 0)
 
 
 @app.command()
@@ -206,35 +180,10 @@ def checkpoint(file: File) -> None:
 def key(file: File) -> None:
     """Print the public JWK that checkpoints are signed with: kept off this host, for `verify`."""
     with reported():
-        print_json(find(file)[-1].header.key.to_jwk(private=False))
+        print_json(one_chain(file)[-1].key.to_jwk(private=False))
 
 
 # --- verify ------------------------------------------------------------------
-
-
-def _verified(
-    group: list[Path], anchors: list[str], removed_to: str | None, jwk: dict[str, object] | None
-) -> dict[str, Any]:
-    files = [str(path) for path in group]
-    try:
-        found = verify_chain(group, anchors=anchors, removed_to=removed_to, key=jwk)
-    except AuditError as error:
-        return {"files": files, "error": str(error)}
-    return {"files": files, **asdict(found), "says": str(found)}
-
-
-def _removed(texts: Iterable[str]) -> dict[str, Checkpoint]:
-    """By the id of a chain, the checkpoint up to which it may be missing."""
-    found: dict[str, Checkpoint] = {}
-    for text in texts:
-        for one in _checkpoints(text):
-            if one.chain in found:
-                raise AuditError(
-                    f"--removed-to names several checkpoints of the chain {one.chain}: give the "
-                    "one that was the last line removed"
-                )
-            found[one.chain] = one
-    return found
 
 
 def _without_companions(files: list[Path]) -> list[Path]:
@@ -242,20 +191,14 @@ def _without_companions(files: list[Path]) -> list[Path]:
     return [file for file in files if file.suffix not in (".key", ".lock")] or files
 
 
-def _checkpoints(text: str) -> list[Checkpoint]:
+def _checkpoints(text: str) -> list[str]:
     """The checkpoints in a text, or in the file that it names."""
+    with suppress(ValueError):
+        return [Checkpoint.read(text).text]
     try:
-        return [Checkpoint.read(text)]
-    except ValueError:
-        pass
-    try:
-        lines = Path(text).read_text().split()
+        found = [Checkpoint.read(line).text for line in Path(text).read_text().split()]
     except (OSError, ValueError):
         raise AuditError("what is given is neither a checkpoint nor a file of them") from None
-    try:
-        found = [Checkpoint.read(line) for line in lines]
-    except ValueError:
-        raise AuditError(f"the file {text} holds something else than checkpoints") from None
     if not found:
         raise AuditError(f"the file {text} holds no checkpoint, so nothing can be shown with it")
     return found
@@ -263,34 +206,36 @@ def _checkpoints(text: str) -> list[Checkpoint]:
 
 def _jwk(path: Path) -> dict[str, object]:
     try:
-        content = path.read_bytes()
+        jwk = json_object(path.read_bytes())
+        public_key(jwk)
     except OSError as error:
         raise AuditError(f"the key {path} cannot be read: {error.strerror}") from None
-    try:
-        jwk = json_object(content)
-        public_key(jwk)
     except ValueError:
         raise AuditError(f"{path} is no public Ed25519 key as a JWK (RFC 8037)") from None
     return jwk
 
 
 def _last_checkpoint(file: Path) -> str:
-    for segment in reversed(find(file)):
-        for raw in segments.lines_backwards(segment.path):
-            if raw.endswith(b"\n") and segments.is_mark(raw):
-                try:
-                    line = Line.read(raw)
-                    if line.kind != "header":
-                        return Checkpoint.of(line).text
-                except ValueError:
-                    raise AuditBroken(
-                        f"the last checkpoint in {segment.path} was changed; see "
-                        "`stateful audit verify`"
-                    ) from None
+    for segment in reversed(one_chain(file)):
+        last = deque(filter(is_checkpoint, lines(segment.path)), maxlen=1)
+        try:
+            for raw in last:
+                return Line.read(raw).checkpoint().text
+        except ValueError:
+            raise AuditBroken(
+                f"the last checkpoint in {segment.path} was changed; see `stateful audit verify`"
+            ) from None
     raise AuditError(f"{file} has no checkpoint yet")
 
 
 # --- review ------------------------------------------------------------------
+
+
+def _events(segments: list[Segment], problems: list[AuditError]) -> Iterator[RecordedEvent]:
+    try:
+        yield from read_chain(segments)
+    except AuditError as error:
+        problems.append(error)
 
 
 def _readers(keyring: Keyring) -> list[str]:
@@ -306,21 +251,17 @@ def _time(text: str) -> float:
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
-    return {
-        "kind": finding.kind,
-        "message": finding.message,
-        "count": finding.count,
-        "evidence": [
-            {
-                **(
-                    {"file": e.file, "sequence": e.sequence} if isinstance(e, RecordedEvent) else {}
-                ),
-                "timestamp": format_time(e.time),
-                **e.attributes(),
-            }
-            for e in finding.evidence
-        ],
-    }
+    evidence = [
+        {**_place(event), "timestamp": event.timestamp, **event.attributes()}
+        for event in finding.evidence
+    ]
+    return {**asdict(finding), "evidence": evidence}
+
+
+def _place(event: AuditEvent) -> dict[str, str | int]:
+    if not isinstance(event, RecordedEvent):
+        return {}
+    return {"file": event.file, "sequence": event.sequence}
 
 
 def _drawn(finding: Finding) -> Iterator[Escaped]:
@@ -328,82 +269,64 @@ def _drawn(finding: Finding) -> Iterator[Escaped]:
         (f"{finding.kind:10}", "red"), f"{finding.message} ", (f"× {finding.count}", "bold")
     )
     for event in finding.evidence:
-        where = ""
-        if isinstance(event, RecordedEvent):
-            where = f"{Path(event.file).name} {event.sequence} "
-        yield Escaped(" " * 10, (where, "dim"), _shown(event))
+        where = " ".join(Path(str(part)).name for part in _place(event).values())
+        yield Escaped(" " * 10, (f"{where} ", "dim"), _shown(event))
 
 
 # --- tail --------------------------------------------------------------------
 
 
 async def _tail(file: Path, follow: bool, number: int, as_json: bool) -> None:
-    show = _shows(as_json)
     try:
         stream = file.open("rb")
     except OSError as error:
         raise AuditError(f"the audit file {file} cannot be read: {error.strerror}") from None
-    at = stream.seek(0, os.SEEK_END)
-    reading = segments.backwards(stream, at)
-    at -= len(next(reading))
-    last = list(islice((raw for raw in reading if not segments.is_mark(raw)), number))
-    for raw in reversed(last):
-        show(raw)
+    for raw in deque(_whole_lines(stream), maxlen=number):
+        _show(raw, as_json)
     while follow:
         await asyncio.sleep(POLL_SECONDS)
         newer = _newer(file, stream)
-        at = _show_from(stream, at, show)
+        for raw in _whole_lines(stream):
+            _show(raw, as_json)
         if newer is not None:
             stream.close()
-            stream, at = newer, _show_from(newer, 0, show)
+            stream = newer
     stream.close()
 
 
 def _newer(file: Path, stream: BinaryIO) -> BinaryIO | None:
     """The file that has the name now, where it is another."""
-    try:
-        if os.path.samestat(file.stat(), os.fstat(stream.fileno())):
-            return None
-        return file.open("rb")
-    except FileNotFoundError:  # between a renaming and the next event
-        return None
+    with suppress(FileNotFoundError):  # between a renaming and the next event
+        if not os.path.samestat(file.stat(), os.fstat(stream.fileno())):
+            return file.open("rb")
+    return None
 
 
-def _show_from(stream: BinaryIO, at: int, show: Callable[[bytes], None]) -> int:
-    """Show the whole lines from a place on, and return where they end."""
-    if os.fstat(stream.fileno()).st_size < at:
-        at = 0  # it was truncated
-    stream.seek(at)
+def _whole_lines(stream: BinaryIO) -> Iterator[bytes]:
+    """The lines of events that are there; what is being written comes another time."""
     while (raw := stream.readline()).endswith(b"\n"):
-        at += len(raw)
-        if not segments.is_mark(raw):
-            show(raw)
-    return at
+        if not is_mark(raw):
+            yield raw
+    stream.seek(-len(raw), os.SEEK_CUR)
 
 
-def _shows(as_json: bool) -> Callable[[bytes], None]:
-    console = out()
-
-    def show(raw: bytes) -> None:
-        line = raw.decode("utf-8", "replace").rstrip("\n")
-        if as_json:
-            # JSON's own escapes: a string in it stays the same.
-            say("".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line))
-            return
-        try:
-            text = _shown(Line.read(raw).event())
-        except ValueError as error:
-            text = Escaped((f"no event ({error}): {line}", "red"))
-        console.print(text, soft_wrap=True)
-
-    return show
+def _show(raw: bytes, as_json: bool) -> None:
+    line = raw.decode("utf-8", "replace").rstrip("\n")
+    if as_json:
+        # JSON's own escapes: a string in it stays the same.
+        say("".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line))
+        return
+    try:
+        text = _shown(Line.read(raw).event())
+    except ValueError as error:
+        text = Escaped((f"no event ({error}): {line}", "red"))
+    out().print(text, soft_wrap=True)
 
 
 def _shown(event: AuditEvent) -> Escaped:
     """An event on one line."""
-    at = datetime.fromtimestamp(event.time, timezone.utc).isoformat(" ", "milliseconds")[:23]
+    at = event.timestamp[:23].replace("T", " ")
     line = Escaped((f"{at} ", "dim"), (f"{event.action:8}", f"bold {_COLOURS[event.outcome]}"), " ")
-    status = None if event.status is None else str(event.status)
     parts = (
         ("", None if event.outcome == "success" else event.outcome, _COLOURS[event.outcome]),
         ("", event.reason, "red" if event.outcome == "failure" else "dim"),
@@ -416,10 +339,10 @@ def _shown(event: AuditEvent) -> Escaped:
         ("", event.workflow_type, "dim"),
         ("from " if event.action == "withhold" else "to ", event.child_id, ""),
         ("in ", event.activity_type, "dim"),
-        ("attempt ", None if event.attempt in (None, 1) else str(event.attempt), "dim"),
+        ("attempt ", None if event.attempt == 1 else event.attempt, "dim"),
         ("", event.method, ""),
         ("", event.origin, ""),
-        ("", status, "green" if event.outcome == "success" else "red"),
+        ("", event.status, "green" if event.outcome == "success" else "red"),
         ("key ", event.reader, "dim"),
     )
     for label, value, style in parts:

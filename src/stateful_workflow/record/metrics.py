@@ -1,20 +1,7 @@
 """Metrics, through the SDK's own meter, so that Temporal's exporters carry them.
 
-============================  =========  ======================================================
-``stateful_messages``         counter    what happened to messages, by action (set, accept,
-                                         reject …), outcome, reason and name
-``stateful_uses``             counter    requests that carried a token, by name and status
-``stateful_refusals``         counter    tokens not opened or not sent, by reason
-``stateful_audit_lost``       counter    events that the audit sink did not take
-``stateful_not_converged``    counter    rotations that did not reach every node in time, by name
-``stateful_convergence``      histogram  from a `rotate` to the last node, by name
-``stateful_propagation``      histogram  from a message's issue until a node accepted it, by name
-``stateful_token_age``        histogram  since a token was issued, when it was opened, by name
-``stateful_token_remaining``  histogram  until a token expires, when it was opened, by name
-============================  =========  ======================================================
-
-All times are seconds, whatever unit the runtime takes for durations; `BUCKETS` are what to give
-to its exporter. docs/operations.md says how, and what to alert on.
+docs/operations.md has each with its labels, and what to alert on. All times are seconds,
+whatever unit the runtime takes for durations; `BUCKETS` are what to give to its exporter.
 
 Labels have few values: credential names, statuses and names of errors, never an id, and nothing
 that a message of unknown origin says of itself. A label that does not apply is empty. Ages are
@@ -34,17 +21,21 @@ from temporalio.runtime import Runtime
 from ..errors import KeyringError, MessageRefused, TokenUnavailable, UseRefused
 from .event import AuditEvent
 
-NAMES: Final = (
-    "stateful_messages",
-    "stateful_uses",
-    "stateful_refusals",
-    "stateful_audit_lost",
-    "stateful_not_converged",
-    "stateful_convergence",
-    "stateful_propagation",
-    "stateful_token_age",
-    "stateful_token_remaining",
-)
+_COUNTERS: Final = {
+    "stateful_messages": "What happened to messages: set, accepted, rejected, forwarded …",
+    "stateful_uses": "Requests that carried a token",
+    "stateful_refusals": "Tokens not opened or not sent",
+    "stateful_audit_lost": "Events that the audit sink did not take",
+    "stateful_not_converged": "Rotations that did not reach every node in time",
+}
+_HISTOGRAMS: Final = {
+    "stateful_convergence": "From a rotate to the last node",
+    "stateful_propagation": "From a message's issue until a node accepted it",
+    "stateful_token_age": "Since a token was issued, when it was opened",
+    "stateful_token_remaining": "Until a token expires, when it was opened",
+}
+
+NAMES: Final = (*_COUNTERS, *_HISTOGRAMS)
 """Every metric."""
 
 _MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86400.0
@@ -71,38 +62,19 @@ class Metrics:
     """
 
     def __init__(self, meter: MetricMeter) -> None:
-        self._messages = meter.create_counter(
-            "stateful_messages", "What happened to messages: set, accepted, rejected, forwarded …"
-        )
-        self._uses = meter.create_counter("stateful_uses", "Requests that carried a token")
-        self._refusals = meter.create_counter("stateful_refusals", "Tokens not opened or not sent")
-        self._lost = meter.create_counter(
-            "stateful_audit_lost", "Events that the audit sink did not take"
-        )
-        self._not_converged = meter.create_counter(
-            "stateful_not_converged", "Rotations that did not reach every node in time"
-        )
-        self._convergence = meter.create_histogram_float(
-            "stateful_convergence", "From a rotate to the last node", "s"
-        )
-        self._propagation = meter.create_histogram_float(
-            "stateful_propagation", "From a message's issue until a node accepted it", "s"
-        )
-        self._age = meter.create_histogram_float(
-            "stateful_token_age", "Since a token was issued, when it was opened", "s"
-        )
-        self._remaining = meter.create_histogram_float(
-            "stateful_token_remaining", "Until a token expires, when it was opened", "s"
-        )
-        self._begin_at_zero()
-
-    def _begin_at_zero(self) -> None:
+        self._counters = {
+            name: meter.create_counter(name, text) for name, text in _COUNTERS.items()
+        }
+        self._histograms = {
+            name: meter.create_histogram_float(name, text, "s")
+            for name, text in _HISTOGRAMS.items()
+        }
         # Prometheus sees no increase in a counter whose first sample is 1.
-        self._lost.add(0)
+        self._add("stateful_audit_lost", 0)
         for reason in _names_of(MessageRefused):
-            self._messages.add(0, _message_labels("reject", "failure", reason))
+            self._message("reject", "failure", reason, "", 0)
         for reason in _names_of(KeyringError, MessageRefused, TokenUnavailable, UseRefused):
-            self._refusals.add(0, {"reason": reason})
+            self._add("stateful_refusals", 0, reason=reason)
 
     @classmethod
     def of(cls, client: Client | None) -> Metrics:
@@ -117,47 +89,47 @@ class Metrics:
         name, reason = event.name or "", event.reason or ""
         if event.action == "use":
             status = "none" if event.status is None else str(event.status)
-            self._uses.add(1, {"name": name, "status": status})
+            self._add("stateful_uses", 1, name=name, status=status)
         elif event.action == "refuse":
-            self._refusals.add(1, {"reason": reason})
+            self._add("stateful_refusals", 1, reason=reason)
         else:
             # What a rejected message says of itself is anybody's choice.
             name = "" if event.action == "reject" else name
-            self._messages.add(1, _message_labels(event.action, event.outcome, reason, name))
+            self._message(event.action, event.outcome, reason, name, 1)
             if event.action == "set":
-                self._not_converged.add(0, {"name": name})
+                self._add("stateful_not_converged", 0, name=name)
 
     def lost(self) -> None:
         """An event could not be put on record."""
-        self._lost.add(1)
+        self._add("stateful_audit_lost", 1)
 
     def opened(self, name: str, *, age: float, remaining: float | None) -> None:
-        """A token was opened.
-
-        Args:
-            name: credential name.
-            age: seconds since it was issued.
-            remaining: seconds until it expires, or None.
-        """
-        self._age.record(max(age, 0.0), {"name": name})
+        """A token was opened, so many seconds after its issue and before it expires, if it does."""
+        self._measure("stateful_token_age", name, age)
         if remaining is not None:
-            self._remaining.record(max(remaining, 0.0), {"name": name})
+            self._measure("stateful_token_remaining", name, remaining)
 
     def accepted(self, name: str, seconds: float) -> None:
         """A node accepted a message so many seconds after its issue."""
-        self._propagation.record(max(seconds, 0.0), {"name": name})
+        self._measure("stateful_propagation", name, seconds)
 
     def converged(self, name: str, seconds: float) -> None:
         """A rotation reached every node in so many seconds."""
-        self._convergence.record(max(seconds, 0.0), {"name": name})
+        self._measure("stateful_convergence", name, seconds)
 
     def not_converged(self, name: str) -> None:
         """A rotation did not reach every node in the time it was given."""
-        self._not_converged.add(1, {"name": name})
+        self._add("stateful_not_converged", 1, name=name)
 
+    def _message(self, action: str, outcome: str, reason: str, name: str, more: int) -> None:
+        labels = {"action": action, "outcome": outcome, "reason": reason, "name": name}
+        self._add("stateful_messages", more, **labels)
 
-def _message_labels(action: str, outcome: str, reason: str, name: str = "") -> dict[str, str]:
-    return {"action": action, "outcome": outcome, "reason": reason, "name": name}
+    def _add(self, metric: str, more: int, **labels: str) -> None:
+        self._counters[metric].add(more, labels)
+
+    def _measure(self, metric: str, name: str, seconds: float) -> None:
+        self._histograms[metric].record(max(seconds, 0.0), {"name": name})
 
 
 def _names_of(*errors: type[Exception]) -> Iterator[str]:

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 from temporalio.exceptions import CancelledError
@@ -38,27 +37,18 @@ WAIT_SECONDS: Final = 30.0
 """How long somebody waits for a sink to take what must be on record first."""
 
 LOOP_SECONDS: Final = 1.0
-"""The same on an event loop, which runs nothing else meanwhile. Once a sink has kept one waiting
-for so long, nobody waits for it there until it has answered."""
+"""The same on an event loop, which runs nothing else meanwhile."""
 
 _FLUSH_SECONDS: Final = 5.0
+_LATE: Final = "the sink did not answer in time"
 
 _log = logging.getLogger(__name__)
 
 Lost = Callable[[], None]
-"""Is told that an event was lost."""
+"""Is told that an event was lost, perhaps later and in another thread."""
 
 Written = concurrent.futures.Future[None]
 """Done when an event is written, or could not be."""
-
-
-@dataclass(frozen=True)
-class _Item:
-    """An event for the thread to write, who counts it where it is lost, and who waits for it."""
-
-    event: AuditEvent
-    lost: Lost
-    written: Written | None = None
 
 
 class SinkWriter:
@@ -79,166 +69,84 @@ class SinkWriter:
         if failure not in get_args(FailureRule):
             raise ValueError(f'audit_failure is "block" or "continue", not {failure!r}')
         self.sink = sink
-        self._is_local = getattr(sink, "is_local", False) is True
-        self._blocks = sink is not None and failure == "block"
+        self.blocks = sink is not None and failure == "block"
+        """Whether nobody goes on without a record that he needs."""
         self._lock = threading.Lock()
         self._lost = 0
-        self._queue: queue.Queue[_Item] = queue.Queue(MAX_QUEUED)
-        self._thread: threading.Thread | None = None
-        self._busy_since: float | None = None
+        self._queue: queue.Queue[tuple[AuditEvent, Lost, Written]] | None = None
+        if sink is not None and getattr(sink, "is_local", False) is not True:
+            self._queue = queue.Queue(MAX_QUEUED)
+            threading.Thread(target=self._drain, name="stateful-audit", daemon=True).start()
+            atexit.register(self.flush)
 
-    def require(self, event: AuditEvent, lost: Lost) -> None:
-        """Write what must be on record before what it tells of is done, and wait for it.
-
-        Args:
-            event: to write.
-            lost: is told where it could not be written.
-
-        Raises:
-            AuditFailed: where it could not be written, and the rule is to block.
-        """
-        waiting = self._require(event, lost)
-        if waiting is None:
-            return
-        on_loop = _is_on_loop()
-        if on_loop and self._is_stuck():
-            waiting.cancel()
-            raise _failed(event, "the sink has not answered for a while")
-        try:
-            waiting.result(LOOP_SECONDS if on_loop else WAIT_SECONDS)
-        except concurrent.futures.TimeoutError:
-            waiting.cancel()
-            raise _failed(event, "the sink did not answer in time") from None
-
-    async def require_async(self, event: AuditEvent, lost: Lost) -> None:
-        """As `require`, and lets the event loop go on meanwhile."""
-        waiting = self._require(event, lost)
-        if waiting is None:
-            return
-        try:
-            await asyncio.wait_for(asyncio.wrap_future(waiting), WAIT_SECONDS)
-        except asyncio.TimeoutError:
-            raise _failed(event, "the sink did not answer in time") from None
-
-    def _require(self, event: AuditEvent, lost: Lost) -> Written | None:
-        if not self._blocks:
-            self.write(event, lost)
-            return None
-        if not self._is_local:
-            written = Written()
-            self._put(_Item(event, lost, written))
-            return written
-        try:
-            self._write(event)
-        except (CancelledError, KeyboardInterrupt):  # told to this thread, wherever it is
-            raise
-        except BaseException as error:  # noqa: BLE001 - the sink is the user's
-            self._lose(error, lost)
-            raise _failed(event, _said(error)) from None
-        return None
-
-    def write(self, event: AuditEvent, lost: Lost) -> None:
+    def write(self, event: AuditEvent, lost: Lost) -> Written:
         """Write an event; nothing is raised, and nobody waits for a sink that is not local.
 
-        Args:
-            event: to write.
-            lost: is told where it could not be written, perhaps later and in another thread.
+        Returns:
+            what to wait for, where that is wanted.
         """
-        if self.sink is None:
-            return
-        if self._is_local:
-            self._try(event, lost)
-        else:
-            self._put(_Item(event, lost))
+        written = Written()
+        if self._queue is None:
+            self._settle(event, lost, written)
+            return written
+        try:
+            self._queue.put_nowait((event, lost, written))
+        except queue.Full:
+            self._lose("too many events wait for the sink", event, lost, written)
+        return written
 
     def flush(self, seconds: float = _FLUSH_SECONDS) -> None:
         """Wait until what is queued is written, for some seconds at most."""
         give_up = time.monotonic() + seconds
-        while self._queue.unfinished_tasks and time.monotonic() < give_up:
+        while (
+            self._queue is not None and self._queue.unfinished_tasks and time.monotonic() < give_up
+        ):
             time.sleep(0.005)
 
-    # --- in place ------------------------------------------------------------
+    def _drain(self) -> None:
+        while self._queue is not None:
+            event, lost, written = self._queue.get()
+            if written.set_running_or_notify_cancel():  # else nobody waits: it is not done
+                with suppress(CancelledError, KeyboardInterrupt):
+                    self._settle(event, lost, written)
+            self._queue.task_done()
 
-    def _try(self, event: AuditEvent, lost: Lost) -> None:
+    def _settle(self, event: AuditEvent, lost: Lost, written: Written) -> None:
         try:
             self._write(event)
-        except (CancelledError, KeyboardInterrupt) as error:  # told to this thread, wherever it is
-            self._lose(error, lost)
-            raise
-        except BaseException as error:  # noqa: BLE001 - the sink is the user's
-            self._lose(error, lost)
+        except BaseException as error:
+            self._lose(printable(f"{type(error).__name__}: {error}"), event, lost, written)
+            if isinstance(error, CancelledError | KeyboardInterrupt):
+                raise  # told to this thread, wherever it is
+        else:
+            written.set_result(None)
 
     def _write(self, event: AuditEvent) -> None:
-        sink = self.sink
-        if sink is None:
+        if self.sink is None:
             return
         if self._lost:
             # Not under the lock: whoever loses an event takes it, and must not wait for a sink.
             with self._lock:
-                lost, self._lost = self._lost, 0
-            if lost:
-                told = AuditEvent(time=time.time(), action="lost", outcome="failure", count=lost)
-                try:
-                    sink.record(told)
-                except BaseException:
-                    with self._lock:
-                        self._lost += lost
-                    raise
-        sink.record(event)
+                count, self._lost = self._lost, 0
+            try:
+                self.sink.record(AuditEvent(time.time(), "lost", "failure", count=count))
+            except BaseException:
+                with self._lock:
+                    self._lost += count
+                raise
+        self.sink.record(event)
 
-    def _lose(self, error: BaseException, lost: Lost) -> None:
+    def _lose(self, why: str, event: AuditEvent, lost: Lost, written: Written) -> None:
         lost()
         with self._lock:
             self._lost += 1
             is_first = self._lost == 1
         if is_first:
             # In a thread: a handler of the log may be what the sink waits for.
-            _start(lambda: _log.error("Audit events are lost for a while: %s", _said(error)))
-
-    # --- by the thread -------------------------------------------------------
-
-    def _put(self, item: _Item) -> None:
-        try:
-            if not self._is_running():
-                raise RuntimeError("no thread can be started")
-            self._queue.put_nowait(item)
-        except (queue.Full, RuntimeError) as error:
-            self._lose(error, item.lost)
-            if item.written is not None:
-                item.written.set_exception(_failed(item.event, _said(error)))
-
-    def _is_running(self) -> bool:
-        with self._lock:
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = _start(self._drain)
-                if self._thread is not None:
-                    atexit.register(self.flush)
-            return self._thread is not None
-
-    def _is_stuck(self) -> bool:
-        since = self._busy_since
-        return since is not None and time.monotonic() - since > LOOP_SECONDS
-
-    def _drain(self) -> None:
-        while True:
-            item = self._queue.get()
-            self._busy_since = time.monotonic()
-            if item.written is None:
-                with suppress(CancelledError, KeyboardInterrupt):
-                    self._try(item.event, item.lost)
-            elif item.written.set_running_or_notify_cancel():  # else nobody waits: it is not done
-                self._settle(item, item.written)
-            self._busy_since = None
-            self._queue.task_done()
-
-    def _settle(self, item: _Item, written: Written) -> None:
-        try:
-            self._write(item.event)
-        except BaseException as error:  # noqa: BLE001 - the sink is the user's
-            self._lose(error, item.lost)
-            written.set_exception(_failed(item.event, _said(error)))
-        else:
-            written.set_result(None)
+            said = ("Audit events are lost for a while: %s", why)
+            with suppress(RuntimeError):  # no thread can be started any more: the process ends
+                threading.Thread(target=_log.error, args=said, daemon=True).start()
+        written.set_exception(_failed(event, why))
 
 
 class Recorder:
@@ -255,23 +163,34 @@ class Recorder:
         self.metrics = metrics
         self.identity = identity
 
+    def record(self, event: AuditEvent) -> None:
+        """Record what has happened; nothing is raised."""
+        self._writer.write(event, self.metrics.lost)
+        self.metrics.count(event)
+
     def require(self, event: AuditEvent) -> None:
-        """Record what may not be done without its record.
+        """Record what may not be done without its record, and wait until that is done.
 
         Raises:
             AuditFailed: it could not be, and the rule is to block.
         """
-        self._writer.require(event, self.metrics.lost)
+        written = self._writer.write(event, self.metrics.lost)
+        if self._writer.blocks:
+            try:
+                written.result(LOOP_SECONDS if _is_on_loop() else WAIT_SECONDS)
+            except concurrent.futures.TimeoutError:
+                written.cancel()
+                raise _failed(event, _LATE) from None
         self.metrics.count(event)
 
     async def require_async(self, event: AuditEvent) -> None:
         """As `require`, and lets the event loop go on meanwhile."""
-        await self._writer.require_async(event, self.metrics.lost)
-        self.metrics.count(event)
-
-    def record(self, event: AuditEvent) -> None:
-        """Record what has happened; nothing is raised."""
-        self._writer.write(event, self.metrics.lost)
+        written = self._writer.write(event, self.metrics.lost)
+        if self._writer.blocks:
+            try:
+                await asyncio.wait_for(asyncio.wrap_future(written), WAIT_SECONDS)
+            except asyncio.TimeoutError:
+                raise _failed(event, _LATE) from None
         self.metrics.count(event)
 
 
@@ -284,25 +203,11 @@ def writer_of(plugins: Iterable[object]) -> SinkWriter:
     return SinkWriter(None)
 
 
-def _start(work: Callable[[], None]) -> threading.Thread | None:
-    """A thread that does this, or None where none can be started: the process ends, or is full."""
-    thread = threading.Thread(target=work, name="stateful-audit", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:
-        return None
-    return thread
-
-
 def _failed(event: AuditEvent, why: str) -> AuditFailed:
     return AuditFailed(
         f"{event.action} of {event.name} at workflow {event.workflow_id} is not done: it could not "
         f'be recorded ({why}); mend the audit sink, or start with audit_failure="continue"'
     )
-
-
-def _said(error: BaseException) -> str:
-    return printable(f"{type(error).__name__}: {error}")
 
 
 def _is_on_loop() -> bool:

@@ -3,12 +3,11 @@
 A file is JSON lines. Each has ``sequence``, ``previous`` and ``timestamp``, and beside them
 
 - the first line of each segment, the header: ``line`` "header", ``format``, ``chain`` (a random
-  id, the same in every segment of one chain), ``key`` (the JWK that checkpoints are verified
-  with) and ``checkpoint`` (the SHA-256 of the last checkpoint before it);
+  id, the same in every segment of one chain) and ``key`` (the JWK that checkpoints are verified
+  with);
 - an event: its attributes, see `AuditEvent.attributes`;
 - a checkpoint: ``line`` "checkpoint" and ``checkpoint``, a compact JWS (RFC 7515) by that key
-  over the chain's id, the sequence and the hash of the line before, the time, and the SHA-256
-  of the checkpoint before.
+  over the chain's id, the sequence and the hash of the line before, and the time.
 
 ``previous`` is the SHA-256, in hex, of the line before as it was written, its newline
 included: what ``head -n 1 | sha256sum`` says of the first. Before the first it is 64 zeros.
@@ -23,28 +22,28 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any, Final, Literal, cast
 
 from ...errors import TokenMalformed
 from ...sealed.crypto import Key, verify_signature
 from ...sealed.message import SIGNATURE_ALGORITHM, decode_base64url
 from ...text.strict_json import json_object
-from ..event import AuditEvent
+from ..event import AuditEvent, format_time
 
 FORMAT: Final = 1
 NOTHING: Final = "0" * 64
-"""The hash of what comes before the first line, and before the first checkpoint."""
+"""The hash of what comes before the first line."""
 
 CHECKPOINT_TYP: Final = "stateful-checkpoint+jws"
 MAX_LINE_BYTES: Final = 1 << 20
 
 LineKind = Literal["header", "event", "checkpoint"]
 
-_HASH = re.compile(r"[0-9a-f]{64}")
-_CHAIN = re.compile(r"[0-9a-f]{32}")
-_THUMBPRINT = re.compile(r"[A-Za-z0-9_-]{43}")
-_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+_HASH: Final = "[0-9a-f]{64}"
+_CHAIN: Final = "[0-9a-f]{32}"
+_THUMBPRINT: Final = "[A-Za-z0-9_-]{43}"
+_TIMESTAMP: Final = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
 
 
 @dataclass(frozen=True)
@@ -62,16 +61,7 @@ class RecordedEvent(AuditEvent):
 
 @dataclass(frozen=True)
 class Line:
-    """A line that was read.
-
-    Attributes:
-        sequence: its place in the chain, from 1.
-        previous: hash of the line before.
-        timestamp: RFC 3339, UTC.
-        kind: what it is.
-        members: everything else in it.
-        head: its own hash.
-    """
+    """A line that was read: its place in the chain from 1, `members` beside it, its own hash."""
 
     sequence: int
     previous: str
@@ -88,15 +78,44 @@ class Line:
             ValueError: it is none of an audit file.
         """
         members = json_object(raw)
-        sequence, previous = members.pop("sequence", None), members.pop("previous", None)
-        timestamp, kind = members.pop("timestamp", None), members.pop("line", "event")
-        if type(sequence) is not int or sequence < 1:
-            raise ValueError("it has no sequence")
-        if not isinstance(timestamp, str) or not _TIMESTAMP.fullmatch(timestamp):
-            raise ValueError("it has no timestamp")
+        kind = members.pop("line", "event")
         if kind not in ("header", "event", "checkpoint"):
             raise ValueError("it is of an unknown kind")
-        return cls(sequence, _hash(previous), timestamp, kind, members, digest(raw))
+        return cls(
+            _sequence(members.pop("sequence", None)),
+            _like(_HASH, members.pop("previous", None), "a hash"),
+            _like(_TIMESTAMP, members.pop("timestamp", None), "the timestamp"),
+            kind,
+            members,
+            digest(raw),
+        )
+
+    def header(self) -> tuple[str, Key]:
+        """The id of the chain that a header names, and the key that verifies its checkpoints.
+
+        Raises:
+            ValueError: the line is none, or of a format that this version does not know.
+        """
+        if self.kind != "header":
+            raise ValueError("it is no header")
+        if self.members.get("format") != FORMAT:
+            raise ValueError(f"it is of the unknown format {self.members.get('format')!r}")
+        jwk = self.members.get("key")
+        if not isinstance(jwk, dict):
+            raise ValueError("it is no header")
+        chain = _like(_CHAIN, self.members.get("chain"), "the id of the chain")
+        return chain, public_key(cast("dict[str, object]", jwk))
+
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint in the line; whether it covers the line before is not looked at.
+
+        Raises:
+            ValueError: the line holds none.
+        """
+        text = self.members.get("checkpoint")
+        if self.kind != "checkpoint" or not isinstance(text, str):
+            raise ValueError("it is no checkpoint")
+        return Checkpoint.read(text)
 
     def event(self, file: str = "") -> RecordedEvent:
         """The event it tells of.
@@ -107,44 +126,9 @@ class Line:
         Raises:
             ValueError: it is none, or one that this version does not know.
         """
-        event = AuditEvent.from_attributes(parse_time(self.timestamp), self.members)
+        at = datetime.fromisoformat(self.timestamp[:-1] + "+00:00").timestamp()
+        event = AuditEvent.from_attributes(at, self.members)
         return RecordedEvent(**vars(event), file=file, sequence=self.sequence)
-
-
-@dataclass(frozen=True)
-class Header:
-    """What the first line of a segment says.
-
-    Attributes:
-        chain: id of the chain.
-        key: verifies the chain's checkpoints.
-        checkpoint: hash of the last checkpoint before the segment.
-    """
-
-    chain: str
-    key: Key
-    checkpoint: str
-
-    @classmethod
-    def of(cls, line: Line) -> Header:
-        """Read a header.
-
-        Raises:
-            ValueError: the line is none, or of a format that this version does not know.
-        """
-        members = line.members
-        if line.kind != "header":
-            raise ValueError("it is no header")
-        if members.get("format") != FORMAT:
-            raise ValueError(f"it is of the unknown format {members.get('format')!r}")
-        chain, jwk = members.get("chain"), members.get("key")
-        if not isinstance(jwk, dict):
-            raise ValueError("it is no header")
-        return cls(
-            _chain(chain),
-            public_key(cast("dict[str, object]", jwk)),
-            _hash(members.get("checkpoint")),
-        )
 
 
 @dataclass(frozen=True)
@@ -154,11 +138,7 @@ class Checkpoint:
     Attributes:
         text: the compact JWS.
         kid: key id (RFC 7638 thumbprint) of its signer.
-        chain: id of the chain.
-        sequence: of the last line it covers.
-        head: hash of that line.
-        time: RFC 3339, UTC.
-        previous: hash of the checkpoint before.
+        sequence, head: of the last line it covers, and its hash.
     """
 
     text: str
@@ -167,7 +147,6 @@ class Checkpoint:
     sequence: int
     head: str
     time: str
-    previous: str
 
     @classmethod
     def read(cls, text: str) -> Checkpoint:
@@ -183,33 +162,19 @@ class Checkpoint:
             decode_base64url(signature, "signature")
         except (ValueError, TokenMalformed):
             raise ValueError("it is no checkpoint") from None
-        if header != {"alg": SIGNATURE_ALGORITHM, "kid": header.get("kid"), "typ": CHECKPOINT_TYP}:
+        kid = header.get("kid")
+        if header != {"alg": SIGNATURE_ALGORITHM, "kid": kid, "typ": CHECKPOINT_TYP}:
             raise ValueError("it is no checkpoint")
-        if claims.keys() != {"chain", "sequence", "head", "time", "previous"}:
-            raise ValueError("it is no checkpoint")
-        if type(claims["sequence"]) is not int or claims["sequence"] < 1:
+        if claims.keys() != {"chain", "sequence", "head", "time"}:
             raise ValueError("it is no checkpoint")
         return cls(
             text,
-            _thumbprint(header["kid"]),
-            _chain(claims["chain"]),
-            claims["sequence"],
-            _hash(claims["head"]),
-            _text(claims["time"]),
-            _hash(claims["previous"]),
+            _like(_THUMBPRINT, kid, "the key id"),
+            _like(_CHAIN, claims["chain"], "the id of the chain"),
+            _sequence(claims["sequence"]),
+            _like(_HASH, claims["head"], "a hash"),
+            _like(_TIMESTAMP, claims["time"], "the time"),
         )
-
-    @classmethod
-    def of(cls, line: Line) -> Checkpoint:
-        """Read the checkpoint in a line; whether it covers the line before is not looked at.
-
-        Raises:
-            ValueError: the line holds none.
-        """
-        text = line.members.get("checkpoint")
-        if line.kind != "checkpoint" or not isinstance(text, str):
-            raise ValueError("it is no checkpoint")
-        return cls.read(text)
 
     def verify(self, key: Key) -> None:
         """Check who signed it.
@@ -220,11 +185,6 @@ class Checkpoint:
         if self.kid != key.kid:
             raise ValueError(f"it is signed by the key {self.kid}, not by {key.kid}")
         verify_signature(self.text, key.public)
-
-    @property
-    def digest(self) -> str:
-        """Its own hash."""
-        return digest(self.text.encode())
 
     @property
     def heads(self) -> dict[int, str]:
@@ -245,13 +205,18 @@ class Tip:
         chain: its id.
         sequence: of the last line, 0 where there is none.
         head: hash of the last line.
-        checkpoint: hash of the last checkpoint.
+        signed: sequence of the last checkpoint's own line, 0 where there is none.
     """
 
     chain: str
     sequence: int = 0
     head: str = NOTHING
-    checkpoint: str = NOTHING
+    signed: int = 0
+
+    @property
+    def unsigned(self) -> int:
+        """Lines behind the last checkpoint."""
+        return self.sequence - self.signed
 
     @classmethod
     def new(cls) -> Tip:
@@ -259,19 +224,9 @@ class Tip:
         return cls(secrets.token_hex(16))
 
     def header(self, key: Key, now: float) -> bytes:
-        """The first line of the next segment.
-
-        Args:
-            key: verifies its checkpoints.
-            now: Unix seconds.
-        """
-        members: dict[str, Any] = {
-            "line": "header",
-            "format": FORMAT,
-            "chain": self.chain,
-            "key": key.to_jwk(private=False),
-            "checkpoint": self.checkpoint,
-        }
+        """The first line of the next segment; the key verifies its checkpoints."""
+        jwk = key.to_jwk(private=False)
+        members = {"line": "header", "format": FORMAT, "chain": self.chain, "key": jwk}
         return _line(self.sequence + 1, self.head, format_time(now), members)
 
     def event(self, event: AuditEvent) -> bytes:
@@ -280,36 +235,36 @@ class Tip:
         Raises:
             ValueError: it is larger than a line may be.
         """
-        raw = _line(self.sequence + 1, self.head, format_time(event.time), event.attributes())
+        raw = _line(self.sequence + 1, self.head, event.timestamp, event.attributes())
         if len(raw) > MAX_LINE_BYTES:
             raise ValueError(f"the event takes {len(raw)} bytes, more than {MAX_LINE_BYTES}")
         return raw
 
     def sign(self, key: Key, now: float) -> Checkpoint:
-        """A checkpoint of the chain as it is; `Checkpoint.line` is the next line then.
-
-        Args:
-            key: signs.
-            now: Unix seconds.
-        """
+        """A checkpoint of the chain as it is; `Checkpoint.line` is the next line then."""
         claims = {
             "chain": self.chain,
             "sequence": self.sequence,
             "head": self.head,
             "time": format_time(now),
-            "previous": self.checkpoint,
         }
-        text = key.sign(CHECKPOINT_TYP, json.dumps(claims, separators=(",", ":")))
-        return Checkpoint.read(text)
+        return Checkpoint.read(key.sign(CHECKPOINT_TYP, json.dumps(claims, separators=(",", ":"))))
 
-    def after(self, raw: bytes, checkpoint: Checkpoint | None = None) -> Tip:
-        """The tip once this line is written.
+    def after(self, raw: bytes, *, is_checkpoint: bool = False) -> Tip:
+        """The tip once this line is written."""
+        at = self.sequence + 1
+        return Tip(self.chain, at, digest(raw), at if is_checkpoint else self.signed)
 
-        Args:
-            checkpoint: the one that stands in it.
-        """
-        last = self.checkpoint if checkpoint is None else checkpoint.digest
-        return Tip(self.chain, self.sequence + 1, digest(raw), last)
+
+def is_mark(raw: bytes) -> bool:
+    """Whether a line is a header or a checkpoint, and no event."""
+    # In a JSON string a quotation mark is escaped, so this is a member of its own.
+    return b',"line":"' in raw
+
+
+def is_checkpoint(raw: bytes) -> bool:
+    """Whether a line is a checkpoint."""
+    return b',"line":"checkpoint"' in raw
 
 
 def public_key(jwk: Mapping[str, object]) -> Key:
@@ -329,47 +284,18 @@ def digest(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
-def format_time(seconds: float) -> str:
-    """RFC 3339, UTC, with microseconds."""
-    at = datetime.fromtimestamp(seconds, timezone.utc)
-    return at.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
-
-
-def parse_time(text: str) -> float:
-    """Unix seconds.
-
-    Raises:
-        ValueError: the text is not as `format_time` writes it, or no time.
-    """
-    if not _TIMESTAMP.fullmatch(text):
-        raise ValueError(f"{text!r} is no timestamp")
-    return datetime.fromisoformat(text[:-1] + "+00:00").timestamp()
-
-
 def _line(sequence: int, previous: str, timestamp: str, members: Mapping[str, Any]) -> bytes:
     first = {"sequence": sequence, "previous": previous, "timestamp": timestamp}
     return json.dumps({**first, **members}, separators=(",", ":")).encode("ascii") + b"\n"
 
 
-def _hash(value: object) -> str:
-    if not isinstance(value, str) or not _HASH.fullmatch(value):
-        raise ValueError("a hash in it is none")
+def _sequence(value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError("it has no sequence")
     return value
 
 
-def _chain(value: object) -> str:
-    if not isinstance(value, str) or not _CHAIN.fullmatch(value):
-        raise ValueError("the id of the chain in it is none")
-    return value
-
-
-def _thumbprint(value: object) -> str:
-    if not isinstance(value, str) or not _THUMBPRINT.fullmatch(value):
-        raise ValueError("the key id in it is no thumbprint (RFC 7638)")
-    return value
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError("a text in it is none")
+def _like(pattern: str, value: object, what: str) -> str:
+    if not isinstance(value, str) or not re.fullmatch(pattern, value):
+        raise ValueError(f"{what} in it is none")
     return value

@@ -1,46 +1,31 @@
 """What in a trail of events deserves a look: pure, over any iterable of `AuditEvent`.
 
 Events of several files are to be merged by time. What is kept while they go by grows with the
-nodes, origins, types and readers in them, not with the events, and is limited where anybody may
-choose a value, as the sender of a rejected message may.
-
-============  ===========================================================================
-revoked       opened or sent by a node that had accepted its revocation before
-overtaken     an older version was opened or sent, though the node had accepted a newer
-              one, or every node known to have had the older one had
-behind        a node that still shows signs of life holds a version that so many newer
-              ones have followed
-reader        opened with a key that is not among the known ones
-origin        sent to an origin that is new for this credential
-type          opened or sent by a workflow type that is new for this credential
-rejected      a node took a message from somebody for none
-refused       not opened, or not sent: to an origin that is not allowed, or otherwise
-unaccepted    a version that the API has answered with 401, and never with anything better
-lost          events that could not be recorded
-============  ===========================================================================
+nodes, versions, origins, types and readers in them, not with the events, and is limited where
+anybody may choose a value, as the sender of a rejected message may.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
 from ..event import AuditEvent
 
 FindingKind = Literal[
-    "revoked",
-    "overtaken",
-    "behind",
-    "reader",
-    "origin",
-    "type",
-    "rejected",
-    "refused",
-    "unaccepted",
-    "lost",
+    "revoked",  # opened or sent by a node that had accepted its revocation before
+    "overtaken",  # an older version, opened or sent though the node had accepted a newer one
+    "behind",  # a node that shows signs of life holds a version that many newer ones followed
+    "reader",  # opened with a key that is not among the known ones
+    "origin",  # sent to an origin that is new for this credential
+    "type",  # opened or sent by a workflow type that is new for this credential
+    "rejected",  # a node took a message from somebody for none
+    "refused",  # not opened, or not sent: to an origin that is not allowed, or otherwise
+    "unaccepted",  # a version that the API has answered with 401, and never with anything better
+    "lost",  # events that could not be recorded
 ]
-"""What was found, see above."""
+"""What was found, the gravest first."""
 
 FINDING_KINDS: Final[tuple[FindingKind, ...]] = get_args(FindingKind)
 
@@ -58,9 +43,7 @@ EVIDENCE: Final = 3
 
 _UNAUTHORIZED: Final = 401
 _MOST: Final = 1_000  # findings of a kind; one more for all the others
-_OPENING: Final = ("read", "use")
 _AT_NODE: Final = ("accept", "reject", "forward", "read", "use", "refuse")
-_SETTING: Final = ("set", "reseal", "revoke", "inherit")
 
 
 @dataclass(frozen=True)
@@ -113,14 +96,8 @@ def review(
     return reviewing.findings()
 
 
-_Credential = tuple[str | None, str]
-"""Namespace and name."""
-
-_Place = tuple[str | None, str, str]
-"""Namespace, credential name and the authority at which it is set."""
-
-_NodeId = tuple[str | None, str]
-"""Namespace and workflow id."""
+_Place = tuple[str, str]
+"""Credential name and the authority at which it is set."""
 
 
 @dataclass
@@ -128,15 +105,13 @@ class _Node:
     """What a workflow is known to hold.
 
     Attributes:
-        newest: the event that told of the newest message it took, for each name and authority.
+        newest: by place, the event that told of the newest message it took.
         run_id: of its newest run.
-        seen: when it was last heard of, and with which event.
+        seen: the last event of it.
         withheld: names that are kept from it.
     """
 
-    newest: dict[tuple[str, str], AuditEvent] = field(
-        default_factory=dict[tuple[str, str], AuditEvent]
-    )
+    newest: dict[_Place, AuditEvent] = field(default_factory=dict[_Place, AuditEvent])
     run_id: str | None = None
     seen: AuditEvent | None = None
     withheld: set[str] = field(default_factory=set[str])
@@ -160,10 +135,10 @@ class _Review:
         self._since = since
         self._grace = grace
         self._usual_until = since
-        self._nodes: dict[_NodeId, _Node] = {}
-        self._versions: dict[_Place, dict[int, float]] = {}
-        self._answers: dict[_Place, dict[int, list[AuditEvent] | None]] = {}
-        self._usual: dict[tuple[FindingKind, _Credential], set[str]] = {}
+        self._nodes: dict[tuple[str | None, str | None], _Node] = {}
+        self._versions: dict[tuple[str | None, _Place], dict[int, float]] = {}
+        self._usual: dict[Hashable, set[str]] = {}
+        self._welcome: set[Hashable] = set()
         self._groups: dict[FindingKind, dict[Hashable, _Group]] = {
             kind: {} for kind in FINDING_KINDS
         }
@@ -172,120 +147,86 @@ class _Review:
         """Look at the next event."""
         if self._usual_until is None:
             self._usual_until = event.time + LEARNING_SECONDS
-        if event.action == "lost":
-            self._report("lost", None, "events could not be recorded", event, event.count or 0)
-        elif event.action == "reject":
-            self._rejected(event)
-        elif event.action == "refuse":
-            self._refused(event)
-        elif event.action in _OPENING and _went_out(event):
-            self._opened(event)
-        elif event.action == "accept":
-            self._accepted(event)
-        elif event.action in _SETTING and event.outcome == "success":
-            self._accepted(event)  # a client is told so by the node
-        elif event.action in ("withhold", "share"):
-            self._kept(event)
-        if event.action in _AT_NODE and event.workflow_id is not None:
-            self._node(event).seen = event
+        node = self._node(event, event.workflow_id)
+        match event.action:
+            case "lost":
+                lost = event.count or 0
+                self._report("lost", None, "events could not be recorded", event, count=lost)
+            case "reject":
+                self._rejected(event)
+            case "refuse":
+                self._refused(event)
+            case "use":
+                self._answered(event)
+                self._opened(event, node)
+            case "read" if event.outcome == "success":
+                self._opened(event, node)
+            case "accept":
+                self._accepted(event, node)
+            case "set" | "reseal" | "revoke" | "inherit" if event.outcome == "success":
+                self._accepted(event, node)  # the node has told the client so
+            case "withhold" | "share":
+                self._kept(event)
+            case _:
+                pass
+        if event.action in _AT_NODE:
+            node.seen = event
 
     def findings(self) -> list[Finding]:
         """What was found, the gravest kinds first."""
         self._look_who_is_behind()
-        for place, answers in self._answers.items():
-            for version in sorted(answers):
-                self._look_at_answers(place, version)
         return [
             Finding(kind, group.message, group.count, tuple(group.evidence))
             for kind in FINDING_KINDS
             for group in self._groups[kind].values()
+            # One 401 may cross a rotation.
+            if kind != "unaccepted" or group.count >= EVIDENCE
         ]
 
     # --- what is known -------------------------------------------------------
 
-    def _node(self, event: AuditEvent) -> _Node:
-        return self._nodes.setdefault((event.namespace, event.workflow_id or ""), _Node())
+    def _node(self, event: AuditEvent, workflow_id: str | None) -> _Node:
+        return self._nodes.setdefault((event.namespace, workflow_id), _Node())
 
-    def _accepted(self, event: AuditEvent) -> None:
-        name, authority, version = event.name, event.authority, event.version
-        if name is None or authority is None or version is None:
+    def _accepted(self, event: AuditEvent, node: _Node) -> None:
+        if event.version is None:
             return
-        node = self._node(event)
         if event.reason == "start" and event.run_id not in (None, node.run_id):
             node.newest.clear()  # the workflow id is used again, for another node
         node.run_id = event.run_id or node.run_id
-        known = node.newest.get((name, authority))
-        if known is None or (known.version or 0) < version:
-            node.newest[name, authority] = event
+        place = _place(event)
+        if place not in node.newest or (node.newest[place].version or 0) < event.version:
+            node.newest[place] = event
         if event.kind == "token":
-            versions = self._versions.setdefault((event.namespace, name, authority), {})
-            versions[version] = min(event.time, versions.get(version, event.time))
-            if len(versions) > self._behind:
-                del versions[min(versions)]
+            versions = self._versions.setdefault((event.namespace, place), {})
+            versions[event.version] = min(event.time, versions.get(event.version, event.time))
 
     def _kept(self, event: AuditEvent) -> None:
-        if event.child_id is None or event.name is None:
-            return
-        child = self._nodes.setdefault((event.namespace, event.child_id), _Node())
+        child, name = self._node(event, event.child_id), event.name or ""
         if event.action == "withhold":
-            child.withheld.add(event.name)
-        elif event.name == "*":
+            child.withheld.add(name)
+        elif name == "*":
             child.withheld.clear()
         else:
-            child.withheld.discard(event.name)
+            child.withheld.discard(name)
 
     # --- what is found -------------------------------------------------------
 
-    def _opened(self, event: AuditEvent) -> None:
-        self._answered(event)
-        name, credential = event.name or "", (event.namespace, event.name or "")
-        if not self._ended(event):
-            self._older(event)
-        origin, workflow_type = event.origin, event.workflow_type
-        what = f"{name} was sent to {origin}, which is new for it"
-        self._unusual("origin", credential, origin, what, event)
-        what = f"{name} was used by the workflow type {workflow_type}, which is new for it"
-        self._unusual("type", credential, workflow_type, what, event)
-        if (
-            self._readers is not None
-            and event.action == "read"
-            and event.reader is not None
-            and event.reader not in self._readers
-        ):
-            self._report(
-                "reader",
-                event.reader,
-                f"opened with the key {event.reader}, which is not among the known readers",
-                event,
-            )
+    def _opened(self, event: AuditEvent, node: _Node) -> None:
+        if not self._ended(event, node):
+            self._older(event, node)
+        name, kind = event.name, event.workflow_type
+        what = f"{name} was sent to {event.origin}, which is new for it"
+        self._unusual("origin", event.origin, what, event)
+        what = f"{name} was used by the workflow type {kind}, which is new for it"
+        self._unusual("type", kind, what, event)
+        reader = event.reader
+        if self._readers is not None and reader is not None and reader not in self._readers:
+            what = f"opened with the key {reader}, which is not among the known readers"
+            self._report("reader", reader, what, event)
 
-    def _answered(self, event: AuditEvent) -> None:
-        """Note what the API said of a version; only of the last few of each place."""
-        if event.status is None or event.version is None:
-            return
-        place = (event.namespace, event.name or "", event.authority or "")
-        answers = self._answers.setdefault(place, {})
-        refused = answers.setdefault(event.version, [])
-        if event.status != _UNAUTHORIZED:
-            answers[event.version] = None
-        elif refused is not None and len(refused) < EVIDENCE:
-            refused.append(event)
-        if len(answers) > self._behind:
-            self._look_at_answers(place, min(answers))
-
-    def _look_at_answers(self, place: _Place, version: int) -> None:
-        refused = self._answers[place].pop(version) or []
-        for event in refused if len(refused) >= EVIDENCE else ():  # one may cross a rotation
-            self._report(
-                "unaccepted",
-                (place, version),
-                f"version {version} of {place[1]}, set at {place[2]}, was only answered with 401",
-                event,
-            )
-
-    def _ended(self, event: AuditEvent) -> bool:
-        """Whether what was opened was ended before, at this node."""
-        node = self._node(event)
+    def _ended(self, event: AuditEvent, node: _Node) -> bool:
+        """Report a token that was ended before, at this node."""
         for (name, authority), newest in node.newest.items():
             if (
                 name != event.name
@@ -293,77 +234,65 @@ class _Review:
                 or not self._is_late(event, newest)
             ):
                 continue
-            same = authority == event.authority
-            if same and (event.version or 0) > (newest.version or 0):
-                continue
-            if same or self._is_nearer(event, authority):
-                self._report(
-                    "revoked",
-                    (event.namespace, event.workflow_id, name, authority),
+            if authority == event.authority:
+                is_ended = (event.version or 0) <= (newest.version or 0)
+            else:
+                is_ended = self._is_nearer(event, authority)
+            if is_ended:
+                what = (
                     f"{name} was used at {event.workflow_id} after it had accepted the revocation "
-                    f"by {authority}",
-                    event,
-                    against=newest,
+                    f"by {authority}"
                 )
+                key = (event.namespace, event.workflow_id, name, authority)
+                self._report("revoked", key, what, event, against=newest)
                 return True
         return False
 
     def _is_nearer(self, event: AuditEvent, authority: str) -> bool:
         """Whether an authority stands between a node and the authority of what was opened."""
-        if authority == event.workflow_id:
-            return True
         # It is below any authority whose messages it took.
-        between = self._nodes.get((event.namespace, authority))
-        return between is not None and (event.name or "", event.authority or "") in between.newest
+        between = self._node(event, authority)
+        return authority == event.workflow_id or _place(event) in between.newest
 
-    def _older(self, event: AuditEvent) -> None:
+    def _older(self, event: AuditEvent, node: _Node) -> None:
         """Report a version that was overtaken before."""
-        name, authority, version = event.name or "", event.authority or "", event.version
-        if version is None:
+        newest, version = node.newest.get(_place(event)), event.version
+        if newest is None or version is None or version >= (newest.version or 0):
             return
-        newest = self._node(event).newest.get((name, authority))
-        why = f"{event.workflow_id} had accepted a newer one"
-        if newest is None:
-            newest = self._slowest(event, (name, authority))
-            why = "every workflow known to have had it had accepted a newer one"
-        if newest is None or (newest.version or 0) <= version or not self._is_late(event, newest):
-            return
-        self._report(
-            "overtaken",
-            (event.namespace, event.workflow_id, name, authority),
-            f"an older {name} of {authority} was used at {event.workflow_id} after {why}",
-            event,
-            against=newest,
-        )
-
-    def _slowest(self, event: AuditEvent, place: tuple[str, str]) -> AuditEvent | None:
-        """The oldest of what the nodes of a place hold."""
-        held = [
-            node.newest[place]
-            for (namespace, _), node in self._nodes.items()
-            if namespace == event.namespace and place in node.newest
-        ]
-        return min(held, key=lambda one: one.version or 0, default=None)
+        if self._is_late(event, newest):
+            self._report(
+                "overtaken",
+                (event.namespace, event.workflow_id, _place(event)),
+                f"an older {event.name} of {event.authority} was used at {event.workflow_id} after "
+                "it had accepted a newer one",
+                event,
+                against=newest,
+            )
 
     def _is_late(self, event: AuditEvent, newest: AuditEvent) -> bool:
         return event.time > newest.time + self._grace
 
-    def _unusual(
-        self,
-        kind: FindingKind,
-        credential: _Credential,
-        value: str | None,
-        what: str,
-        event: AuditEvent,
-    ) -> None:
+    def _unusual(self, kind: FindingKind, value: str | None, what: str, event: AuditEvent) -> None:
+        credential = (kind, event.namespace, event.name)
         if value is None:
             return
-        usual = self._usual.get((kind, credential))
-        is_learning = self._usual_until is not None and event.time < self._usual_until
-        if is_learning:
-            self._usual.setdefault((kind, credential), set()).add(value)
-        elif usual is not None and value not in usual:
+        if self._usual_until is not None and event.time < self._usual_until:
+            self._usual.setdefault(credential, set()).add(value)
+        elif value not in self._usual.get(credential, {value}):
             self._report(kind, (credential, value), what, event)
+
+    def _answered(self, event: AuditEvent) -> None:
+        """Note what the API said of a version."""
+        version = (event.namespace, _place(event), event.version)
+        if event.status not in (None, _UNAUTHORIZED):
+            self._welcome.add(version)
+            self._groups["unaccepted"].pop(version, None)
+        elif event.status is not None and version not in self._welcome:
+            what = (
+                f"version {event.version} of {event.name}, set at {event.authority}, was only "
+                "answered with 401"
+            )
+            self._report("unaccepted", version, what, event)
 
     def _rejected(self, event: AuditEvent) -> None:
         self._report(
@@ -386,26 +315,24 @@ class _Review:
 
     def _look_who_is_behind(self) -> None:
         for (namespace, workflow_id), node in self._nodes.items():
-            for (name, authority), newest in node.newest.items():
-                versions: Mapping[int, float] = self._versions.get((namespace, name, authority), {})
-                seen, oldest = node.seen, min(versions, default=0)
+            for place, newest in node.newest.items():
+                versions = self._versions.get((namespace, place), {})
+                last = sorted(versions)[-self._behind :]
+                name, authority = place
                 if (
-                    len(versions) < self._behind
-                    or (newest.version or 0) >= oldest
-                    or newest.kind != "token"
-                    or not node.withheld.isdisjoint({name, "*"})
-                    or seen is None
-                    or seen.time <= max(versions.values()) + self._grace
+                    len(last) == self._behind
+                    and newest.kind == "token"
+                    and (newest.version or 0) < last[0]
+                    and node.withheld.isdisjoint({name, "*"})
+                    and node.seen is not None
+                    and node.seen.time > max(versions[one] for one in last) + self._grace
                 ):
-                    continue
-                self._report(
-                    "behind",
-                    (namespace, workflow_id, name, authority),
-                    f"{workflow_id} has not taken the last {len(versions)} versions of {name} that "
-                    f"were set at {authority}",
-                    seen,
-                    against=newest,
-                )
+                    what = (
+                        f"{workflow_id} has not taken the last {len(last)} versions of {name} that "
+                        f"were set at {authority}"
+                    )
+                    key = (namespace, workflow_id, place)
+                    self._report("behind", key, what, node.seen, against=newest)
 
     def _report(
         self,
@@ -413,8 +340,8 @@ class _Review:
         key: Hashable,
         message: str,
         event: AuditEvent,
-        count: int = 1,
         *,
+        count: int = 1,
         against: AuditEvent | None = None,
     ) -> None:
         if self._since is not None and event.time < self._since:
@@ -430,6 +357,5 @@ class _Review:
             group.evidence.append(event)
 
 
-def _went_out(event: AuditEvent) -> bool:
-    """Whether a token was opened, or sent, whatever the API answered."""
-    return event.action == "use" or event.outcome == "success"
+def _place(event: AuditEvent) -> _Place:
+    return event.name or "", event.authority or ""

@@ -1,8 +1,8 @@
-"""The files one chain stands in: found by name, and read from either end.
+"""The files that chains stand in, found by name, in order.
 
 The newest segment has the name that was asked for. Older ones were renamed, by `AuditFile` to
-``NAME.000001`` and so on, or by a program such as logrotate, to ``NAME.1``, ``NAME-20261125``
-or ``NAME.1.gz``; their order follows from what is in them.
+``NAME.000001`` and so on, or by a program such as logrotate, to ``NAME.1`` or
+``NAME-20261125``; their order follows from what is in them.
 
 What follows the last newline of a segment is no line: a process was killed, or the power
 failed, while it was written. It is not part of the chain and stays where it is.
@@ -10,22 +10,24 @@ failed, while it was written. It is not part of the chain and stays where it is.
 
 from __future__ import annotations
 
-import gzip
+import os
 import re
-import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final, cast
+from typing import BinaryIO, Final
 
-from ...errors import AuditError
-from .chain import MAX_LINE_BYTES, Checkpoint, Header, Line, Tip
+from ...errors import AuditBroken, AuditError
+from ...sealed.crypto import Key
+from .chain import MAX_LINE_BYTES, Line, Tip, is_checkpoint
 
-_BLOCK_BYTES: Final = 1 << 16
+Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+EVIDENCE: Final = "keep the files as they are, and compare them with a copy from elsewhere"
+
 _HEADER: Final = b'{"sequence":'
-_ROTATED = re.compile(r"[.-][0-9][0-9.-]*(\.gz)?")
-_NUMBERED = re.compile(r"\.([0-9]+)(\.gz)?")
+_ROTATED = re.compile(r"[.-][0-9][0-9.-]*")
 
 
 @dataclass(frozen=True)
@@ -36,28 +38,20 @@ class Segment:
         path: the file.
         raw: its first line.
         line: the same, read.
-        header: the same, as a header.
+        chain: the id of the chain.
+        key: verifies the chain's checkpoints.
     """
 
     path: Path
     raw: bytes
     line: Line
-    header: Header
+    chain: str
+    key: Key
 
-
-@dataclass(frozen=True)
-class End:
-    """How a segment ends.
-
-    Attributes:
-        tip: of the chain after its last line.
-        unsigned: lines behind its last checkpoint, or in it where it has none.
-        torn: whether something follows the last line.
-    """
-
-    tip: Tip
-    unsigned: int
-    torn: bool
+    @property
+    def before(self) -> Tip:
+        """Where the chain ended before the segment, as the segment has it."""
+        return Tip(self.chain, self.line.sequence - 1, self.line.previous)
 
 
 def open_segment(path: Path) -> Segment | None:
@@ -66,7 +60,7 @@ def open_segment(path: Path) -> Segment | None:
     Raises:
         FileNotFoundError: there is none.
         AuditError: it cannot be read.
-        ValueError: its first line is no header.
+        AuditBroken: its first line is no header.
     """
     with _opened(path) as stream:
         raw = stream.readline(MAX_LINE_BYTES)
@@ -74,57 +68,117 @@ def open_segment(path: Path) -> Segment | None:
         _HEADER.startswith(raw[: len(_HEADER)]) or not raw.strip(b"\0")
     ):
         return None
-    line = Line.read(raw)
-    return Segment(path, raw, line, Header.of(line))
+    try:
+        line = Line.read(raw)
+        return Segment(path, raw, line, *line.header())
+    except ValueError as error:
+        raise AuditBroken(
+            f"{path} line 1: {error}: it is no audit file, or its beginning was changed; {EVIDENCE}"
+        ) from None
 
 
-def siblings(path: Path) -> list[Path]:
-    """The files beside a file that have the names of its rotated ones."""
-    return [
-        other
-        for other in sorted(path.parent.iterdir())
-        if other.name.startswith(path.name) and _ROTATED.fullmatch(other.name[len(path.name) :])
-    ]
+def chains(paths: Paths) -> tuple[list[list[Segment]], list[AuditError]]:
+    """The segments of each chain in order, those of rotated files beside the named ones included.
 
-
-def rotated(path: Path) -> list[Segment]:
-    """The rotated segments of a file; what begins with no header is left out.
+    Returns:
+        beside them, why files are in none: their beginning was changed, they cannot be read, or
+        are not there.
 
     Raises:
-        AuditError: one cannot be read.
+        AuditError: a directory cannot be read.
+        ValueError: `paths` names no file.
     """
-    found: list[Segment] = []
-    for other in siblings(path):
-        try:
-            segment = open_segment(other)
-        except (ValueError, FileNotFoundError):
-            continue
-        if segment is not None:
-            found.append(segment)
-    return found
+    named = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    if not named:
+        raise ValueError("paths names no file")
+    found: dict[Path, Segment] = {}
+    problems: dict[str, AuditError] = {}
+    for path in (Path(one).resolve() for one in named):
+        segments, wrong = _beside(path)
+        found.update((one.path, one) for one in segments)
+        problems.update((str(error), error) for error in wrong)
+    groups: dict[str, list[Segment]] = {}
+    for one in sorted(found.values(), key=lambda one: (one.chain, one.line.sequence)):
+        groups.setdefault(one.chain, []).append(one)
+    return list(groups.values()), list(problems.values())
 
 
-def newest(segments: list[Segment]) -> Segment | None:
-    """The segment that the chain which was begun last ends with; None where there is none.
+def one_chain(paths: Paths) -> list[Segment]:
+    """As `chains`, where all that is named is to be of one.
 
-    Clocks tell which chain that is and nothing more: one that was set back would make an older
-    segment of it the newest.
+    Raises:
+        AuditError: it is not, or a file cannot be read.
+        AuditBroken: the beginning of a file was changed.
+        ValueError: `paths` names no file.
     """
-    if not segments:
-        return None
-    chain = max(segments, key=lambda one: one.line.timestamp).header.chain
-    own = [one for one in segments if one.header.chain == chain]
-    return max(own, key=lambda one: one.line.sequence)
+    found, problems = chains(paths)
+    for error in problems:
+        raise error
+    if len(found) > 1:
+        firsts = ", ".join(str(segments[0].path) for segments in found)
+        raise AuditError(
+            f"these are the files of {len(found)} chains, which begin with {firsts}: verify each "
+            "by itself, or the first line of one was changed"
+        )
+    return found[0]
+
+
+def _beside(path: Path) -> tuple[list[Segment], list[AuditError]]:
+    """The segments of a file and of those with the names of its rotated ones."""
+    while True:
+        segments: list[Segment] = []
+        wrong: list[AuditError] = []
+        others = rotated(path)
+        for one in (*others, path):
+            try:
+                segment = open_segment(one)
+            except FileNotFoundError:
+                continue
+            except AuditError as error:
+                wrong.append(error)
+            else:
+                segments += [] if segment is None else [segment]
+        if rotated(path) == others:  # else one was rotated meanwhile, and would be missed
+            break
+    if not segments and not wrong:
+        there_is = "holds no line yet" if path.exists() else "is not there: there is no audit file"
+        wrong.append(AuditError(f"{path} {there_is}"))
+    return segments, wrong
+
+
+def rotated(path: Path) -> list[Path]:
+    """The files beside a file that have the names of its rotated ones.
+
+    Raises:
+        AuditError: their directory cannot be read.
+    """
+    try:
+        others = sorted(path.parent.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise AuditError(
+            f"the directory of the audit file {path} cannot be read: {error.strerror}"
+        ) from None
+    named = [other for other in others if other.name.startswith(path.name)]
+    return [other for other in named if _ROTATED.fullmatch(other.name[len(path.name) :])]
+
+
+def newest(path: Path) -> Segment | None:
+    """The rotated segment of a file with which its chain ends; None where there is none.
+
+    Raises:
+        AuditError: one cannot be read, or its beginning was changed.
+    """
+    segments = [segment for one in rotated(path) if (segment := open_segment(one)) is not None]
+    return max(segments, key=lambda one: one.line.sequence, default=None)
 
 
 def next_name(path: Path) -> Path:
     """The name that a segment is given when the next one begins."""
-    numbers = [
-        int(match.group(1))
-        for other in siblings(path)
-        if (match := _NUMBERED.fullmatch(other.name[len(path.name) :]))
-    ]
-    return path.with_name(f"{path.name}.{max(numbers, default=0) + 1:06d}")
+    suffixes = [other.name[len(path.name) + 1 :] for other in rotated(path)]
+    last = max((int(suffix) for suffix in suffixes if suffix.isdecimal()), default=0)
+    return path.with_name(f"{path.name}.{last + 1:06d}")
 
 
 def lines(path: Path) -> Iterator[bytes]:
@@ -138,117 +192,40 @@ def lines(path: Path) -> Iterator[bytes]:
     with _opened(path) as stream:
         while raw := stream.readline(MAX_LINE_BYTES):
             if not raw.endswith(b"\n"):
-                while more := stream.readline(_BLOCK_BYTES):
+                while more := stream.readline(MAX_LINE_BYTES):
                     if more.endswith(b"\n"):
                         raise ValueError(f"it is longer than {MAX_LINE_BYTES} bytes")
             yield raw
 
 
-def backwards(stream: BinaryIO, at: int) -> Iterator[bytes]:
-    """The lines before a place in a file, the last first.
-
-    Before them comes what follows the last newline, mostly b"".
-
-    Args:
-        stream: the file, plain.
-        at: bytes from its beginning.
-    """
-    pieces: list[bytes] = []  # of the line that is being put together, the last first
-    end = b""
-    while at > 0:
-        size = min(_BLOCK_BYTES, at)
-        at -= size
-        stream.seek(at)
-        *others, last = stream.read(size).split(b"\n")
-        pieces.append(last)
-        for piece in reversed(others):
-            yield b"".join(reversed(pieces)) + end
-            pieces, end = [piece], b"\n"
-    yield b"".join(reversed(pieces)) + end
-
-
-def lines_backwards(path: Path) -> Iterator[bytes]:
-    """As `backwards`, from the end of a file; of a compressed one only back to the last mark.
+def end_of(segment: Segment) -> tuple[Tip, bool]:
+    """The tip of the chain after a segment, and whether something follows its last line.
 
     Raises:
-        FileNotFoundError: there is none.
-        AuditError: it cannot be read.
+        AuditError: it cannot be read, or its last line is none of an audit file.
     """
-    if path.suffix == ".gz":
-        yield from _backwards_compressed(path)
-        return
-    with _opened(path) as stream:
-        yield from backwards(stream, stream.seek(0, 2))
-
-
-def is_mark(raw: bytes) -> bool:
-    """Whether a line is a header or a checkpoint, and no event."""
-    # In a JSON string a quotation mark is escaped, so this is a member of its own.
-    return b',"line":"' in raw
-
-
-def end_of(segment: Segment) -> End:
-    """Read how a segment ends.
-
-    Raises:
-        AuditError: it cannot be read, or its last lines are none of an audit file.
-    """
-    path = segment.path
-    reading = lines_backwards(path)
-    torn = next(reading) != b""
-    last: Line | None = None
+    last, behind, torn = segment.raw, 0, False
     try:
-        for raw in reading:
-            if last is None:
-                last = Line.read(raw)
-            if is_mark(raw):
-                line = Line.read(raw)
-                unsigned = last.sequence - line.sequence + (line.kind == "header")
-                checkpoint = (
-                    Header.of(line).checkpoint
-                    if line.kind == "header"
-                    else Checkpoint.of(line).digest
-                )
-                tip = Tip(segment.header.chain, last.sequence, last.head, checkpoint)
-                return End(tip, unsigned, torn)
+        for raw in lines(segment.path):
+            if raw.endswith(b"\n"):
+                last, behind = raw, 0 if is_checkpoint(raw) else behind + 1
+            else:
+                torn = True
+        line = Line.read(last)
     except ValueError:
-        pass
-    raise AuditError(
-        f"{path} does not end as an audit file does: look at it with `stateful audit verify`, "
-        "and move it away to begin a new one"
-    )
-
-
-def _backwards_compressed(path: Path) -> Iterator[bytes]:
-    recent: list[bytes] = []
-    torn = b""
-    for raw in lines(path):
-        if not raw.endswith(b"\n"):
-            torn = raw
-        elif is_mark(raw):
-            recent = [raw]
-        else:
-            recent.append(raw)
-    yield torn
-    yield from reversed(recent)
+        raise AuditError(
+            f"{segment.path} does not end as an audit file does: look at it with `stateful audit "
+            "verify`, and move it away to begin a new one"
+        ) from None
+    return Tip(segment.chain, line.sequence, line.head, line.sequence - behind), torn
 
 
 @contextmanager
 def _opened(path: Path) -> Generator[BinaryIO, None, None]:
-    """Open a file to read, one that is called ``.gz`` as what was compressed in it.
-
-    Raises:
-        FileNotFoundError: there is none.
-        AuditError: it cannot be read.
-    """
     try:
         with path.open("rb") as stream:
-            if path.suffix == ".gz":
-                yield cast("BinaryIO", gzip.GzipFile(fileobj=stream))
-            else:
-                yield stream
+            yield stream
     except FileNotFoundError:
         raise
-    except (OSError, EOFError, zlib.error) as error:
-        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise AuditError(f"the audit file {path} cannot be read: {why}") from None
+    except OSError as error:
+        raise AuditError(f"the audit file {path} cannot be read: {error.strerror}") from None

@@ -9,25 +9,17 @@ An anchor only demands: that old segments are not there is allowed by `removed_t
 
 from __future__ import annotations
 
-import os
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from ...errors import AuditBroken, AuditError
 from ...sealed.crypto import Key
-from .chain import Checkpoint, Line, RecordedEvent, Tip, public_key
-from .segments import Segment, lines, open_segment, siblings
+from .chain import Checkpoint, Line, RecordedEvent, public_key
+from .segments import EVIDENCE, Paths, Segment, lines, one_chain
 
-Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
-
-_ATTEMPTS: Final = 5
 _MOST_UNSIGNED: Final = 1_010
 """Lines behind the last checkpoint, with some room for headers of segments."""
-
-_EVIDENCE: Final = "keep the files as they are, and compare them with a copy from elsewhere"
 
 
 @dataclass(frozen=True)
@@ -57,22 +49,18 @@ class Verified:
     torn: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        last = self.last_sequence
-        said = [f"{self.events} events in lines {self.first_sequence} to {last}."]
-        if self.first_sequence > 1:
+        last, first = self.last_sequence, self.first_sequence
+        whose = "the key that was asked for" if self.key_pinned else "the key that they name"
+        said = [f"{self.events} events in lines {first} to {last}."]
+        if first > 1:
             said.append(
-                f"Lines 1 to {self.first_sequence - 1} are not here, as was allowed, and nothing "
-                "is said of them."
+                f"Lines 1 to {first - 1} are not here, as was allowed: they may be anything."
             )
         if self.intact_to is None:
+            anew = "behind what is signed" if self.key_pinned else "as a whole"
             said.append(
                 "They fit together. Without an anchor for them it cannot be seen whether lines "
-                "were cut off at the end, or "
-                + (
-                    "written anew behind what is signed."
-                    if self.key_pinned
-                    else "everything was written anew."
-                )
+                f"were cut off at the end, or written anew {anew}."
             )
         elif self.intact_to < last:
             said.append(
@@ -80,16 +68,11 @@ class Verified:
                 "behind it fit together, and more may have been cut off."
             )
         else:
-            said.append(
-                f"Intact to {self.intact_to}, the end; what came after the anchor and was cut off "
-                "would not be seen."
-            )
-        whose = "the key that was asked for" if self.key_pinned else "the key that they name"
-        said.append(
-            "Nothing is signed."
-            if self.signed_to is None
-            else f"Signed to {self.signed_to} by {whose}, {self.key}."
-        )
+            said.append(f"Intact to {last}, the end; what was cut off behind it is not seen.")
+        if self.signed_to is None:
+            said.append("Nothing is signed.")
+        else:
+            said.append(f"Signed to {self.signed_to} by {whose}, {self.key}.")
         said += [f"{file} ends with a part of a line, which is left out." for file in self.torn]
         return " ".join(said)
 
@@ -116,21 +99,15 @@ def verify(
 
     Raises:
         AuditBroken: they are not what was written; the message says where.
-        AuditError: a file cannot be read, is no audit file, or they are of several chains.
+        AuditError: a file cannot be read, is no audit file, was rotated meanwhile, or they are
+            of several chains.
         ValueError: the key is malformed, or `paths` names no file.
     """
     pinned = None if key is None else public_key(key)
-    kept, named = list(anchors), _named(paths)
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            check = _Check(_one_chain(find(named)), kept, pinned, removed_to)
-            for _ in check.events():
-                pass
-            return check.verified()
-        except _Moved as moved:
-            if attempt == _ATTEMPTS:
-                raise moved.error from None
-    raise AssertionError("unreachable")
+    walk = _Walk(one_chain(paths), anchors, removed_to, pinned)
+    for _ in walk.lines():
+        pass
+    return walk.verified()
 
 
 def read(paths: Paths) -> Iterator[RecordedEvent]:
@@ -141,202 +118,76 @@ def read(paths: Paths) -> Iterator[RecordedEvent]:
 
     Raises:
         AuditBroken, AuditError: as `verify`, or an event is one that this version does not know.
-            What can be read up to there was given out before, also where a segment next to it
-            cannot.
+            What can be read up to there was given out before.
         ValueError: `paths` names no file.
     """
-    segments, problems = _look(paths)
-    if segments:
-        try:
-            check = _Check(_one_chain(segments), (), None, whole=False)
-            for line in check.events():
-                yield check.event(line)
-        except _Moved as moved:
-            raise moved.error from None
-    for error in problems.values():
-        raise error
+    yield from read_chain(one_chain(paths))
 
 
-def chains(paths: Paths) -> tuple[dict[str, list[Path]], dict[Path, AuditError]]:
-    """The files of several chains, those of each by themselves, rotated ones included.
-
-    Returns:
-        by the id of a chain its files, in order; and by file why it is in none of them: it does
-        not begin as it was written, cannot be read, or is not there.
-
-    Raises:
-        ValueError: `paths` names no file.
-    """
-    segments, problems = _look(paths)
-    found: dict[str, list[Path]] = {}
-    for segment in segments:
-        found.setdefault(segment.header.chain, []).append(segment.path)
-    return found, problems
+def read_chain(segments: Sequence[Segment]) -> Iterator[RecordedEvent]:
+    """As `read`, of the segments of a chain in order."""
+    walk = _Walk(segments, (), None, None, whole=False)
+    for line in walk.lines():
+        if line.kind == "event":
+            yield walk.event(line)
 
 
-def find(paths: Paths) -> list[Segment]:
-    """The segments of files and of the rotated ones beside them, in order.
-
-    Raises:
-        AuditBroken: a file does not begin as it was written.
-        AuditError: a file cannot be read, or there is none.
-        ValueError: `paths` names no file.
-    """
-    segments, problems = _look(paths)
-    for error in problems.values():
-        raise error
-    return segments
-
-
-def _look(paths: Paths) -> tuple[list[Segment], dict[Path, AuditError]]:
-    """The segments as `find` gives them, and by file why it is none of them."""
-    found: dict[Path, Segment] = {}
-    problems: dict[Path, AuditError] = {}
-    for path in _named(paths):
-        segments, wrong = _look_beside(path)
-        own = next((one for one in segments if one.path == path), None)
-        if own is not None:
-            segments = [one for one in segments if one.header.chain == own.header.chain]
-        elif not segments and not wrong:
-            wrong[path] = AuditError(
-                f"{path} holds no line yet" if path.exists() else f"there is no audit file {path}"
-            )
-        found.update((one.path, one) for one in segments)
-        problems.update(wrong)
-    in_order = sorted(found.values(), key=lambda one: (one.header.chain, one.line.sequence))
-    return in_order, problems
-
-
-def _named(paths: Paths) -> list[Path]:
-    named = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    if not named:
-        raise ValueError("paths names no file")
-    return [Path(one).resolve() for one in named]
-
-
-def _look_beside(path: Path) -> tuple[list[Segment], dict[Path, AuditError]]:
-    """What a file and those with the names of its rotated ones begin with, of whatever chain."""
-    segments: list[Segment] = []
-    problems: dict[Path, AuditError] = {}
-    try:
-        others = siblings(path) if path.parent.is_dir() else []
-    except OSError as error:
-        others = []
-        problems[path] = AuditError(
-            f"the directory of the audit file {path} cannot be read: {error.strerror}"
-        )
-    for one in (*others, path):
-        try:
-            segment = _segment(one)
-        except AuditError as error:
-            problems[one] = error
-        else:
-            segments += [] if segment is None else [segment]
-    return segments, problems
-
-
-def _segment(path: Path) -> Segment | None:
-    try:
-        return open_segment(path)
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise AuditBroken(
-            f"{path} line 1: {error}: it is no audit file, or its beginning was changed; "
-            + _EVIDENCE
-        ) from None
-
-
-class _Moved(Exception):
-    """A segment is not where it was found, mostly since it was rotated meanwhile.
-
-    Attributes:
-        error: what that is where it stays so.
-    """
-
-    def __init__(self, error: AuditError) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-def _one_chain(segments: list[Segment]) -> list[Segment]:
-    ids = {one.header.chain for one in segments}
-    if len(ids) > 1:
-        raise AuditError(f"these are the files of {len(ids)} chains: verify each by itself")
-    return segments
-
-
-class _Check:
+class _Walk:
     """Goes through a chain once.
 
     Args:
         segments: in order.
         anchors: checkpoints from elsewhere.
-        pinned: the key that was asked for.
         removed_to: the checkpoint up to which lines may be missing.
+        pinned: the key that was asked for.
         whole: whether the first lines must be there otherwise.
     """
 
     def __init__(
         self,
-        segments: list[Segment],
+        segments: Sequence[Segment],
         anchors: Iterable[str],
+        removed_to: str | None,
         pinned: Key | None,
-        removed_to: str | None = None,
         *,
         whole: bool = True,
     ) -> None:
         self._segments = segments
-        self._whole = whole
         first = segments[0]
         self._segment, self._number = first, 1
-        self._tip = Tip(first.header.chain)
-        self._pinned = pinned
-        self._key = first.header.key
-        if pinned is not None and pinned.kid != self._key.kid:
+        self._tip = first.before
+        self._key, self._pinned = first.key, pinned
+        if pinned is not None and pinned.kid != first.key.kid:
             raise self._broken(
-                f"it names the checkpoint key {self._key.kid}, not {pinned.kid}: the file was "
+                f"it names the checkpoint key {first.key.kid}, not {pinned.kid}: the file was "
                 "written anew, or this is the key of another"
             )
-        self._covered: dict[int, str] = {}
+        self._covered: dict[int, set[str]] = {}
         for text in anchors:
             self._cover(text, "the anchor")
-        self._removed = None if removed_to is None else self._cover(removed_to, "removed_to")
+        removed = None if removed_to is None else self._cover(removed_to, "removed_to")
+        if whole and self._tip.sequence:
+            self._check_removed(removed)
         self._events = 0
         self._intact_to: int | None = None
-        self._signed_to: int | None = None
         self._torn: list[str] = []
 
-    def events(self) -> Iterator[Line]:
-        """The line of each event, once it was checked.
+    def lines(self) -> Iterator[Line]:
+        """Each line, once it was checked.
 
         Raises:
-            AuditBroken, AuditError, _Moved: see `verify`.
+            AuditBroken, AuditError: see `verify`.
         """
-        self._start()
-        for index, segment in enumerate(self._segments):
+        for segment in self._segments:
             self._segment, self._number = segment, 0
-            if index and segment.line.sequence <= self._segments[index - 1].line.sequence:
-                raise _Moved(
-                    AuditBroken(
-                        f"{segment.path} and {self._segments[index - 1].path} both begin with line "
-                        f"{segment.line.sequence}: move the one away that is a copy"
-                    )
-                )
-            with self._reading():
-                for raw in lines(segment.path):
-                    self._number += 1
-                    if self._number == 1 and raw != segment.raw:
-                        raise _Moved(
-                            AuditError(f"{segment.path} was rotated while it was read; try again")
-                        )
-                    if not raw.endswith(b"\n"):
-                        self._torn.append(str(segment.path))
-                        continue
-                    line = self._take(raw)
-                    if line.kind == "event":
-                        self._events += 1
-                        yield line
+            for raw in self._raw_lines():
+                self._number += 1
+                if self._number == 1 and raw != segment.raw:
+                    raise self._moved()
+                if raw.endswith(b"\n"):
+                    yield self._take(raw)
+                else:
+                    self._torn.append(str(segment.path))
 
     def event(self, line: Line) -> RecordedEvent:
         """The event in the line that was given out last.
@@ -354,7 +205,7 @@ class _Check:
             ) from None
 
     def verified(self) -> Verified:
-        """What was found, after the last event.
+        """What was found, after the last line.
 
         Raises:
             AuditBroken: an anchor is of a line behind the last one, or less is signed by the key
@@ -366,8 +217,8 @@ class _Check:
                 f"the chain ends with line {last}, and an anchor is of line {newest}: "
                 f"{_lines(last + 1, newest)} missing"
             )
-        unsigned = last - (self._signed_to or 0)
-        if self._pinned is not None and (self._signed_to is None or unsigned > _MOST_UNSIGNED):
+        unsigned = self._tip.unsigned
+        if self._pinned is not None and (not self._tip.signed or unsigned > _MOST_UNSIGNED):
             raise self._broken(
                 f"{unsigned} lines are not signed by the key that was asked for, and an AuditFile "
                 "signs after a minute and after every thousand: they may have been written anew"
@@ -378,7 +229,7 @@ class _Check:
             first_sequence=self._segments[0].line.sequence,
             last_sequence=last,
             intact_to=self._intact_to,
-            signed_to=self._signed_to,
+            signed_to=self._tip.signed - 1 if self._tip.signed else None,
             key=self._key.kid,
             key_pinned=self._pinned is not None,
             torn=tuple(self._torn),
@@ -401,67 +252,48 @@ class _Check:
         except ValueError as error:
             raise self._broken(f"{what} does not fit the key of the file: {error}") from None
         for sequence, head in kept.heads.items():
-            if self._covered.setdefault(sequence, head) != head:
-                raise self._broken(f"{what} contradicts another one: the key was misused")
+            self._covered.setdefault(sequence, set()).add(head)
         return kept
 
-    def _start(self) -> None:
-        """Take the beginning for granted where it is one, or may be missing."""
-        line, header = self._segments[0].line, self._segments[0].header
-        at = line.sequence - 1
-        tip = Tip(header.chain, at, line.previous, header.checkpoint)
-        if at == 0:
-            tip = Tip(header.chain)
-        elif self._whole:
-            self._check_removed(at, line.previous)
-        self._tip = tip
-
-    def _check_removed(self, at: int, head: str) -> None:
-        """Check that what is missing is what was removed on purpose."""
+    def _check_removed(self, removed: Checkpoint | None) -> None:
+        """Check that what is missing at the beginning is what was removed on purpose."""
         # No anchor allows it: each segment that is rotated by size ends with a checkpoint, so that
         # whatever old segments somebody deletes, an anchor would cover them.
-        if self._removed is None:
+        at = self._tip.sequence
+        if removed is None:
             raise self._broken(
                 f"{_lines(1, at)} missing: name their files too, or where they were removed on "
                 f"purpose give the checkpoint in line {at} as removed_to (--removed-to)"
             )
-        if self._removed.heads.get(at) != head:
+        if removed.heads.get(at) != self._tip.head:
             raise self._broken(
                 f"{_lines(1, at)} missing, and removed_to is not the checkpoint in line {at}, but "
-                f"one in line {self._removed.sequence + 1}"
+                f"one in line {removed.sequence + 1}"
             )
+
+    def _raw_lines(self) -> Iterator[bytes]:
+        try:
+            yield from lines(self._segment.path)
+        except FileNotFoundError:
+            raise self._moved() from None
+        except ValueError as error:
+            self._number += 1
+            raise self._broken(str(error)) from None
 
     def _take(self, raw: bytes) -> Line:
         """Check the next line of the chain."""
-        tip = self._tip
         try:
             line = Line.read(raw)
         except ValueError as error:
             raise self._broken(f"{error}: the line was changed") from None
-        if line.sequence > tip.sequence + 1:
-            raise self._broken(
-                f"{_lines(tip.sequence + 1, line.sequence - 1)} missing before line {line.sequence}"
-            )
-        if line.sequence <= tip.sequence:
-            raise self._broken(
-                f"line {line.sequence} of the chain comes a second time, or was moved"
-            )
-        if line.previous != tip.head:
-            raise self._broken(
-                f"it is not the line that followed line {tip.sequence}: one of the two was changed"
-            )
-        if (line.kind == "header") != (self._number == 1):
-            raise self._broken("a header stands where there is none, or lacks where there is one")
-        checkpoint: Checkpoint | None = None
-        if line.kind == "header":
-            self._check_header()
-        elif line.kind == "checkpoint":
-            checkpoint = self._checked(line, raw)
-            self._signed_to = checkpoint.sequence
-        self._tip = tip.after(raw, checkpoint)
-        head = self._covered.get(line.sequence)
-        if head is not None:
-            if head != line.head:
+        self._check_place(line)
+        if line.kind == "checkpoint":
+            self._check_checkpoint(line, raw)
+        self._events += line.kind == "event"
+        self._tip = self._tip.after(raw, is_checkpoint=line.kind == "checkpoint")
+        heads = self._covered.get(line.sequence)
+        if heads is not None:
+            if heads != {line.head}:
                 raise self._broken(
                     f"an anchor says that line {line.sequence} was another one: it, or one before, "
                     "was changed after the anchor was made"
@@ -469,44 +301,38 @@ class _Check:
             self._intact_to = line.sequence
         return line
 
-    def _check_header(self) -> None:
-        header = self._segment.header
-        if header.key.kid != self._key.kid:
+    def _check_place(self, line: Line) -> None:
+        last = self._tip.sequence
+        if line.sequence > last + 1:
             raise self._broken(
-                f"it names the checkpoint key {header.key.kid}, and the segment before names "
-                f"{self._key.kid}"
+                f"{_lines(last + 1, line.sequence - 1)} missing before line {line.sequence}"
             )
-        if header.checkpoint != self._tip.checkpoint:
-            raise self._broken("it names another checkpoint as the last one before it")
+        if line.sequence <= last:
+            raise self._broken(
+                f"line {line.sequence} of the chain comes a second time: it was moved, or the file "
+                "is a copy of another one here"
+            )
+        if line.previous != self._tip.head:
+            raise self._broken(
+                f"it is not the line that followed line {last}: one of the two was changed"
+            )
 
-    def _checked(self, line: Line, raw: bytes) -> Checkpoint:
+    def _check_checkpoint(self, line: Line, raw: bytes) -> None:
         try:
-            checkpoint = Checkpoint.of(line)
+            checkpoint = line.checkpoint()
             checkpoint.verify(self._key)
         except ValueError as error:
             raise self._broken(f"the checkpoint is not genuine: {error}") from None
         if checkpoint.chain != self._tip.chain or checkpoint.line() != raw:
             raise self._broken("the checkpoint is not of the lines before it")
-        if checkpoint.previous != self._tip.checkpoint:
-            raise self._broken("the checkpoint does not follow the one before: one is missing")
-        return checkpoint
 
-    @contextmanager
-    def _reading(self) -> Generator[None, None, None]:
-        try:
-            yield
-        except FileNotFoundError:
-            raise _Moved(
-                AuditError(f"{self._segment.path} was rotated while it was read; try again")
-            ) from None
-        except ValueError as error:
-            self._number += 1
-            raise self._broken(str(error)) from None
+    def _moved(self) -> AuditError:
+        return AuditError(f"{self._segment.path} was rotated while it was read; try again")
 
     def _broken(self, what: str) -> AuditBroken:
         return AuditBroken(
             f"{self._segment.path} line {self._number} "
-            f"(after line {self._tip.sequence} of the chain): {what}; {_EVIDENCE}"
+            f"(after line {self._tip.sequence} of the chain): {what}; {EVIDENCE}"
         )
 
 
