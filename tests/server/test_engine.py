@@ -102,7 +102,7 @@ async def test_a_missing_directory_is_named(tmp_path: Path) -> None:
 
 async def test_the_error_says_what_the_program_said() -> None:
     with pytest.raises(EngineError, match="unknown flag: --nonsense"):
-        await start_engine(extra_args=["--nonsense"], startup_timeout=2).__aenter__()
+        await start_engine(extra_args=["--nonsense"]).__aenter__()
 
 
 async def test_cancelled_while_it_starts_it_leaves_nothing() -> None:
