@@ -188,7 +188,7 @@ async def test_a_watched_tree_is_escaped_in_a_pipe(
         await handle.query(Liar.status)
         watching = await asyncio.create_subprocess_exec(
             *COMMAND,
-            *("tree", liar, "--watch", "--every", "0.1"),
+            *("tree", liar, "--watch"),
             env=environment,
             stdout=asyncio.subprocess.PIPE,
         )
@@ -336,7 +336,7 @@ async def test_a_watched_tree_says_what_changes_until_it_is_stopped(
         await start_tree(tokens, queue)
         watching = await asyncio.create_subprocess_exec(
             *COMMAND,
-            *("tree", queue, "--watch", "--json", "--every", "0.1"),
+            *("tree", queue, "--watch", "--json"),
             env=environment,
             stdout=asyncio.subprocess.PIPE,
         )
@@ -365,7 +365,7 @@ async def test_in_a_terminal_a_watched_tree_is_drawn_anew(
         terminal, slave = os.openpty()
         watching = await asyncio.create_subprocess_exec(
             *COMMAND,
-            *("tree", queue, "--watch", "--every", "0.1"),
+            *("tree", queue, "--watch"),
             env={**environment, "TERM": "xterm", "COLUMNS": "120", "LINES": "40"},
             stdout=slave,
         )

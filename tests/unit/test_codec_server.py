@@ -791,23 +791,6 @@ def test_what_is_wrong_is_one_line(arguments: list[str], reason: str, keyring_fi
     assert reason in errors
 
 
-def test_without_the_extra_it_says_what_to_install(keyring_file: str) -> None:
-    code = (
-        "import sys; sys.modules['starlette'] = None; sys.argv[1:] = ['codec-server'];"
-        "from stateful_workflow.cli import main; main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "STATEFUL_KEYRING": keyring_file},
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert 'pip install "stateful-workflow[cli,codec]"' in done.stderr
-
-
 # --- a workflow's own details ----------------------------------------------------------------
 
 HELD = TokenStatus(
