@@ -48,7 +48,8 @@ def codec_server(
         typer.FileText | None,
         typer.Option(
             errors="replace",
-            help=f"File with a secret that requests must carry; else ${BEARER_VARIABLE}; "
+            metavar="FILE",
+            help=f"File to read the secret from that requests must carry; else ${BEARER_VARIABLE}; "
             "with neither anybody may ask.",
         ),
     ] = None,
