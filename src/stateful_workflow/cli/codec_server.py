@@ -30,34 +30,28 @@ def codec_server(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one.")] = DEFAULT_PORT,
     ui_origin: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="URL",
-            help="Of the Web UI whose pages may ask, as the browser shows it, repeatable; "
-            "else that of a local server, port 8233.",
-        ),
+        typer.Option(metavar="URL", help="Of the Web UI whose pages may ask; repeatable."),
     ] = None,
     host_name: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Host in the URL that the Web UI asks under, such as a proxy's, repeatable; "
-            "beside localhost, 127.0.0.1, [::1] and --host.",
-        ),
+        typer.Option(metavar="NAME", help="Host that it is asked under, as a proxy's; repeatable."),
     ] = None,
     bearer_file: Annotated[
         typer.FileText | None,
         typer.Option(
             errors="replace",
             metavar="FILE",
-            help=f"File to read the secret from that requests must carry; else ${BEARER_VARIABLE}; "
-            "with neither anybody may ask.",
+            help=f"File to read a secret from that requests must carry; else ${BEARER_VARIABLE}.",
         ),
     ] = None,
     keyring: KeyringPath = None,
 ) -> None:
     """Show in the Web UI what sealed messages say: a codec server, until Ctrl-C.
 
-    It opens no token: a public keyring is enough (`stateful keys public`).
+    It opens no token: a public keyring is enough (`stateful keys public`). It answers pages of a
+    Web UI at port 8233 of this machine, or of those named, as the browser shows their address; and
+    under localhost, 127.0.0.1, [::1], --host and the host names that are given. Without a secret
+    anybody may ask.
     """
     with reported(), needing("the codec server", "cli,codec"):
         from ..web.codec_server import DEFAULT_UI_ORIGINS, codec_app, serve_codec

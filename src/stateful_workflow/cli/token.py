@@ -31,12 +31,7 @@ app = typer.Typer(help="Set, look at and end a token at a workflow.", no_args_is
 
 Readers = Annotated[
     list[str] | None,
-    typer.Option(
-        "--reader",
-        metavar="AUDIENCE",
-        help="Seal it for the readers of this audience only, repeatable; "
-        "else as the token held there.",
-    ),
+    typer.Option("--reader", metavar="AUDIENCE", help="Seal it for these readers; repeatable."),
 ]
 
 
@@ -48,7 +43,6 @@ class WithKeys(AtWorkflow):
     audit: Annotated[
         Path | None,
         typer.Option(
-            "--audit",
             envvar=AUDIT_VARIABLE,
             metavar="FILE",
             help="Put on record here what is done; where that fails, nothing but a revoke is.",
@@ -72,29 +66,18 @@ class NewToken(WithKeys):
     # Taken so that a token given here by mistake is not echoed by the parser's own error.
     mistaken: Annotated[list[str] | None, typer.Argument(hidden=True)] = None
     from_env: Annotated[
-        str | None,
-        typer.Option("--from-env", metavar="VARIABLE", help="Read the token from this variable."),
+        str | None, typer.Option(metavar="VARIABLE", help="Read the token from this variable.")
     ] = None
     origin: Annotated[
         list[str] | None,
-        typer.Option(
-            "--origin",
-            metavar="URL",
-            help="Where it may be sent (https, or http on 127.0.0.1), repeatable; "
-            "else as the token held there.",
-        ),
+        typer.Option(metavar="URL", help="Where it may be sent; repeatable."),
     ] = None
     expires_in: Annotated[
         float | None, typer.Option(min=1, metavar="SECONDS", help="From now; else never.")
     ] = None
     workflow_type: Annotated[
         list[str] | None,
-        typer.Option(
-            "--type",
-            metavar="TYPE",
-            help="Workflow types whose activities may open it, repeatable; "
-            "else as the token held there.",
-        ),
+        typer.Option("--type", metavar="TYPE", help="Whose activities may open it; repeatable."),
     ] = None
     reader: Readers = None
 
@@ -121,7 +104,8 @@ def set_token(options: NewToken) -> None:
     """Set a token at a workflow and all below it, and print its status.
 
     The token comes from stdin, or from a variable with --from-env; never from the command line,
-    where other users of the machine could read it.
+    where other users of the machine could read it. An origin is https, or http on 127.0.0.1.
+    Origins, types and readers that are not given stay as those of the token held there.
     """
     given = options.read()
 
@@ -141,7 +125,7 @@ def rotate(
         float, typer.Option(min=0.1, metavar="SECONDS", help="How long to wait.")
     ] = 60.0,
 ) -> None:
-    """Set a token and wait until every workflow that should have it has accepted it.
+    """Set a token as `set` does, and wait until every workflow that should have it has accepted it.
 
     With exit status 0 the old token may be revoked at the API; 3 says that some workflow is
     still behind, and the tree that is printed says which.
