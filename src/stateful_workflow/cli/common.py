@@ -8,7 +8,7 @@ import re
 import signal
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn, get_type_hints
 
@@ -54,7 +54,11 @@ def command(function: Callable[..., Coroutine[Any, Any, int | None] | None]) -> 
     Each field is an option of the command beside the function's own, and a coroutine is run.
     """
     first, *own = inspect.signature(function, eval_str=True).parameters.values()
-    shared, types = fields(first.annotation), get_type_hints(first.annotation, include_extras=True)
+    types = get_type_hints(first.annotation, include_extras=True)
+    shared = [
+        field.replace(annotation=types[field.name])
+        for field in inspect.signature(first.annotation).parameters.values()
+    ]
 
     def opened(**given: Any) -> None:
         options = first.annotation(**{field.name: given.pop(field.name) for field in shared})
@@ -62,17 +66,8 @@ def command(function: Callable[..., Coroutine[Any, Any, int | None] | None]) -> 
         if running is not None:
             run(running)
 
-    parameters = [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if field.default is MISSING else field.default,
-            annotation=types[field.name],
-        )
-        for field in shared
-    ]
     opened.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
-        [*parameters, *(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own)]
+        [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*shared, *own)]
     )
     opened.__name__, opened.__doc__ = function.__name__, function.__doc__
     return opened
