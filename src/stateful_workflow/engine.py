@@ -9,39 +9,31 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shlex
 import shutil
 import socket
 import sys
 import sysconfig
 import tempfile
+import time
+from asyncio.subprocess import DEVNULL, STDOUT, Process
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Final
 
-from temporalio.common import SearchAttributeKey
-from temporalio.testing import WorkflowEnvironment
+from temporalio.client import Client
 
 from .errors import EngineError, EngineNotFound
 
+START_SECONDS: Final = 20.0
+"""How long the server may take until it answers."""
+
 _HOST: Final = "127.0.0.1"
-_PROGRAM: Final = "temporal"
-# A session of its own: Ctrl-C is ours alone. On Linux it ends with us even where we are killed
-# (PR_SET_PDEATHSIG counts the SDK's thread that started it, which lives as long as we do).
-_DETACH: Final = """
-import os, sys
-os.setsid()
-if sys.platform == "linux":
-    try:
-        import ctypes
-        ctypes.CDLL(None).prctl(1, 15)
-    except ImportError:
-        pass
-os.execv(sys.argv[1], sys.argv[1:])
-"""
+# On Linux it ends with the thread that started it, even where that is killed (PR_SET_PDEATHSIG).
+_LAUNCHER: Final = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
+)
 
 
 @dataclass(frozen=True)
@@ -52,8 +44,7 @@ class EmbeddedEngine:
         address: host:port of its gRPC frontend, for ``Client.connect``.
         namespace: the namespace made at its start.
         ui_url: address of the Web UI; None when it is off.
-        db: its SQLite file, beside which ``-wal`` and ``-shm`` stand while it runs; None
-            when it keeps everything in memory.
+        db: its SQLite file; None when it keeps everything in memory.
     """
 
     address: str
@@ -70,7 +61,7 @@ def find_temporal() -> Path:
     """
     beside = (Path(sys.executable).parent, Path(sysconfig.get_path("scripts")))
     for directory in (*map(str, beside), None):
-        found = shutil.which(_PROGRAM, path=directory)
+        found = shutil.which("temporal", path=directory)
         if found:
             return Path(found).absolute()
     raise EngineNotFound(
@@ -88,15 +79,11 @@ async def start_engine(
     ui: bool = True,
     ui_codec_endpoint: str | None = None,
     namespace: str = "default",
-    search_attributes: Sequence[SearchAttributeKey[Any]] = (),
     extra_args: Sequence[str] = (),
-    startup_timeout: timedelta | float = 20.0,
 ) -> AsyncGenerator[EmbeddedEngine, None]:
     """Run the embedded engine for the length of an ``async with``.
 
-    It has a session of its own, so that Ctrl-C in a terminal reaches this process only and
-    workers stop before it does. What it prints is kept out of stdout and stderr, and is
-    part of the error where it does not start.
+    Ctrl-C in a terminal does not reach it, so that workers stop before it does.
 
     Args:
         db: SQLite file that keeps its data; made where missing. None keeps it in memory.
@@ -106,97 +93,72 @@ async def start_engine(
         ui_codec_endpoint: URL of the codec server that the Web UI asks, such as that of
             ``stateful codec-server``.
         namespace: made at the start, besides ``default``.
-        search_attributes: custom ones to register.
         extra_args: more of ``temporal server start-dev``, such as
             ``["--dynamic-config-value", "limit.numPendingChildExecutions.error=10000"]``.
-        startup_timeout: seconds or a timedelta.
 
     Raises:
         EngineNotFound: where the program is not installed.
         EngineError: where a port is taken, the directory of the file is missing, or the
-            server does not answer in time.
+            server does not answer within `START_SECONDS`.
     """
-    program = find_temporal()
-    file = None if db is None else _database(Path(db))
+    program = str(find_temporal())
+    file = _database(db)
     port = _free_port("--port", port)
     ui_port = _free_port("--ui-port", ui_port) if ui else None
-    if ui and ui_codec_endpoint is not None:
-        extra_args = ("--ui-codec-endpoint", ui_codec_endpoint, *extra_args)
-    timeout = (
-        startup_timeout
-        if isinstance(startup_timeout, timedelta)
-        else timedelta(seconds=startup_timeout)
-    )
-    with tempfile.TemporaryDirectory(prefix="stateful-engine-", ignore_cleanup_errors=True) as at:
-        log = Path(at, "log")
-        starting = asyncio.ensure_future(
-            # The SDK leaves SearchAttributeKey's parameter out.
-            WorkflowEnvironment.start_local(  # pyright: ignore[reportUnknownMemberType]
-                namespace=namespace,
-                ip=_HOST,
-                port=port,
-                ui=ui,
-                ui_port=ui_port,
-                search_attributes=search_attributes,
-                dev_server_existing_path=str(_launcher(program, Path(at, "start"), log)),
-                dev_server_database_filename=None if file is None else str(file),
-                dev_server_extra_args=list(extra_args),
-                dev_server_startup_timeout=timeout,
-            )
+    arguments = [
+        *("--ip", _HOST, "--port", str(port), "--namespace", namespace, "--log-level", "warn"),
+        # Else it asks a server of Temporal's whether there is a newer version.
+        *("--dynamic-config-value", "frontend.enableServerVersionCheck=false"),
+        *(() if file is None else ("--db-filename", str(file))),
+        *(("--headless",) if ui_port is None else ("--ui-port", str(ui_port))),
+        *(() if ui_codec_endpoint is None else ("--ui-codec-endpoint", ui_codec_endpoint)),
+        *extra_args,
+    ]
+    launcher = [sys.executable, "-ISc", _LAUNCHER] if sys.platform == "linux" else []
+    with tempfile.TemporaryFile() as log:
+        process = await asyncio.create_subprocess_exec(
+            *(*launcher, program, "server", "start-dev", *arguments),
+            stdin=DEVNULL,
+            stdout=log,
+            stderr=STDOUT,
+            start_new_session=True,
         )
         try:
-            environment = await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            with suppress(RuntimeError):
-                await (await starting).shutdown()
-            raise
-        except RuntimeError as error:
-            raise EngineError(f"the engine did not start: {_last_error(log) or error}") from None
-        try:
-            yield EmbeddedEngine(
-                address=f"{_HOST}:{port}",
-                namespace=namespace,
-                ui_url=None if ui_port is None else f"http://{_HOST}:{ui_port}",
-                db=file,
-            )
+            address = f"{_HOST}:{port}"
+            await _until_it_answers(process, address, namespace, log)
+            ui_url = None if ui_port is None else f"http://{_HOST}:{ui_port}"
+            yield EmbeddedEngine(address, namespace, ui_url, file)
         finally:
-            await environment.shutdown()
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
 
 
-def _database(path: Path) -> Path:
-    file = path.absolute()
-    if not file.parent.is_dir():
+def _database(path: str | os.PathLike[str] | None) -> Path | None:
+    file = None if path is None else Path(path).absolute()
+    if file is not None and not file.parent.is_dir():
         raise EngineError(f"the engine's file {file} cannot be made: its directory is missing")
     return file
 
 
 def _free_port(option: str, wanted: int | None) -> int:
-    # Checked here since the SDK takes whatever server answers on the port for its own.
-    with socket.socket() as probe:
-        if os.name == "posix":
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((_HOST, wanted or 0))
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or "not a port number"
-            raise EngineError(f"{option} {wanted} cannot be used: {reason}") from None
-        return int(probe.getsockname()[1])
-
-
-def _launcher(program: Path, script: Path, log: Path) -> Path:
-    # The SDK takes a program and no more: neither a place for its output nor a session.
-    if os.name != "posix":
-        return program
-    command = shlex.join([sys.executable, "-ISc", _DETACH, str(program)])
-    script.write_text(f'#!/bin/sh\nexec {command} "$@" >{shlex.quote(str(log))} 2>&1\n')
-    script.chmod(0o700)
-    return script
-
-
-def _last_error(log: Path) -> str | None:
+    # Checked here, since whatever server answers on the port would be taken for the engine.
     try:
-        lines = log.read_text(errors="replace").splitlines()
-    except FileNotFoundError:
-        return None
-    errors = [line for line in lines if line.startswith("Error:")]
-    return errors[-1].removeprefix("Error:").strip() if errors else None
+        with socket.create_server((_HOST, wanted or 0)) as probe:
+            return int(probe.getsockname()[1])
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or "not a port number"
+        raise EngineError(f"{option} {wanted} cannot be used: {reason}") from None
+
+
+async def _until_it_answers(process: Process, address: str, namespace: str, log: IO[bytes]) -> None:
+    give_up = time.monotonic() + START_SECONDS
+    while process.returncode is None and time.monotonic() < give_up:
+        with suppress(RuntimeError):
+            await Client.connect(address, namespace=namespace)
+            return
+        await asyncio.sleep(0.05)
+    log.seek(0)
+    said = log.read().decode(errors="replace").splitlines()
+    errors = [line.removeprefix("Error:").strip() for line in said if line.startswith("Error:")]
+    raise EngineError(f"the engine did not start: {(errors or ['no answer'])[-1]}")

@@ -1,44 +1,5 @@
 """The errors of the library, one hierarchy.
 
-::
-
-    StatefulError
-    ├── MessageRefused              a signed message that is not taken
-    │   ├── TokenMalformed          not in the wire format
-    │   ├── TokenForged             no trusted issuer signed it
-    │   │   └── IssuerLimited       one did whose key is limited to other uses
-    │   ├── TokenKnown              an update with what the node holds already
-    │   ├── TokenStale              the issuer has set a newer one here
-    │   ├── TokenConflict           another issuer's newer one stands here
-    │   ├── TooManyWaiting          an update among too many that name unknown issuers
-    │   ├── TokenWithheld           this node was started without this name
-    │   ├── WrongTree               made for another tree of workflows
-    │   └── WrongAuthority          set at a workflow that is not above this one
-    ├── TokenUnavailable            nothing to use here
-    │   ├── TokenNotSet             none was set at this workflow or above it
-    │   ├── TokenRevoked            revoked, or signed by a revoked issuer
-    │   ├── TokenExpired            past its expiry
-    │   └── NewestUnknown           the workflow could not be asked for the newest
-    ├── UseRefused                  a token is held, but not for this use
-    │   ├── OriginNotAllowed        the host is not among its signed origins
-    │   └── WrongNamespace, WrongWorkflowType
-    ├── TokenExposed                an activity would have given its token away
-    ├── KeyringError                a keyring that cannot be read or is not safe
-    │   ├── NoIssuerKey             this process may not seal
-    │   └── NoReaderKey             this process may not open
-    ├── OperationFailed             a client's call
-    │   ├── WorkflowNotFound, NotStateful, NoWorkerAnswers
-    │   ├── AnswerMalformed         what a workflow said of itself is not in the wire format
-    │   ├── OriginsMissing          the first token needs its origins named
-    │   ├── OutcomeUnknown          it may be applied later
-    │   └── NotConverged            carries the tree as it was last seen
-    ├── AuditError                  the record of what happened to tokens
-    │   ├── AuditFailed             it could not be written, so nothing was opened or set
-    │   └── AuditBroken             a file of it is not what was written
-    ├── PluginMissing               a worker or an activity without the plugin
-    └── EngineError
-        └── EngineNotFound          the `temporal` program is not installed
-
 No message of these errors holds a token. In workflow code and update handlers
 each of them fails the workflow or the update (the plugin registers
 `StatefulError` as a failure type), never the workflow task.

@@ -6,18 +6,15 @@ by a NUL, on file descriptors 3 (to the browser) and 4 (from it).
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import select
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final
 
 _FLAGS: Final = (
@@ -33,13 +30,6 @@ _FLAGS: Final = (
     "--window-size=1400,1400",
     "--remote-debugging-pipe",
 )
-_START: Final = """
-import fcntl, os, sys
-ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD_CLOEXEC, 10) for end in sys.argv[1:3]]
-os.dup2(ends[0], 3)
-os.dup2(ends[1], 4)
-os.execvp(sys.argv[3], sys.argv[3:])
-"""
 # Frames included, which `innerText` leaves out.
 _TEXT: Final = """
 (function text(page) {
@@ -67,15 +57,11 @@ class Page:
         """Go to an address."""
         self._call("Page.navigate", url=url)
 
-    def evaluate(self, script: str) -> Any:
-        """What an expression of JavaScript is there."""
-        answer = self._call("Runtime.evaluate", expression=script, returnByValue=True)
-        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
-        return answer["result"].get("value")
-
     def text(self) -> str:
         """What a person reads, frames included."""
-        return str(self.evaluate(_TEXT))
+        answer = self._call("Runtime.evaluate", expression=_TEXT, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return str(answer["result"].get("value"))
 
     def wait_for(self, *texts: str) -> str:
         """Wait until all of these can be read; what else can be, too."""
@@ -86,11 +72,6 @@ class Page:
                 return seen
             assert time.monotonic() < self._give_up, f"no {missing} on the page:\n{seen}"
             time.sleep(0.1)
-
-    def screenshot(self, file: Path) -> None:
-        """Write what is seen as a PNG."""
-        data = self._call("Page.captureScreenshot")["data"]
-        file.write_bytes(base64.b64decode(data))
 
     def _call(self, method: str, **params: object) -> dict[str, Any]:
         self._number += 1
@@ -119,27 +100,21 @@ class Page:
 @contextmanager
 def browser(*, within: float = 60.0) -> Generator[Page, None, None]:
     """A browser with a profile of its own; everything done with it ends within these seconds."""
-    to_browser, from_browser = os.pipe(), os.pipe()
     with tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True) as profile:
-        arguments = [str(to_browser[0]), str(from_browser[1]), "chromium", *_FLAGS]
-        process = subprocess.Popen(
-            [sys.executable, "-c", _START, *arguments, f"--user-data-dir={profile}"],
-            pass_fds=(to_browser[0], from_browser[1]),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+        home = f"--user-data-dir={profile}"
+        with subprocess.Popen(
+            ["sh", "-c", 'exec chromium "$@" 3<&0 4>&1 0</dev/null 1>&2', "sh", *_FLAGS, home],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            bufsize=0,
             start_new_session=True,
             env={**os.environ, "HOME": profile},
-        )
-        os.close(to_browser[0])
-        os.close(from_browser[1])
-        try:
-            yield Page(to_browser[1], from_browser[0], time.monotonic() + within)
-        finally:
-            os.close(to_browser[1])  # it ends with its pipe
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
             try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
+                ends = process.stdin.fileno(), process.stdout.fileno()
+                yield Page(*ends, time.monotonic() + within)
+            finally:
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-            os.close(from_browser[0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from pathlib import Path
 import httpx
 import pytest
 from temporalio.client import Client
-from temporalio.service import RPCError
 
 from stateful_workflow.engine import find_temporal, start_engine
 from stateful_workflow.errors import EngineError, EngineNotFound
@@ -91,18 +89,18 @@ async def test_given_ports_are_used_and_a_taken_one_is_named() -> None:
             await start_engine(port=port).__aenter__()
         with pytest.raises(EngineError, match=f"--ui-port {ui_port} .*in use"):
             await start_engine(ui_port=ui_port).__aenter__()
-    with pytest.raises(EngineError, match="not a port number"):
+
+
+async def test_what_cannot_be_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="--port 70000 cannot be used: not a port number"):
         await start_engine(port=70_000).__aenter__()
-
-
-async def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="its directory is missing"):
         await start_engine(tmp_path / "none" / "engine.db").__aenter__()
 
 
 async def test_the_error_says_what_the_program_said() -> None:
     with pytest.raises(EngineError, match="unknown flag: --nonsense"):
-        await start_engine(extra_args=["--nonsense"], startup_timeout=2).__aenter__()
+        await start_engine(extra_args=["--nonsense"]).__aenter__()
 
 
 async def test_cancelled_while_it_starts_it_leaves_nothing() -> None:
@@ -113,13 +111,6 @@ async def test_cancelled_while_it_starts_it_leaves_nothing() -> None:
     with pytest.raises(asyncio.CancelledError):
         await starting
     assert gone(port)
-
-
-async def test_an_unknown_namespace_stays_unknown() -> None:
-    async with start_engine(ui=False) as engine:
-        client = await Client.connect(engine.address, namespace="other")
-        with pytest.raises(RPCError, match="other"):
-            await client.count_workflows()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
@@ -156,7 +147,3 @@ def test_the_program_beside_the_interpreter_comes_first(
     (on_path / "temporal").unlink()
     with pytest.raises(EngineNotFound, match=r'pip install "stateful-workflow\[engine\]"'):
         find_temporal()
-
-
-def test_the_program_is_one_that_runs() -> None:
-    assert os.access(find_temporal(), os.X_OK)

@@ -8,13 +8,11 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, cast
 
 import httpx
@@ -30,6 +28,7 @@ from .browser import browser
 from .conftest import start_worker
 from .support import events_of, eventually, nodes_run, sealed_at
 from .test_cli import start_dev
+from .test_engine import free_port
 from .workflows import Node, Plan
 
 SECRET = "canary-9c27-first"
@@ -48,7 +47,6 @@ class Scene:
     codec: str
     client: Client
     tokens: TokenClient
-    queue: str
     root: str
     child: str
     fingerprint: str
@@ -68,14 +66,17 @@ class Scene:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def page_of(self, workflow_id: str, run_id: str, path: str) -> str:
-        return f"{self.ui}/namespaces/default/workflows/{workflow_id}/{run_id}/{path}"
+    async def read(self, path: str, *texts: str) -> str:
+        """What the Web UI's page of the child shows, once these texts are there."""
+        run_id = (await self.client.get_workflow_handle(self.child).describe()).run_id
+        url = f"{self.ui}/namespaces/default/workflows/{self.child}/{run_id}/{path}"
 
+        def look() -> str:
+            with browser(within=45) as page:
+                page.open(url)
+                return page.wait_for(*texts)
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        return await asyncio.to_thread(look)
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +104,11 @@ async def scene() -> AsyncIterator[Scene]:
             tree = await tokens.rotate(queue, NEWER, timeout=20)
             (fingerprint,) = {node.fingerprint for node in tree.nodes}
             yield Scene(
-                address=engine.address,
-                ui=str(engine.ui_url),
-                codec=codec,
-                client=client,
-                tokens=tokens,
-                queue=queue,
+                engine.address,
+                str(engine.ui_url),
+                codec,
+                client,
+                tokens,
                 root=queue,
                 child=f"{queue}-a",
                 fingerprint=str(fingerprint),
@@ -147,10 +147,8 @@ async def test_a_shown_history_has_claims_in_the_place_of_sealed_tokens(scene: S
         for text in (SECRET, NEWER, sealed, SEALED, sealed.split(".")[2]):
             assert text not in shown
 
-    printed = await scene.temporal(
-        "workflow", "show", "--workflow-id", scene.child, "--output", "json"
-    )
-    events = {event["eventType"]: event for event in json.loads(printed)["events"]}
+    show = ("workflow", "show", "--workflow-id", scene.child, "--output", "json")
+    events = {each["eventType"]: each for each in json.loads(await scene.temporal(*show))["events"]}
     (header,) = payloads_in(
         events["EVENT_TYPE_WORKFLOW_EXECUTION_STARTED"]["workflowExecutionStartedEventAttributes"][
             "header"
@@ -178,7 +176,7 @@ async def test_a_query_is_answered_with_claims(scene: Scene) -> None:
 async def test_input_is_sent_through_the_endpoint_as_it_is(scene: Scene) -> None:
     new = f"{scene.root}-new"
     await scene.temporal(
-        *("workflow", "start", "--type", "Node", "--task-queue", scene.queue),
+        *("workflow", "start", "--type", "Node", "--task-queue", scene.root),
         *("--workflow-id", new, "--input", '{"api_url": "https://api.example.com/v2"}'),
     )
 
@@ -202,49 +200,27 @@ def test_dev_gives_its_web_ui_the_endpoint() -> None:
 
 
 @needs("chromium")
-async def test_the_web_ui_shows_claims_in_an_event(scene: Scene, tmp_path: Path) -> None:
+async def test_the_web_ui_shows_claims_in_an_event(scene: Scene) -> None:
     handle = scene.client.get_workflow_handle(scene.child)
     (event,) = await events_of(handle, "WORKFLOW_EXECUTION_SIGNALED")
-    run_id = (await handle.describe()).run_id
-
-    def look() -> str:
-        with browser(within=45) as page:
-            page.open(scene.page_of(scene.child, run_id, f"history/events/{event.event_id}"))
-            seen = page.wait_for(
-                "Workflow Execution Signaled",
-                '"kind": "token"',
-                '"verified": true',
-                f'"fingerprint": "{scene.fingerprint}"',
-                f'"authority": "{scene.root}"',
-            )
-            page.screenshot(tmp_path / "ui.png")
-            return seen
-
-    seen = await asyncio.to_thread(look)
+    seen = await scene.read(
+        f"history/events/{event.event_id}",
+        "Workflow Execution Signaled",
+        '"kind": "token"',
+        '"verified": true',
+        f'"fingerprint": "{scene.fingerprint}"',
+        f'"authority": "{scene.root}"',
+    )
     assert SEALED not in seen
-    assert (tmp_path / "ui.png").stat().st_size > 10_000
 
 
 @needs("chromium")
 async def test_the_web_ui_shows_claims_in_the_state_a_child_began_with(scene: Scene) -> None:
-    handle = scene.client.get_workflow_handle(scene.child)
-    run_id = (await handle.describe()).run_id
-
-    def look() -> str:
-        with browser(within=45) as page:
-            page.open(scene.page_of(scene.child, run_id, "history/events/1"))
-            return page.wait_for("stateful-node", '"kind": "token"')
-
-    assert SEALED not in await asyncio.to_thread(look)
+    seen = await scene.read("history/events/1", "stateful-node", '"kind": "token"')
+    assert SEALED not in seen
 
 
 @needs("chromium")
 async def test_the_web_ui_shows_what_a_node_holds_in_the_workflows_details(scene: Scene) -> None:
-    run_id = (await scene.client.get_workflow_handle(scene.child).describe()).run_id
-
-    def look() -> str:
-        with browser(within=45) as page:
-            page.open(scene.page_of(scene.child, run_id, "user-metadata"))
-            return page.wait_for("Current Details", scene.fingerprint[:8], "held")
-
-    assert f"set at {scene.root}" in await asyncio.to_thread(look)
+    seen = await scene.read("user-metadata", "Current Details", scene.fingerprint[:8], "held")
+    assert f"set at {scene.root}" in seen

@@ -13,8 +13,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -52,6 +52,8 @@ from tests.builders import (
     signed,
     token,
 )
+
+Process = subprocess.Popen[str]
 
 UI = "https://temporal.example.com"
 PUBLIC = keyring().public()
@@ -140,24 +142,6 @@ def test_what_is_not_genuine_says_so(text: str, keys: Callable[[], Keyring], pro
     described = shown(text, keys())
     assert (described["verified"], described["problem"]) == (False, problem)
     assert described["authority"] == ROOT
-
-
-def test_messages_are_found_wherever_they_are_a_whole_string() -> None:
-    value = {
-        "ledger": {"held": [SEALED, revocation().text], "path": [ROOT]},
-        "waiting": [[], [{"": SEALED}]],
-        "said": f"it was {SEALED}",
-        SEALED: 1,
-    }
-    described = describe_message(token(), PUBLIC)
-    described = json.loads(json.dumps(described))
-
-    answer = shown(value)
-
-    assert answer["ledger"]["held"][0] == described
-    assert answer["ledger"]["held"][1]["kind"] == "revocation"
-    assert answer["waiting"] == [[], [{"": described}]]
-    assert (answer["said"], answer[SEALED]) == (f"it was {SEALED}", 1)
 
 
 def test_what_is_around_a_message_stays_as_it_was_written() -> None:
@@ -294,10 +278,8 @@ def values_of(response: httpx.Response) -> list[Any]:
 async def test_decode_shows_claims_at_any_depth_of_path(app: Starlette, at: str) -> None:
     answer = await ask(app, as_json({"a": 1}, [SEALED]), at=at)
 
-    plain, (described,) = values_of(answer)
-
-    assert plain == {"a": 1}
-    assert described == json.loads(json.dumps(describe_message(token(), PUBLIC)))
+    described = json.loads(json.dumps(describe_message(token(), PUBLIC)))
+    assert values_of(answer) == [{"a": 1}, [described]]
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["cache-control"] == "no-store"
 
@@ -322,7 +304,6 @@ async def test_neither_secret_nor_sealed_text_is_in_the_answer(app: Starlette) -
         b'{"payloads" : [ {"metadata":{"encoding":"anNvbi9wbGFpbg"},"data":"MS4xMA"} ],"x":1.10}',
         b'{"payloads":[{"metadata":{"encoding":"YmluYXJ5L251bGw="}, "later": {"\\ud800": 1}}]}',
         b'{"payloads":[{"metadata":{"encoding":"YmluYXJ5L2VuY3J5cHRlZA=="},"data":"-_8"}]}',
-        b"{}",
         b'{"payloads":null}',
     ],
 )
@@ -346,27 +327,25 @@ async def test_encode_hands_a_sealed_message_back(app: Starlette) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "reason"),
+    "body",
     [
-        (b"", "Expecting value"),
-        (b"\xff", "not UTF-8"),
-        (b"[]", "no object"),
-        (b'{"payloads":{}}', "no list"),
-        (b'{"payloads":[1]}', "payload 0 is no object"),
-        (b'{"payloads":[{},{"metadata":[1]}]}', "payload 1: its metadata"),
-        (b'{"payloads":[{"metadata":{"encoding":1}}]}', "its encoding is no string"),
-        (b'{"payloads":[{"data":1}]}', "its data is no string"),
-        (b'{"payloads":[{"data":"\xc3\xa4"}]}', "not base64"),
-        (b'{"payloads":[{"data":"a"}]}', "not base64"),
-        (b'{"payloads":[{"x":NaN}]}', "NaN"),
-        (b'{"payloads":[{"x":1e400}]}', "out of range"),
-        (b'{"payloads":' + b"[" * 200_000, "nested"),
+        b"",
+        b"\xff",
+        b"[]",
+        b'{"payloads":[1]}',
+        b'{"payloads":[{},{"metadata":[1]}]}',
+        b'{"payloads":[{"metadata":"\\ud800"}]}',
+        b'{"payloads":[{"metadata":{"encoding":1}}]}',
+        b'{"payloads":[{"data":1}]}',
+        b'{"payloads":[{"data":"a"}]}',
+        b'{"payloads":' + b"[" * 200_000,
     ],
+    ids=range(10),
 )
-async def test_what_is_malformed_is_told_as_json(app: Starlette, body: bytes, reason: str) -> None:
+async def test_what_is_malformed_is_told_as_json(app: Starlette, body: bytes) -> None:
     answer = await ask(app, body)
     assert answer.status_code == 400
-    assert reason in answer.json()["error"]
+    assert answer.json()["error"].startswith("not payloads as JSON")
 
 
 @settings(deadline=None)
@@ -431,10 +410,11 @@ async def test_only_the_named_pages_may_read_the_answer(app: Starlette) -> None:
 
 async def test_a_page_may_read_why_it_was_refused() -> None:
     app = codec_app(PUBLIC, ui_origins=[UI], bearer="s3cret")
-    for body in (as_json(1), b"garbage"):
-        answer = await ask(app, body, Origin=UI)
-        assert answer.status_code == 401
-        assert answer.headers["access-control-allow-origin"] == UI
+    answer = await ask(app, b"garbage", Origin=UI)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.json() == {"error": "a bearer secret is needed"}
+    assert answer.headers["access-control-allow-origin"] == UI
 
 
 @pytest.mark.parametrize(
@@ -452,14 +432,7 @@ async def test_an_origin_is_compared_as_the_browser_writes_it(given: str, writte
 
 @pytest.mark.parametrize(
     "origin",
-    [
-        "*",
-        "https://*.example.com",
-        "temporal.example.com",
-        "https://a/b",
-        "https://a:x",
-        "https://u@a",
-    ],
+    ["*", "https://*.example.com", "temporal.example.com", "https://a/b", "https://u@a", "ftp://a"],
 )
 def test_what_is_no_origin_is_refused(origin: str) -> None:
     with pytest.raises(ValueError, match="origin"):
@@ -469,56 +442,35 @@ def test_what_is_no_origin_is_refused(origin: str) -> None:
 # --- the host it is asked under --------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "host",
-    ["localhost", "localhost:8234", "LocalHost:1", "127.0.0.1", "127.0.0.1:80", "[::1]:8234"],
+OURS = ("localhost", "localhost:8234", "LocalHost:1", "127.0.0.1", "127.0.0.1:80", "[::1]:8234")
+THEIRS = (
+    *("", "evil.example.com", "evil.example.com:8234", "localhost.evil.example.com"),
+    *("evil.localhost", "localhost:8234.evil.example.com", "localhost:80@evil.example.com"),
+    *("127.0.0.1.evil.example.com:8234", "[::1", "::1", "0.0.0.0"),
 )
-async def test_it_answers_under_the_names_of_this_machine_at_any_port(
-    app: Starlette, host: str
-) -> None:
-    assert (await ask(app, as_json(SEALED), Host=host)).status_code == 200
-
-
-@pytest.mark.parametrize(
-    "host",
-    [
-        "",
-        "evil.example.com",
-        "evil.example.com:8234",
-        "localhost.evil.example.com",
-        "evil.localhost",
-        "localhost:8234.evil.example.com",
-        "localhost:80@evil.example.com",
-        "127.0.0.1.evil.example.com:8234",
-        "[::1",
-        "::1",
-        "0.0.0.0",
-    ],
-)
-@pytest.mark.parametrize("at", ["/decode", "/encode", "/default/decode"])
-async def test_a_name_that_was_made_to_lead_here_gets_no_answer(
-    app: Starlette, host: str, at: str
-) -> None:
-    answer = await ask(app, as_json(SEALED), at=at, Host=host, X_Forwarded_Host="localhost")
-    assert answer.status_code == 421
-    assert "--host-name" in answer.json()["error"]
 
 
 @pytest.mark.parametrize(
     ("given", "asked"),
     [
-        ("Codec.example.com", "codec.example.com"),
-        ("codec.example.com", "CODEC.example.com:443"),
-        ("10.0.0.5", "10.0.0.5:8234"),
-        ("fd00::5", "[fd00::5]:8234"),
-        ("[FD00::5]", "[fd00::5]"),
+        (None, OURS),
+        ("Codec.example.com", ("codec.example.com", "CODEC.example.com:443", *OURS)),
+        ("10.0.0.5", ("10.0.0.5:8234",)),
+        ("fd00::5", ("[fd00::5]:8234",)),
+        ("[FD00::5]", ("[fd00::5]",)),
     ],
 )
-async def test_it_answers_under_a_name_that_the_operator_gave(given: str, asked: str) -> None:
-    app = codec_app(PUBLIC, ui_origins=[UI], host_names=[given])
-    assert (await ask(app, as_json(SEALED), Host=asked)).status_code == 200
-    assert (await ask(app, as_json(SEALED), Host="localhost")).status_code == 200
-    assert (await ask(app, as_json(SEALED), Host="example.com")).status_code == 421
+async def test_it_answers_under_the_names_of_this_machine_and_those_given_and_no_other(
+    given: str | None, asked: tuple[str, ...]
+) -> None:
+    app = codec_app(PUBLIC, ui_origins=[UI], host_names=[] if given is None else [given])
+    for host in asked:
+        assert (await ask(app, as_json(SEALED), Host=host)).status_code == 200
+    for host in THEIRS:
+        for at in ("/decode", "/encode", "/default/decode"):
+            answer = await ask(app, as_json(SEALED), at=at, Host=host, X_Forwarded_Host="localhost")
+            assert answer.status_code == 421
+            assert "--host-name" in answer.json()["error"]
 
 
 @pytest.mark.parametrize(
@@ -538,10 +490,8 @@ SLOW: dict[str, tuple[bytes, bytes]] = {
     "silence": (b"", b""),
     "half a head": (HEAD, b""),
     "a head that trickles": (HEAD + b"X-Long: ", b"x"),
-    "half a body": (HEAD + b"Content-Length: 1000000\r\n\r\n{", b""),
     "a body that trickles": (HEAD + b"Content-Length: 1000000\r\n\r\n{", b" "),
     "chunks that trickle": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
-    "a second request": (WHOLE + HEAD, b""),
     "a second request that trickles": (WHOLE + HEAD + b"X-Long: ", b"x"),
     "no second request": (WHOLE, b""),
     "a refused body that trickles": (
@@ -661,13 +611,6 @@ async def test_a_bearer_secret_is_asked_for(authorization: str, status: int) -> 
     assert "s3cret" not in answer.text
 
 
-async def test_without_a_secret_a_401_says_what_is_needed() -> None:
-    answer = await ask(codec_app(PUBLIC, ui_origins=[UI], bearer="s3cret"), as_json(SEALED))
-    assert answer.status_code == 401
-    assert answer.headers["www-authenticate"] == "Bearer"
-    assert answer.json() == {"error": "a bearer secret is needed"}
-
-
 @pytest.mark.parametrize("bearer", ["", " ", "ä", "a\nb"])
 def test_a_secret_that_no_header_holds_is_refused(bearer: str) -> None:
     with pytest.raises(ValueError, match="visible"):
@@ -705,62 +648,55 @@ async def test_it_is_served_and_its_end_leaves_the_port_free(app: Starlette) -> 
 # --- the command ---------------------------------------------------------------------------
 
 
-@contextmanager
-def command(*arguments: str, **variables: str) -> Generator[subprocess.Popen[str], None, None]:
-    code = "from stateful_workflow.cli import main; main()"
-    environment = {name: text for name, text in os.environ.items() if name != BEARER_VARIABLE}
-    with subprocess.Popen(
-        [sys.executable, "-c", code, "codec-server", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**environment, **variables},
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
 @pytest.fixture
-def keyring_file(tmp_path: Path) -> str:
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Process]]:
     path = tmp_path / "public.json"
     PUBLIC.save(path)
-    return str(path)
+    monkeypatch.delenv(BEARER_VARIABLE, raising=False)
+    code = "from stateful_workflow.cli import main; main()"
+    with ExitStack() as stack:
+
+        def start(*arguments: str, **variables: str) -> Process:
+            process = subprocess.Popen(
+                [sys.executable, "-c", code, "codec-server", "--port", "0", *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "STATEFUL_KEYRING": str(path), **variables},
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
+
+        yield start
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals to a process group")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("secret_in", [None, "file", "variable"])
 def test_the_command_serves_until_it_is_stopped(
-    number: signal.Signals, secret_in: str | None, keyring_file: str, tmp_path: Path
+    secret_in: str | None, command: Callable[..., Process], tmp_path: Path
 ) -> None:
     file = tmp_path / "bearer"
     file.write_text("s3cret\n")
-    arguments = ["--bearer-file", str(file)] if secret_in == "file" else []
-    variables = {BEARER_VARIABLE: "s3cret"} if secret_in == "variable" else {}
+    process = command(
+        *("--ui-origin", UI, "--host-name", "codec.example.com"),
+        *(("--bearer-file", str(file)) if secret_in == "file" else ()),
+        **({BEARER_VARIABLE: "s3cret"} if secret_in == "variable" else {}),
+    )
+    assert process.stdout is not None
+    said = ""
+    while "Ctrl-C" not in said:
+        line = process.stdout.readline()
+        assert line, process.communicate()
+        said += line
+    endpoint = re.search(r"http://127\.0\.0\.1:\d+", said)
+    assert endpoint is not None
     headers = {"Origin": UI}
-    with command(
-        *("--port", "0", "--ui-origin", UI, "--host-name", "codec.example.com"),
-        *("--keyring", keyring_file, *arguments),
-        **variables,
-    ) as process:
-        assert process.stdout is not None
-        said = ""
-        while "Ctrl-C" not in said:
-            line = process.stdout.readline()
-            assert line, process.communicate()
-            said += line
-        endpoint = re.search(r"http://127\.0\.0\.1:\d+", said)
-        assert endpoint is not None
-        with httpx.Client(trust_env=False, base_url=endpoint[0]) as http:
-            before = http.post("/decode", json=as_json(SEALED), headers=headers)
-            headers["Authorization"] = "Bearer s3cret"
-            headers["Host"] = "codec.example.com"
-            answer = http.post("/decode", json=as_json(SEALED), headers=headers)
-        os.killpg(process.pid, number)
-        rest, errors = process.communicate(timeout=30)
+    with httpx.Client(trust_env=False, base_url=endpoint[0]) as http:
+        before = http.post("/decode", json=as_json(SEALED), headers=headers)
+        headers |= {"Authorization": "Bearer s3cret", "Host": "codec.example.com"}
+        answer = http.post("/decode", json=as_json(SEALED), headers=headers)
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=30)
 
     assert before.status_code == (200 if secret_in is None else 401)
     assert values_of(answer)[0]["verified"]
@@ -773,39 +709,25 @@ def test_the_command_serves_until_it_is_stopped(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "reason"),
+    ("option", "value", "status", "reason"),
     [
-        (["--ui-origin", "*"], "origin"),
-        (["--host-name", "https://codec.example.com"], "host name"),
-        (["--bearer-file", "/nowhere/file"], "the file <--bearer-file> cannot be read"),
-        (["--bearer-file", os.devnull], "visible ASCII"),
-        (["--keyring", "/nowhere/keyring"], "the keyring <--keyring> cannot be read"),
+        ("--ui-origin", "*", 1, "origin"),
+        ("--host-name", "https://codec.example.com", 1, "host name"),
+        ("--bearer-file", "/nowhere/file", 2, "--bearer-file takes FILE"),
+        ("--bearer-file", os.devnull, 1, "visible ASCII"),
+        ("--keyring", "/nowhere/keyring", 1, "the keyring <--keyring> cannot be read"),
     ],
 )
-def test_what_is_wrong_is_one_line(arguments: list[str], reason: str, keyring_file: str) -> None:
-    with command("--port", "0", "--keyring", keyring_file, *arguments) as process:
-        output, errors = process.communicate(timeout=30)
-    assert (process.returncode, output) == (1, "")
+def test_what_is_wrong_is_one_line(
+    option: str, value: str, status: int, reason: str, command: Callable[..., Process]
+) -> None:
+    process = command(option, value)
+    output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output) == (status, "")
     assert errors.startswith("error: ")
     assert errors.count("\n") == 1
     assert reason in errors
-
-
-def test_without_the_extra_it_says_what_to_install(keyring_file: str) -> None:
-    code = (
-        "import sys; sys.modules['starlette'] = None; sys.argv[1:] = ['codec-server'];"
-        "from stateful_workflow.cli import main; main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "STATEFUL_KEYRING": keyring_file},
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert 'pip install "stateful-workflow[cli,codec]"' in done.stderr
+    assert value not in errors or value == "*"
 
 
 # --- a workflow's own details ----------------------------------------------------------------
@@ -813,25 +735,15 @@ def test_without_the_extra_it_says_what_to_install(keyring_file: str) -> None:
 HELD = TokenStatus(
     "apiToken", "held", version=NOW, fingerprint="0123456789abcdef", authority="acme"
 )
+LINE = "`apiToken` **held** `01234567` of 2027-01-15T08:00:00Z"
 
 
 @pytest.mark.parametrize(
     ("status", "own", "withheld", "line"),
     [
-        (HELD, "acme", (), "`apiToken` **held** `01234567` of 2027-01-15T08:00:00Z"),
-        (
-            HELD,
-            "acme-1",
-            (),
-            "`apiToken` **held** `01234567` of 2027-01-15T08:00:00Z, set at `acme`",
-        ),
-        (
-            replace(HELD, state="revoked"),
-            "acme",
-            ["*"],
-            "`apiToken` **revoked** `01234567` of 2027-01-15T08:00:00Z, "
-            "withheld by a workflow above",
-        ),
+        (HELD, "acme", (), LINE),
+        (HELD, "acme-1", (), f"{LINE}, set at `acme`"),
+        (HELD, "acme", ["*"], f"{LINE}, withheld by a workflow above"),
         (TokenStatus("apiToken", "withheld"), "acme", ["apiToken"], "`apiToken` **withheld**"),
         (TokenStatus("apiToken", "needs_set"), "acme", [], "`apiToken` **needs set**"),
         (
@@ -847,10 +759,8 @@ def test_a_node_is_one_line(status: TokenStatus, own: str, withheld: list[str], 
 
 
 def test_credentials_are_beside_each_other() -> None:
-    statuses = [TokenStatus("apiToken", "none"), replace(HELD, name="other")]
-    assert details_line(statuses, "acme") == (
-        "`apiToken` **none** · `other` **held** `01234567` of 2027-01-15T08:00:00Z"
-    )
+    none = TokenStatus("other", "none")
+    assert details_line([none, HELD], "acme") == f"`other` **none** · {LINE}"
 
 
 @pytest.mark.parametrize(

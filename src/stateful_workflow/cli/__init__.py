@@ -8,7 +8,9 @@ from contextlib import suppress
 from traceback import format_exception
 from typing import Any
 
+from ..errors import StatefulError
 from ..text.printable import printable
+from .extras import needing
 
 __all__ = ["main"]
 
@@ -21,14 +23,10 @@ def main() -> None:
     """
     sys.excepthook = _unexpected  # before typer is imported, whose own goes on to it
     try:
-        from .app import app
-    except ModuleNotFoundError as error:
-        if error.name not in {"typer", "rich"}:
-            raise
-        sys.exit(
-            f"error: the command needs the package {error.name}: "
-            'pip install "stateful-workflow[cli]"'
-        )
+        with needing("the command", "cli"):
+            from .app import app
+    except StatefulError as error:
+        sys.exit(f"error: {error}")
     try:
         app()
     except SystemExit as end:

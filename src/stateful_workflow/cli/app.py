@@ -12,7 +12,8 @@ import typer
 from ..engine import start_engine
 from ..text.output import Commands, say
 from . import audit, codec_server, keys, token, tree
-from .common import Json, Namespace, needing, run
+from .common import Json, Namespace, reported, run
+from .extras import needing
 
 app = typer.Typer(
     name="stateful",
@@ -58,29 +59,28 @@ def dev(
     namespace: Namespace = None,
 ) -> None:
     """Run the embedded Temporal server with its Web UI until Ctrl-C."""
-    run(_dev(db, port, ui_port, ui_codec_endpoint, namespace or "default"), stopped=0)
 
+    async def serving() -> None:
+        async with start_engine(
+            db,
+            port=port,
+            ui_port=ui_port,
+            ui_codec_endpoint=ui_codec_endpoint,
+            namespace=namespace or "default",
+        ) as engine:
+            say(
+                f"Temporal server  {engine.address}",
+                f"namespace        {engine.namespace}",
+                f"Web UI           {engine.ui_url}",
+                f"data             {engine.db or 'in memory, gone at the end'}",
+                "",
+                f"export TEMPORAL_ADDRESS={engine.address}",
+                "",
+                "Ctrl-C stops it.",
+            )
+            await asyncio.Event().wait()
 
-async def _dev(
-    db: Path | None,
-    port: int | None,
-    ui_port: int | None,
-    ui_codec_endpoint: str | None,
-    namespace: str,
-) -> int:
-    async with start_engine(
-        db, port=port, ui_port=ui_port, ui_codec_endpoint=ui_codec_endpoint, namespace=namespace
-    ) as engine:
-        for label, value in (
-            ("Temporal server", engine.address),
-            ("namespace", engine.namespace),
-            ("Web UI", engine.ui_url),
-            ("data", engine.db or "in memory, gone at the end"),
-        ):
-            say(f"{label:16} {value}")
-        say("", f"export TEMPORAL_ADDRESS={engine.address}", "", "Ctrl-C stops it.")
-        await asyncio.Event().wait()
-    return 0
+    run(serving(), stopped=0)
 
 
 @app.command()
@@ -94,10 +94,6 @@ def demo(
 
     Needs no server: it runs the embedded one. With --json the report is the last line.
     """
-    run(_demo(as_json, keep))
-
-
-async def _demo(as_json: bool, keep: bool) -> int:
-    with needing("the demo", "demo"):
+    with reported(), needing("the demo", "demo"):
         from ..demo.main import run_demo
-    return await run_demo(as_json=as_json, keep=keep)
+    run(run_demo(as_json=as_json, keep=keep))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Annotated, Final
 
 import typer
@@ -12,7 +12,8 @@ import typer
 from ..errors import StatefulError
 from ..sealed.keyring import Keyring
 from ..text.output import say
-from .common import KeyringPath, needing, run
+from .common import KeyringPath, reported, run
+from .extras import needing
 
 BEARER_VARIABLE: Final = "STATEFUL_CODEC_BEARER"
 """Holds the secret that requests must carry, where no file is given."""
@@ -29,86 +30,68 @@ def codec_server(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one.")] = DEFAULT_PORT,
     ui_origin: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="URL",
-            help="Of the Web UI whose pages may ask, as the browser shows it, repeatable; "
-            "else that of a local server, port 8233.",
-        ),
+        typer.Option(metavar="URL", help="Of the Web UI whose pages may ask; repeatable."),
     ] = None,
     host_name: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Host in the URL that the Web UI asks under, such as a proxy's, repeatable; "
-            "beside localhost, 127.0.0.1, [::1] and --host.",
-        ),
+        typer.Option(metavar="NAME", help="Host that it is asked under, as a proxy's; repeatable."),
     ] = None,
     bearer_file: Annotated[
-        Path | None,
+        typer.FileText | None,
         typer.Option(
-            help=f"File with a secret that requests must carry; else ${BEARER_VARIABLE}; "
-            "with neither anybody may ask.",
+            errors="replace",
+            metavar="FILE",
+            help=f"File to read a secret from that requests must carry; else ${BEARER_VARIABLE}.",
         ),
     ] = None,
     keyring: KeyringPath = None,
 ) -> None:
     """Show in the Web UI what sealed messages say: a codec server, until Ctrl-C.
 
-    It opens no token: a public keyring is enough (`stateful keys public`).
+    It opens no token: a public keyring is enough (`stateful keys public`). It answers pages of a
+    Web UI at port 8233 of this machine, or of those named, as the browser shows their address; and
+    under localhost, 127.0.0.1, [::1], --host and the host names that are given. Without a secret
+    anybody may ask.
     """
-    run(_codec_server(host, port, ui_origin, host_name or [], bearer_file, keyring), stopped=0)
-
-
-async def _codec_server(
-    host: str,
-    port: int,
-    ui_origins: list[str] | None,
-    host_names: list[str],
-    bearer_file: Path | None,
-    keyring_path: Path | None,
-) -> int:
-    with needing("the codec server", "cli,codec"):
+    with reported(), needing("the codec server", "cli,codec"):
         from ..web.codec_server import DEFAULT_UI_ORIGINS, codec_app, serve_codec
-    keyring = Keyring.load(keyring_path)
-    bearer = _read_bearer(bearer_file)
-    try:
-        app = codec_app(
-            keyring,
-            ui_origins=ui_origins or DEFAULT_UI_ORIGINS,
-            host_names=[host, *host_names],
-            bearer=bearer,
+    origins = ui_origin or DEFAULT_UI_ORIGINS
+    with reported():
+        keys = Keyring.load(keyring)
+        bearer = (
+            os.environ.get(BEARER_VARIABLE) if bearer_file is None else bearer_file.read().strip()
         )
-    except ValueError as error:
-        raise StatefulError(str(error)) from None
-    unused = any(key.private for key in keyring.keys())
-    async with serve_codec(app, host=host, port=port) as endpoint:
-        for label, value in (
-            ("codec endpoint", endpoint),
-            ("Web UI", " ".join(ui_origins or DEFAULT_UI_ORIGINS)),
-            ("keyring", f"{keyring.path}{'; its private keys are not used' if unused else ''}"),
-            ("secret", "none asked for" if bearer is None else "asked for"),
-        ):
-            say(f"{label:16} {value}")
-        # On the command line itself other users of the machine could read it.
-        secret = "" if bearer is None else '  export TEMPORAL_CODEC_AUTH="Bearer …"\n'
-        usage = (
-            "\nIn the Web UI: the icon with the glasses at the top right, or start it with\n"
-            f"  stateful dev --ui-codec-endpoint {endpoint}\n"
-            f"  temporal server start-dev --ui-codec-endpoint {endpoint}\n"
-            "On the command line:\n"
-            f"{secret}  temporal workflow show -w ID --codec-endpoint {endpoint} --detailed\n"
-            "\nCtrl-C stops it."
-        )
-        say(*usage.split("\n"))
-        await asyncio.Event().wait()
-    return 0
+        try:
+            hosts = [host, *(host_name or ())]
+            app = codec_app(keys, ui_origins=origins, host_names=hosts, bearer=bearer)
+        except ValueError as error:
+            raise StatefulError(str(error)) from None
+
+    async def serving() -> None:
+        async with serve_codec(app, host=host, port=port) as endpoint:
+            unused = (
+                "; its private keys are not used" if any(k.private for k in keys.keys()) else ""
+            )
+            say(
+                f"codec endpoint   {endpoint}",
+                f"Web UI           {' '.join(origins)}",
+                f"keyring          {keys.path}{unused}",
+                f"secret           {'none asked for' if bearer is None else 'asked for'}",
+                "",
+                *_how_to_use(endpoint, with_secret=bearer is not None),
+                "",
+                "Ctrl-C stops it.",
+            )
+            await asyncio.Event().wait()
+
+    run(serving(), stopped=0)
 
 
-def _read_bearer(file: Path | None) -> str | None:
-    if file is None:
-        return os.environ.get(BEARER_VARIABLE)
-    try:
-        return file.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not text"
-        raise StatefulError(f"the file {file} cannot be read: {reason}") from None
+def _how_to_use(endpoint: str, *, with_secret: bool) -> Iterator[str]:
+    yield "In the Web UI: the icon with the glasses at the top right, or start it with"
+    yield f"  stateful dev --ui-codec-endpoint {endpoint}"
+    yield f"  temporal server start-dev --ui-codec-endpoint {endpoint}"
+    yield "On the command line:"
+    if with_secret:  # on the command line itself other users of the machine could read it
+        yield '  export TEMPORAL_CODEC_AUTH="Bearer …"'
+    yield f"  temporal workflow show -w ID --codec-endpoint {endpoint} --detailed"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 import signal
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn, get_type_hints
 
 import typer
 from temporalio.client import Client
@@ -17,43 +19,67 @@ from temporalio.service import RPCError
 
 from ..errors import OperationFailed, StatefulError
 from ..sealed.keyring_file import KEYRING_VARIABLE
+from ..sealed.message import DEFAULT_NAME
 from ..text.output import Failed
 
-AUDIT_VARIABLE: Final = "STATEFUL_AUDIT"
 CONNECT_SECONDS: Final = 15
 """How long the server may take to answer the first call."""
 
-Address = Annotated[
-    str | None,
-    typer.Option(help="host:port of the server, over $TEMPORAL_ADDRESS and the profile."),
-]
 Namespace = Annotated[
     str | None, typer.Option(help="Temporal namespace, over $TEMPORAL_NAMESPACE and the profile.")
 ]
 KeyringPath = Annotated[
     Path | None, typer.Option("--keyring", envvar=KEYRING_VARIABLE, help="Keyring file.")
 ]
-AuditPath = Annotated[
-    Path | None,
-    typer.Option(
-        "--audit",
-        envvar=AUDIT_VARIABLE,
-        metavar="FILE",
-        help="Put on record here what is done; where that fails, nothing but a revoke is.",
-    ),
-]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Name = Annotated[str, typer.Option(help="Credential name.")]
-WorkflowId = Annotated[str, typer.Argument(metavar="ID", help="Workflow id.")]
 
 
-def run(command: Coroutine[Any, Any, int | None], *, stopped: int | None = None) -> NoReturn:
+@dataclass(frozen=True)
+class AtWorkflow:
+    """Options of a command that looks at a workflow."""
+
+    workflow_id: Annotated[str, typer.Argument(metavar="ID", help="Workflow id.")]
+    name: Annotated[str, typer.Option(help="Credential name.")] = DEFAULT_NAME
+    address: Annotated[
+        str | None,
+        typer.Option(help="host:port of the server, over $TEMPORAL_ADDRESS and the profile."),
+    ] = None
+    namespace: Namespace = None
+    as_json: Json = False
+
+
+def command(function: Callable[..., Coroutine[Any, Any, int | None] | None]) -> Callable[..., None]:
+    """What typer takes, of a function whose first parameter is a dataclass of options.
+
+    Each field is an option of the command beside the function's own, and a coroutine is run.
+    """
+    first, *own = inspect.signature(function, eval_str=True).parameters.values()
+    types = get_type_hints(first.annotation, include_extras=True)
+    shared = [
+        field.replace(annotation=types[field.name])
+        for field in inspect.signature(first.annotation).parameters.values()
+    ]
+
+    def opened(**given: Any) -> None:
+        options = first.annotation(**{field.name: given.pop(field.name) for field in shared})
+        running = function(options, **given)
+        if running is not None:
+            run(running)
+
+    opened.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
+        [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*shared, *own)]
+    )
+    opened.__name__, opened.__doc__ = function.__name__, function.__doc__
+    return opened
+
+
+def run(running: Coroutine[Any, Any, int | None], *, stopped: int | None = None) -> NoReturn:
     """Run a command to its end and exit with its status.
 
     SIGINT, SIGTERM and SIGHUP cancel it, so that it cleans up.
 
     Args:
-        command: returns the exit status; None means 0.
+        running: returns the exit status; None means 0.
         stopped: exit status after such a signal; None means 128 + its number.
     """
     received: list[int] = []
@@ -71,7 +97,7 @@ def run(command: Coroutine[Any, Any, int | None], *, stopped: int | None = None)
                 number = int(getattr(signal, name))
                 if name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:  # nohup
                     loop.add_signal_handler(number, stop, number)
-        return await command
+        return await running
 
     with reported():
         try:
@@ -92,28 +118,8 @@ def reported() -> Generator[None, None, None]:
         raise Failed(f"the server answered {error.status.name}: {error.message}") from None
 
 
-@contextmanager
-def needing(what: str, extra: str) -> Generator[None, None, None]:
-    """Say which extra brings a package that an import in the block lacks.
-
-    Raises:
-        StatefulError: what it is for, and how it is installed.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("stateful_workflow"):
-            raise
-        raise StatefulError(
-            f'{what} needs the package {error.name}: pip install "stateful-workflow[{extra}]"'
-        ) from None
-
-
 async def connect(address: str | None, namespace: str | None) -> Client:
-    """Connect as Temporal's environment configuration says.
-
-    Args:
-        address, namespace: override it where not None.
+    """Connect as Temporal's environment configuration says, but for what is given here.
 
     Raises:
         OperationFailed: where the configuration is wrong or no server answers.

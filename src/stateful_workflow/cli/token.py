@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
-from datetime import datetime, timezone
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
 from rich.table import Table
@@ -18,288 +18,183 @@ from ..client.client import TokenClient
 from ..errors import AuditError, NotConverged, StatefulError
 from ..node.status import TokenStatus
 from ..sealed.keyring import Keyring
-from ..sealed.message import DEFAULT_NAME
 from ..sealed.origins import allowed_origin
 from ..text.output import out, print_json, say, unrepeated
 from ..text.printable import printable
-from .common import (
-    Address,
-    AuditPath,
-    Json,
-    KeyringPath,
-    Name,
-    Namespace,
-    WorkflowId,
-    connect,
-    run,
-)
+from ..text.times import utc
+from .common import AtWorkflow, KeyringPath, command, connect, run
 from .tree import show_tree
+
+AUDIT_VARIABLE: Final = "STATEFUL_AUDIT"
 
 app = typer.Typer(help="Set, look at and end a token at a workflow.", no_args_is_help=True)
 
-
-FromEnvironment = Annotated[
-    str | None,
-    typer.Option("--from-env", metavar="VARIABLE", help="Read the token from this variable."),
-]
-Origins = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--origin",
-        metavar="URL",
-        help="Where it may be sent (https, or http on 127.0.0.1), repeatable; "
-        "else as the token held there.",
-    ),
-]
-ExpiresIn = Annotated[
-    float | None, typer.Option(min=1, metavar="SECONDS", help="From now; else never.")
-]
-Types = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--type",
-        metavar="TYPE",
-        help="Workflow types whose activities may open it, repeatable; "
-        "else as the token held there.",
-    ),
-]
 Readers = Annotated[
     list[str] | None,
-    typer.Option(
-        "--reader",
-        metavar="AUDIENCE",
-        help="Seal it for the readers of this audience only, repeatable; "
-        "else as the token held there.",
-    ),
+    typer.Option("--reader", metavar="AUDIENCE", help="Seal it for these readers; repeatable."),
 ]
-# Taken so that a token given here by mistake is not echoed by the parser's own error.
-Mistaken = Annotated[list[str] | None, typer.Argument(hidden=True)]
+
+
+@dataclass(frozen=True)
+class WithKeys(AtWorkflow):
+    """Options of a command that needs keys, and whose deeds are put on record."""
+
+    keyring: KeyringPath = None
+    audit: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=AUDIT_VARIABLE,
+            metavar="FILE",
+            help="Put on record here what is done; where that fails, nothing but a revoke is.",
+        ),
+    ] = None
+
+    @asynccontextmanager
+    async def client(self, *, must_record: bool = True) -> AsyncGenerator[TokenClient, None]:
+        """Connect, with these keys and this record."""
+        keyring = Keyring.load(self.keyring)  # first: the cheaper thing to be wrong
+        client = await connect(self.address, self.namespace)
+        # Last, since nobody else can write to the file meanwhile.
+        with _record(self.audit, must_record=must_record) as record:
+            yield TokenClient(client, keyring, audit=record)
+
+
+@dataclass(frozen=True)
+class NewToken(WithKeys):
+    """Options of a command that sets a token."""
+
+    # Taken so that a token given here by mistake is not echoed by the parser's own error.
+    mistaken: Annotated[list[str] | None, typer.Argument(hidden=True)] = None
+    from_env: Annotated[
+        str | None, typer.Option(metavar="VARIABLE", help="Read the token from this variable.")
+    ] = None
+    origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="Where it may be sent; repeatable."),
+    ] = None
+    expires_in: Annotated[
+        float | None, typer.Option(min=1, metavar="SECONDS", help="From now; else never.")
+    ] = None
+    workflow_type: Annotated[
+        list[str] | None,
+        typer.Option("--type", metavar="TYPE", help="Whose activities may open it; repeatable."),
+    ] = None
+    reader: Readers = None
+
+    def read(self) -> dict[str, Any]:
+        """What `TokenClient.set` and `rotate` take; waits for the token where it is typed in."""
+        try:
+            origins = [allowed_origin(text) for text in self.origin or ()]
+        except ValueError as error:
+            raise typer.BadParameter(f"--origin: {error}") from None
+        return {
+            "workflow_id": self.workflow_id,
+            "token": _read_token(self.from_env, self.mistaken),
+            "name": self.name,
+            "origins": origins or None,
+            "expires_in": self.expires_in,
+            "types": self.workflow_type or None,
+            "readers": self.reader or None,
+        }
 
 
 @app.command("set")
-def set_token(
-    workflow_id: WorkflowId,
-    mistaken: Mistaken = None,
-    from_env: FromEnvironment = None,
-    name: Name = DEFAULT_NAME,
-    origin: Origins = None,
-    expires_in: ExpiresIn = None,
-    workflow_type: Types = None,
-    reader: Readers = None,
-    address: Address = None,
-    namespace: Namespace = None,
-    keyring: KeyringPath = None,
-    audit: AuditPath = None,
-    as_json: Json = False,
-) -> None:
+@command
+def set_token(options: NewToken) -> None:
     """Set a token at a workflow and all below it, and print its status.
 
     The token comes from stdin, or from a variable with --from-env; never from the command line,
-    where other users of the machine could read it.
+    where other users of the machine could read it. An origin is https, or http on 127.0.0.1.
+    Origins, types and readers that are not given stay as those of the token held there.
     """
-    origins = _checked_origins(origin)
-    token = _read_token(from_env, mistaken)
+    given = options.read()
 
-    async def command() -> None:
-        async with _client_with_keys(address, namespace, keyring, audit) as tokens:
-            status = await tokens.set(
-                workflow_id,
-                token,
-                name=name,
-                origins=origins,
-                expires_in=expires_in,
-                types=workflow_type or None,
-                readers=reader or None,
-            )
-        _show(workflow_id, name, status, as_json)
+    async def setting() -> None:
+        async with options.client() as tokens:
+            status = await tokens.set(**given)
+        _show(options, status)
 
-    run(command())
+    run(setting())
 
 
 @app.command()
+@command
 def rotate(
-    workflow_id: WorkflowId,
-    mistaken: Mistaken = None,
+    options: NewToken,
     timeout: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="How long to wait.")
     ] = 60.0,
-    from_env: FromEnvironment = None,
-    name: Name = DEFAULT_NAME,
-    origin: Origins = None,
-    expires_in: ExpiresIn = None,
-    workflow_type: Types = None,
-    reader: Readers = None,
-    address: Address = None,
-    namespace: Namespace = None,
-    keyring: KeyringPath = None,
-    audit: AuditPath = None,
-    as_json: Json = False,
 ) -> None:
-    """Set a token and wait until every workflow that should have it has accepted it.
+    """Set a token as `set` does, and wait until every workflow that should have it has accepted it.
 
     With exit status 0 the old token may be revoked at the API; 3 says that some workflow is
     still behind, and the tree that is printed says which.
     """
-    origins = _checked_origins(origin)
-    token = _read_token(from_env, mistaken)
+    given = options.read()
 
-    async def command() -> int:
-        async with _client_with_keys(address, namespace, keyring, audit) as tokens:
+    async def rotating() -> int:
+        async with options.client() as tokens:
             try:
                 with out(err=True).status("waiting until every workflow has accepted it …"):
-                    tree = await tokens.rotate(
-                        workflow_id,
-                        token,
-                        timeout=timeout,
-                        name=name,
-                        origins=origins,
-                        expires_in=expires_in,
-                        types=workflow_type or None,
-                        readers=reader or None,
-                    )
+                    tree = await tokens.rotate(**given, timeout=timeout)
             except NotConverged as behind:
                 tree = behind.tree
-        return show_tree(tree, as_json=as_json)
+        return show_tree(tree, as_json=options.as_json)
 
-    run(command())
+    run(rotating())
 
 
 @app.command()
-def status(
-    workflow_id: WorkflowId,
-    name: Name = DEFAULT_NAME,
-    address: Address = None,
-    namespace: Namespace = None,
-    as_json: Json = False,
-) -> None:
+@command
+async def status(options: AtWorkflow) -> None:
     """Show what a workflow holds, without opening it."""
-
-    async def command() -> None:
-        tokens = TokenClient(await connect(address, namespace))
-        _show(workflow_id, name, await tokens.status(workflow_id, name), as_json)
-
-    run(command())
+    tokens = TokenClient(await connect(options.address, options.namespace))
+    _show(options, await tokens.status(options.workflow_id, options.name))
 
 
 @app.command()
-def reveal(
-    workflow_id: WorkflowId,
-    name: Name = DEFAULT_NAME,
-    address: Address = None,
-    namespace: Namespace = None,
-    keyring: KeyringPath = None,
-    audit: AuditPath = None,
-    as_json: Json = False,
-) -> None:
+@command
+async def reveal(options: WithKeys) -> None:
     """Print the token itself. Needs a reader key."""
-
-    async def command() -> None:
-        async with _client_with_keys(address, namespace, keyring, audit) as tokens:
-            token = (await tokens.get(workflow_id, name)).reveal()
-        if as_json:
-            print_json({"name": name, "token": token})
-        elif printable(token, keep="\n") != token:
-            raise StatefulError("the token has characters that are not printed: add --json")
-        else:
-            say(*token.split("\n"))
-
-    run(command())
+    async with options.client() as tokens:
+        token = (await tokens.get(options.workflow_id, options.name)).reveal()
+    if options.as_json:
+        print_json({"name": options.name, "token": token})
+    elif printable(token, keep="\n") != token:
+        raise StatefulError("the token has characters that are not printed: add --json")
+    else:
+        say(*token.split("\n"))
 
 
 @app.command()
-def reseal(
-    workflow_id: WorkflowId,
-    name: Name = DEFAULT_NAME,
-    reader: Readers = None,
-    address: Address = None,
-    namespace: Namespace = None,
-    keyring: KeyringPath = None,
-    audit: AuditPath = None,
-    as_json: Json = False,
-) -> None:
+@command
+async def reseal(options: WithKeys, reader: Readers = None) -> None:
     """Seal the token a workflow holds anew, for the readers the keyring has now.
 
     The token stays the same, so this shuts nobody out who could open it before: after a reader
     key was stolen, rotate. Needs an issuer and a reader key.
     """
-
-    async def command() -> None:
-        async with _client_with_keys(address, namespace, keyring, audit) as tokens:
-            status = await tokens.reseal(workflow_id, name, readers=reader or None)
-        _show(status.authority or workflow_id, name, status, as_json)
-
-    run(command())
+    async with options.client() as tokens:
+        status = await tokens.reseal(options.workflow_id, options.name, readers=reader or None)
+    _show(options, status, at=status.authority)
 
 
 @app.command()
-def revoke(
-    workflow_id: WorkflowId,
-    name: Name = DEFAULT_NAME,
-    address: Address = None,
-    namespace: Namespace = None,
-    keyring: KeyringPath = None,
-    audit: AuditPath = None,
-    as_json: Json = False,
-) -> None:
+@command
+async def revoke(options: WithKeys) -> None:
     """Take the token from a workflow and all below it; one set further down stands."""
-
-    run(_end(TokenClient.revoke, workflow_id, name, address, namespace, keyring, audit, as_json))
+    async with options.client(must_record=False) as tokens:
+        status = await tokens.revoke(options.workflow_id, options.name)
+    _show(options, status)
 
 
 @app.command()
-def inherit(
-    workflow_id: WorkflowId,
-    name: Name = DEFAULT_NAME,
-    address: Address = None,
-    namespace: Namespace = None,
-    keyring: KeyringPath = None,
-    audit: AuditPath = None,
-    as_json: Json = False,
-) -> None:
+@command
+async def inherit(options: WithKeys) -> None:
     """Give a workflow its ancestors' token again, after a set or a revoke of its own."""
-
-    run(_end(TokenClient.inherit, workflow_id, name, address, namespace, keyring, audit, as_json))
-
-
-def _checked_origin(text: str) -> str:
-    try:
-        return allowed_origin(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"--origin: {error}") from None
-
-
-async def _end(
-    call: Callable[[TokenClient, str, str], Awaitable[TokenStatus]],
-    workflow_id: str,
-    name: str,
-    address: str | None,
-    namespace: str | None,
-    keyring: Path | None,
-    audit: Path | None,
-    as_json: bool,
-) -> None:
-    must_record = call is not TokenClient.revoke
-    async with _client_with_keys(
-        address, namespace, keyring, audit, must_record=must_record
-    ) as tokens:
-        status = await call(tokens, workflow_id, name)
-    _show(workflow_id, name, status, as_json)
-
-
-@asynccontextmanager
-async def _client_with_keys(
-    address: str | None,
-    namespace: str | None,
-    path: Path | None,
-    audit: Path | None,
-    *,
-    must_record: bool = True,
-) -> AsyncGenerator[TokenClient, None]:
-    keyring = Keyring.load(path)  # first: the cheaper thing to be wrong
-    client = await connect(address, namespace)
-    # Last, since nobody else can write to the file meanwhile.
-    with _record(audit, must_record=must_record) as record:
-        yield TokenClient(client, keyring, audit=record)
+    async with options.client() as tokens:
+        status = await tokens.inherit(options.workflow_id, options.name)
+    _show(options, status)
 
 
 def _record(path: Path | None, *, must_record: bool) -> AbstractContextManager[AuditFile | None]:
@@ -313,10 +208,6 @@ def _record(path: Path | None, *, must_record: bool) -> AbstractContextManager[A
         why = unrepeated(str(error), {"--audit": path})
         say(f"warning: this is not recorded: {why}", err=True)
         return nullcontext()
-
-
-def _checked_origins(origins: list[str] | None) -> list[str] | None:
-    return [_checked_origin(text) for text in origins or ()] or None
 
 
 def _read_token(variable: str | None, mistaken: list[str] | None) -> str:
@@ -341,37 +232,35 @@ def _read_token(variable: str | None, mistaken: list[str] | None) -> str:
     return token
 
 
-def _show(workflow_id: str, name: str, status: TokenStatus | None, as_json: bool) -> None:
-    if as_json:
+def _show(options: AtWorkflow, status: TokenStatus | None, at: str | None = None) -> None:
+    if options.as_json:
         print_json(None if status is None else status.to_json())
         return
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_row("workflow", workflow_id)
+    rows: dict[str, str | None] = {"workflow": at or options.workflow_id}
     if status is None:
-        table.add_row("state", "none")
+        rows["state"] = "none"
     else:
         version, expires = status.version, status.expires_at
-        for label, value in (
-            ("name", name),
-            ("state", status.state),
-            ("version", None if version is None else f"{version} ({_utc(version / 1000)})"),
-            ("fingerprint", status.fingerprint),
-            ("set at", status.authority),
-            ("issuer", status.issuer),
-            ("overtaken", _overtaken(status)),
-            ("origins", " ".join(status.origins)),
-            ("types", None if status.types is None else " ".join(status.types) or "none"),
-            ("readers", None if status.readers is None else " ".join(status.readers)),
-            ("expires", None if expires is None else _utc(expires)),
-        ):
-            if value:
-                table.add_row(label, value)
+        overtaken = (f"issuer {kid}, version {at}" for kid, at in status.overtaken.items())
+        rows |= {
+            "name": options.name,
+            "state": status.state,
+            "version": None if version is None else f"{version} ({_time(version / 1000)})",
+            "fingerprint": status.fingerprint,
+            "set at": status.authority,
+            "issuer": status.issuer,
+            "overtaken": ", ".join(overtaken),
+            "origins": " ".join(status.origins),
+            "types": None if status.types is None else " ".join(status.types) or "none",
+            "readers": None if status.readers is None else " ".join(status.readers),
+            "expires": None if expires is None else _time(expires),
+        }
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for label, value in rows.items():
+        if value:
+            table.add_row(label, value)
     out().print(table)
 
 
-def _overtaken(status: TokenStatus) -> str:
-    return ", ".join(f"issuer {kid}, version {at}" for kid, at in status.overtaken.items())
-
-
-def _utc(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(" ", "seconds")
+def _time(seconds: float) -> str:
+    return utc(seconds) or "after the year 9999"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Annotated, Final, NoReturn
 
@@ -18,41 +20,24 @@ from ..client.client import TokenClient
 from ..errors import NoWorkerAnswers
 from ..node.contract import MAX_SIGNALS
 from ..node.status import TokenStatus, TokenTree, TreeNode
-from ..sealed.message import DEFAULT_NAME
 from ..text.output import Escaped, out, print_json, say
 from ..text.printable import printable
-from .common import (
-    Address,
-    Json,
-    Name,
-    Namespace,
-    WorkflowId,
-    connect,
-    run,
-)
+from .common import AtWorkflow, command, connect, run
 
 NOT_CONVERGED = 3
 """Exit status: some node has not accepted the newest version."""
 
+_LOOK_EVERY_SECONDS: Final = 1.0
 _ALIKE: Final = 10
 """So many siblings that look alike are drawn each by itself; more are one line."""
 
 
+@command
 def tree(
-    workflow_id: WorkflowId,
-    name: Name = DEFAULT_NAME,
-    address: Address = None,
-    namespace: Namespace = None,
-    as_json: Json = False,
+    options: AtWorkflow,
     watch: Annotated[
         bool,
         typer.Option("--watch", "-w", help="Follow it until Ctrl-C; with --json a line a change."),
-    ] = False,
-    every: Annotated[
-        float, typer.Option(min=0.1, help="With --watch: seconds from one look to the next.")
-    ] = 1.0,
-    each: Annotated[
-        bool, typer.Option("--all", help="Draw each of many siblings that look alike.")
     ] = False,
 ) -> None:
     """Show a workflow's tree: who holds which version, from whom it is withheld.
@@ -64,116 +49,87 @@ def tree(
     one has not; 0 after Ctrl-C of a watch.
     """
 
-    async def command() -> int:
-        tokens = TokenClient(await connect(address, namespace))
+    async def looking() -> int:
+        tokens = TokenClient(await connect(options.address, options.namespace))
+        seen = await tokens.tree(options.workflow_id, options.name)
         if watch:
-            await _watch(tokens, workflow_id, name, every, as_json=as_json, each=each)
-        return show_tree(await tokens.tree(workflow_id, name), as_json=as_json, each=each)
+            await _watch(tokens, seen, options)
+        return show_tree(seen, as_json=options.as_json)
 
-    run(command(), stopped=0 if watch else None)
+    run(looking(), stopped=0 if watch else None)
 
 
-async def _watch(
-    tokens: TokenClient, workflow_id: str, name: str, every: float, *, as_json: bool, each: bool
-) -> NoReturn:
-    tree = await tokens.tree(workflow_id, name)
+async def _watch(tokens: TokenClient, seen: TokenTree, options: AtWorkflow) -> NoReturn:
     console = out()
-    if as_json or not console.is_terminal:
-        shown: tuple[TreeNode, ...] | None = None
+    is_drawn = console.is_terminal and not options.as_json
+    live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
+    note = Escaped((time.strftime("as of %H:%M:%S, Ctrl-C ends it"), "dim"))
+    shown = None
+    with live if is_drawn else nullcontext():
         while True:
-            if tree.nodes != shown:
-                shown = tree.nodes
-                show_tree(tree, as_json=as_json, each=each)
-            seen = await _next_look(tokens, tree, every)
-            if seen is None:
-                say("the tree does not answer; it is asked again", err=True)
-            tree = seen or tree
-    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
-        while True:
-            live.update(Group(render(tree, time.time(), each=each), _looked_at()), refresh=True)
-            seen = await _next_look(tokens, tree, every)
-            while seen is None:
+            if is_drawn:
+                live.update(Group(render(seen, time.time()), note), refresh=True)
+            elif seen.nodes != shown:
+                show_tree(seen, as_json=options.as_json)
+                shown = seen.nodes
+            await asyncio.sleep(_LOOK_EVERY_SECONDS)
+            try:
+                seen = await tokens.tree(options.workflow_id, options.name)
+                note = Escaped((time.strftime("as of %H:%M:%S, Ctrl-C ends it"), "dim"))
+            except (NoWorkerAnswers, RPCError):
                 note = Escaped(("the tree does not answer; it is asked again", "red"))
-                live.update(Group(render(tree, time.time(), each=each), note), refresh=True)
-                seen = await _next_look(tokens, tree, every)
-            tree = seen
+                if not is_drawn:
+                    say(note.plain, err=True)
 
 
-async def _next_look(tokens: TokenClient, tree: TokenTree, every: float) -> TokenTree | None:
-    """The tree a little later, or None where it could not be asked just now."""
-    await asyncio.sleep(every)
-    try:
-        return await tokens.tree(tree.nodes[0].id, tree.name)
-    except (NoWorkerAnswers, RPCError):
-        return None
-
-
-def _looked_at() -> Escaped:
-    return Escaped((time.strftime("as of %H:%M:%S, Ctrl-C ends it"), "dim"))
-
-
-def show_tree(tree: TokenTree, *, as_json: bool, each: bool = False) -> int:
-    """Print a tree and return the exit status it stands for; `each` as for `render`."""
+def show_tree(tree: TokenTree, *, as_json: bool) -> int:
+    """Print a tree and return the exit status it stands for."""
     if as_json:
         nodes = [asdict(node) for node in tree.nodes]
         signed = {} if tree.signed is None else {"signed": tree.signed.to_json()}
         print_json({"name": tree.name, "converged": tree.converged, **signed, "nodes": nodes})
     else:
         if tree.signed is not None:
-            out().print(f"signed {terms(tree.signed)}")
-        out().print(render(tree, time.time(), each=each))
+            out().print(f"signed {_terms(tree.signed)}")
+        out().print(render(tree, time.time()))
     return 0 if tree.converged else NOT_CONVERGED
 
 
-def terms(signed: TokenStatus) -> str:
-    """What was signed with a token, in one line: where it may go, and who may open it."""
-    return "; ".join(
-        (
-            f"{signed.name} {signed.fingerprint} for {', '.join(signed.origins) or 'no origin'}",
-            f"types {_any(signed.types)}",
-            f"readers {_any(signed.readers)}",
-        )
+def _terms(signed: TokenStatus) -> str:
+    def names(of: Sequence[str] | None) -> str:
+        return "any" if of is None else ", ".join(of) or "none"
+
+    origins = ", ".join(signed.origins) or "no origin"
+    return (
+        f"{signed.name} {signed.fingerprint} for {origins}; types {names(signed.types)}; "
+        f"readers {names(signed.readers)}"
     )
 
 
-def _any(names: Sequence[str] | None) -> str:
-    return "any" if names is None else ", ".join(names) or "none"
-
-
-def render(tree: TokenTree, now: float, *, each: bool = False) -> Tree:
+def render(tree: TokenTree, now: float) -> Tree:
     """Draw a tree; many siblings of which nothing but the id differs are one line.
 
     Args:
         tree: what was seen.
         now: Unix seconds, for the age of versions.
-        each: draw every node.
     """
-    verdict = (
-        ("converged", "green")
-        if tree.converged
-        else (f"not converged, {len(tree.behind)} behind", "red")
-    )
+    behind = f"not converged, {len(tree.behind)} behind"
+    verdict = ("converged", "green") if tree.converged else (behind, "red")
     drawn = Tree(Escaped((tree.name, "bold"), " ", verdict))
-    children = _children(tree.nodes)
+    seen = {node.id for node in tree.nodes}
+    children: defaultdict[str | None, list[TreeNode]] = defaultdict(list)
+    for node in tree.nodes:
+        children[node.parent if node.parent in seen else None].append(node)
     looks = _looks(tree.nodes, children, now)
-    todo = [(drawn, children[None])] if tree.nodes else []
+    todo = [(drawn, children[None])]
     while todo:
         branch, siblings = todo.pop()
-        for alike in _folded(siblings, looks, most=len(siblings) if each else _ALIKE):
-            line, below = _line(alike, now), children.get(alike[0].id, [])
+        for alike in _folded(siblings, looks):
+            line, below = _line(alike, now), children[alike[0].id]
             if below and len(alike) > 1:
                 line.append(", each with", "dim")
             todo.append((branch.add(line), below))
     return drawn
-
-
-def _children(nodes: Sequence[TreeNode]) -> Mapping[str | None, list[TreeNode]]:
-    """The nodes by the id of their parent; those whose parent was not seen, by None."""
-    seen = {node.id for node in nodes}
-    children: dict[str | None, list[TreeNode]] = {}
-    for node in nodes:
-        children.setdefault(node.parent if node.parent in seen else None, []).append(node)
-    return children
 
 
 def _looks(
@@ -183,22 +139,20 @@ def _looks(
     numbers: dict[tuple[str, tuple[int, ...]], int] = {}
     looks: dict[str, int] = {}
     for node in reversed(nodes):  # children before their parents
-        below = sorted(looks[child.id] for child in children.get(node.id, ()))
+        below = sorted(looks[child.id] for child in children[node.id])
         look = (_what(node, now).plain.replace(printable(node.id), ""), tuple(below))
         looks[node.id] = numbers.setdefault(look, len(numbers))
     return looks
 
 
-def _folded(
-    siblings: Sequence[TreeNode], looks: Mapping[str, int], *, most: int
-) -> Iterator[list[TreeNode]]:
-    """Siblings that look alike together where there are more than `most`, the others alone."""
-    by_look: dict[int, list[TreeNode]] = {}
+def _folded(siblings: Sequence[TreeNode], looks: Mapping[str, int]) -> Iterator[list[TreeNode]]:
+    """Siblings that look alike together where there are many, the others alone."""
+    by_look: defaultdict[int, list[TreeNode]] = defaultdict(list)
     for node in siblings:
-        by_look.setdefault(looks[node.id], []).append(node)
+        by_look[looks[node.id]].append(node)
     for node in siblings:
         alike = by_look[looks[node.id]]
-        if len(alike) <= most:
+        if len(alike) <= _ALIKE:
             yield [node]
         elif node is alike[0]:
             yield alike

@@ -7,11 +7,8 @@ def printable(text: str, *, keep: str = "") -> str:
     r"""The text with a visible escape such as ``\x1b`` for each character that does not print.
 
     Those are what `str.isprintable` refuses: controls (C0, DEL, C1), line ends, what changes the
-    direction of writing or has no width, surrogates, and what Unicode has not assigned.
-
-    Args:
-        text: such as a workflow id, or a sentence with one in it.
-        keep: characters that stay, such as the line ends of a text that has several.
+    direction of writing or has no width, surrogates, and what Unicode has not assigned; not those
+    to `keep`, such as the line ends of a text that has several.
     """
     if text.isprintable():
         return text

@@ -12,12 +12,7 @@ GROUP_READ_VARIABLE: Final = "STATEFUL_KEYRING_GROUP_READ"
 
 
 def write_new(path: Path, text: str, mode: int = 0o600) -> None:
-    """Write a file that does not exist, down to the disk.
-
-    Args:
-        path: where.
-        text: its content.
-        mode: its permission bits; while it is written only its owner has access.
+    """Write a file that does not exist, down to the disk; until then only its owner has access.
 
     Raises:
         FileExistsError: it exists.
@@ -43,17 +38,16 @@ def lock(path: str, seconds: float) -> int:
     import fcntl
 
     give_up = time.monotonic() + seconds
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            if not isinstance(error, BlockingIOError) or time.monotonic() >= give_up:
-                raise
-            time.sleep(0.02)
-        else:
             return descriptor
+        except OSError as error:
+            if not isinstance(error, BlockingIOError) or time.monotonic() >= give_up:
+                os.close(descriptor)
+                raise
+        time.sleep(0.02)
 
 
 def openness(
@@ -69,8 +63,7 @@ def openness(
         private: whether it holds one; public keys may be read by all.
 
     Returns:
-        the rest of a sentence about the file, or None where nothing is wrong, as on systems
-        without such owners and permission bits.
+        the rest of a sentence about the file; None where nothing is wrong, or on Windows.
     """
     if os.name != "posix":
         return None

@@ -15,10 +15,7 @@ class NamedTwice(ValueError):
 
 
 def loads(raw: bytes | str) -> object:
-    """Read a value.
-
-    Args:
-        raw: the text, or the same in UTF-8.
+    """Read a value, from a text or the same in UTF-8.
 
     Raises:
         NamedTwice: an object in it names a member twice.
@@ -36,14 +33,7 @@ def loads(raw: bytes | str) -> object:
 
 
 def json_object(raw: bytes | str) -> dict[str, Any]:
-    """Read an object.
-
-    Args:
-        raw: as `loads`.
-
-    Raises:
-        ValueError: as `loads`, or it is no object.
-    """
+    """Read an object; raises as `loads`, or `ValueError` where it is none."""
     value = loads(raw)
     if not isinstance(value, dict):
         raise ValueError("it is no JSON object")

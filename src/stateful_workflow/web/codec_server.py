@@ -10,16 +10,15 @@ private key. What it makes of a payload is `stateful_workflow.web.payloads`. Nee
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import re
 import secrets
 import socket
-from collections.abc import AsyncGenerator, Mapping, Sequence, Set
+from collections.abc import AsyncGenerator, Sequence, Set
 from contextlib import asynccontextmanager
-from typing import Any, Final, NoReturn, cast
-from urllib.parse import urlsplit
+from typing import Final, cast
 
+from google.protobuf import json_format
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -32,6 +31,7 @@ from temporalio.api.common.v1 import Payload
 
 from ..errors import StatefulError
 from ..sealed.keyring import Keyring, KeyringSource
+from ..text.printable import printable
 from .payloads import describe_payload
 from .serving import bounded, served
 
@@ -46,10 +46,13 @@ MAX_SECONDS: Final = 20.0
 
 MAX_CONNECTIONS: Final = 64
 
+_HOST: Final = r"[a-z0-9_.-]+|\[[0-9a-f:.]+\]"
+_ORIGIN: Final = re.compile(rf"(https?)://({_HOST})(?::(\d{{1,5}}))?/?")
 _HOSTS: Final = ("localhost", "127.0.0.1", "[::1]")
 # What the Web UI sends; the third and fourth where it passes its user's access token on.
 _UI_HEADERS: Final = ("Content-Type", "X-Namespace", "Authorization", "Authorization-Extras")
-_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_LONGEST_REASON: Final = 200
+_DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
 
 
 def codec_app(
@@ -61,12 +64,12 @@ def codec_app(
 ) -> Starlette:
     """The ASGI application, to serve as it is or to mount below a path.
 
-    ``/decode`` answers with payloads as `describe_payload` makes them, ``/encode`` with the
-    payloads unchanged, so that a client with the endpoint set can still send input. Both may
-    stand below any path, such as ``/{namespace}``. What is malformed gets status 400, what is
-    larger than `MAX_REQUEST_BYTES` 413; what is asked under another host
-    than the named ones 421, since a page whose name leads to this machine (DNS rebinding) is of
-    the same origin. Each error is ``{"error": "…"}``.
+    ``/decode`` answers with payloads as `describe_payload` makes them, ``/encode`` with what
+    came, so that a client with the endpoint set can still send input. Both may stand below any
+    path, such as ``/{namespace}``. What is malformed gets status 400, what is larger than
+    `MAX_REQUEST_BYTES` 413; what is asked under another host than the named ones 421, since a
+    page whose name leads to this machine (DNS rebinding) is of the same origin. Each error is
+    ``{"error": "…"}``.
 
     Args:
         keyring: says who is an issuer; public keys are enough. One that was loaded from a
@@ -82,8 +85,6 @@ def codec_app(
     """
     if bearer is not None and not (bearer.isascii() and bearer.isprintable() and bearer.strip()):
         raise ValueError("the bearer secret must be visible ASCII characters")
-    if isinstance(ui_origins, str) or isinstance(host_names, str):
-        raise ValueError("ui_origins= and host_names= take lists")
     # Behind CORS: a preflight carries no secret, and a page may read why it was refused.
     cors = Middleware(
         CORSMiddleware,
@@ -97,8 +98,8 @@ def codec_app(
     codec = _Codec(KeyringSource(keyring), hosts, bearer)
     return Starlette(
         routes=[
-            Route(at + path, endpoint, methods=["POST"])
-            for path, endpoint in (("/decode", codec.decode), ("/encode", codec.encode))
+            Route(f"{at}/{endpoint.__name__}", endpoint, methods=["POST"])
+            for endpoint in (codec.decode, codec.encode)
             for at in ("", "/{below:path}")
         ],
         middleware=[cors],
@@ -124,7 +125,7 @@ async def serve_codec(
         host: address to listen on. Without TLS, so that any other than loopback belongs behind
             a proxy that has it.
         port: TCP port; None takes a free one.
-        max_seconds, max_connections: see `stateful_workflow.web.serving.bounded`.
+        max_seconds, max_connections: bound its clients, as `bounded` says.
 
     Raises:
         StatefulError: where it cannot listen there.
@@ -144,34 +145,22 @@ class _Codec:
 
     async def decode(self, request: Request) -> Response:
         body = await self._body(request)
-        return await run_in_threadpool(self._answer, body, describe=True)
+        return _json(await run_in_threadpool(_described, body, self._keyring.current()))
 
     async def encode(self, request: Request) -> Response:
-        body = await self._body(request)
-        return await run_in_threadpool(self._answer, body, describe=False)
-
-    def _answer(self, body: bytes, *, describe: bool) -> Response:
-        try:
-            data = _read(body)
-            changed = describe and _describe(data, self._keyring.current())
-            content = json.dumps(data).encode() if changed else body
-        except (ValueError, RecursionError) as error:
-            reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
-            raise HTTPException(400, f"not payloads as JSON: {reason}") from None
-        return Response(
-            content, media_type="application/json", headers={"Cache-Control": "no-store"}
-        )
+        return _json(await self._body(request))
 
     async def _body(self, request: Request) -> bytes:
         host = request.headers.get("Host", "")
         if re.sub(r":\d*$", "", host.lower()) not in self._hosts:
             raise HTTPException(421, f"not served as {host!r}: add its name with --host-name")
-        if self._bearer is not None and not secrets.compare_digest(
-            _bearer_of(request), self._bearer.encode()
+        scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
+        if self._bearer is not None and not (
+            scheme.lower() == "bearer"
+            and secrets.compare_digest(secret.encode(), self._bearer.encode())
         ):
-            raise HTTPException(
-                401, "a bearer secret is needed", headers={"WWW-Authenticate": "Bearer"}
-            )
+            needed = {"WWW-Authenticate": "Bearer"}
+            raise HTTPException(401, "a bearer secret is needed", headers=needed)
         body = bytearray()
         try:
             async for chunk in request.stream():
@@ -183,9 +172,8 @@ class _Codec:
         return bytes(body)
 
 
-def _bearer_of(request: Request) -> bytes:
-    scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
-    return secret.encode() if scheme.lower() == "bearer" else b""
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
 def _error(request: Request, error: Exception) -> Response:
@@ -193,76 +181,24 @@ def _error(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": http.detail}, http.status_code, http.headers)
 
 
-# --- Payloads as JSON ----------------------------------------------------------------
-# By hand, not by protobuf's JSON: members that this version does not know stay as they are.
-
-
-def _read(body: bytes) -> dict[str, Any]:
-    try:
-        data: object = json.loads(body.decode(), parse_constant=_refuse, parse_float=_finite)
-    except UnicodeDecodeError:
-        raise ValueError("the body is not UTF-8") from None
-    if not isinstance(data, dict):
-        raise ValueError("the body is no object")
-    return cast("dict[str, Any]", data)
-
-
-def _describe(data: dict[str, Any], keyring: Keyring) -> bool:
-    """Describe the payloads in place; whether any was changed."""
-    payloads: object = data.get("payloads")
-    if payloads is None:
-        return False
-    if not isinstance(payloads, list):
-        raise ValueError("payloads is no list")
+def _described(body: bytes, keyring: Keyring) -> bytes:
+    """Payloads as JSON, described; the same bytes where none holds a message."""
     changed = False
-    for number, entry in enumerate(cast("list[object]", payloads)):
-        if not isinstance(entry, dict):
-            raise ValueError(f"payload {number} is no object")
-        payload = cast("dict[str, object]", entry)
-        try:
-            before = _payload(payload)
-        except ValueError as error:
-            raise ValueError(f"payload {number}: {error}") from None
-        after = describe_payload(before, keyring)
-        if after is not before:
-            payload["data"] = base64.b64encode(after.data).decode()
-            changed = True
-    return changed
-
-
-def _payload(payload: Mapping[str, object]) -> Payload:
-    metadata = payload.get("metadata")
-    if not isinstance(metadata, dict | None):
-        raise ValueError("its metadata is no object")
-    encoding = cast("dict[str, object]", metadata or {}).get("encoding")
-    return Payload(
-        metadata={"encoding": _bytes(encoding, "encoding")},
-        data=_bytes(payload.get("data"), "data"),
-    )
-
-
-def _bytes(text: object, what: str) -> bytes:
-    # Protobuf's JSON takes both alphabets of base64, with padding or without.
-    if text is None:
-        return b""
-    if not isinstance(text, str):
-        raise ValueError(f"its {what} is no string")
-    standard = text.replace("-", "+").replace("_", "/").rstrip("=")
     try:
-        return base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
-    except (binascii.Error, ValueError):
-        raise ValueError(f"its {what} is not base64") from None
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if number in (float("inf"), float("-inf")):
-        raise ValueError("a number is out of range")
-    return number
+        data = json.loads(body)
+        for entry in data.get("payloads") or ():
+            # Of each no more is read than is needed: members of a later version stay as they are.
+            members = {"metadata": entry.get("metadata"), "data": entry.get("data")}
+            payload = json_format.ParseDict(members, Payload())
+            described = describe_payload(payload, keyring)
+            if described is not payload:
+                entry["data"] = base64.b64encode(described.data).decode()
+                changed = True
+        return json.dumps(data, allow_nan=False).encode() if changed else body
+    except (ValueError, TypeError, AttributeError, RecursionError, json_format.ParseError) as error:
+        form = '{"payloads": [{"metadata": {…}, "data": "…"}]}'
+        reason = printable(str(error)[:_LONGEST_REASON])
+        raise HTTPException(400, f"not payloads as JSON ({form}): {reason}") from None
 
 
 # --- addresses -----------------------------------------------------------------------
@@ -270,31 +206,17 @@ def _finite(text: str) -> float:
 
 def _browser_origin(url: str) -> str:
     """An origin as a browser writes it (RFC 6454 section 6.2)."""
-    parts = urlsplit(url)
-    try:
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port = None, None
-    if (
-        parts.scheme not in _DEFAULT_PORTS
-        or not host
-        or not host.isascii()
-        or "*" in host
-        or "@" in parts.netloc
-        or parts.path not in ("", "/")
-        or parts.query
-        or parts.fragment
-    ):
+    match = _ORIGIN.fullmatch(url.lower())
+    if match is None:
         raise ValueError(f"a Web UI's origin is http(s)://host or http(s)://host:port: {url!r}")
-    at = f"[{host}]" if ":" in host else host
-    suffix = "" if port is None or port == _DEFAULT_PORTS[parts.scheme] else f":{port}"
-    return f"{parts.scheme}://{at}{suffix}"
+    scheme, host, port = match.groups()
+    return f"{scheme}://{host}" + ("" if port in (None, _DEFAULT_PORTS[scheme]) else f":{port}")
 
 
 def _host_name(name: str) -> str:
     """A host as a request's ``Host`` header has it before the port (RFC 9110 section 7.2)."""
     at = f"[{name}]" if name.count(":") > 1 and "[" not in name else name
-    if not re.fullmatch(r"[\w.-]+|\[[0-9a-f:.]+\]", at.lower(), re.ASCII):
+    if not re.fullmatch(_HOST, at.lower()):
         raise ValueError("a host name is a name or an address, without a port")
     return at.lower()
 

@@ -14,20 +14,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from temporalio.api.common.v1 import Payload
 
 from ..errors import IssuerLimited, TokenForged, TokenMalformed
-from ..node.describe import utc
 from ..sealed.keyring import Keyring
 from ..sealed.keys import verify
-from ..sealed.message import Claims, Message, parse
+from ..sealed.message import Message, parse
+from ..text.times import utc
 
-_LONGEST: Final = 255
-_QUOTE_OR_ESCAPE: Final = re.compile(r'"|\\.', re.DOTALL)
 _COLON: Final = re.compile(r"\s*:")
+_JSON: Final = json.JSONDecoder()
 
 
 def describe_payload(payload: Payload, keyring: Keyring) -> Payload:
@@ -48,15 +46,10 @@ def describe_payload(payload: Payload, keyring: Keyring) -> Payload:
         return payload
     try:
         text = payload.data.decode()
-    except UnicodeDecodeError:
+        shown = _described(text, keyring)
+    except ValueError:
         return payload
-    shown = _describe_json(text, keyring)
-    if shown is None:
-        return payload
-    described = Payload()
-    described.CopyFrom(payload)
-    described.data = shown.encode()
-    return described
+    return payload if shown == text else Payload(metadata=payload.metadata, data=shown.encode())
 
 
 def describe_message(message: Message, keyring: Keyring) -> dict[str, Any]:
@@ -73,7 +66,7 @@ def describe_message(message: Message, keyring: Keyring) -> dict[str, Any]:
         keyring: says who is an issuer.
     """
     problem = _problem(message, keyring)
-    claims = message.claims if problem is None else _shortened(message.claims)
+    claims = message.claims
     description: dict[str, Any] = {
         "kind": "inherit" if claims.inherit else message.kind,
         "name": claims.name,
@@ -100,16 +93,6 @@ def describe_message(message: Message, keyring: Keyring) -> dict[str, Any]:
     return description
 
 
-def _shortened(claims: Claims) -> Claims:
-    """Claims that nobody vouches for: in a long id somebody may have put anything."""
-    short = {
-        claim: f"{value[:_LONGEST]}…"
-        for claim in ("namespace", "root", "tree", "authority")
-        if len(value := getattr(claims, claim)) > _LONGEST
-    }
-    return replace(claims, **short)
-
-
 def _problem(message: Message, keyring: Keyring) -> str | None:
     trusted = keyring.trusted()
     if message.issuer in keyring.revoked():
@@ -125,43 +108,27 @@ def _problem(message: Message, keyring: Keyring) -> str | None:
     return None
 
 
-class _Literal(NamedTuple):
-    """A string of a JSON text, its quotes included."""
-
-    text: str
-    start: int
-    end: int
-
-
-def _describe_json(text: str, keyring: Keyring) -> str | None:
+def _described(text: str, keyring: Keyring) -> str:
     # The text is not read and written anew: numbers, order and repeated names stay as they are.
     pieces: list[str] = []
     end = 0
-    for literal in _literals(text):
-        message = _message(literal.text)
-        if message is not None and not _COLON.match(text, literal.end):
-            pieces += (text[end : literal.start], json.dumps(describe_message(message, keyring)))
-            end = literal.end
-    return "".join((*pieces, text[end:])) if pieces else None
+    for message, start, after in _messages(text):
+        if not _COLON.match(text, after):
+            pieces += (text[end:start], json.dumps(describe_message(message, keyring)))
+            end = after
+    return "".join((*pieces, text[end:]))
 
 
-def _literals(text: str) -> Iterator[_Literal]:
-    start: int | None = None
-    for mark in _QUOTE_OR_ESCAPE.finditer(text):
-        if mark[0] != '"':
+def _messages(text: str) -> Iterator[tuple[Message, int, int]]:
+    """The strings of a JSON text that are messages, each with where it begins and ends.
+
+    Raises:
+        ValueError: a string of it is not JSON.
+    """
+    end = 0
+    while (start := text.find('"', end)) >= 0:
+        string, end = _JSON.raw_decode(text, start)
+        try:
+            yield parse(string), start, end
+        except TokenMalformed:
             continue
-        if start is None:
-            start = mark.start()
-        else:
-            yield _Literal(text[start : mark.end()], start, mark.end())
-            start = None
-
-
-def _message(literal: str) -> Message | None:
-    # A message has two dots; escaped characters are rare, and may stand for anything.
-    if literal.count(".") != 2 and "\\" not in literal:
-        return None
-    try:
-        return parse(json.loads(literal))
-    except (ValueError, TokenMalformed):
-        return None

@@ -52,14 +52,7 @@ async def served(
         options: more of `uvicorn.Config`.
     """
     server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=1,
-            **options,
-        )
+        uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1, **options)
     )
     # In a thread of its own, where uvicorn leaves signals alone.
     serving = asyncio.create_task(asyncio.to_thread(server.run, list(sockets)))
