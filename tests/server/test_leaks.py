@@ -49,7 +49,7 @@ from stateful_workflow import (
     TokenTree,
     TreeNode,
 )
-from stateful_workflow.demo.api import IssuedToken, TokenApi
+from stateful_workflow.demo.api import TokenApi
 from stateful_workflow.engine import EmbeddedEngine, start_engine
 from stateful_workflow.sealed.keyring_file import FileContent
 from stateful_workflow.sealed.message import Claims, parse
@@ -455,7 +455,7 @@ class _Holder:
     "record",
     [
         lambda: FileContent(Path("keyring.json"), SECRET, Path(__file__).stat(), (1, 2, 3)),
-        lambda: TokenApi(client_secret=SECRET, issued={SECRET: IssuedToken(1, 0.0)}),
+        lambda: TokenApi(issued={SECRET: 1}, revoked={SECRET}),
     ],
     ids=["a keyring file", "the demo's API"],
 )
