@@ -1,50 +1,76 @@
-"""The benchmarks, one after the other, each in a process of its own: `./run bench`.
+"""What docs/scaling.md measures: `./run bench rotation|costs|overhead [options]`, or all three.
 
-It takes about 30 minutes on two cores, and with ``--quick`` about two. With the name of one
-only that is run, and the options are its own: `./run bench rotation --help`. The exit status
-says whether they ran, not whether bars were met.
+The figures are medians of the repetitions, of which the first is left out; so are ratios, of the
+repetitions' own. Everything runs on an embedded server.
 """
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
-from report import Bar, arguments, bars_table, say, show
+import costs
+import overhead
+import rotation
+from rich.console import Console
+from rich.table import Table
+from trees import Results
 
-TOGETHER = ("rotation", "overhead", "audit", "costs")
-BY_NAME = ("big",)  # five thousand workflows take long
+PROGRAMS: dict[str, Callable[[argparse.Namespace], Coroutine[Any, Any, Results]]] = {
+    "rotation": rotation.measure,
+    "costs": costs.measure,
+    "overhead": overhead.measure,
+}
+SHAPES = ["1+500", "10×10×10", "chain of 50", "1+1900"]
 
 
-def program(name: str, options: list[str], *, silent: bool = False) -> int:
-    """Run one benchmark; gives its exit status."""
-    command = [sys.executable, Path(__file__).with_name(f"{name}.py"), *options]
-    return subprocess.run(command, stdout=subprocess.DEVNULL if silent else None).returncode
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    programs = parser.add_subparsers(dest="program")
+    for name, module in (("rotation", rotation), ("costs", costs), ("overhead", overhead)):
+        about = (module.__doc__ or "").splitlines()[0]
+        program = programs.add_parser(name, help=about, description=about)
+        program.add_argument("--database", choices=["file", "memory"], default="file")
+        program.add_argument("--repetitions", type=int, default=3, help="default %(default)s")
+        program.add_argument("--json", action="store_true", help="print JSON instead of a table")
+        if module is overhead:
+            overhead.add_options(program)
+        else:
+            program.add_argument(
+                "--shape", action="append", metavar="SHAPE", help=f"as {SHAPES}; repeatable"
+            )
+        if module is costs:
+            costs.add_options(program)
+    return parser
+
+
+def show(results: Results, *, as_json: bool) -> None:
+    """Print a column for each thing measured, and a line for each figure of it."""
+    if as_json:
+        print(json.dumps(results))
+        return
+    table = Table("", *results)
+    for figure in dict.fromkeys(name for figures in results.values() for name in figures):
+        of_each = [figures.get(figure) for figures in results.values()]
+        table.add_row(figure, *("" if value is None else f"{value:g}" for value in of_each))
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
 
 
 def main() -> int:
-    if sys.argv[1:] and sys.argv[1] in (*TOGETHER, *BY_NAME):
-        return program(sys.argv[1], sys.argv[2:])
-    parser = arguments(__doc__)
-    parser.epilog = f"One of them: ./run bench {'|'.join((*TOGETHER, *BY_NAME))} [options …]"
-    args = parser.parse_args()
-    documents: dict[str, object] = {}
-    bars: list[Bar] = []
-    for name in TOGETHER:
-        say(f"{name} …")
-        options = ["--out", str(args.out), *(["--quick"] if args.quick else [])]
-        status = program(name, options, silent=args.json)
-        if status != 0:
-            return status
-        document = json.loads((args.out / f"{name}.json").read_text("utf-8"))
-        documents[name] = document
-        bars += [Bar(bar["what"], bar["figure"], bar["limit"]) for bar in document["bars"]]
-    if args.json:
-        print(json.dumps(documents))
-    else:
-        show([bars_table(bars)])
+    args = arguments().parse_args()
+    if args.program is None:
+        # Each in a process of its own, since what one leaves in memory slows the next one.
+        commands = [[sys.executable, Path(__file__).parent, name] for name in PROGRAMS]
+        return max(subprocess.run(command).returncode for command in commands)
+    if "shape" in args:
+        args.shape = args.shape or SHAPES
+    show(asyncio.run(PROGRAMS[args.program](args)), as_json=args.json)
     return 0
 
 

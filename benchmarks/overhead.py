@@ -1,255 +1,153 @@
-"""What this library costs beside a rotation, against Temporal without it and a secret manager.
+"""What this library costs beside a rotation, against plain workflows on the same server.
 
-With the database in a file and in memory, both servers up at once and taking turns:
-
-- *child starts*: from the parent's call to the first line of the child's `run`, one child
-  after another and all at once; a plain client and worker against ones with the plugin;
-- *activities*: a no-op on a plain worker, against one that opens its token, and against
-  what users do today: each resolves a reference with boto3, without a cache and with AWS's
-  own caching library. And what an activity adds to the history;
-- *staleness*: seconds from the start of a rotation until the last activity was given the old
-  secret, on a tree of 21 workflows which use it all the time;
-- *CPU*: of worker, server and client, each a process, for one signal to each of 501
-  workflows; what they use while idle is taken off;
-- *memory*: what a worker process grows by for each idle workflow in its cache.
-
-Ratios are medians of the repetitions' own ratios; the first repetition is left out.
+- *starts*: milliseconds from the parent's call to the first line of the child's `run`, one child
+  after the other (a mean: on an idle embedded server a step takes either a few ms or 100), and
+  all at once (until the last one, by their number);
+- *activities*: milliseconds of one that opens its token, against a no-op, and the bytes that
+  either adds to the history;
+- *memory*: kilobytes by which a worker process grows for each idle workflow in its cache.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import statistics
-import tempfile
+import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
-from measures import (
+import arrivals
+from arrivals import timed
+from processes import resident_bytes, start_worker
+from temporalio.client import WorkflowHandle
+from temporalio.worker import Worker
+from trees import Results, Server, history, ids, medians, say_found, start_server
+from workflows import (
+    ACTIVITIES_AT_ONCE,
     OURS,
     PLAIN,
-    QUICK,
-    REFERENCE,
-    REFRESH_SECONDS,
-    WAYS,
-    Cpu,
-    Server,
-    Size,
-    measure_activities,
-    measure_child_starts,
-    measure_memory,
-    measure_staleness,
-    prepared,
-    worker_apart,
+    ByHand,
+    Node,
+    PlainCaller,
+    PlainParent,
+    StatefulCaller,
+    StatefulParent,
+    do_nothing,
+    open_token,
 )
-from report import Bar, Spread, add_databases, arguments, databases, publish, say, table
-from rich.table import Table
-from secret_manager import DEFAULT_REFRESH_SECONDS, start_server
 
-SECTIONS = ("child_starts", "activities", "staleness", "cpu", "memory")
-Figures = dict[str, list[dict[str, float]]]
-"""For each server, what every counted repetition found."""
+WITHOUT, WITH = "without", "with"
+FEW = 10
+"""Workflows that are started before memory is read: the first bring what is needed once."""
 
 
-async def repeated(
-    what: str,
-    servers: Sequence[Server],
-    repetitions: int,
-    size: Size,
-    run: Callable[[Server, int, Size], Awaitable[dict[str, float]]],
-) -> Figures:
-    """All repetitions, the servers taking turns; one before them is not counted."""
-    found: Figures = {server.name: [] for server in servers}
-    for n in range(0 if size.warm_up else 1, repetitions + 1):
-        for server in servers[:: 1 if n % 2 else -1]:
-            figures = await run(server, n, size)
-            told = ", ".join(f"{name} {figure:.3g}" for name, figure in figures.items())
-            say(f"{what}, {n} of {repetitions}, {server.name}: {told}")
-            if n > 0:
-                found[server.name].append(figures)
-    return found
-
-
-async def measure(
-    sections: Sequence[str], repetitions: int, size: Size, names: Sequence[str]
-) -> dict[str, Figures]:
-    """The figures of each section."""
-    async with AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        moto = stack.enter_context(start_server())
-        servers = [await stack.enter_async_context(prepared(n, folder, moto)) for n in names]
-        await asyncio.to_thread(servers[0].manager.create, REFERENCE, "secret")
-        measures: dict[str, Callable[[], Awaitable[Figures]]] = {
-            "child_starts": lambda: repeated(
-                "child starts, ms", servers, repetitions, size, measure_child_starts
-            ),
-            "activities": lambda: repeated(
-                "activities, ms", servers, repetitions, size, measure_activities
-            ),
-            "staleness": lambda: repeated(
-                "staleness, s", servers, size.slow, size, measure_staleness
-            ),
-            "cpu": lambda: measure_cpu(servers, size),
-            # A worker's memory knows nothing of the server's database.
-            "memory": lambda: repeated("memory, kB", servers[:1], size.slow, size, measure_memory),
-        }
-        return {section: await measures[section]() for section in sections}
-
-
-async def measure_cpu(servers: Sequence[Server], size: Size) -> Figures:
-    async with AsyncExitStack() as stack:
-        benches: dict[str, Cpu] = {}
-        for server in servers:
-            workers = {
-                kind: await stack.enter_async_context(worker_apart(server, kind))
-                for kind in (PLAIN, OURS)
-            }
-            benches[server.name] = Cpu(server, workers, size)
-            await benches[server.name].start()
-        return await repeated(
-            "CPU, ms", servers, size.slow, size, lambda server, n, _: benches[server.name].run(n)
-        )
-
-
-def summary(found: dict[str, Figures]) -> dict[str, Any]:
-    """Medians of each figure, and the ratios of each repetition."""
-    return {
-        section: [
-            {
-                "database": database,
-                "repetitions": len(runs),
-                "median": {
-                    name: round(statistics.median(run[name] for run in runs), 4) for name in runs[0]
-                },
-                "ratios": {
-                    name: vars(Spread.of([run[over] / run[under] for run in runs]))
-                    for name, over, under in RATIOS.get(section, ())
-                },
-            }
-            for database, runs in figures.items()
-        ]
-        for section, figures in found.items()
-    } | {"cache_refresh_s": {"measured": REFRESH_SECONDS, "default": DEFAULT_REFRESH_SECONDS}}
-
-
-RATIOS = {
-    "child_starts": [
-        ("in turn", "ours in turn", "plain in turn"),
-        ("at once", "ours at once", "plain at once"),
-    ],
-    "activities": [(way, way, "nothing") for way in WAYS],
-    "memory": [("ours", OURS, PLAIN)],
-}
-
-
-def bars(results: dict[str, Any]) -> list[Bar]:
-    """What is wanted with the database in a file."""
-
-    def in_file(section: str) -> list[dict[str, Any]]:
-        return [r for r in results.get(section, ()) if r["database"] == "file"]
-
-    return [
-        Bar(f"child start, {order}, file: with / without", ratio["median"], 1.1)
-        for r in in_file("child_starts")
-        for order, ratio in r["ratios"].items()
-    ] + [
-        Bar("activity, file: token / nothing", r["ratios"]["token"]["median"], 1.05)
-        for r in in_file("activities")
-    ]
-
-
-def tables(results: dict[str, Any]) -> list[Table]:
-    """A table a section."""
-
-    def spread(r: dict[str, Any], name: str) -> str:
-        return str(Spread(**r["ratios"][name]))
-
-    return [
-        table(
-            "A child's start: ms from the parent's call to the first line of its `run`",
-            ["database", "order", "without", "with", "ratio"],
-            [
-                [
-                    r["database"],
-                    order,
-                    f"{r['median'][f'plain {order}']:.2f}",
-                    f"{r['median'][f'ours {order}']:.2f}",
-                    spread(r, order),
-                ]
-                for r in results.get("child_starts", ())
-                for order in ("in turn", "at once")
-            ],
-        ),
-        table(
-            "An activity: ms, bytes of history (all its events, and its share of the rest)",
-            ["database", "activity", "ms", "/ nothing", "bytes"],
-            [
-                [
-                    r["database"],
-                    kind,
-                    f"{r['median'][kind]:.2f}",
-                    spread(r, kind) if kind in r["ratios"] else "",
-                    f"{r['median'][f'{kind} bytes']:.0f}",
-                ]
-                for r in results.get("activities", ())
-                for kind in ("nothing", *WAYS)
-            ],
-        ),
-        table(
-            "Staleness: s from a rotation until the old secret was given out last",
-            ["database", *WAYS],
-            [
-                [
-                    r["database"],
-                    f"{r['median']['token']:.2f}",
-                    f"{r['median']['uncached']:.2f}",
-                    f"{r['median']['cached']:.2f} with refreshes after {REFRESH_SECONDS} s at "
-                    f"most; by default after {DEFAULT_REFRESH_SECONDS} s",
-                ]
-                for r in results.get("staleness", ())
-            ],
-        ),
-        table(
-            "CPU of one signal to each workflow: ms a workflow",
-            ["database", "how", "worker", "server", "client"],
-            [
-                [
-                    r["database"],
-                    kind,
-                    *(f"{r['median'][f'{kind} {p}']:.2f}" for p in ("worker", "server", "client")),
-                ]
-                for r in results.get("cpu", ())
-                for kind in ("limit", "by hand", "set")
-            ],
-        ),
-        table(
-            "Memory of an idle workflow in a worker's cache: kB",
-            ["", "without", "with", "ratio"],
-            [
-                [
-                    "a workflow",
-                    f"{r['median'][PLAIN]:.1f}",
-                    f"{r['median'][OURS]:.1f}",
-                    spread(r, "ours"),
-                ]
-                for r in results.get("memory", ())
-            ],
-        ),
-    ]
-
-
-async def main() -> None:
-    parser = arguments(__doc__, repetitions=5)
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--section", choices=SECTIONS, action="append", help="repeatable; else all")
-    add_databases(parser)
-    args = parser.parse_args()
-    size = QUICK if args.quick else Size()
-    repetitions = 1 if args.quick else args.repetitions
-    found = await measure(args.section or SECTIONS, repetitions, size, databases(args))
-    results = summary(found)
-    publish("overhead", results, bars(results), tables(results), args)
+    parser.add_argument("--children", type=int, default=30)
+    parser.add_argument("--activities", type=int, default=300)
+    parser.add_argument("--idle", type=int, default=1000, help="workflows; default %(default)s")
 
 
-if __name__ == "__main__":
-    asyncio.run(main())
+async def measure(args: argparse.Namespace) -> Results:
+    results: Results = {}
+    options: dict[str, Any] = {
+        "max_cached_workflows": 10_000,
+        "max_concurrent_activities": ACTIVITIES_AT_ONCE,
+    }
+    async with (
+        start_server(args.database) as server,
+        Worker(
+            server.plain,
+            task_queue=WITHOUT,
+            workflows=PLAIN,
+            activities=[do_nothing],
+            **options,
+        ),
+        Worker(server.ours, task_queue=WITH, workflows=OURS, activities=[open_token], **options),
+    ):
+        for section in args.section or SECTIONS:
+            runs: dict[str, list[dict[str, float]]] = {}
+            for n in range(args.repetitions + 1):
+                found = {
+                    kind: await SECTIONS[section](server, kind, n, args)
+                    for kind in (WITHOUT, WITH)[:: 1 if n % 2 else -1]
+                }
+                for what, without in found[WITHOUT].items():
+                    with_us = found[WITH][what]
+                    run = {WITHOUT: without, WITH: with_us, "ratio": with_us / without}
+                    say_found(what, n, run)
+                    runs.setdefault(what, []).append(run)
+            results |= {what: medians(of_one[1:]) for what, of_one in runs.items()}
+    return results
+
+
+async def start(
+    server: Server, run: Any, args: Sequence[Any], id: str, queue: str
+) -> WorkflowHandle[Any, Any]:
+    """Start a workflow, with a token where it is one of ours."""
+    if run in (StatefulParent.run, StatefulCaller.run, Node.run):
+        await server.start_ours(run, args, id, queue)
+    else:
+        await server.plain.start_workflow(run, args=args, id=id, task_queue=queue)
+    return server.plain.get_workflow_handle(id)
+
+
+async def measure_starts(
+    server: Server, kind: str, number: int, args: argparse.Namespace
+) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    run = PlainParent.run if kind == WITHOUT else StatefulParent.run
+    for at_once in (1, args.children):
+        root = f"starts-{kind}-{at_once}-{number}"
+        children = [f"{root}-{n}" for n in range(args.children)]
+        await timed(children, lambda: start(server, run, [args.children, at_once], root, kind))  # noqa: B023
+        called = [arrivals.last(f"{child} called") for child in children]
+        begun = [arrivals.last(child) for child in children]
+        waits = [1000 * (b - c) for b, c in zip(begun, called, strict=True)]
+        if at_once == 1:
+            figures["start in turn, ms"] = statistics.mean(waits)
+        else:
+            figures["start at once, ms"] = 1000 * (max(begun) - min(called)) / args.children
+    return figures
+
+
+async def measure_activities(
+    server: Server, kind: str, number: int, args: argparse.Namespace
+) -> dict[str, float]:
+    run = PlainCaller.run if kind == WITHOUT else StatefulCaller.run
+    workflow_id = f"activities-{kind}-{number}"
+    begun = time.perf_counter()
+    handle = await start(server, run, [args.activities], workflow_id, kind)
+    await asyncio.wait_for(handle.result(), arrivals.PATIENCE_SECONDS)
+    seconds = time.perf_counter() - begun
+    _, size = await history(server.plain, workflow_id)
+    return {
+        "activity, ms": 1000 * seconds / args.activities,
+        "activity, bytes": size / args.activities,
+    }
+
+
+async def measure_memory(
+    server: Server, kind: str, number: int, args: argparse.Namespace
+) -> dict[str, float]:
+    run, queue = ByHand.run if kind == WITHOUT else Node.run, f"{kind}-apart"
+    keyring = server.keyring if kind == WITH else None
+    sizes: list[int] = []
+    async with start_worker(server.address, queue, keyring, 10_000) as worker:
+        for children in (FEW, args.idle):
+            root = f"idle-{kind}-{children}-{number}"
+            started = [f"{node} started" for node in ids(root, [children])]
+            await worker.timed(
+                started,
+                lambda: start(server, run, [[children]], root, queue),  # noqa: B023
+            )
+            sizes.append(resident_bytes(worker.pid))
+    return {"idle workflow, kB": (sizes[1] - sizes[0]) / 1000 / (args.idle + 1)}
+
+
+SECTIONS: dict[str, Callable[..., Awaitable[dict[str, float]]]] = {
+    "starts": measure_starts,
+    "activities": measure_activities,
+    "memory": measure_memory,
+}

@@ -1,54 +1,101 @@
-"""What several benchmarks do with trees from outside: start them, tell them, look at them."""
+"""What the benchmarks share: a server, trees by their shape, and medians of what was found."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from temporalio.client import Client
-from workflows import Node, Plain
 
-from stateful_workflow import TokenClient
-from stateful_workflow.worker.activities import MAX_CONCURRENT_SIGNALS
+from stateful_workflow import Keyring, StatefulPlugin, TokenClient
+from stateful_workflow.engine import start_engine
+
+Results = dict[str, dict[str, float]]
+"""Figures by their names, of each thing that was measured."""
 
 URL = "https://api.example.com"
 MESSAGE = "x" * 1200  # about what a sealed token weighs
 
-
-async def start_tree(tokens: TokenClient, shape: Sequence[int], root: str, queue: str) -> None:
-    """Start a root that starts its children, which start theirs."""
-    await tokens.start_workflow(
-        Node.run, list(shape), id=root, task_queue=queue, api_token="t", api_url=URL
-    )
+_begun = time.monotonic()
 
 
-async def start_plain(client: Client, workflow_ids: Iterable[str], queue: str) -> None:
-    """Start unrelated workflows without this library."""
-
-    async def start(workflow_id: str) -> None:
-        await client.start_workflow(Plain.run, id=workflow_id, task_queue=queue)
-
-    await _each(workflow_ids, start)
+def say(text: str) -> None:
+    """Tell of progress, with the minutes and seconds since the start."""
+    minutes, seconds = divmod(int(time.monotonic() - _begun), 60)
+    print(f"{minutes:2}:{seconds:02} {text}", file=sys.stderr, flush=True)
 
 
-async def tell_plain(client: Client, workflow_ids: Iterable[str]) -> None:
-    """Signal them."""
-
-    async def tell(workflow_id: str) -> None:
-        await client.get_workflow_handle(workflow_id).signal(Plain.tell, MESSAGE)
-
-    await _each(workflow_ids, tell)
+def say_found(what: str, number: int, figures: Mapping[str, float]) -> None:
+    """Tell what one repetition found."""
+    found = ", ".join(f"{name} {figure:.3g}" for name, figure in figures.items())
+    say(f"  {what}, {number or 'not counted'}: {found}")
 
 
-async def _each(workflow_ids: Iterable[str], act: Callable[[str], Awaitable[None]]) -> None:
-    """Act on each, as many at once as our telling does."""
-    slots = asyncio.Semaphore(MAX_CONCURRENT_SIGNALS)
+def medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of each figure, over the repetitions that have it."""
+    names = dict.fromkeys(name for run in runs for name in run)
+    return {
+        name: round(statistics.median(run[name] for run in runs if name in run), 3)
+        for name in names
+    }
 
-    async def one(workflow_id: str) -> None:
-        async with slots:
-            await act(workflow_id)
 
-    await asyncio.gather(*map(one, workflow_ids))
+def levels(shape: str) -> list[int]:
+    """Children of a node at each level, of "1+500", "10×10×10" or "chain of 50"."""
+    if shape.startswith("chain of "):
+        return [1] * (int(shape.removeprefix("chain of ")) - 1)
+    return [int(number) for number in shape.removeprefix("1+").replace("x", "×").split("×")]
+
+
+def ids(root: str, children: Sequence[int]) -> Iterator[str]:
+    """The workflow ids of a tree, each node followed by those below it."""
+    yield root
+    for n in range(children[0] if children else 0):
+        yield from ids(f"{root}-{n}", children[1:])
+
+
+@dataclass(frozen=True)
+class Server:
+    """An embedded server, with clients.
+
+    Attributes:
+        plain: a client without the plugin.
+        ours: one with it.
+        keyring: the file of its keys, for other processes.
+    """
+
+    address: str
+    plain: Client
+    ours: Client
+    tokens: TokenClient
+    keyring: Path
+
+    async def start_ours(self, run: Any, args: Sequence[Any], id: str, queue: str) -> None:
+        """Start a workflow with a token."""
+        await self.tokens.start_workflow(
+            run, args=args, id=id, task_queue=queue, api_token="t", api_url=URL
+        )
+
+
+@asynccontextmanager
+async def start_server(database: str) -> AsyncGenerator[Server, None]:
+    """Run one for the length of an ``async with``, its database in a "file" or in "memory"."""
+    keyring = Keyring.generate()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "keyring.json")
+        keyring.save(file)
+        db = Path(folder, "temporal.db") if database == "file" else None
+        async with start_engine(db=db, ui=False) as engine:
+            plain = await Client.connect(engine.address)
+            ours = await Client.connect(engine.address, plugins=[StatefulPlugin(keyring)])
+            yield Server(engine.address, plain, ours, TokenClient(ours, keyring), file)
 
 
 async def history(client: Client, workflow_id: str) -> tuple[int, int]:

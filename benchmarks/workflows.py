@@ -1,33 +1,43 @@
-"""The workflows that the benchmarks compare."""
+"""The workflows and activities that the benchmarks compare, without this library and with it."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Iterable
+from datetime import timedelta
 from typing import Any
 
-from temporalio import workflow
+from temporalio import activity, workflow
 
 with workflow.unsafe.imports_passed_through():
     import arrivals
 
-    from stateful_workflow import StatefulWorkflow
+    from stateful_workflow import StatefulWorkflow, current_token
 
 STARTED_AT_ONCE = 100
+ACTIVITIES_AT_ONCE = 25
+TIMEOUT = timedelta(seconds=60)
 
 
-async def start_children(
-    kind: Any, shape: list[int]
-) -> list[workflow.ChildWorkflowHandle[Any, Any]]:
+async def at_most(number: int, tasks: Iterable[Awaitable[Any]]) -> list[Any]:
+    """All of them, so many at a time."""
+    slots = asyncio.Semaphore(number)
+
+    async def one(task: Awaitable[Any]) -> Any:
+        async with slots:
+            return await task
+
+    return await asyncio.gather(*map(one, tasks))
+
+
+async def start_children(kind: Any, shape: list[int]) -> list[Any]:
     """Start a level of children, and say so; each starts its own."""
     own = workflow.info().workflow_id
-    children: list[workflow.ChildWorkflowHandle[Any, Any]] = []
-    for first in range(0, shape[0] if shape else 0, STARTED_AT_ONCE):
-        children += await asyncio.gather(
-            *[
-                workflow.start_child_workflow(kind, shape[1:], id=f"{own}-{n}")
-                for n in range(first, min(first + STARTED_AT_ONCE, shape[0]))
-            ]
-        )
+    starts = (
+        workflow.start_child_workflow(kind, shape[1:], id=f"{own}-{n}")
+        for n in range(shape[0] if shape else 0)
+    )
+    children = await at_most(STARTED_AT_ONCE, starts)
     arrivals.arrived(f"{own} started")
     return children
 
@@ -59,12 +69,6 @@ class ByHand:
         arrivals.arrived(workflow.info().workflow_id)
         await asyncio.gather(*[child.signal(ByHand.tell, message) for child in self.children])
 
-    @workflow.signal
-    async def tell_in_turn(self, message: str) -> None:
-        arrivals.arrived(workflow.info().workflow_id)
-        for child in self.children:
-            await child.signal(ByHand.tell_in_turn, message)
-
 
 @workflow.defn
 class Node(StatefulWorkflow):
@@ -82,32 +86,46 @@ class Node(StatefulWorkflow):
 
     @workflow.signal
     def note(self) -> None:
-        arrivals.note(f"{workflow.info().workflow_id} noted")
+        arrivals.arrived(f"{workflow.info().workflow_id} noted")
 
 
-async def start_noting(kind: Any, children: int, *, at_once: bool) -> None:
-    """Start children, all at once or each after the one before, and note each call."""
+# --- what the library costs beside a rotation ----------------------------------------------------
+
+
+@activity.defn
+async def do_nothing() -> None:
+    """What an activity costs at least."""
+
+
+@activity.defn
+async def open_token() -> None:
+    current_token()
+
+
+async def start_noting(kind: Any, children: int, at_once: int) -> None:
+    """Start children, so many at a time, and note each call."""
     own = workflow.info().workflow_id
 
     async def start(number: int) -> None:
-        child = f"{own}-{number}"
-        arrivals.note(f"{child} called")
-        await workflow.start_child_workflow(kind, id=child)
+        arrivals.arrived(f"{own}-{number} called")
+        await workflow.start_child_workflow(kind, id=f"{own}-{number}")
 
-    if at_once:
-        await asyncio.gather(*[start(n) for n in range(children)])
-    else:
-        for n in range(children):
-            await start(n)
+    await at_most(at_once, map(start, range(children)))
     await workflow.wait_condition(lambda: False)
 
 
 async def begin() -> None:
-    """What a child does first: note that it runs."""
-    own = workflow.info().workflow_id
-    arrivals.note(f"{own} begun")
-    arrivals.arrived(own)
+    """What a child does first: say that it runs."""
+    arrivals.arrived(workflow.info().workflow_id)
     await workflow.wait_condition(lambda: False)
+
+
+async def execute(kind: Any, number: int) -> None:
+    """Run an activity so many times, a few at once."""
+    await at_most(
+        ACTIVITIES_AT_ONCE,
+        (workflow.execute_activity(kind, start_to_close_timeout=TIMEOUT) for _ in range(number)),
+    )
 
 
 @workflow.defn
@@ -120,8 +138,15 @@ class PlainChild:
 @workflow.defn
 class PlainParent:
     @workflow.run
-    async def run(self, children: int, at_once: bool) -> None:
-        await start_noting(PlainChild.run, children, at_once=at_once)
+    async def run(self, children: int, at_once: int) -> None:
+        await start_noting(PlainChild.run, children, at_once)
+
+
+@workflow.defn
+class PlainCaller:
+    @workflow.run
+    async def run(self, activities: int) -> None:
+        await execute(do_nothing, activities)
 
 
 @workflow.defn
@@ -134,5 +159,16 @@ class StatefulChild(StatefulWorkflow):
 @workflow.defn
 class StatefulParent(StatefulWorkflow):
     @workflow.run
-    async def run(self, children: int, at_once: bool) -> None:
-        await start_noting(StatefulChild.run, children, at_once=at_once)
+    async def run(self, children: int, at_once: int) -> None:
+        await start_noting(StatefulChild.run, children, at_once)
+
+
+@workflow.defn
+class StatefulCaller(StatefulWorkflow):
+    @workflow.run
+    async def run(self, activities: int) -> None:
+        await execute(open_token, activities)
+
+
+PLAIN = [Plain, ByHand, PlainParent, PlainChild, PlainCaller]
+OURS = [Node, StatefulParent, StatefulChild, StatefulCaller]

@@ -12,10 +12,10 @@ import shutil
 import socket
 import subprocess
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +25,7 @@ from temporalio.common import RetryPolicy
 
 from stateful_workflow import Keyring, NotConverged, StatefulPlugin, TokenClient
 from stateful_workflow.audit import AuditEvent, AuditFile
-from stateful_workflow.engine import EmbeddedEngine, find_temporal, start_engine
+from stateful_workflow.engine import EmbeddedEngine, start_engine
 from stateful_workflow.errors import MessageRefused, TokenForged
 from stateful_workflow.sealed.message import parse
 
@@ -38,7 +38,7 @@ from ..server.test_unreachable import FEW_SIGNALS, SIGNALS
 from ..server.use_workflows import Caller, Distant, Job
 from ..server.workflows import Flaky, Node, Plan, shown
 from ..tools import needs
-from .test_snippets import BLOCKS, Block, Reader
+from .reader import BLOCKS, PROJECT, Block, Reader
 
 DOCUMENT: Final = "docs/operations.md"
 ROOT, CHILD = "tenant-acme", "tenant-acme-sync-0"
@@ -84,11 +84,11 @@ class Site(Reader):
 
     def __init__(self, home: Path, engine: EmbeddedEngine, api: Api) -> None:
         super().__init__(home, engine, api)
-        (home / "bin" / "temporal").symlink_to(find_temporal())
         (home / "record").mkdir()
         whole = Keyring.generate()
         whole.save(home / "keyring.json")
         whole.only(readers=["default"]).save(home / "worker.json")
+        self.secrets = {FIRST, SECOND}
         self.audit_path = home / "record" / "worker.jsonl"
         self.environment.update(
             AUDIT=str(self.audit_path),
@@ -106,72 +106,37 @@ class Site(Reader):
         program = await Client.connect(self.engine.address)
         self.issuer = TokenClient(program, self.keyring)
 
-    async def run(self, block: Block, status: int = 0) -> str:
-        """Run a block that is to end with this status; what it printed, errors too."""
-        return await self.shell_ends(block.text, block.place, status)
-
-    async def shell_ends(self, script: str, place: str, status: int) -> str:
-        """Run a script that is to end with this status; what it printed, errors too."""
-        done = await asyncio.to_thread(
-            subprocess.run,
-            ["sh", "-eu", "-c", script],
-            cwd=self.home,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=50,
+    async def start(self, run: Any, *args: Any, **options: Any) -> WorkflowHandle[Any, Any]:
+        """Start the root with the first token, for the API unless the options say otherwise."""
+        settings: dict[str, Any] = {"api_token": FIRST, "origins": [self.api.origin], **options}
+        return await self.issuer.start_workflow(
+            run, args=args, id=ROOT, task_queue="tenants", **settings
         )
-        printed = done.stdout + done.stderr
-        assert done.returncode == status, f"{place}: status {done.returncode}\n{printed}"
-        assert FIRST not in printed
-        assert SECOND not in printed
-        return printed
-
-    async def client_of(self, block: Block) -> Client:
-        """The client that a Python block makes."""
-        await self.python(block)
-        return self._names["client"]
 
     async def start_tree(self, **options: Any) -> None:
         """A root with one child, both holding the first token."""
-        await self.issuer.start_workflow(
-            Node.run,
-            Plan({"sync-0": Plan()}),
-            id=ROOT,
-            task_queue="tenants",
-            api_token=FIRST,
-            origins=[self.api.origin],
-            **options,
-        )
+        await self.start(Node.run, Plan({"sync-0": Plan()}), **options)
         await nodes_run(self.issuer, ROOT, 2)
 
-    async def start_caller(self, origin: str | None = None) -> WorkflowHandle[Any, Any]:
-        """A workflow whose activities call the API, with a token for that or another origin."""
-        return await self.issuer.start_workflow(
-            Caller.run,
-            id=ROOT,
-            task_queue="tenants",
-            api_token=FIRST,
-            origins=[origin or self.api.origin],
-        )
+    async def insist(self, caller: WorkflowHandle[Any, Any]) -> Any:
+        """Have it call the API until that is answered 200."""
+        job = Job([self.api.url("items")], insist=True, attempts=0)
+        return await caller.start_update("do", job, wait_for_stage=WorkflowUpdateStage.ACCEPTED)
 
     async def start_distant_child(self) -> None:
         """A root with one child whose task queue nobody polls."""
-        await self.issuer.start_workflow(
-            Distant.run,
-            {"sync-0": "syncs"},
-            id=ROOT,
-            task_queue="tenants",
-            api_token=FIRST,
-            origins=[self.api.origin],
+        await self.start(Distant.run, {"sync-0": "syncs"})
+        await self.comes_to_say(
+            ROOT, lambda said: [child["life"] for child in said["children"]] == ["running"]
         )
 
-        async def is_started() -> bool:
-            children = (await status_of(self.client, ROOT))["children"]
-            return [child["life"] for child in children] == ["running"]
+    async def comes_to_say(self, workflow_id: str, holds: Callable[[Any], bool]) -> None:
+        """Wait until this holds of a workflow's status."""
 
-        await eventually(is_started)
+        async def does_say() -> bool:
+            return holds(await status_of(self.client, workflow_id))
+
+        await eventually(does_say)
 
     async def use_up_signals(self, workflow_id: str) -> None:
         handle = self.client.get_workflow_handle(workflow_id)
@@ -190,24 +155,26 @@ class Site(Reader):
         return next(key.kid for key in self.keyring.keys() if key.kind == kind and key.is_active)
 
 
-@asynccontextmanager
-async def start_site(home: Path, extra_args: Sequence[str] = ()) -> AsyncGenerator[Site, None]:
+@pytest.fixture
+async def idle_site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Site]:
+    """A site whose worker does not run; its parameter are options of the server."""
+    extra_args: Sequence[str] = getattr(request, "param", ())
     async with start_engine(ui=False, extra_args=extra_args) as engine:
         with start_api() as api:
             api.valid = {FIRST, SECOND}
-            site = Site(home, engine, api)
+            site = Site(tmp_path, engine, api)
             await site.connect()
-            try:
-                async with start_worker(site.client, "tenants", **EVERYTHING):
-                    yield site
-            finally:
-                site.audit.close()
+            yield site
+            site.audit.close()
 
 
 @pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    async with start_site(tmp_path) as site:
-        yield site
+async def site(idle_site: Site) -> AsyncIterator[Site]:
+    async with start_worker(idle_site.client, "tenants", **EVERYTHING):
+        yield idle_site
+
+
+on_server = partial(pytest.mark.parametrize, "idle_site", indirect=True, ids=[""])
 
 
 # --- set up --------------------------------------------------------------------------------------
@@ -223,10 +190,10 @@ async def test_a_runtime_made_as_it_is_written_can_be_scraped(
     for name in ("TEMPORAL_ADDRESS", "TEMPORAL_CONFIG_FILE", "STATEFUL_KEYRING"):
         monkeypatch.setenv(name, site.environment[name])
     (block,) = blocks("Export metrics", "python")
-    client = await site.client_of(block)
+    await site.python(block)
     await site.start_tree()
-    async with start_worker(client, "measured"):
-        await TokenClient(client, site.keyring).rotate(ROOT, SECOND, timeout=WITHIN)
+    async with start_worker(site.names["client"], "measured"):
+        await TokenClient(site.names["client"], site.keyring).rotate(ROOT, SECOND, timeout=WITHIN)
 
     seen = await scrape(address)
     assert seen.total("stateful_convergence_bucket", le="3600") == 1
@@ -237,7 +204,7 @@ async def test_a_runtime_made_as_it_is_written_can_be_scraped(
 def test_prometheus_takes_the_configuration(tmp_path: Path) -> None:
     (block,) = blocks("Scrape them", "text")
     (tmp_path / "prometheus.yml").write_text(block.text, "utf-8")
-    shutil.copy(Path(__file__).parents[2] / "monitoring" / "alerts.yml", tmp_path)
+    shutil.copy(PROJECT / "monitoring" / "alerts.yml", tmp_path)
     checked = subprocess.run(
         ["promtool", "check", "config", "prometheus.yml"],
         cwd=tmp_path,
@@ -264,48 +231,49 @@ async def test_a_node_is_behind(site: Site) -> None:
         assert (await TokenClient(site.client, site.keyring).get(CHILD)).reveal() == SECOND
 
 
+@on_server([FEW_SIGNALS])
 @pytest.mark.parametrize("ending", ["a worker comes", "the child is ended"])
-async def test_a_child_cannot_be_reached(tmp_path: Path, ending: str) -> None:
-    async with start_site(tmp_path, FEW_SIGNALS) as site:
-        await site.start_distant_child()
-        await site.use_up_signals(CHILD)
-        await site.issuer.set(ROOT, SECOND)
-
-        async def is_undelivered() -> None:
-            undelivered = (await status_of(site.client, ROOT))["undelivered"]
-            assert ["limit for signal" in child["reason"] for child in undelivered] == [True]
-
-        await eventually(is_undelivered)
-        look, end, over = blocks("A child cannot be reached")
-        printed = await site.run(look, BEHIND)
-        assert f"undelivered: {CHILD}" in printed
-        if ending == "a worker comes":
-            async with start_worker(site.client, "syncs", **EVERYTHING):
-                await site.run(over)
-                assert (await site.issuer.get(CHILD)).reveal() == SECOND
-        else:
-            await site.run(end)
+async def test_a_child_cannot_be_reached(site: Site, ending: str) -> None:
+    await site.start_distant_child()
+    await site.use_up_signals(CHILD)
+    await site.issuer.set(ROOT, SECOND)
+    await site.comes_to_say(
+        ROOT,
+        lambda said: ["limit for signal" in it["reason"] for it in said["undelivered"]] == [True],
+    )
+    look, end, over = blocks("A child cannot be reached")
+    printed = await site.run(look, BEHIND)
+    assert f"undelivered: {CHILD}" in printed
+    if ending == "a worker comes":
+        async with start_worker(site.client, "syncs", **EVERYTHING):
             await site.run(over)
-
-
-async def test_a_run_takes_no_more_signals(tmp_path: Path) -> None:
-    async with start_site(tmp_path, FEW_SIGNALS) as site:
-        await site.start_tree()
-        await site.use_up_signals(CHILD)
-        await site.issuer.rotate(ROOT, SECOND, timeout=WITHIN)
-
-        look, end, over = blocks("A run takes no more signals")
-        printed = await site.run(look)
-        assert f"{site.client.identity}" in printed
+            assert (await site.issuer.get(CHILD)).reveal() == SECOND
+    else:
         await site.run(end)
-        assert "converged" in await site.run(over)
-        await site.all_open(SECOND)
+        await site.run(over)
+
+
+@on_server([FEW_SIGNALS])
+async def test_a_run_takes_no_more_signals(site: Site) -> None:
+    await site.start_tree()
+    await site.use_up_signals(CHILD)
+    await site.issuer.rotate(ROOT, SECOND, timeout=WITHIN)
+
+    look, end, over = blocks("A run takes no more signals")
+    printed = await site.run(look)
+    assert f"{site.client.identity}" in printed
+    await site.run(end)
+    assert "converged" in await site.run(over)
+    await site.all_open(SECOND)
 
 
 # --- what is sent, held and used -----------------------------------------------------------------
 
 
 async def test_messages_are_rejected(site: Site) -> None:
+    def both_are_counted(said: Any) -> bool:
+        return said["rejections"]["counts"] == {"TokenMalformed": 1, "TokenForged": 1}
+
     await site.start_tree()
     held = parse(await sealed_at(site.client, ROOT))
     newer = replace(held.claims, version=held.claims.version + 1)
@@ -314,7 +282,7 @@ async def test_messages_are_rejected(site: Site) -> None:
     intruder = await Client.connect(site.engine.address, identity="intruder@elsewhere")
     for text in ("garbage", as_trusted):
         await intruder.get_workflow_handle(ROOT).signal("apiToken", text)
-    await rejected(site, {"TokenMalformed": 1, "TokenForged": 1})
+    await site.comes_to_say(ROOT, both_are_counted)
 
     look, rotate = blocks("Messages are rejected")
     printed = await site.run(look, FOUND)
@@ -323,52 +291,36 @@ async def test_messages_are_rejected(site: Site) -> None:
         assert reason in printed
     await site.run(rotate)
     await site.all_open(SECOND)
-    await rejected(site, {"TokenMalformed": 1, "TokenForged": 1})
-
-
-async def rejected(site: Site, counts: dict[str, int]) -> None:
-    async def are_counted() -> None:
-        assert (await status_of(site.client, ROOT))["rejections"]["counts"] == counts
-
-    await eventually(are_counted)
+    await site.comes_to_say(ROOT, both_are_counted)
 
 
 def test_every_reason_for_a_rejection_is_explained() -> None:
-    text = (Path(__file__).parents[2] / DOCUMENT).read_text("utf-8")
+    text = (PROJECT / DOCUMENT).read_text("utf-8")
     section = text.partition("\n## Messages are rejected\n")[2].partition("\n## ")[0]
     for error in (*MessageRefused.__subclasses__(), *TokenForged.__subclasses__()):
         assert f"`{error.__name__}`" in section
 
 
 async def test_a_token_is_about_to_expire(site: Site) -> None:
+    async def expiry() -> int:
+        (token,) = (await status_of(site.client, CHILD))["tokens"]
+        return token["expires_at"]
+
     await site.start_tree(expires_in=1800)
-    soon = await expiry(site)
+    soon = await expiry()
 
     renew, over = blocks("A token is about to expire")
     await site.run(renew)
     assert "expires" in await site.run(over)
-    assert await expiry(site) > soon
+    assert await expiry() > soon
     await site.all_open(SECOND)
-
-
-async def expiry(site: Site) -> int:
-    """When the child's token expires."""
-    status = await site.issuer.status(CHILD)
-    assert status is not None
-    assert status.expires_at is not None
-    return status.expires_at
 
 
 async def test_calls_are_answered_401(site: Site) -> None:
     site.api.valid = {SECOND}
-    root = await site.start_caller()
-    job = Job([site.api.url("items")], insist=True, attempts=0)
-    update = await root.start_update("do", job, wait_for_stage=WorkflowUpdateStage.ACCEPTED)
-
-    async def is_reported() -> bool:
-        return bool((await status_of(site.client, ROOT))["reports"])
-
-    await eventually(is_reported)
+    root = await site.start(Caller.run)
+    update = await site.insist(root)
+    await site.comes_to_say(ROOT, lambda said: bool(said["reports"]))
     look, renew, over = blocks("Calls are answered 401")
     printed = await site.run(look)
     assert "401" in printed
@@ -380,7 +332,7 @@ async def test_calls_are_answered_401(site: Site) -> None:
 
 
 async def test_a_request_to_another_origin_is_refused(site: Site) -> None:
-    root = await site.start_caller(ELSEWHERE)
+    root = await site.start(Caller.run, origins=[ELSEWHERE])
     (refused,) = await root.execute_update("do", Job([site.api.url("items")]))
     assert refused.startswith("OriginNotAllowed")
 
@@ -395,39 +347,27 @@ async def test_a_request_to_another_origin_is_refused(site: Site) -> None:
     assert last.endswith(f"{site.api.origin} 200")
 
 
-async def test_a_workflow_needs_its_token_set_again(tmp_path: Path) -> None:
-    async with start_site(tmp_path, DELETE_SOON) as site:
-        handle = await site.issuer.start_workflow(
-            Flaky.run,
-            Plan(),
-            id=ROOT,
-            task_queue="tenants",
-            api_token=FIRST,
-            origins=[ELSEWHERE],
-            retry_policy=RetryPolicy(initial_interval=timedelta(seconds=6), backoff_coefficient=1),
-        )
-        await nodes_run(site.issuer, ROOT, 1)
-        before = await run_id(site.client, ROOT)
-        await handle.signal("break_down")
+@on_server([DELETE_SOON])
+async def test_a_workflow_needs_its_token_set_again(site: Site) -> None:
+    retries = RetryPolicy(initial_interval=timedelta(seconds=6), backoff_coefficient=1)
+    handle = await site.start(Flaky.run, Plan(), origins=[ELSEWHERE], retry_policy=retries)
+    await nodes_run(site.issuer, ROOT, 1)
+    before = await run_id(site.client, ROOT)
+    await handle.signal("break_down")
+    await next_run(site.client, ROOT, before)
+    await delete_run(site.client, ROOT, str(before))
 
-        async def is_retried() -> bool:
-            return await run_id(site.client, ROOT) != before
+    async def is_lost() -> bool:
+        status = await site.issuer.status(ROOT)
+        return status is not None and status.state == "needs_set"
 
-        await eventually(is_retried)
-        await delete_run(site.client, ROOT, str(before))
-        await next_run(site.client, ROOT, before)
-
-        async def is_lost() -> bool:
-            status = await site.issuer.status(ROOT)
-            return status is not None and status.state == "needs_set"
-
-        await eventually(is_lost)
-        look, again, over = blocks("A workflow needs its token set again")
-        assert "needs_set" in await site.run(look)
-        site.environment["ORIGIN"] = ELSEWHERE
-        await site.run(again)
-        assert "held" in await site.run(over)
-        assert await site.opened(ROOT) == shown(SECOND)
+    await eventually(is_lost)
+    look, again, over = blocks("A workflow needs its token set again")
+    assert "needs_set" in await site.run(look)
+    site.environment["ORIGIN"] = ELSEWHERE
+    await site.run(again)
+    assert "held" in await site.run(over)
+    assert await site.opened(ROOT) == shown(SECOND)
 
 
 # --- what leaked ---------------------------------------------------------------------------------
@@ -455,8 +395,9 @@ async def test_a_reader_key_leaked(site: Site) -> None:
     await site.start_tree()
     await site.all_open(FIRST)
     leaked = site.kid("reader")
-    thief = Keyring.load(site.home / "worker.json")
-    thief_of = TokenClient(await Client.connect(site.engine.address), thief)
+    stolen = Keyring.from_json((site.home / "worker.json").read_text())  # which follows no file
+    thief = TokenClient(await Client.connect(site.engine.address), stolen)
+    assert (await thief.get(ROOT)).reveal() == FIRST
     site.environment["LEAKED_READER"] = leaked
 
     look, change, over = blocks("A reader key leaked")
@@ -464,18 +405,12 @@ async def test_a_reader_key_leaked(site: Site) -> None:
     await site.run(change)
     await site.all_open(SECOND)
     with pytest.raises(Exception, match="reader"):
-        await as_it_was(thief_of, thief).get(ROOT)
+        await thief.get(ROOT)
     listed, _, tail = (await site.run(over)).partition(" read ")
     assert "revoked" in listed
     *_, last_read = [line for line in tail.splitlines() if " in reveal" in line]
     assert leaked not in last_read
     assert site.kid("reader") in last_read
-
-
-def as_it_was(tokens: TokenClient, keyring: Keyring) -> TokenClient:
-    """A client with a keyring that follows no file."""
-    copied = Keyring.from_json(keyring.to_json())
-    return TokenClient(tokens._client, copied)  # pyright: ignore[reportPrivateUsage]
 
 
 async def test_an_issuer_key_leaked(site: Site) -> None:
@@ -502,14 +437,14 @@ async def test_an_issuer_key_leaked(site: Site) -> None:
     assert successor in await site.run(over)
     later = replace(theirs, version=theirs.version + 60_000)
     await handle.signal("apiToken", thief.seal(later, STOLEN))
-    await rejected(site, {"TokenForged": 1})
+    await site.comes_to_say(ROOT, lambda said: said["rejections"]["counts"] == {"TokenForged": 1})
     await site.all_open(SECOND)
 
 
 async def test_a_worker_has_an_old_keyring(site: Site) -> None:
     await site.start_tree()
     await site.shell("stateful keys add-issuer", "before")
-    refused = await site.shell_ends(
+    refused = await site.shell(
         f"stateful token set {ROOT} --from-env NEW_TOKEN", "before", status=1
     )
     assert "not known yet" in refused
@@ -526,10 +461,9 @@ async def test_a_worker_has_an_old_keyring(site: Site) -> None:
 
 
 async def test_the_audit_sink_fails(site: Site) -> None:
-    root = await site.start_caller()
+    root = await site.start(Caller.run)
     site.audit.is_full = True
-    job = Job([site.api.url("items")], insist=True, attempts=0)
-    update = await root.start_update("do", job, wait_for_stage=WorkflowUpdateStage.ACCEPTED)
+    update = await site.insist(root)
     assert site.api.calls == []
 
     look, over = blocks("The audit sink fails")
@@ -539,34 +473,31 @@ async def test_the_audit_sink_fails(site: Site) -> None:
     assert " lost " in await site.run(over)
 
 
-async def test_an_audit_file_does_not_verify(tmp_path: Path) -> None:
-    async with start_engine(ui=False) as engine:
-        with start_api() as api:
-            site = Site(tmp_path, engine, api)
-            await site.connect()
-            (keep,) = blocks("Keep what cannot be had afterwards")
-            look, away, read, begin, over = blocks("An audit file does not verify")
-            async with start_worker(site.client, "tenants", **EVERYTHING):
-                await site.start_tree()
-                await site.all_open(FIRST)
-            site.audit.close()
-            await site.run(keep)
-            lines = site.audit_path.read_bytes().splitlines(keepends=True)
-            opened = next(n for n, line in enumerate(lines) if b'"read"' in line)
-            site.audit_path.write_bytes(b"".join(lines[:opened] + lines[opened + 1 :]))
+async def test_an_audit_file_does_not_verify(idle_site: Site) -> None:
+    site = idle_site
+    (keep,) = blocks("Keep what cannot be had afterwards")
+    look, away, read, begin, over = blocks("An audit file does not verify")
+    async with start_worker(site.client, "tenants", **EVERYTHING):
+        await site.start_tree()
+        await site.all_open(FIRST)
+    site.audit.close()
+    await site.run(keep)
+    lines = site.audit_path.read_bytes().splitlines(keepends=True)
+    opened = next(n for n, line in enumerate(lines) if b'"read"' in line)
+    site.audit_path.write_bytes(b"".join(lines[:opened] + lines[opened + 1 :]))
 
-            assert f"line {opened + 1}" in await site.run(look, 1)
-            await site.run(away)
-            assert not list(site.audit_path.parent.iterdir())
-            assert f"line {opened + 1}" in await site.run(read, 1)
+    assert f"line {opened + 1}" in await site.run(look, 1)
+    await site.run(away)
+    assert not list(site.audit_path.parent.iterdir())
+    assert f"line {opened + 1}" in await site.run(read, 1)
 
-            site.audit = Volume(site.audit_path)
-            await site.connect()
-            async with start_worker(site.client, "tenants", **EVERYTHING):
-                await site.all_open(FIRST)
-            site.audit.close()
-            await site.run(begin)
-            await site.run(over)
+    site.audit = Volume(site.audit_path)
+    await site.connect()
+    async with start_worker(site.client, "tenants", **EVERYTHING):
+        await site.all_open(FIRST)
+    site.audit.close()
+    await site.run(begin)
+    await site.run(over)
 
 
 # --- the document itself -------------------------------------------------------------------------

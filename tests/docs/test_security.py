@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
@@ -16,10 +16,10 @@ from stateful_workflow.engine import start_engine
 
 from ..server.api import start_api
 from ..server.workflows import ACTIVITIES, WORKFLOWS, Plan, shown
-from .test_snippets import BLOCKS, Block, Reader
+from .reader import BLOCKS, Block, Reader
 
 ROOT, CHILD = "tenant-acme", "tenant-acme-sync-0"
-TOKENS: Final = {"first": "security-token-1", "new": "security-token-2", "billing": "billing-token"}
+FIRST, NEW, BILLING = "security-token-1", "security-token-2", "billing-token"
 STEPS: Final = [b for b in BLOCKS if b.document == "docs/security.md" and b.kind == "sh"]
 
 
@@ -32,12 +32,10 @@ def _kid(keyring: Keyring, kind: str) -> str:
     )
 
 
-KEYS: Final[dict[str, Callable[[Keyring], str]]] = {
-    "OLD_ISSUER": lambda keyring: _kid(keyring, "issuer"),
-    "LEAKED_ISSUER": lambda keyring: _kid(keyring, "issuer"),
-    "OLD_READER": lambda keyring: _kid(keyring, "reader"),
-    "LEAKED_READER": lambda keyring: _kid(keyring, "reader"),
+KEYS: Final = {
+    f"{state}_{kind.upper()}": kind for state in ("OLD", "LEAKED") for kind in ("issuer", "reader")
 }
+"""Variables that hold a key id, and of which kind it is."""
 
 
 @pytest.fixture
@@ -63,11 +61,8 @@ def test_there_is_a_step_for_every_kind_of_key() -> None:
 @pytest.mark.timeout(180)
 async def test_every_step_leaves_a_tree_whose_activities_open_the_newest(reader: Reader) -> None:
     Keyring.generate().save(reader.home / "keyring.json")
-    reader.environment |= {
-        "FIRST_TOKEN": TOKENS["first"],
-        "NEW_TOKEN": TOKENS["new"],
-        "BILLING_TOKEN": TOKENS["billing"],
-    }
+    reader.secrets = {FIRST, NEW, BILLING}
+    reader.environment.update(FIRST_TOKEN=FIRST, NEW_TOKEN=NEW, BILLING_TOKEN=BILLING)
     first, *others = STEPS
     await follow(reader, first)
     worker_keyring = Keyring.load(reader.home / "worker.json")
@@ -78,10 +73,10 @@ async def test_every_step_leaves_a_tree_whose_activities_open_the_newest(reader:
             f"stateful token set {ROOT} --from-env FIRST_TOKEN --origin https://api.example.com",
             "before",
         )
-        expected = TOKENS["first"]
+        expected = FIRST
         for block in others:
             await follow(reader, block)
-            expected = TOKENS["new"] if "rotate" in block.text else expected
+            expected = NEW if "rotate" in block.text else expected
             await reader.shell(f"stateful tree {ROOT}", block.place)
             for node in (ROOT, CHILD):
                 handle = client.get_workflow_handle(node)
@@ -94,8 +89,8 @@ async def test_every_step_leaves_a_tree_whose_activities_open_the_newest(reader:
 
 async def follow(reader: Reader, block: Block) -> None:
     keyring = reader.keyring
-    reader.environment |= {name: find(keyring) for name, find in KEYS.items()}
-    await reader.shell(block.text, block.place)
+    reader.environment |= {name: _kid(keyring, kind) for name, kind in KEYS.items()}
+    await reader.run(block)
     for name in ("issuer.json", "worker.json"):
         assert (reader.home / name).stat().st_mode & 0o777 == 0o600
     public = json.loads((reader.home / "public.json").read_text())

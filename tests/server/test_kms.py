@@ -28,7 +28,7 @@ from stateful_workflow import (
 )
 from stateful_workflow.engine import EmbeddedEngine
 from tests.builders import jwks
-from tests.docs.test_snippets import read_blocks
+from tests.docs.reader import read_blocks
 
 from .support import eventually, sealed_at
 from .use_workflows import SYNC_ACTIVITIES, USE_WORKFLOWS, Caller, Job

@@ -49,7 +49,7 @@ from stateful_workflow import (
     TokenTree,
     TreeNode,
 )
-from stateful_workflow.demo.api import IssuedToken, TokenApi
+from stateful_workflow.demo.api import TokenApi
 from stateful_workflow.engine import start_engine
 from stateful_workflow.sealed.message import Claims, parse
 
@@ -402,7 +402,7 @@ class _Holder:
 @pytest.mark.parametrize(
     "record",
     [
-        lambda: TokenApi(client_secret=SECRET, issued={SECRET: IssuedToken(1, 0.0)}),
+        lambda: TokenApi(issued={SECRET: 1}, revoked={SECRET}),
     ],
     ids=["the demo's API"],
 )

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import base64
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Final
-
-_SUFFIXES: Final = ("-journal", "-wal", "-shm", "")
-_CHUNK_BYTES: Final = 1 << 22
 
 
 def forms(needle: bytes) -> tuple[bytes, ...]:
@@ -31,47 +27,29 @@ def forms(needle: bytes) -> tuple[bytes, ...]:
 def occurrences(db: Path, needles: Sequence[bytes]) -> dict[bytes, int]:
     """How often each needle is found in the database of a running engine, in any of its `forms`.
 
-    The files are searched as bytes, which sees deleted rows too. A long value is spread over
-    pages, and a needle in two pieces is not seen so: the values are searched as well. Of the
-    two counts the higher one is taken.
+    The files are searched as bytes, which sees deleted rows too, and so are the values in the
+    tables: a long one is spread over pages. What is found both ways counts twice.
 
     Args:
         db: the SQLite file; its journal or log beside it is searched too.
         needles: what to look for; not empty.
     """
     spelled = {needle: forms(needle) for needle in needles}
-    on_disk = _count(_chunks(db, 2 * max(map(len, needles))), spelled)
-    in_tables = _count(_values(db), spelled)
-    return {needle: max(on_disk[needle], in_tables[needle]) for needle in needles}
-
-
-def _chunks(db: Path, overlap: int) -> Iterator[bytes]:
-    # The logs first: what is moved from them meanwhile is then seen twice, not missed.
-    for suffix in _SUFFIXES:
-        with suppress(FileNotFoundError), db.with_name(db.name + suffix).open("rb") as file:
-            before = b""
-            while chunk := file.read(_CHUNK_BYTES):
-                yield before + chunk
-                before = chunk[-overlap:]
-
-
-def _values(db: Path) -> Iterator[bytes]:
-    # From a copy in memory, taken under SQLite's own locks, so that the engine waits for
-    # milliseconds only.
-    with closing(sqlite3.connect(":memory:")) as copy:
-        with closing(sqlite3.connect(f"{db.as_uri()}?mode=ro", uri=True, timeout=30)) as engine:
-            engine.backup(copy)
-        copy.text_factory = bytes
-        tables = copy.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-        for (table,) in tables:
-            name = table.decode().replace('"', '""')
-            for row in copy.execute(f'SELECT * FROM "{name}"'):  # noqa: S608 (their own names)
-                yield from (value for value in row if isinstance(value, bytes))
-
-
-def _count(haystacks: Iterable[bytes], spelled: dict[bytes, tuple[bytes, ...]]) -> dict[bytes, int]:
-    counts = dict.fromkeys(spelled, 0)
-    for haystack in haystacks:
+    counts = dict.fromkeys(needles, 0)
+    for haystack in _haystacks(db):
         for needle, variants in spelled.items():
             counts[needle] += sum(haystack.count(variant) for variant in variants)
     return counts
+
+
+def _haystacks(db: Path) -> Iterator[bytes]:
+    # The logs first: what is moved from them meanwhile is then seen twice, not missed.
+    for suffix in ("-journal", "-wal", ""):
+        with suppress(FileNotFoundError):
+            yield db.with_name(db.name + suffix).read_bytes()
+    with closing(sqlite3.connect(f"{db.as_uri()}?mode=ro", uri=True, timeout=30)) as engine:
+        engine.text_factory = bytes
+        tables = engine.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        for (table,) in tables:
+            rows = engine.execute(f'SELECT * FROM "{table.decode()}"')  # noqa: S608 - their own
+            yield b"\0".join(value for row in rows for value in row if isinstance(value, bytes))
