@@ -60,7 +60,7 @@ class Tree:
     async def start(self, plan: Plan | None = None, run: Any = Node.run, **options: Any) -> None:
         """Start it with the token "first", and wait until all of its nodes run."""
         plan = plan or Plan()
-        settings = {"api_token": "first", "api_url": URL, **options}
+        settings: dict[str, Any] = {"api_token": "first", "api_url": URL, **options}
         await self.tokens.start_workflow(run, plan, id=self.root, task_queue=self.queue, **settings)
         await self.has(plan.size)
 
