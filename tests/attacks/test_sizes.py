@@ -26,7 +26,7 @@ from stateful_workflow.sealed.message import Claims, decode_base64url, encode_ba
 from ..server.conftest import start_worker
 from ..server.support import events_of, eventually, sealed_at, status_of
 from ..server.workflows import Node, Plan
-from .messages import failed_tasks, send, slow_tasks
+from .messages.unsent import failed_tasks, send, slow_tasks
 
 SCHEDULED = "ACTIVITY_TASK_SCHEDULED"
 ORIGIN: Final = "https://api.example.com"

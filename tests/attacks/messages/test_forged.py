@@ -23,8 +23,8 @@ from stateful_workflow.sealed.message import encode_base64url, parse
 from tests import builders
 from tests.builders import compact, header_of, jwe_of, jwks, signed
 
-from ..server.support import events_of
-from .messages import Unsent, are_refused, is_healthy, send, updated
+from ...server.support import events_of
+from .unsent import Unsent, are_refused, is_healthy, send, updated
 
 Forgeries = dict[str, str]
 

@@ -14,10 +14,10 @@ import pytest
 from stateful_workflow.sealed.message import Message, parse
 from tests import builders
 
-from ..server.support import events_of, eventually, next_run, run_id
-from ..server.trees import Tree
-from ..server.workflows import Plan
-from .messages import Unsent, failed_tasks, is_everywhere, is_healthy, now, slow_tasks, unsent_for
+from ...server.support import events_of, eventually, next_run, run_id
+from ...server.trees import Tree
+from ...server.workflows import Plan
+from .unsent import Unsent, failed_tasks, is_everywhere, is_healthy, now, slow_tasks, unsent_for
 
 LINE = Plan({"a": Plan({"b": Plan()})})
 NODES = ["", "a", "a-b"]

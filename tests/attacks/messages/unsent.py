@@ -22,8 +22,8 @@ from stateful_workflow.sealed.message import Message, parse
 from tests import builders
 from tests.builders import header_of, signed
 
-from ..server.support import events_of, eventually
-from ..server.trees import Tree
+from ...server.support import events_of, eventually
+from ...server.trees import Tree
 
 
 def now() -> int:

@@ -15,9 +15,9 @@ from stateful_workflow.sealed.message import MAX_VERSION, parse
 from tests import builders
 from tests.builders import header_of, jwks, keyring_of, marked, signed
 
-from ..server.trees import Tree
-from ..server.workflows import Plan
-from .messages import Unsent, are_refused, is_everywhere, is_healthy, now, signalled, unsent_for
+from ...server.trees import Tree
+from ...server.workflows import Plan
+from .unsent import Unsent, are_refused, is_everywhere, is_healthy, now, signalled, unsent_for
 
 TOO_FAR_AHEAD = 5 * 60 * 1000
 """Milliseconds; a version may be so far ahead of the workflow's clock."""
