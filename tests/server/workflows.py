@@ -111,7 +111,6 @@ class _Controlled(StatefulWorkflow):
         self.carry_on = False
         self.fail = False
         self.handled: list[str] = []
-        self.tasks: list[asyncio.Task[Any]] = []
 
     async def start(self, plan: Plan) -> None:
         if plan.api_url is not None:
@@ -270,11 +269,6 @@ class _Controlled(StatefulWorkflow):
     @workflow.query
     def notes(self) -> list[str]:
         return self.handled
-
-    @workflow.query
-    def state(self) -> str | None:
-        status = self.api_token_status
-        return None if status is None else status.state
 
 
 @workflow.defn
