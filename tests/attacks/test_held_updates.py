@@ -77,6 +77,8 @@ async def test_updates_of_strangers_hold_nobody_off(
             over.set()  # the SDK makes another error of a cancellation
             await asyncio.gather(*holders)
         assert (await tokens.get(f"{queue}-a")).reveal() == "third"
+        # Those that waited were looked up in vain, the others found no place to wait.
+        assert turned_down == {"TokenForged", "TooManyWaiting"}
         # What is turned down stands in no history: three of them wait at a time, for 10 s.
         accepted = await events_of(
             client.get_workflow_handle(queue), "WORKFLOW_EXECUTION_UPDATE_ACCEPTED"

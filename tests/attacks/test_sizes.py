@@ -23,8 +23,8 @@ from stateful_workflow.sealed.message import Claims, decode_base64url, encode_ba
 
 from ..server.conftest import start_worker
 from ..server.support import events_of, eventually, sealed_at, status_of
-from ..server.test_hostile import failed_tasks, send, slow_tasks
 from .conftest import ORIGIN, start_root
+from .messages.unsent import failed_tasks, send, slow_tasks
 
 SCHEDULED = "ACTIVITY_TASK_SCHEDULED"
 SIGNALS: Final = ("apiToken", "apiUrl", "apiTokenReport")

@@ -31,9 +31,17 @@ from stateful_workflow.sealed.message import parse
 
 from ..server.api import Api, start_api
 from ..server.conftest import DELETE_SOON, start_worker
-from ..server.support import WITHIN, eventually, nodes_run, sealed_at, status_of
+from ..server.support import (
+    WITHIN,
+    delete_run,
+    eventually,
+    next_run,
+    nodes_run,
+    run_id,
+    sealed_at,
+    status_of,
+)
 from ..server.test_metrics import EVERYTHING, scrape
-from ..server.test_runs import delete_run, next_run, run_id
 from ..server.test_unreachable import FEW_SIGNALS, SIGNALS
 from ..server.use_workflows import Caller, Distant, Job
 from ..server.workflows import Flaky, Node, Plan, shown

@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from temporalio.client import Client, WorkflowHistory
@@ -14,7 +13,9 @@ from temporalio.worker import Replayer, UnsandboxedWorkflowRunner, Worker
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import EmbeddedEngine, start_engine
 
-from .workflows import ACTIVITIES, WORKFLOWS
+from .support import start_worker
+from .trees import Tree
+from .workflows import WORKFLOWS
 
 # The server deletes a closed run only when its queues have acknowledged the close.
 DELETE_SOON = [
@@ -82,13 +83,27 @@ async def replays(engine: EmbeddedEngine, queue: str) -> AsyncIterator[None]:
     assert results.replay_failures == {}
 
 
+@pytest.fixture(scope="module")
+async def shared_queue(client: Client) -> AsyncIterator[str]:
+    """The task queue of a worker that is there for all tests of a file."""
+    queue = f"shared-{uuid.uuid4().hex[:8]}"
+    async with start_worker(client, queue):
+        yield queue
+
+
+@pytest.fixture
+def tree(client: Client, tokens: TokenClient, shared_queue: str, queue: str, replays: None) -> Tree:
+    """A tree that the test starts, and that replays once the test is over."""
+    return Tree(client, tokens, shared_queue, queue)
+
+
+@pytest.fixture
+def unserved(client: Client, tokens: TokenClient, queue: str) -> Tree:
+    """A tree that has no worker but those the test starts."""
+    return Tree(client, tokens, queue, queue)
+
+
 @pytest.fixture
 async def worker(client: Client, queue: str, replays: None) -> AsyncIterator[Worker]:
     async with start_worker(client, queue) as worker:
         yield worker
-
-
-def start_worker(client: Client, queue: str, **options: Any) -> Worker:
-    """A worker of the tests' workflows and activities, sandbox on."""
-    settings: dict[str, Any] = {"workflows": WORKFLOWS, "activities": ACTIVITIES, **options}
-    return Worker(client, task_queue=queue, **settings)

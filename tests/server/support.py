@@ -10,7 +10,10 @@ from typing import Any, TypeVar
 
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import EventType, ResetReapplyExcludeType
-from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
+from temporalio.api.workflowservice.v1 import (
+    DeleteWorkflowExecutionRequest,
+    ResetWorkflowExecutionRequest,
+)
 from temporalio.client import (
     Client,
     DescribeWorkflowInput,
@@ -23,12 +26,15 @@ from temporalio.client import (
     WorkflowHandle,
 )
 from temporalio.service import RPCError, RPCStatusCode
+from temporalio.worker import Worker
 
 from stateful_workflow import TokenClient
 
+from .workflows import ACTIVITIES, WORKFLOWS
+
 T = TypeVar("T")
 
-WITHIN = 20.0
+WITHIN = 40.0
 """Seconds in which anything awaited here happens on a busy machine, or the test fails."""
 
 
@@ -88,6 +94,12 @@ class Silent(Interceptor):
         await eventually(again)
 
 
+def start_worker(client: Client, queue: str, **options: Any) -> Worker:
+    """A worker of the tests' workflows and activities, sandbox on."""
+    settings: dict[str, Any] = {"workflows": WORKFLOWS, "activities": ACTIVITIES, **options}
+    return Worker(client, task_queue=queue, **settings)
+
+
 async def eventually(probe: Callable[[], Awaitable[T]], *, within: float = WITHIN) -> T:
     """Ask until the answer is true or no assertion fails; the last failure is raised."""
     give_up = time.monotonic() + within
@@ -126,6 +138,22 @@ async def sealed_at(client: Client, workflow_id: str) -> str:
     sealed = answer["sealed"]
     assert isinstance(sealed, str)
     return sealed
+
+
+async def opened(client: Client, *workflow_ids: str, name: str = "apiToken") -> list[str]:
+    """What an activity of each of these workflows opens, or what it is told instead."""
+    handles = [client.get_workflow_handle(workflow_id) for workflow_id in workflow_ids]
+    return await asyncio.gather(*[handle.execute_update("use_token", name) for handle in handles])
+
+
+async def opens(client: Client, expected: str, *workflow_ids: str, name: str = "apiToken") -> None:
+    """Wait until activities of all these workflows open this, or are told it."""
+
+    async def all_open() -> None:
+        seen = await opened(client, *workflow_ids, name=name)
+        assert dict(zip(workflow_ids, seen, strict=True)) == dict.fromkeys(workflow_ids, expected)
+
+    await eventually(all_open)
 
 
 async def events_of(handle: WorkflowHandle[Any, Any], kind: str) -> list[Any]:
@@ -182,3 +210,22 @@ async def reset(
         )
     )
     await next_run(client, workflow_id, before)
+
+
+async def delete_run(client: Client, workflow_id: str, run: str) -> None:
+    """Stands for retention: a closed run is deleted."""
+    await client.workflow_service.delete_workflow_execution(
+        DeleteWorkflowExecutionRequest(
+            namespace=client.namespace,
+            workflow_execution=WorkflowExecution(workflow_id=workflow_id, run_id=run),
+        )
+    )
+
+    async def deleted() -> bool:
+        try:
+            await client.get_workflow_handle(workflow_id, run_id=run).describe()
+        except RPCError as error:
+            return error.status is RPCStatusCode.NOT_FOUND
+        return False
+
+    await eventually(deleted)

@@ -18,7 +18,6 @@ from temporalio.client import (
     WorkflowUpdateHandle,
 )
 from temporalio.exceptions import ApplicationError
-from temporalio.worker import Worker
 
 from stateful_workflow import (
     Keyring,
@@ -32,183 +31,150 @@ from stateful_workflow.engine import EmbeddedEngine
 from stateful_workflow.sealed.message import Message, parse
 from tests.builders import jwks, keyring_of
 
-from .conftest import start_worker
-from .support import (
-    WITHIN,
-    eventually,
-    next_run,
-    nodes_run,
-    run_id,
-    sealed_at,
-    status_of,
-)
-from .test_runs import start
-from .test_sharing import opened, opens
+from .support import eventually
+from .trees import Tree
 from .workflows import Plan
 
-URL = "https://api.example.com"
-
-TREE = Plan({"a": Plan({"x": Plan(), "y": Plan()}), "b": Plan({"z": Plan()})})
-NODES = ["", "-a", "-a-x", "-a-y", "-b", "-b-z"]
-SECRETS = [f"t {n}" for n in range(5)]
+PLAN = Plan({"a": Plan({"x": Plan(), "y": Plan()}), "b": Plan({"z": Plan()})})
+NODES = ["", "a", "a-x", "a-y", "b", "b-z"]
+CONFLICT = TokenConflict.__name__
 
 
 # --- the nearest authority -------------------------------------------------------
 
 
-@pytest.mark.usefixtures("worker")
-@pytest.mark.parametrize(
-    ("at", "below"),
-    [("", NODES), ("-a", ["-a", "-a-x", "-a-y"]), ("-b-z", ["-b-z"])],
-    ids=["at the root", "in the middle", "at a leaf"],
-)
-async def test_a_token_may_be_set_at_any_node_and_reaches_that_nodes_subtree(
-    client: Client, tokens: TokenClient, queue: str, at: str, below: list[str]
-) -> None:
-    await start(tokens, queue, TREE)
+async def test_a_token_may_be_set_at_any_node_and_reaches_that_nodes_subtree(tree: Tree) -> None:
+    await tree.start(PLAN)
+    expected = dict.fromkeys(NODES, "first")
+    subtrees = {"b-z": ["b-z"], "a": ["a", "a-x", "a-y"], "": ["", "b"]}
 
-    tree = await tokens.rotate(f"{queue}{at}", "its own", origins=[URL], timeout=20)
+    for at, subtree in subtrees.items():
+        seen = await tree.rotate(f"of {at or 'root'}", at)
 
-    assert {node.id for node in tree.nodes} == {f"{queue}{suffix}" for suffix in below}
-    assert {node.authority for node in tree.nodes} == {f"{queue}{at}"}
-    expected = ["its own" if suffix in below else "first" for suffix in NODES]
-    assert await opened(client, *[f"{queue}{suffix}" for suffix in NODES]) == expected
+        below = [node for node in NODES if node.startswith(at)]
+        assert {node.id for node in seen.nodes} == tree.ids(*below)
+        reached = {node.id for node in seen.nodes if node.authority == tree.id(at)}
+        assert reached == tree.ids(*subtree)
+        expected |= dict.fromkeys(subtree, f"of {at or 'root'}")
+        assert await tree.opened(*NODES) == list(expected.values())
 
 
-@pytest.mark.usefixtures("worker")
 async def test_the_nearest_authority_wins_and_inherit_falls_back_to_the_newest_above(
-    client: Client, tokens: TokenClient, queue: str
+    tree: Tree,
 ) -> None:
-    await start(tokens, queue, Plan({"a": Plan({"x": Plan()})}))
-    path = [queue, f"{queue}-a", f"{queue}-a-x"]
-    await tokens.rotate(path[2], "leaf", origins=[URL], timeout=20)
-    await tokens.rotate(path[1], "middle", origins=[URL], timeout=20)
-    assert (await tokens.rotate(path[0], "second", timeout=20)).converged
-    assert await opened(client, *path) == ["second", "middle", "leaf"]
+    await tree.start(Plan({"a": Plan({"x": Plan()})}))
+    path = ["", "a", "a-x"]
+    await tree.rotate("leaf", "a-x")
+    await tree.rotate("middle", "a")
+    await tree.rotate("second")
+    assert await tree.opened(*path) == ["second", "middle", "leaf"]
 
-    await tokens.inherit(path[2])
-    assert await opened(client, *path) == ["second", "middle", "middle"]
-    await tokens.rotate(path[0], "third", timeout=20)
-    assert await opened(client, *path) == ["third", "middle", "middle"]
+    await tree.inherit("a-x")
+    assert await tree.opened(*path) == ["second", "middle", "middle"]
+    await tree.rotate("third")
+    assert await tree.opened(*path) == ["third", "middle", "middle"]
 
-    await tokens.inherit(path[1])
-    await opens(client, "third", *path)
-    await tokens.rotate(path[0], "fourth", timeout=20)
-    assert await opened(client, *path) == ["fourth"] * 3
+    await tree.inherit("a")
+    await tree.opens("third", *path)
+    await tree.rotate("fourth")
+    assert await tree.opened(*path) == ["fourth"] * 3
+
+    await tree.rotate("again", "a")
+    assert await tree.opened(*path) == ["fourth", "again", "again"]
 
 
-@pytest.mark.usefixtures("worker")
-async def test_nothing_old_comes_back_with_inherit(
-    client: Client, tokens: TokenClient, queue: str
-) -> None:
-    await start(tokens, queue, Plan({"a": Plan({"x": Plan()})}))
-    a, x = f"{queue}-a", f"{queue}-a-x"
-    old = [await sealed_at(client, queue)]
+async def test_nothing_old_comes_back_with_inherit(tree: Tree) -> None:
+    await tree.start(Plan({"a": Plan({"x": Plan()})}))
+    old = [await tree.sealed()]
     for n in (1, 2):
-        await tokens.rotate(a, f"own {n}", origins=[URL], timeout=20)
-        old.append(await sealed_at(client, a))
-        await tokens.rotate(queue, f"top {n}", timeout=20)
-        old.append(await sealed_at(client, queue))
-    await tokens.rotate(queue, "newest", timeout=20)
+        await tree.rotate(f"own {n}", "a")
+        old.append(await tree.sealed("a"))
+        await tree.rotate(f"top {n}")
+        old.append(await tree.sealed())
+    await tree.rotate("newest")
 
-    await tokens.inherit(a)
-    await opens(client, "newest", a, x)
+    await tree.inherit("a")
+    await tree.opens("newest", "a", "a-x")
 
-    async def refuse_what_is_old(*nodes: str) -> None:
-        for node_id in nodes:
+    async def refuse_what_is_old(*ats: str) -> None:
+        for at in ats:
             for message in old:
-                await client.get_workflow_handle(node_id).signal("apiToken", message)
-            counts = (await status_of(client, node_id))["rejections"]["counts"]
-            assert counts == {TokenStale.__name__: len(old)}
-        assert await opened(client, *nodes) == ["newest"] * len(nodes)
+                await tree.signal(at, "apiToken", message)
+            assert await tree.refusals(at) == {TokenStale.__name__: len(old)}
+        assert await tree.opened(*ats) == ["newest"] * len(ats)
 
-    await refuse_what_is_old(a, x)
-    await client.get_workflow_handle(a).signal("add_child", args=["late", Plan()])
-    await nodes_run(tokens, queue, 4)
-    await refuse_what_is_old(f"{a}-late")
-
-    before = await run_id(client, a)
-    await client.get_workflow_handle(a).signal("go_on")
-    await next_run(client, a, before)
-    await client.get_workflow_handle(a).signal("add_child", args=["later", Plan()])
-    await nodes_run(tokens, queue, 5)
-    await refuse_what_is_old(f"{a}-later")
-    assert await opened(client, a) == ["newest"]
+    await refuse_what_is_old("a", "a-x")
+    await tree.add("late", to="a")
+    await refuse_what_is_old("a-late")
+    await tree.goes_on("a")
+    await tree.add("later", to="a")
+    await refuse_what_is_old("a-later")
+    assert await tree.opened("a") == ["newest"]
 
 
-@pytest.mark.usefixtures("worker")
 async def test_a_softly_withheld_child_that_is_shared_with_before_it_inherits_has_the_newest(
-    client: Client, tokens: TokenClient, queue: str
+    tree: Tree,
 ) -> None:
-    root = await start(tokens, queue, Plan({"a": Plan()}))
-    await root.signal("keep_from", args=["a", None])
-    await tokens.revoke(f"{queue}-a")
-    await tokens.rotate(queue, "second", timeout=20)
+    await tree.start(Plan({"a": Plan()}))
+    await tree.signal("", "keep_from", "a", None)
+    await tree.revoke("a")
+    await tree.rotate("second")
 
-    await root.signal("give_to", args=["a", None])
-    await tokens.inherit(f"{queue}-a")
+    await tree.signal("", "give_to", "a", None)
+    await tree.inherit("a")
 
-    await opens(client, "second", f"{queue}-a")
-
-
-@pytest.mark.usefixtures("worker")
-async def test_a_node_that_inherits_can_be_given_a_token_of_its_own_again(
-    client: Client, tokens: TokenClient, queue: str
-) -> None:
-    await start(tokens, queue, Plan({"a": Plan({"x": Plan()})}))
-    await tokens.set(f"{queue}-a", "its own", origins=[URL])
-    await tokens.inherit(f"{queue}-a")
-    await opens(client, "first", f"{queue}-a", f"{queue}-a-x")
-
-    await tokens.rotate(f"{queue}-a", "again", origins=[URL], timeout=20)
-
-    assert await opened(client, queue, f"{queue}-a", f"{queue}-a-x") == ["first", "again", "again"]
+    await tree.opens("second", "a")
 
 
 # --- two issuers -----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Issuers:
-    """Two issuers, each of whom can sign only for himself and knows the other.
+class Issuers(Tree):
+    """A tree of two issuers, each of whom can sign only for himself and knows the other.
 
     Attributes:
-        client: of workers that know both.
-        meeting: of clients whose updates leave two at a time.
+        meeting: a client whose updates leave two at a time.
         ours, theirs: keyrings; both open what either sealed.
         alone: our keyring from before there was another issuer.
     """
 
-    client: Client
     meeting: Client
     ours: Keyring
     theirs: Keyring
     alone: Keyring
 
-    @property
-    def us(self) -> TokenClient:
-        return TokenClient(self.client, self.ours)
+    async def race(self, count: int) -> TokenStatus:
+        """Both set so many tokens one after the other, each pair at once; which has to stand.
 
-    @property
-    def them(self) -> TokenClient:
-        return TokenClient(self.client, self.theirs)
+        The others are told why theirs do not.
+        """
+        taken: list[TokenStatus] = []
 
-    async def race(
-        self, root: str, ours: Sequence[str], theirs: Sequence[str]
-    ) -> list[TokenStatus | BaseException]:
-        """Both set these tokens one after the other, each pair at once; what came of each."""
-        outcomes: list[TokenStatus | BaseException] = []
-
-        async def set_all(keyring: Keyring, secrets: Sequence[str]) -> None:
+        async def set_all(keyring: Keyring, whose: str) -> None:
             tokens = TokenClient(self.meeting, keyring)
-            for secret in secrets:
+            for n in range(count):
                 try:
-                    outcomes.append(await tokens.set(root, secret))
-                except TokenConflict as error:
-                    outcomes.append(error)
+                    taken.append(await tokens.set(self.root, f"{whose} {n}"))
+                except TokenConflict:
+                    continue
 
-        await asyncio.gather(set_all(self.ours, ours), set_all(self.theirs, theirs))
-        return outcomes
+        await asyncio.gather(set_all(self.ours, "our"), set_all(self.theirs, "their"))
+        return max(taken, key=lambda status: (status.version, status.fingerprint))
+
+    async def all_hold(self, fingerprint: str | None, *, count: int = len(NODES)) -> None:
+        """Wait until every node holds this message and nothing is on its way any more."""
+
+        async def so() -> None:
+            nodes = (await self.tokens.tree(self.root)).nodes
+            assert len(nodes) == count
+            assert {node.fingerprint for node in nodes} == {fingerprint}
+            for node in nodes:
+                status = await self.status(node.id.removeprefix(self.root).removeprefix("-"))
+                assert len(status["tokens"]) == 1
+                assert (status["undelivered"], status["waiting"]) == ([], [])
+
+        await eventually(so)
 
 
 class Meeting(Interceptor):
@@ -228,7 +194,7 @@ class Meeting(Interceptor):
         first, self._first = self._first, None
         if first is None:
             mine = self._first = asyncio.get_running_loop().create_future()
-            await asyncio.wait({mine}, timeout=WITHIN / 10)
+            await asyncio.wait({mine}, timeout=2)
             if self._first is mine:
                 self._first = None
         else:
@@ -247,8 +213,8 @@ class _MeetingOutbound(OutboundInterceptor):
         return await super().start_workflow_update(input)
 
 
-@pytest.fixture(scope="module")
-async def issuers(engine: EmbeddedEngine) -> Issuers:
+@pytest.fixture
+async def issuers(engine: EmbeddedEngine, queue: str, replays: None) -> AsyncIterator[Issuers]:
     mine, other = Keyring.generate(), Keyring().add_issuer()
     ours = keyring_of(*jwks(other.public()), *jwks(mine))
     theirs = keyring_of(*jwks(mine.only(readers=["default"])), *jwks(other))
@@ -261,13 +227,9 @@ async def issuers(engine: EmbeddedEngine) -> Issuers:
         )
         for interceptors in ([], [Meeting()])
     ]
-    return Issuers(client, meeting, ours, theirs, mine)
-
-
-@pytest.fixture
-async def worker_of_both(issuers: Issuers, queue: str, replays: None) -> AsyncIterator[Worker]:
-    async with start_worker(issuers.client, queue) as worker:
-        yield worker
+    tree = Issuers(client, TokenClient(client, ours), queue, queue, meeting, ours, theirs, mine)
+    async with tree.worker():
+        yield tree
 
 
 def issuer_of(keyring: Keyring) -> str:
@@ -276,185 +238,122 @@ def issuer_of(keyring: Keyring) -> str:
     return kid
 
 
-async def same_everywhere(
-    issuers: Issuers, root: str, fingerprint: str | None, *, count: int = len(NODES)
-) -> None:
-    """Wait until every node holds this message and nothing is on its way any more."""
-
-    async def all_hold_it() -> None:
-        tree = await issuers.us.tree(root)
-        assert len(tree.nodes) == count
-        assert {node.fingerprint for node in tree.nodes} == {fingerprint}
-        for node in tree.nodes:
-            status = await status_of(issuers.client, node.id)
-            assert len(status["tokens"]) == 1
-            assert (status["undelivered"], status["waiting"]) == ([], [])
-
-    await eventually(all_hold_it)
-
-
-def highest(outcomes: Sequence[TokenStatus | BaseException]) -> TokenStatus:
-    """Of what several sets came to the one that has to stand; the others were told why not."""
-    taken = [outcome for outcome in outcomes if isinstance(outcome, TokenStatus)]
-    assert all(isinstance(o, TokenConflict) for o in outcomes if not isinstance(o, TokenStatus))
-    return max(taken, key=lambda status: (status.version, status.fingerprint))
-
-
-@pytest.mark.usefixtures("worker_of_both")
 async def test_of_two_issuers_who_set_at_once_the_same_one_wins_at_every_node(
-    issuers: Issuers, queue: str
+    issuers: Issuers,
 ) -> None:
-    await start(issuers.us, queue, TREE)
-    secret = "first"
+    await issuers.start(PLAN)
 
-    for n in range(6):
-        winner = highest(await issuers.race(queue, [f"our {n}"], [f"their {n}"]))
+    for _ in range(4):
+        winner = await issuers.race(1)
 
-        await same_everywhere(issuers, queue, winner.fingerprint)
-        secret = f"{'our' if winner.issuer == issuer_of(issuers.ours) else 'their'} {n}"
-        assert (await issuers.us.get(queue)).reveal() == secret
-
-    nodes = [f"{queue}{suffix}" for suffix in NODES]
-    assert await opened(issuers.client, *nodes) == [secret] * len(nodes)
+        await issuers.all_hold(winner.fingerprint)
+        secret = "our 0" if winner.issuer == issuer_of(issuers.ours) else "their 0"
+        assert await issuers.opened(*NODES) == [secret] * len(NODES)
 
 
-@pytest.mark.usefixtures("worker_of_both")
-@pytest.mark.parametrize("known", [True, False], ids=["both known", "one new to the tree"])
-async def test_two_issuers_who_rotate_again_and_again_end_with_one_token_everywhere(
-    issuers: Issuers, queue: str, known: bool
+async def test_two_issuers_leave_no_mixture_in_a_tree_that_learns_of_one_grows_and_goes_on(
+    issuers: Issuers,
 ) -> None:
-    starter = issuers.us if known else TokenClient(issuers.client, issuers.alone)
-    await start(starter, queue, TREE)
-
-    outcomes = await issuers.race(queue, SECRETS, SECRETS)
-
-    await same_everywhere(issuers, queue, highest(outcomes).fingerprint)
-
-
-@pytest.mark.usefixtures("worker_of_both")
-async def test_two_issuers_leave_no_mixture_in_a_tree_that_grows_and_continues_as_new(
-    issuers: Issuers, queue: str
-) -> None:
-    await start(issuers.us, queue, TREE)
-    middle, beside = (
-        issuers.client.get_workflow_handle(f"{queue}{suffix}") for suffix in ("-a", "-b")
-    )
+    alone = TokenClient(issuers.client, issuers.alone)
+    await replace(issuers, tokens=alone).start(PLAN)
 
     async def go_on() -> None:
         for _ in range(2):
-            before = await run_id(issuers.client, middle.id)
-            await middle.signal("go_on")
-            await next_run(issuers.client, middle.id, before)
+            await issuers.goes_on("a")
 
     async def grow() -> None:
         for n in range(4):
-            await beside.signal("add_child", args=[f"late{n}", Plan()])
+            await issuers.signal("b", "add_child", f"late{n}", Plan())
 
-    outcomes, *_ = await asyncio.gather(issuers.race(queue, SECRETS, SECRETS), go_on(), grow())
+    winner, *_ = await asyncio.gather(issuers.race(5), go_on(), grow())
 
-    winner = highest(outcomes)
-    await same_everywhere(issuers, queue, winner.fingerprint, count=len(NODES) + 4)
+    await issuers.all_hold(winner.fingerprint, count=len(NODES) + 4)
 
 
-@pytest.mark.usefixtures("worker_of_both")
-@pytest.mark.parametrize("ahead", [-1, 0, 1], ids=["ours newer", "same version", "theirs newer"])
 async def test_in_whatever_order_two_issuers_messages_come_the_higher_stands_at_every_node(
-    issuers: Issuers, queue: str, ahead: int
+    issuers: Issuers,
 ) -> None:
-    await start(issuers.us, queue, TREE)
-    claims = parse(await sealed_at(issuers.client, queue)).claims
-    version = max(int(time.time() * 1000), claims.version + 2)
-    ours = parse(issuers.ours.seal(replace(claims, version=version), "ours"))
-    theirs = parse(issuers.theirs.seal(replace(claims, version=version + ahead), "theirs"))
-    lower, higher = sorted((ours, theirs), key=lambda message: message.order)
+    await issuers.start(PLAN)
+    conflicts = 0
 
-    orders: Mapping[str, list[Message]] = {
-        "": [lower, higher],
-        "-a": [higher, lower],
-        "-a-x": [lower, higher],
-        "-a-y": [higher, lower, higher],
-        "-b": [higher],
-        "-b-z": [lower],  # the higher comes from its parent
-    }
+    for ahead in (-1, 0, 1):
+        claims = parse(await issuers.sealed()).claims
+        version = max(int(time.time() * 1000), claims.version + 2)
+        ours = parse(issuers.ours.seal(replace(claims, version=version), "ours"))
+        theirs = parse(issuers.theirs.seal(replace(claims, version=version + ahead), "theirs"))
+        lower, higher = sorted((ours, theirs), key=lambda message: message.order)
+        orders: Mapping[str, Sequence[Message]] = {
+            "": [lower, higher],
+            "a": [higher, lower],
+            "a-x": [lower, higher],
+            "a-y": [higher, lower, higher],
+            "b": [higher],
+            "b-z": [lower],  # the higher comes from its parent
+        }
 
-    async def deliver(suffix: str, messages: list[Message]) -> None:
-        handle = issuers.client.get_workflow_handle(f"{queue}{suffix}")
-        for message in messages:
-            await handle.signal("apiToken", message.text)
+        async def deliver(at: str, messages: Sequence[Message]) -> None:
+            for message in messages:
+                await issuers.signal(at, "apiToken", message.text)
 
-    await asyncio.gather(*[deliver(suffix, messages) for suffix, messages in orders.items()])
+        await asyncio.gather(*[deliver(at, messages) for at, messages in orders.items()])
 
-    await same_everywhere(issuers, queue, higher.fingerprint)
-    refused = (await status_of(issuers.client, f"{queue}-a"))["rejections"]
-    assert set(refused["counts"]) == {TokenConflict.__name__}
-    assert {last["issuer"] for last in refused["last"]} == {lower.issuer}
+        await issuers.all_hold(higher.fingerprint)
+        refused = (await issuers.status("a"))["rejections"]
+        assert set(refused["counts"]) == {CONFLICT}
+        assert refused["counts"][CONFLICT] > conflicts
+        conflicts = refused["counts"][CONFLICT]
+        assert refused["last"][-1]["issuer"] == lower.issuer
 
 
-@pytest.mark.usefixtures("worker_of_both")
 async def test_a_set_below_another_issuers_newer_one_is_a_conflict_and_changes_nothing(
-    issuers: Issuers, queue: str
+    issuers: Issuers,
 ) -> None:
-    root = await start(issuers.us, queue, TREE)
-    await issuers.us.rotate(queue, "ours", timeout=20)
-    standing = parse(await sealed_at(issuers.client, queue))
+    await issuers.start(PLAN)
+    await issuers.rotate("ours")
+    standing = parse(await issuers.sealed())
     below = replace(standing.claims, version=standing.claims.version - 1)
     message = issuers.theirs.seal(below, "theirs")
 
     with pytest.raises(WorkflowUpdateFailedError) as caught:
-        await root.execute_update("apiToken", message)
+        await issuers.update("", "apiToken", message)
     assert isinstance(caught.value.cause, ApplicationError)
-    assert caught.value.cause.type == TokenConflict.__name__
+    assert caught.value.cause.type == CONFLICT
     assert issuer_of(issuers.ours) in caught.value.cause.message
-    for suffix in NODES:
-        handle = issuers.client.get_workflow_handle(f"{queue}{suffix}")
-        await handle.signal("apiToken", message)
-        counts = (await status_of(issuers.client, f"{queue}{suffix}"))["rejections"]["counts"]
-        assert counts == {TokenConflict.__name__: 1}
+    for at in NODES:
+        await issuers.signal(at, "apiToken", message)
+        assert await issuers.refusals(at) == {CONFLICT: 1}
 
-    await same_everywhere(issuers, queue, standing.fingerprint)
+    await issuers.all_hold(standing.fingerprint)
 
 
-@pytest.mark.usefixtures("worker_of_both")
-async def test_an_issuer_who_was_overtaken_sees_it_in_the_status(
-    issuers: Issuers, queue: str
+async def test_two_issuers_at_different_nodes_do_not_meet_and_at_one_the_overtaken_sees_it(
+    issuers: Issuers,
 ) -> None:
-    await start(issuers.us, queue, TREE)
-    await issuers.us.rotate(queue, "ours", timeout=20)
-    ours = await issuers.us.status(queue)
+    await issuers.start(PLAN)
+    them = replace(issuers, tokens=TokenClient(issuers.client, issuers.theirs))
+
+    await asyncio.gather(issuers.rotate("ours"), them.rotate("theirs", "a"))
+
+    expected = ["theirs" if at.startswith("a") else "ours" for at in NODES]
+    assert await issuers.opened(*NODES) == expected
+    for at in NODES:
+        status = await issuers.status(at)
+        assert status["rejections"]["counts"] == {}
+        assert not any(token["overtaken"] for token in status["tokens"])
+
+    ours = await issuers.tokens.status(issuers.root)
     assert ours is not None
-    assert ours.overtaken == {}
+    await them.rotate("theirs")
 
-    await issuers.them.rotate(queue, "theirs", timeout=20)
-
-    async def shown(workflow_id: str) -> Any:
-        status = await issuers.us.status(workflow_id)
+    async def is_shown(at: str) -> None:
+        status = await issuers.tokens.status(issuers.id(at))
         assert status is not None
         assert status.issuer == issuer_of(issuers.theirs)
-        [token] = (await status_of(issuers.client, workflow_id))["tokens"]
+        assert status.overtaken == {issuer_of(issuers.ours): ours.version}
+        [token] = (await issuers.status(at))["tokens"]
         assert token["overtaken"] == status.overtaken
-        return status.overtaken
 
-    for suffix in NODES:
-        assert await shown(f"{queue}{suffix}") == {issuer_of(issuers.ours): ours.version}
-    before = await run_id(issuers.client, queue)
-    await issuers.client.get_workflow_handle(queue).signal("go_on")
-    await next_run(issuers.client, queue, before)
-    assert await shown(queue) == {issuer_of(issuers.ours): ours.version}
-
-
-@pytest.mark.usefixtures("worker_of_both")
-async def test_two_issuers_at_different_nodes_do_not_meet(issuers: Issuers, queue: str) -> None:
-    await start(issuers.us, queue, TREE)
-
-    await asyncio.gather(
-        issuers.us.rotate(queue, "ours", timeout=20),
-        issuers.them.rotate(f"{queue}-a", "theirs", origins=[URL], timeout=20),
-    )
-
-    expected = ["theirs" if suffix.startswith("-a") else "ours" for suffix in NODES]
-    nodes = [f"{queue}{suffix}" for suffix in NODES]
-    assert await opened(issuers.client, *nodes) == expected
-    for node_id in nodes:
-        status = await status_of(issuers.client, node_id)
-        assert status["rejections"]["counts"] == {}
-        assert [token["overtaken"] for token in status["tokens"] if token["overtaken"]] == []
+    for at in ("", "b", "b-z"):
+        await is_shown(at)
+    await issuers.goes_on()
+    await is_shown("")

@@ -3,388 +3,193 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from dataclasses import replace
 
-import pytest
-from temporalio.client import Client, WorkflowHandle
-from temporalio.service import RPCError
-from temporalio.worker import Worker
-
-from stateful_workflow import TokenClient, WorkflowNotFound
-
-from .conftest import start_worker
-from .support import events_of, eventually, status_of
-from .workflows import BareNode, GrownNode, Node, Plan
-
-URL = "https://api.example.com"
-
-Root = WorkflowHandle[Any, str]
+from .support import events_of, eventually, next_run, run_id
+from .trees import URL, Tree
+from .workflows import BareNode, GrownNode, Plan
 
 
-@pytest.fixture
-async def plant(tokens: TokenClient, client: Client, queue: str, worker: Worker) -> Any:
-    """Start a tree and wait until all of its nodes run."""
-
-    async def start(plan: Plan, *, run: Any = Node.run, token: str | None = "first") -> Root:
-        root = await tokens.start_workflow(
-            run, plan, id=queue, task_queue=queue, api_token=token, api_url=URL
-        )
-        await settled(client, queue, plan)
-        return root
-
-    return start
+def children(count: int) -> Plan:
+    return Plan({f"k{n}": Plan() for n in range(count)})
 
 
-async def settled(client: Client, workflow_id: str, plan: Plan) -> None:
-    async def all_started() -> None:
-        status = await status_of(client, workflow_id)
-        assert len(status["children"]) == len(plan.children)
-        assert all(child["life"] == "running" for child in status["children"])
-
-    await eventually(all_started)
-    for suffix, child in plan.children.items():
-        if not child.type.startswith("Plain"):
-            await settled(client, f"{workflow_id}-{suffix}", child)
-
-
-async def test_the_first_token_reaches_grandchildren_with_their_start(
-    plant: Any, tokens: TokenClient, queue: str
+async def test_a_token_reaches_every_node_at_its_start_and_by_rotation_and_no_plain_child(
+    tree: Tree,
 ) -> None:
-    await plant(Plan({"a": Plan({"x": Plan()})}))
+    await tree.start(Plan({"a": Plan({"x": Plan(), "y": Plan()}), "b": Plan()}))
+    await tree.add("plain", Plan(type="Plain"))
+    await tree.reveals("first", "", "a-x", "b")
 
-    assert (await tokens.get(f"{queue}-a-x")).reveal() == "first"
+    seen = await tree.rotate("second")
+
+    nodes = ["", "a", "a-x", "a-y", "b"]
+    assert {node.id for node in seen.nodes} == tree.ids(*nodes)
+    assert len({node.fingerprint for node in seen.nodes}) == 1
+    await tree.reveals("second", *nodes)
+    assert await events_of(tree["plain"], "WORKFLOW_EXECUTION_SIGNALED") == []
 
 
-async def test_a_rotation_reaches_every_node_and_the_tree_says_converged(
-    plant: Any, tokens: TokenClient, queue: str
+async def test_the_first_node_below_a_plain_workflow_is_a_root_and_is_given_a_token_later(
+    tree: Tree,
 ) -> None:
-    await plant(Plan({"a": Plan({"x": Plan(), "y": Plan()}), "b": Plan()}))
+    await tree.client.start_workflow(
+        "PlainParent", Plan({"a": Plan()}), id=tree.root, task_queue=tree.queue
+    )
+    below = replace(tree, root=f"{tree.root}-root")
+    await below.exists()
+    await below.has(2)
+    assert (await below.status())["root"] == below.root
+    assert await below.tokens.status(below.root) is None
 
-    tree = await tokens.rotate(queue, "second", timeout=20)
+    await below.rotate("late", origins=[URL])
 
-    assert tree.converged
-    assert {node.id for node in tree.nodes} == {
-        queue,
-        f"{queue}-a",
-        f"{queue}-a-x",
-        f"{queue}-a-y",
-        f"{queue}-b",
-    }
-    assert len({node.fingerprint for node in tree.nodes}) == 1
-    assert (await tokens.get(f"{queue}-a-x")).reveal() == "second"
+    await below.reveals("late", "", "a")
 
 
-async def test_a_token_can_be_set_after_a_start_without_one(
-    client: Client, tokens: TokenClient, queue: str, worker: Worker
-) -> None:
-    plan = Plan({"a": Plan()})
-    await client.start_workflow(Node.run, plan, id=queue, task_queue=queue)
-    await settled(client, queue, plan)
-    assert await tokens.status(queue) is None
-
-    await tokens.rotate(queue, "late", origins=[URL], timeout=20)
-
-    assert (await tokens.get(f"{queue}-a")).reveal() == "late"
-
-
-async def test_a_plain_workflow_above_leaves_the_stateful_one_below_it_the_root(
-    client: Client, tokens: TokenClient, queue: str, worker: Worker
-) -> None:
-    plan = Plan({"a": Plan()})
-    await client.start_workflow("PlainParent", plan, id=queue, task_queue=queue)
-
-    async def is_root() -> None:
-        try:
-            assert (await status_of(client, f"{queue}-root"))["root"] == f"{queue}-root"
-        except Exception as error:
-            raise AssertionError(str(error)) from error
-
-    await eventually(is_root)
-    await settled(client, f"{queue}-root", plan)
-
-    await tokens.rotate(f"{queue}-root", "below", origins=[URL], timeout=20)
-
-    assert (await tokens.get(f"{queue}-root-a")).reveal() == "below"
-
-
-async def test_a_child_that_starts_during_a_rotation_ends_with_the_newest(
-    plant: Any, client: Client, tokens: TokenClient, queue: str
-) -> None:
-    root = await plant(Plan({f"k{n}": Plan() for n in range(5)}))
+async def test_a_child_that_starts_during_a_rotation_ends_with_the_newest(tree: Tree) -> None:
+    await tree.start(children(3))
 
     async def rotate() -> None:
         for n in range(5):
-            await tokens.set(queue, f"token-{n}")
+            await tree.set(f"token-{n}")
 
-    await asyncio.gather(
-        rotate(),
-        *[root.signal("add_children", args=[5 * n, 5]) for n in range(4)],
-    )
+    await asyncio.gather(rotate(), *[tree.signal("", "add_children", 3 * n, 3) for n in range(4)])
 
     async def all_newest() -> None:
-        tree = await tokens.tree(queue)
-        assert len(tree.nodes) == 26
-        assert tree.converged
+        seen = await tree.tokens.tree(tree.root)
+        assert len(seen.nodes) == 16
+        assert seen.converged
 
     await eventually(all_newest)
-    for n in (0, 7, 19):
-        assert (await tokens.get(f"{queue}-c{n}")).reveal() == "token-4"
+    await tree.reveals("token-4", *[f"c{n}" for n in range(12)])
 
 
-async def test_plain_children_are_told_nothing(
-    plant: Any, client: Client, tokens: TokenClient, queue: str
+async def test_a_child_that_is_gone_or_never_ran_is_dropped_and_those_it_leaves_are_adopted(
+    tree: Tree,
 ) -> None:
-    await plant(Plan({"plain": Plan(type="Plain"), "a": Plan()}))
+    await tree.start(Plan({"a": Plan({"x": Plan({"deep": Plan()})}), "b": Plan()}))
+    await tree.signal("", "add_elsewhere", "never")
+    await tree.knows("never", "running")
+    for at in ("never", "a", "a-x"):
+        await tree[at].terminate()
 
-    tree = await tokens.rotate(queue, "second", timeout=20)
+    await tree.rotate("second")
 
-    assert {node.id for node in tree.nodes} == {queue, f"{queue}-a"}
-    plain = client.get_workflow_handle(f"{queue}-plain")
-    assert await events_of(plain, "WORKFLOW_EXECUTION_SIGNALED") == []
+    await tree.has_children("a-x-deep", "b")
+    await tree.reveals("second", "a-x-deep", "b")
+    await tree.rotate("third")
+    await tree.reveals("third", "a-x-deep", "b")
 
 
-async def test_a_child_that_is_gone_is_dropped_and_its_live_children_are_adopted(
-    plant: Any, client: Client, tokens: TokenClient, queue: str
+async def test_a_node_answers_while_it_tells_many_and_returns_when_all_are_told(
+    tree: Tree,
 ) -> None:
-    await plant(Plan({"a": Plan({"x": Plan({"deep": Plan()})}), "b": Plan()}))
-    await client.get_workflow_handle(f"{queue}-a").terminate()
-    await client.get_workflow_handle(f"{queue}-a-x").terminate()
+    await tree.start(children(15))
+    root = tree[""]
 
-    await tokens.rotate(queue, "second", timeout=20)
-
-    async def adopted() -> None:
-        assert (await tokens.get(f"{queue}-a-x-deep")).reveal() == "second"
-        children = {child["id"] for child in (await status_of(client, queue))["children"]}
-        assert children == {f"{queue}-a-x-deep", f"{queue}-b"}
-
-    await eventually(adopted)
-    assert (await tokens.rotate(queue, "third", timeout=20)).converged
-
-
-async def test_a_workflow_that_returns_finishes_its_telling_first(
-    plant: Any, client: Client, tokens: TokenClient, queue: str
-) -> None:
-    root = await plant(Plan({f"k{n}": Plan() for n in range(10)}))
-
-    await tokens.set(queue, "second")
-    await root.signal("stop")
-    assert await root.result() == "stopped"
-
-    for n in range(10):
-        assert (await tokens.get(f"{queue}-k{n}")).reveal() == "second"
-
-
-async def test_signals_and_queries_of_the_user_stay_prompt_during_a_fan_out(
-    plant: Any, client: Client, tokens: TokenClient, queue: str
-) -> None:
-    root = await plant(Plan({f"k{n}": Plan() for n in range(40)}))
-
-    setting = asyncio.create_task(tokens.rotate(queue, "second", timeout=30))
+    setting = asyncio.create_task(tree.rotate("second"))
     for n in range(5):
         await root.signal("note", str(n))
         assert (await root.query("notes"))[-1] == str(n)
-    assert (await setting).converged
+    await setting
+
+    await tree.set("third")
+    await root.signal("stop")
+    assert await root.result() == "stopped"
+    held = await asyncio.gather(*[tree.tokens.get(tree.id(f"k{n}")) for n in range(15)])
+    assert {token.reveal() for token in held} == {"third"}
 
 
-async def test_each_workflow_has_its_own_address_and_children_inherit_it_only_at_their_start(
-    plant: Any, client: Client, tokens: TokenClient, queue: str
+async def test_a_rotation_adds_one_telling_to_its_parents_history(tree: Tree) -> None:
+    await tree.start(children(10))
+    before = len((await tree[""].fetch_history()).events)
+
+    await tree.rotate("second")
+
+    assert len((await tree[""].fetch_history()).events) <= before + 12
+    assert len(await events_of(tree[""], "ACTIVITY_TASK_SCHEDULED")) == 1
+
+
+async def test_each_workflow_has_its_own_address_which_a_signal_moves_within_the_signed_origins(
+    tree: Tree,
 ) -> None:
-    root = await plant(
-        Plan(
-            {
-                "plain": Plan(),
-                "own": Plan(api_url="https://own.example.com"),
-                "class": Plan(type="Regional"),
-            }
-        )
-    )
+    own = "https://own.example.com"
+    plan = {"plain": Plan(), "own": Plan(api_url=own), "class": Plan(type="Regional")}
+    await tree.start(Plan(plan))
 
-    await root.signal("move_to", "https://moved.example.com")
+    await tree.signal("", "move_to", "https://moved.example.com")  # its own code may
 
-    async def address(node_id: str) -> str | None:
-        answer: str | None = await client.get_workflow_handle(node_id).query("apiUrl")
-        return answer
+    expected = {"": "https://moved.example.com", "plain": URL, "own": own}
+    expected |= {"class": "https://eu.example.com"}
+    assert {at: await tree[at].query("apiUrl") for at in expected} == expected
 
-    assert await address(queue) == "https://moved.example.com"
-    assert await address(f"{queue}-plain") == URL
-    assert await address(f"{queue}-own") == "https://own.example.com"
-    assert await address(f"{queue}-class") == "https://eu.example.com"
-
-
-async def test_an_address_by_signal_is_taken_only_within_the_signed_origins(
-    plant: Any, client: Client, queue: str
-) -> None:
-    root = await plant(Plan())
-
-    await root.signal("apiUrl", f"{URL}:443/")
-    assert await root.query("apiUrl") == URL
     for refused in ("https://evil.example.net", f"{URL}/v2", f"{URL}?a=b", f"{URL}/{'a' * 5_000}"):
-        await root.signal("apiUrl", refused)
-    assert await root.query("apiUrl") == URL
-    assert (await status_of(client, queue))["rejections"]["counts"] == {"TokenMalformed": 4}
+        await tree.signal("own", "apiUrl", refused)
+    assert await tree[""].query("apiUrl") == expected[""]
+    assert await tree["own"].query("apiUrl") == own
+    assert await tree.refusals("own") == {"TokenMalformed": 4}
+    await tree.signal("own", "apiUrl", f"{URL}:443/")
+    assert await tree["own"].query("apiUrl") == URL
 
 
-async def test_a_parent_sets_a_token_that_an_issuers_activity_sealed(
-    plant: Any, client: Client, tokens: TokenClient, queue: str
-) -> None:
-    root = await plant(Plan({"a": Plan()}), token=None)
+async def test_an_activity_opens_what_its_workflow_holds(tree: Tree) -> None:
+    await tree.start(Plan({"a": Plan(), "clean": Plan(type="Cleanup")}))
 
-    assert await root.execute_update("fetch_token", args=["fetched", [URL]]) == "held"
+    assert await tree.opened("a", "clean") == ["first", "TokenNotSet"]
+    assert await tree.update("a", "use_token_locally") == "first"
+    assert await tree.update("a", "use_address") == URL
+    await tree.rotate("second")
+    assert await tree.opened("a", "clean") == ["second", "TokenNotSet"]
+
+
+async def test_a_parent_sets_a_token_that_an_issuers_activity_sealed(tree: Tree) -> None:
+    await tree.start(Plan({"a": Plan()}), api_token=None)
+
+    assert await tree.update("", "fetch_token", "fetched", [URL]) == "held"
 
     async def arrived() -> bool:
-        return await tokens.status(f"{queue}-a") is not None
+        return await tree.tokens.status(tree.id("a")) is not None
 
     await eventually(arrived)
-    token = await tokens.get(f"{queue}-a")
-    assert token.reveal() == "fetched"
-    assert token.origins == (URL,)
-
-
-async def test_an_activity_opens_what_its_workflow_holds(
-    plant: Any, client: Client, tokens: TokenClient, queue: str
-) -> None:
-    await plant(Plan({"a": Plan(), "clean": Plan(type="Cleanup")}))
-    child = client.get_workflow_handle(f"{queue}-a")
-
-    assert await child.execute_update("use_token", "apiToken") == "first"
-    assert await child.execute_update("use_token_locally") == "first"
-    assert await child.execute_update("use_address") == URL
-    await tokens.rotate(queue, "second", timeout=20)
-    assert await child.execute_update("use_token", "apiToken") == "second"
-    cleanup = client.get_workflow_handle(f"{queue}-clean")
-    assert await cleanup.execute_update("use_token", "apiToken") == "TokenNotSet"
-
-
-async def test_a_child_that_closed_before_it_ever_ran_holds_nothing_up(
-    plant: Any, client: Client, tokens: TokenClient, queue: str
-) -> None:
-    root = await plant(Plan({"a": Plan()}))
-    await root.signal("add_elsewhere", "never")
-    await settled(client, queue, Plan({"a": Plan(), "never": Plan(type="Plain")}))
-    await client.get_workflow_handle(f"{queue}-never").terminate()
-
-    tree = await tokens.rotate(queue, "second", timeout=20)
-
-    assert tree.converged
-
-    async def dropped() -> bool:
-        status = await status_of(client, queue)
-        return [child["id"] for child in status["children"]] == [f"{queue}-a"]
-
-    await eventually(dropped)
-
-
-async def test_a_token_is_not_set_at_a_closed_workflow(
-    plant: Any, tokens: TokenClient, queue: str
-) -> None:
-    root = await plant(Plan())
-    await root.terminate()
-
-    with pytest.raises(WorkflowNotFound):
-        await tokens.set(queue, "late")
-
-
-async def test_a_rotation_keeps_origins_and_types_unless_told_otherwise(
-    plant: Any, tokens: TokenClient, queue: str
-) -> None:
-    await plant(Plan())
-    await tokens.set(queue, "narrow", types=["Node"])
-
-    kept = await tokens.set(queue, "next")
-    assert (kept.types, kept.origins) == (("Node",), (URL,))
-    lifted = await tokens.set(queue, "wide", types="any")
-    assert lifted.types is None
+    token = await tree.tokens.get(tree.id("a"))
+    assert (token.reveal(), token.origins) == ("fetched", (URL,))
 
 
 async def test_a_child_started_before_its_parent_took_part_is_shown_as_outside_the_tree(
-    client: Client, tokens: TokenClient, queue: str
+    unserved: Tree,
 ) -> None:
-    plain = start_worker(client, queue, workflows=[BareNode], max_cached_workflows=0)
-    async with plain:
-        await client.start_workflow(BareNode.run, args=[True], id=queue, task_queue=queue)
-
-        async def both_run() -> bool:
-            described = await client.get_workflow_handle(f"{queue}-old").describe()
-            return described.history_length > 3
-
-        await eventually_there(both_run)
-    async with start_worker(client, queue, workflows=[GrownNode]):
-        tree = await tokens.rotate(queue, "first", origins=[URL], timeout=20)
-
-        assert tree.converged
-        [old] = [node for node in tree.nodes if node.id == f"{queue}-old"]
-        assert old.problem is not None
-        assert "not of this tree" in old.problem
-        assert (await tokens.get(queue)).reveal() == "first"
-
-
-async def eventually_there(probe: Any) -> None:
-    async def there() -> bool:
-        try:
-            return bool(await probe())
-        except RPCError:
-            return False
-
-    await eventually(there)
-
-
-async def test_a_child_started_again_under_its_id_is_told_and_what_the_first_one_left_as_well(
-    plant: Any, client: Client, tokens: TokenClient, queue: str
-) -> None:
-    root = await plant(Plan({"again": Plan({"left": Plan()})}))
-    for _ in range(2):
-        before = (await client.get_workflow_handle(f"{queue}-again").describe()).run_id
-        await client.get_workflow_handle(f"{queue}-again").signal("stop")
-
-        async def parent_knows() -> bool:
-            children = (await status_of(client, queue))["children"]
-            return any(
-                child["id"] == f"{queue}-again" and child["life"] == "closed" for child in children
-            )
-
-        await eventually(parent_knows)
-        await root.signal("add_child", args=["again", Plan()])
-
-        async def runs_again(before: str | None = before) -> bool:
-            described = await client.get_workflow_handle(f"{queue}-again").describe()
-            return described.run_id != before
-
-        await eventually(runs_again)
-
-    tree = await tokens.rotate(queue, "second", timeout=20)
-
-    assert {node.id for node in tree.nodes} == {queue, f"{queue}-again", f"{queue}-again-left"}
-    assert (await tokens.get(f"{queue}-again")).reveal() == "second"
-    assert (await tokens.get(f"{queue}-again-left")).reveal() == "second"
-
-
-async def test_a_start_that_fails_because_the_child_lives_leaves_that_child_told(
-    plant: Any, client: Client, tokens: TokenClient, queue: str
-) -> None:
-    root = await plant(Plan({"a": Plan()}))
-
-    for n in range(3):
-        await root.signal("try_to_start", "a")
-        await tokens.set(queue, f"token-{n}")
-
-    async def told() -> bool:
-        return (await tokens.get(f"{queue}-a")).reveal() == "token-2"
-
-    await eventually(told)
-
-
-async def test_a_rotation_adds_one_telling_to_its_parents_history(
-    client: Client, tokens: TokenClient, queue: str
-) -> None:
-    async with start_worker(client, queue):
-        plan = Plan({f"k{n}": Plan() for n in range(10)})
-        root = await tokens.start_workflow(
-            Node.run, plan, id=queue, task_queue=queue, api_token="first", api_url=URL
+    tree = unserved
+    async with tree.worker(workflows=[BareNode], max_cached_workflows=0):
+        await tree.client.start_workflow(
+            BareNode.run, args=[True], id=tree.root, task_queue=tree.queue
         )
-        await settled(client, queue, plan)
-        before = len((await root.fetch_history()).events)
+        await tree.exists("old")
+    async with tree.worker(workflows=[GrownNode]):
+        seen = await tree.rotate("first", origins=[URL])
 
-        await tokens.rotate(queue, "second", timeout=20)
+        [old] = [node for node in seen.nodes if node.id == tree.id("old")]
+        assert "not of this tree" in str(old.problem)
+        await tree.reveals("first", "")
 
-        assert len((await root.fetch_history()).events) <= before + 12
-        assert len(await events_of(root, "ACTIVITY_TASK_SCHEDULED")) == 1
+
+async def test_a_child_whose_id_is_started_again_is_told_and_so_is_what_an_earlier_one_left(
+    tree: Tree,
+) -> None:
+    await tree.start(Plan({"again": Plan({"left": Plan()}), "a": Plan()}))
+    for _ in range(2):
+        before = await run_id(tree.client, tree.id("again"))
+        await tree.signal("again", "stop")
+        await tree.knows("again", "closed")
+        await tree.signal("", "add_child", "again", Plan())
+        await next_run(tree.client, tree.id("again"), before)
+    for n in range(3):  # one that lives cannot be started
+        await tree.signal("", "try_to_start", "a")
+        await tree.set(f"token-{n}")
+
+    await tree.reveals("token-2", "a")
+    seen = await tree.rotate("second")
+
+    nodes = ["", "again", "again-left", "a"]
+    assert {node.id for node in seen.nodes} == tree.ids(*nodes)
+    await tree.reveals("second", *nodes)

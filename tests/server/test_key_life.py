@@ -20,10 +20,9 @@ from stateful_workflow.sealed.message import Claims, parse
 from tests.builders import jwks, keyring_of, marked
 
 from .conftest import start_worker
-from .support import events_of, eventually, nodes_run, sealed_at, status_of
+from .support import events_of, eventually, nodes_run, opened, opens, sealed_at, status_of
 from .test_cli import stateful
 from .test_client import Before, client_with, worker_for
-from .test_sharing import opened, opens
 from .use_workflows import Caller, Job
 from .workflows import Node, Plan
 

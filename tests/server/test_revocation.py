@@ -8,121 +8,102 @@ from typing import Any
 
 import pytest
 from temporalio.api.enums.v1 import ResetReapplyExcludeType
-from temporalio.client import Client, WorkflowUpdateFailedError
+from temporalio.client import WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 
-from stateful_workflow import TokenClient, TokenStale, TokenWithheld
+from stateful_workflow import TokenStale, TokenWithheld
 from stateful_workflow.sealed.message import parse
 
 from .api import Api, start_api
-from .conftest import start_worker
-from .support import (
-    eventually,
-    next_run,
-    nodes_run,
-    reset,
-    run_id,
-    sealed_at,
-    status_of,
-    tasks_of,
-)
-from .test_runs import QUICK, start
-from .test_sharing import opened, opens
+from .support import eventually, reset, tasks_of
+from .trees import Tree
 from .use_workflows import ASYNC_ACTIVITIES, USE_WORKFLOWS, Caller, Distant, Job
-from .workflows import Flaky, FlakyParent, Plan
+from .workflows import QUICK, Flaky, Plan
 
-URL = "https://api.example.com"
+STALE = TokenStale.__name__
 
 
 # --- it cascades -----------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("worker")
-async def test_a_revocation_at_the_root_reaches_every_node_and_converges(
-    client: Client, tokens: TokenClient, queue: str
-) -> None:
-    await start(tokens, queue, Plan({"a": Plan({"x": Plan()}), "b": Plan(type="Regional")}))
-
-    assert (await tokens.revoke(queue)).state == "revoked"
-
-    nodes = [queue, f"{queue}-a", f"{queue}-a-x", f"{queue}-b"]
-    await opens(client, "TokenRevoked", *nodes)
-    tree = await tokens.tree(queue)
-    assert tree.converged
-    assert {node.state for node in tree.nodes} == {"revoked"}
-    assert len({node.fingerprint for node in tree.nodes}) == 1
-
-
-@pytest.mark.usefixtures("worker")
-async def test_a_token_set_nearer_stands_below_a_revocation(
-    client: Client, tokens: TokenClient, queue: str
-) -> None:
-    await start(tokens, queue, Plan({"a": Plan({"x": Plan()}), "b": Plan()}))
-    await tokens.rotate(f"{queue}-a", "its own", origins=[URL], timeout=20)
-
-    await tokens.revoke(queue)
-
-    await opens(client, "TokenRevoked", queue, f"{queue}-b")
-    assert await opened(client, f"{queue}-a", f"{queue}-a-x") == ["its own", "its own"]
-    await tokens.inherit(f"{queue}-a")  # there is nothing above to take
-    await opens(client, "TokenRevoked", f"{queue}-a", f"{queue}-a-x")
-
-
-@pytest.mark.usefixtures("worker")
-async def test_children_that_start_while_it_is_revoked_are_revoked_as_well(
-    client: Client, tokens: TokenClient, queue: str
-) -> None:
-    root = await start(tokens, queue, Plan({"a": Plan()}))
-
-    await asyncio.gather(
-        tokens.revoke(queue), *[root.signal("add_children", args=[3 * n, 3]) for n in range(3)]
-    )
-
-    async def all_revoked() -> None:
-        tree = await tokens.tree(queue)
-        assert len(tree.nodes) == 11
-        assert {node.state for node in tree.nodes} == {"revoked"}
-
-    await eventually(all_revoked)
-    assert await opened(client, f"{queue}-c0", f"{queue}-c8") == ["TokenRevoked"] * 2
-
-
-@pytest.mark.usefixtures("worker")
-async def test_a_revocation_reaches_a_softly_withheld_child_that_still_holds_the_token(
-    client: Client, tokens: TokenClient, queue: str
+async def test_a_revocation_reaches_whom_it_is_withheld_from_and_not_whom_a_nearer_token_has(
+    tree: Tree,
 ) -> None:
     """A workflow's own code may narrow: keeping a revocation from a child would widen."""
-    root = await start(tokens, queue, Plan({"a": Plan(), "b": Plan()}))
-    await root.signal("keep_from", args=["a", None])
+    await tree.start(Plan({"a": Plan({"x": Plan()}), "b": Plan(type="Regional"), "soft": Plan()}))
+    await tree.rotate("its own", "a")
+    await tree.signal("", "keep_from", "soft", None)
 
-    await tokens.revoke(queue)
-    await opens(client, "TokenRevoked", queue, f"{queue}-b")
+    await tree.revoke()
 
-    async def nothing_is_on_its_way() -> None:
-        assert (await status_of(client, queue))["undelivered"] == []
+    await tree.opens("TokenRevoked", "", "b", "soft")
+    assert await tree.opened("a", "a-x") == ["its own", "its own"]
+    await tree.inherit("a")  # there is nothing above to take
+    await tree.opens("TokenRevoked", "a", "a-x")
 
-    await eventually(nothing_is_on_its_way)
-    assert await opened(client, f"{queue}-a") == ["TokenRevoked"]
+    async def converged() -> None:
+        seen = await tree.tokens.tree(tree.root)
+        assert seen.converged
+        assert {node.state for node in seen.nodes} == {"revoked"}
+        assert len({node.fingerprint for node in seen.nodes}) == 1
+
+    await eventually(converged)
+
+
+async def test_children_that_start_while_it_is_revoked_or_later_refuse_what_is_old(
+    tree: Tree,
+) -> None:
+    await tree.start(Plan({"a": Plan()}))
+    old = await tree.sealed()
+
+    await asyncio.gather(
+        tree.revoke(), *[tree.signal("", "add_children", 3 * n, 3) for n in range(3)]
+    )
+    await tree.add("late", Plan({"x": Plan()}))
+    await tree.add("late", to="a")
+
+    await _stands(tree, old, *[f"c{n}" for n in range(9)], "late", "late-x", "a-late")
+    await _ends_with_a_newer_token(tree, "", "c0", "c8", "late", "late-x", "a-late")
+
+
+async def test_a_withheld_child_started_after_a_revocation_holds_the_floor_too(
+    tree: Tree,
+) -> None:
+    await tree.start()
+    old = await tree.sealed()
+    await tree.revoke()
+
+    await tree.signal("", "keep_from", "soft", None)
+    await tree.add("soft")
+    await tree.add("hard", Plan(hard=True))
+    await tree.add("clean", Plan(type="Cleanup"))
+
+    withheld = TokenWithheld.__name__
+    for at, reason in {"soft": STALE, "hard": withheld, "clean": withheld}.items():
+        await tree.signal(at, "apiToken", old)
+        assert await tree.refusals(at) == {reason: 1}
+    state = await tree["hard"].query("statefulState")
+    [[name, authority, orders]] = state["ledger"]["floors"]
+    assert (name, authority) == ("apiToken", tree.root)
+    assert [version for version, _ in orders.values()] > [parse(old).claims.version]
 
 
 # --- activities in flight --------------------------------------------------------
 
 
-@pytest.mark.usefixtures("worker")
 async def test_an_activity_in_flight_that_is_retried_is_told_that_its_token_was_revoked(
-    client: Client, tokens: TokenClient, queue: str
+    tree: Tree,
 ) -> None:
-    await start(tokens, queue, Plan({"a": Plan({"x": Plan()})}))
-    leaf = client.get_workflow_handle(f"{queue}-a-x")
-    running = asyncio.create_task(leaf.execute_update("use_token_again"))
+    await tree.start(Plan({"a": Plan({"x": Plan()})}))
+    running = asyncio.create_task(tree.update("a-x", "use_token_again"))
 
     async def opened_it() -> bool:
-        return "opened first" in await leaf.query("notes")
+        return "opened first" in await tree["a-x"].query("notes")
 
     await eventually(opened_it)
-    await tokens.revoke(queue)
-    await _state_is(tokens, leaf.id, "revoked")
-    await leaf.signal("note", "go")
+    await tree.revoke()
+    await _is_revoked(tree, "a-x")
+    await tree.signal("a-x", "note", "go")
 
     assert await running == "TokenRevoked"
 
@@ -135,25 +116,25 @@ def api() -> Iterator[Api]:
 
 
 async def test_an_activity_in_flight_that_asks_after_a_401_is_told_that_its_token_was_revoked(
-    client: Client, tokens: TokenClient, queue: str, api: Api
+    unserved: Tree, api: Api
 ) -> None:
-    async with start_worker(client, queue, workflows=USE_WORKFLOWS, activities=ASYNC_ACTIVITIES):
-        await tokens.start_workflow(
+    tree = unserved
+    async with tree.worker(workflows=USE_WORKFLOWS, activities=ASYNC_ACTIVITIES):
+        await tree.tokens.start_workflow(
             Distant.run,
-            {"a": queue},
-            id=queue,
-            task_queue=queue,
+            {"a": tree.queue},
+            id=tree.root,
+            task_queue=tree.queue,
             api_token="first",
             api_url=api.origin,
         )
-        await nodes_run(tokens, queue, 2)
-        child = client.get_workflow_handle(f"{queue}-a")
+        await tree.has(2)
         job = Job([api.url("before"), api.gate("g"), api.url("after")])
-        running = asyncio.create_task(child.execute_update(Caller.do, job))
+        running = asyncio.create_task(tree["a"].execute_update(Caller.do, job))
         await api.reached("g")
 
-        await tokens.revoke(queue)
-        await _state_is(tokens, child.id, "revoked")
+        await tree.revoke()
+        await _is_revoked(tree, "a")
         api.valid = set()
         api.open("g")
 
@@ -162,281 +143,150 @@ async def test_an_activity_in_flight_that_asks_after_a_401_is_told_that_its_toke
         assert after.startswith("TokenRevoked: ")
 
 
-async def _state_is(tokens: TokenClient, workflow_id: str, state: str) -> None:
-    async def there() -> None:
-        status = await tokens.status(workflow_id)
+async def _is_revoked(tree: Tree, at: str) -> None:
+    async def so() -> None:
+        status = await tree.tokens.status(tree.id(at))
         assert status is not None
-        assert status.state == state
+        assert status.state == "revoked"
 
-    await eventually(there)
+    await eventually(so)
 
 
 # --- it survives what ends a run -------------------------------------------------
 
 
-async def _stands(client: Client, old: str, *nodes: str) -> None:
+async def _stands(tree: Tree, old: str, *ats: str) -> None:
     """Show that these nodes are revoked, and that the token before it does not come back."""
-    await opens(client, "TokenRevoked", *nodes)
-    for node_id in nodes:
-        handle = client.get_workflow_handle(node_id)
-        await handle.signal("apiToken", old)
-        with pytest.raises(WorkflowUpdateFailedError) as caught:
-            await handle.execute_update("apiToken", old)
-        assert isinstance(caught.value.cause, ApplicationError)
-        assert caught.value.cause.type == TokenStale.__name__
-        assert TokenStale.__name__ in (await status_of(client, node_id))["rejections"]["counts"]
-    assert await opened(client, *nodes) == ["TokenRevoked"] * len(nodes)
+    await tree.opens("TokenRevoked", *ats)
+    for at in ats:
+        before = (await tree.refusals(at)).get(STALE, 0)
+        await tree.signal(at, "apiToken", old)
+        with pytest.raises(WorkflowUpdateFailedError) as failed:
+            await tree.update(at, "apiToken", old)
+        assert isinstance(failed.value.cause, ApplicationError)
+        assert failed.value.cause.type == STALE
+        assert (await tree.refusals(at))[STALE] == before + 1
+    assert await tree.opened(*ats) == ["TokenRevoked"] * len(ats)
 
 
-async def _revoke(client: Client, tokens: TokenClient, *nodes: str) -> str:
-    """Revoke at the first of these nodes, wait for the others, and return the token before it."""
-    old = await sealed_at(client, nodes[0])
-    await tokens.revoke(nodes[0])
-    await opens(client, "TokenRevoked", *nodes)
-    return old
+async def _ends_with_a_newer_token(tree: Tree, *ats: str) -> None:
+    await tree.rotate("newer")
+    assert await tree.opened(*ats) == ["newer"] * len(ats)
 
 
-async def _ends_with_a_newer_token(client: Client, tokens: TokenClient, *nodes: str) -> None:
-    assert (await tokens.rotate(nodes[0], "newer", origins=[URL], timeout=20)).converged
-    assert await opened(client, *nodes) == ["newer"] * len(nodes)
-
-
-@pytest.mark.usefixtures("worker")
-@pytest.mark.parametrize("how", ["go_on", "go_on_at_once"])
-async def test_a_revocation_survives_continue_as_new_of_its_authority_and_of_a_child(
-    client: Client, tokens: TokenClient, queue: str, how: str
+@pytest.mark.usefixtures("replays")
+async def test_a_revocation_survives_later_runs_retries_and_a_restart_of_the_worker(
+    unserved: Tree,
 ) -> None:
-    await start(tokens, queue, Plan({"a": Plan({"x": Plan()})}))
-    nodes = [queue, f"{queue}-a", f"{queue}-a-x"]
-    old = await _revoke(client, tokens, *nodes)
+    tree, nodes = unserved, ["", "a", "a-x"]
+    async with tree.worker():
+        plan = Plan({"a": Plan({"x": Plan()}, type="Flaky", retried=True)})
+        await tree.start(plan, Flaky.run, retry_policy=QUICK)
+        old = await tree.sealed()
+        await tree.revoke()
+        await tree.opens("TokenRevoked", *nodes)
 
-    for node_id in nodes:
-        before = await run_id(client, node_id)
-        await client.get_workflow_handle(node_id).signal(how)
-        await next_run(client, node_id, before)
+        for at in ("", "a"):
+            await tree.goes_on(at, "break_down")
+            await _stands(tree, old, *nodes)
+        for at, how in {"": "go_on", "a": "go_on_at_once", "a-x": "go_on"}.items():
+            await tree.goes_on(at, how)
+        await _stands(tree, old, *nodes)
 
-    await _stands(client, old, *nodes)
-    await _ends_with_a_newer_token(client, tokens, *nodes)
+    async with tree.worker():
+        await _stands(tree, old, *nodes)
+        await _ends_with_a_newer_token(tree, *nodes)
 
 
-@pytest.mark.usefixtures("worker")
-async def test_a_revocation_that_meets_a_continue_as_new_is_not_lost(
-    client: Client, tokens: TokenClient, queue: str
+async def test_a_revocation_that_meets_a_continue_as_new_is_not_lost(tree: Tree) -> None:
+    await tree.start(Plan({"a": Plan()}))
+
+    for n in range(3):
+        await asyncio.gather(tree.revoke(), tree.goes_on())
+        await tree.opens("TokenRevoked", "", "a")
+        await tree.set(f"new {n}")
+        await tree.opens(f"new {n}", "", "a")
+
+
+async def test_a_revocation_survives_resets_that_apply_signals_and_updates_again(
+    tree: Tree,
 ) -> None:
-    await start(tokens, queue, Plan({"a": Plan()}))
-    root = client.get_workflow_handle(queue)
+    await tree.start(Plan({"a": Plan()}))
+    old = await tree.sealed()
+    tasks = {at: (await tasks_of(tree.client, tree.id(at)))[-1] for at in ("", "a")}
+    await tree.revoke()
+    await tree.opens("TokenRevoked", "", "a")
 
-    for _ in range(3):
-        before = await run_id(client, queue)
-        await asyncio.gather(tokens.revoke(queue), root.signal("go_on"))
-        await next_run(client, queue, before)
-        await opens(client, "TokenRevoked", queue, f"{queue}-a")
-        await tokens.rotate(queue, "newer", origins=[URL], timeout=20)
-        assert await opened(client, queue, f"{queue}-a") == ["newer", "newer"]
+    for at, task in tasks.items():  # its authority, and a child it came to
+        await reset(tree.client, tree.id(at), task)
+        await _stands(tree, old, "", "a")
 
-
-@pytest.mark.usefixtures("worker")
-async def test_a_revocation_survives_the_retry_of_its_authority(
-    client: Client, tokens: TokenClient, queue: str
-) -> None:
-    await tokens.start_workflow(
-        Flaky.run,
-        Plan({"a": Plan()}),
-        id=queue,
-        task_queue=queue,
-        api_token="first",
-        api_url=URL,
-        retry_policy=QUICK,
-    )
-    await nodes_run(tokens, queue, 2)
-    nodes = [queue, f"{queue}-a"]
-    old = await _revoke(client, tokens, *nodes)
-
-    await _fail(client, queue)
-
-    await _stands(client, old, *nodes)
-    await _ends_with_a_newer_token(client, tokens, *nodes)
+    await _ends_with_a_newer_token(tree, "", "a")
 
 
-@pytest.mark.usefixtures("worker")
-async def test_a_revocation_survives_the_retry_of_a_child_it_came_to(
-    client: Client, tokens: TokenClient, queue: str
-) -> None:
-    await tokens.start_workflow(
-        FlakyParent.run, Plan(), id=queue, task_queue=queue, api_token="first", api_url=URL
-    )
-    await nodes_run(tokens, queue, 2)
-    nodes = [queue, f"{queue}-flaky"]
-    old = await _revoke(client, tokens, *nodes)
-
-    await _fail(client, f"{queue}-flaky")
-
-    await _stands(client, old, *nodes)
-    await _ends_with_a_newer_token(client, tokens, *nodes)
-
-
-async def _fail(client: Client, workflow_id: str) -> None:
-    before = await run_id(client, workflow_id)
-    await client.get_workflow_handle(workflow_id).signal("break_down")
-    await next_run(client, workflow_id, before)
-
-
-async def test_a_revocation_survives_a_worker_restart(
-    client: Client, tokens: TokenClient, queue: str
-) -> None:
-    nodes = [queue, f"{queue}-a"]
-    async with start_worker(client, queue):
-        await start(tokens, queue, Plan({"a": Plan()}))
-        old = await _revoke(client, tokens, *nodes)
-
-    async with start_worker(client, queue):
-        await _stands(client, old, *nodes)
-        await _ends_with_a_newer_token(client, tokens, *nodes)
-
-
-@pytest.mark.usefixtures("worker")
-@pytest.mark.parametrize("suffix", ["", "-a"], ids=["its authority", "a child it came to"])
-async def test_a_revocation_survives_a_reset_that_applies_signals_and_updates_again(
-    client: Client, tokens: TokenClient, queue: str, suffix: str
-) -> None:
-    await start(tokens, queue, Plan({"a": Plan()}))
-    nodes = [queue, f"{queue}-a"]
-    task = (await tasks_of(client, f"{queue}{suffix}"))[-1]
-    old = await _revoke(client, tokens, *nodes)
-
-    await reset(client, f"{queue}{suffix}", task)
-
-    await _stands(client, old, *nodes)
-    await _ends_with_a_newer_token(client, tokens, *nodes)
-
-
-@pytest.mark.usefixtures("worker")
-@pytest.mark.parametrize("suffix", ["", "-a"], ids=["its authority", "a child it came to"])
 async def test_a_reset_that_excludes_signals_and_updates_takes_a_node_to_before_the_revocation(
-    client: Client, tokens: TokenClient, queue: str, suffix: str
+    tree: Tree,
 ) -> None:
     """The exception: what is not in a history did not happen. Revoke again after such a reset."""
-    await start(tokens, queue, Plan({"a": Plan()}))
-    nodes = [queue, f"{queue}-a"]
-    task = (await tasks_of(client, f"{queue}{suffix}"))[-1]
-    await _revoke(client, tokens, *nodes)
+    await tree.start(Plan({"a": Plan()}))
+    tasks = {at: (await tasks_of(tree.client, tree.id(at)))[-1] for at in ("", "a")}
+    await tree.revoke()
+    await tree.opens("TokenRevoked", "", "a")
 
-    await reset(
-        client,
-        f"{queue}{suffix}",
-        task,
-        exclude=[
-            ResetReapplyExcludeType.RESET_REAPPLY_EXCLUDE_TYPE_SIGNAL,
-            ResetReapplyExcludeType.RESET_REAPPLY_EXCLUDE_TYPE_UPDATE,
-        ],
-    )
-
-    other = next(node_id for node_id in nodes if node_id != f"{queue}{suffix}")
-    assert await opened(client, f"{queue}{suffix}", other) == ["first", "TokenRevoked"]
-    old = await sealed_at(client, f"{queue}{suffix}")
-    await tokens.revoke(queue)
-    await opens(client, "TokenRevoked", *nodes)
-    await _stands(client, old, *nodes)
+    for (at, task), other in zip(tasks.items(), ("a", ""), strict=True):
+        await reset(
+            tree.client,
+            tree.id(at),
+            task,
+            exclude=[
+                ResetReapplyExcludeType.RESET_REAPPLY_EXCLUDE_TYPE_SIGNAL,
+                ResetReapplyExcludeType.RESET_REAPPLY_EXCLUDE_TYPE_UPDATE,
+            ],
+        )
+        assert await tree.opened(at, other) == ["first", "TokenRevoked"]
+        old = await tree.sealed(at)
+        await tree.revoke()
+        await tree.opens("TokenRevoked", "", "a")
+        await _stands(tree, old, "", "a")
 
 
 # --- a newer message ends it, and nothing else -----------------------------------
 
 
-async def _newest_at(client: Client, authority: str) -> str:
-    """The message that was set at a workflow last, whatever its kind."""
-    state: dict[str, Any] = await client.get_workflow_handle(authority).query("statefulState")
-    [text] = [t for t in state["ledger"]["held"] if parse(t).claims.authority == authority]
+async def _newest_at(tree: Tree, at: str) -> str:
+    """The message that was set at a node last, whatever its kind."""
+    state: dict[str, Any] = await tree[at].query("statefulState")
+    [text] = [t for t in state["ledger"]["held"] if parse(t).claims.authority == tree.id(at)]
     return text
 
 
-@pytest.mark.usefixtures("worker")
-async def test_neither_older_messages_nor_the_workflows_code_end_a_revocation(
-    client: Client, tokens: TokenClient, queue: str
+async def test_a_newer_token_or_inherit_at_the_same_node_ends_a_revocation_and_nothing_else_does(
+    tree: Tree,
 ) -> None:
-    root = await start(tokens, queue, Plan({"a": Plan({"x": Plan()})}))
-    a, x = f"{queue}-a", f"{queue}-a-x"
-    middle = client.get_workflow_handle(a)
-    await tokens.rotate(a, "its own", origins=[URL], timeout=20)
-    old = [await _newest_at(client, a)]
-    await tokens.inherit(a)
-    old.append(await _newest_at(client, a))
-    await tokens.revoke(a)
-    await opens(client, "TokenRevoked", a, x)
+    await tree.start(Plan({"a": Plan({"x": Plan()})}))
+    await tree.rotate("its own", "a")
+    old = [await _newest_at(tree, "a")]
+    await tree.inherit("a")
+    old.append(await _newest_at(tree, "a"))
+    await tree.revoke("a")
+    await tree.opens("TokenRevoked", "a", "a-x")
 
     for copied in old:
-        assert await middle.execute_update("take_copy", copied) == TokenStale.__name__
-        await middle.signal("hand_on", args=["x", copied])
-    await middle.signal("give_to", args=["x", None])
-    await root.signal("give_to", args=["a", None])
-    await tokens.rotate(queue, "second", timeout=20)  # at another place: it does not count there
+        assert await tree.update("a", "take_copy", copied) == STALE
+        await tree.signal("a", "hand_on", "x", copied)
+    await tree.signal("a", "give_to", "x", None)
+    await tree.signal("", "give_to", "a", None)
+    await tree.rotate("second")  # at another place: it does not count there
 
     async def refused() -> None:
-        counts = (await status_of(client, x))["rejections"]["counts"]
-        assert counts == {TokenStale.__name__: 2}
+        assert await tree.refusals("a-x") == {STALE: 2}
 
     await eventually(refused)
-    assert await opened(client, queue, a, x) == ["second", "TokenRevoked", "TokenRevoked"]
+    assert await tree.opened("", "a", "a-x") == ["second", "TokenRevoked", "TokenRevoked"]
 
-
-@pytest.mark.usefixtures("worker")
-@pytest.mark.parametrize("by", ["set", "inherit"])
-async def test_a_newer_token_or_inherit_at_the_same_node_ends_a_revocation(
-    client: Client, tokens: TokenClient, queue: str, by: str
-) -> None:
-    await start(tokens, queue, Plan({"a": Plan({"x": Plan()})}))
-    subtree = [f"{queue}-a", f"{queue}-a-x"]
-    await tokens.revoke(subtree[0])
-    await opens(client, "TokenRevoked", *subtree)
-
-    if by == "set":
-        await tokens.set(subtree[0], "its own", origins=[URL])
-        await opens(client, "its own", *subtree)
-    else:
-        await tokens.inherit(subtree[0])
-        await opens(client, "first", *subtree)
-
-
-# --- children that start after it ------------------------------------------------
-
-
-@pytest.mark.usefixtures("worker")
-async def test_a_child_started_after_a_revocation_is_revoked_and_refuses_what_is_old(
-    client: Client, tokens: TokenClient, queue: str
-) -> None:
-    root = await start(tokens, queue, Plan({"a": Plan()}))
-    old = await _revoke(client, tokens, queue, f"{queue}-a")
-
-    await root.signal("add_child", args=["late", Plan({"x": Plan()})])
-    await client.get_workflow_handle(f"{queue}-a").signal("add_child", args=["late", Plan()])
-    await nodes_run(tokens, queue, 5)
-
-    late = [f"{queue}-late", f"{queue}-late-x", f"{queue}-a-late"]
-    await _stands(client, old, *late)
-    await _ends_with_a_newer_token(client, tokens, queue, *late)
-
-
-@pytest.mark.usefixtures("worker")
-async def test_a_withheld_child_started_after_a_revocation_holds_the_floor_too(
-    client: Client, tokens: TokenClient, queue: str
-) -> None:
-    root = await start(tokens, queue, Plan())
-    old = await _revoke(client, tokens, queue)
-
-    await root.signal("keep_from", args=["soft", None])
-    for suffix, plan in {
-        "soft": Plan(),
-        "hard": Plan(hard=True),
-        "clean": Plan(type="Cleanup"),
-    }.items():
-        await root.signal("add_child", args=[suffix, plan])
-    await nodes_run(tokens, queue, 4)
-
-    expected = {"soft": TokenStale, "hard": TokenWithheld, "clean": TokenWithheld}
-    for suffix, reason in expected.items():
-        await client.get_workflow_handle(f"{queue}-{suffix}").signal("apiToken", old)
-        status = await status_of(client, f"{queue}-{suffix}")
-        assert status["rejections"]["counts"] == {reason.__name__: 1}
-    state = await client.get_workflow_handle(f"{queue}-hard").query("statefulState")
-    [[name, authority, orders]] = state["ledger"]["floors"]
-    assert (name, authority) == ("apiToken", queue)
-    assert [version for version, _ in orders.values()] > [parse(old).claims.version]
+    await tree.set("own 2", "a")
+    await tree.opens("own 2", "a", "a-x")
+    await tree.revoke("a")
+    await tree.opens("TokenRevoked", "a", "a-x")
+    await tree.inherit("a")
+    await tree.opens("second", "a", "a-x")

@@ -3,424 +3,242 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from datetime import timedelta
-from typing import Any
 
 import pytest
-from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
-from temporalio.client import Client
 from temporalio.common import RetryPolicy
-from temporalio.service import RPCError, RPCStatusCode
-from temporalio.worker import Worker
 
-from stateful_workflow import TokenClient, TokenStale
+from stateful_workflow import TokenStale
+from stateful_workflow.node import contract
 
-from .conftest import start_worker
-from .support import (
-    events_of,
-    eventually,
-    knows,
-    next_run,
-    nodes_run,
-    reset,
-    run_id,
-    sealed_at,
-    status_of,
-    tasks_of,
-)
-from .workflows import Buggy, Flaky, FlakyParent, Mended, Node, Plan, Ticker
+from .support import delete_run, events_of, eventually, next_run, reset, run_id, tasks_of
+from .trees import URL, Tree
+from .workflows import QUICK, Buggy, Flaky, Mended, Node, Plan, Ticker
 
-URL = "https://api.example.com"
-QUICK = RetryPolicy(initial_interval=timedelta(milliseconds=50))
+# --- continue-as-new -------------------------------------------------------------
 
 
-async def start(tokens: TokenClient, queue: str, plan: Plan, run: Any = Node.run) -> Any:
-    root = await tokens.start_workflow(
-        run, plan, id=queue, task_queue=queue, api_token="first", api_url=URL
-    )
-    await nodes_run(tokens, queue, size(plan))
-    return root
-
-
-def size(plan: Plan) -> int:
-    return 1 + sum(size(child) for child in plan.children.values())
-
-
-@pytest.mark.parametrize("how", ["go_on", "go_on_at_once"])
-async def test_continue_as_new_from_run_or_handler_carries_state_and_children(
-    tokens: TokenClient, client: Client, queue: str, worker: Worker, how: str
+async def test_a_later_run_has_the_state_the_address_the_floors_and_the_children_that_live_on(
+    tree: Tree,
 ) -> None:
-    root = await start(tokens, queue, Plan({"a": Plan(), "b": Plan()}))
-    await root.signal("move_to", "https://moved.example.com")
-    before = await run_id(client, queue)
+    await tree.start(Plan({"a": Plan(), "dies": Plan(close_policy=1)}))
+    old = await tree.sealed()
+    await tree.rotate("second")
+    await tree.signal("", "move_to", "https://moved.example.com")
 
-    await client.get_workflow_handle(queue).signal(how)
-    await next_run(client, queue, before)
+    for n, how in enumerate(("go_on", "go_on_at_once")):  # from the run, and from a handler
+        await tree.goes_on(how=how)
 
-    assert (await tokens.get(queue)).reveal() == "first"
-    assert await client.get_workflow_handle(queue).query("apiUrl") == "https://moved.example.com"
-    tree = await tokens.rotate(queue, "second", timeout=20)
-    assert len(tree.nodes) == 3
-    assert (await tokens.get(f"{queue}-a")).reveal() == "second"
+        assert await tree[""].query("apiUrl") == "https://moved.example.com"
+        seen = await tree.rotate(f"third {n}")
+        assert {node.id for node in seen.nodes if not node.closed} == tree.ids("", "a")
+        await tree.reveals(f"third {n}", "", "a")
+        refused = (await tree.refusals()).get(TokenStale.__name__, 0)
+        await tree.signal("", "apiToken", old)
+        assert await tree.refusals() == {TokenStale.__name__: refused + 1}
 
 
-async def test_continue_as_new_during_a_rotation_loses_nothing(
-    tokens: TokenClient, client: Client, queue: str, worker: Worker
-) -> None:
-    await start(tokens, queue, Plan({f"k{n}": Plan() for n in range(15)}))
-    handle = client.get_workflow_handle(queue)
+async def test_of_rotations_and_later_runs_at_the_same_time_none_is_lost(tree: Tree) -> None:
+    children = {f"k{n}": Plan() for n in range(6)}
+    await tree.start(Plan({"a": Plan({"x": Plan()}), **children}))
 
-    for n in range(3):
-        before = await run_id(client, queue)
-        await tokens.set(queue, f"token-{n}")
-        await handle.signal("go_on")
-        await next_run(client, queue, before)
+    async def go_on(at: str) -> None:
+        for _ in range(3):
+            await tree.goes_on(at)
+
+    async def rotate() -> None:
+        for n in range(6):
+            await tree.set(f"token-{n}")
+
+    await asyncio.gather(go_on(""), go_on("a"), rotate())
 
     async def converged() -> None:
-        tree = await tokens.tree(queue)
-        assert len(tree.nodes) == 16
-        assert tree.converged
+        seen = await tree.tokens.tree(tree.root)
+        assert len(seen.nodes) == 9
+        assert seen.converged
 
     await eventually(converged)
-    assert (await tokens.get(f"{queue}-k7")).reveal() == "token-2"
+    await tree.reveals("token-5", "", "a", "a-x", *children)
 
 
-async def test_an_older_message_is_old_in_every_later_run(
-    tokens: TokenClient, client: Client, queue: str, worker: Worker
+async def test_a_run_of_many_signals_is_shown_and_warned_of_until_it_continues_as_new(
+    unserved: Tree, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await start(tokens, queue, Plan({"a": Plan()}))
-    old = await sealed_at(client, queue)
-    await tokens.rotate(queue, "second", timeout=20)
-    before = await run_id(client, queue)
-    await client.get_workflow_handle(queue).signal("go_on")
-    await next_run(client, queue, before)
+    tree = unserved
+    for module in ("node.contract", "client.walk"):
+        monkeypatch.setattr(f"stateful_workflow.{module}.MANY_SIGNALS", 3)
+    with caplog.at_level(logging.WARNING):
+        async with tree.worker():
+            await tree.start(Plan({"a": Plan()}))
+            assert (await tree.tokens.tree(tree.root)).nearly_full == ()
 
-    await client.get_workflow_handle(queue).signal("apiToken", old)
+            for text in ("one", "two", "three"):
+                await tree.signal("", "note", text)
 
-    counts = (await status_of(client, queue))["rejections"]["counts"]
-    assert counts == {TokenStale.__name__: 1}
-    assert (await tokens.get(queue)).reveal() == "second"
+            async def is_shown() -> None:
+                [full] = (await tree.tokens.tree(tree.root)).nearly_full
+                assert full.id == tree.root
+
+            await eventually(is_shown)
+            assert (await tree.status())["signals"] == 3
+            await tree.goes_on()
+            assert (await tree.status())["signals"] == 0
+    [warned] = [r.getMessage() for r in caplog.records if "continue as new" in r.getMessage()]
+    assert f"{contract.MAX_SIGNALS:,} signals" in warned
 
 
-async def test_children_that_their_close_policy_ends_with_a_run_are_forgotten(
-    tokens: TokenClient, client: Client, queue: str, worker: Worker
+# --- retry and cron --------------------------------------------------------------
+
+
+async def test_a_retried_root_and_a_retried_child_resume_with_the_newest_and_their_children(
+    tree: Tree,
 ) -> None:
-    await start(tokens, queue, Plan({"dies": Plan(close_policy=1), "lives": Plan()}))
-    before = await run_id(client, queue)
+    plan = Plan({"a": Plan({"x": Plan()}), "again": Plan(type="Flaky", retried=True)})
+    await tree.start(plan, Flaky.run, retry_policy=QUICK)
+    await tree.rotate("second")
 
-    await client.get_workflow_handle(queue).signal("go_on")
-    await next_run(client, queue, before)
+    for at in ("", "again"):
+        await tree.goes_on(at, "break_down")
+        assert await tree.opened(at) == ["second"]
 
-    tree = await tokens.rotate(queue, "second", timeout=20)
-    assert tree.converged
-    assert {node.id for node in tree.nodes if not node.closed} == {queue, f"{queue}-lives"}
+    await tree.rotate("third")
+    await tree.reveals("third", "", "again", "a", "a-x")
+    await tree["a"].terminate()  # one of the run before: whom it leaves is found
+    await tree.rotate("fourth")
+    await tree.has_children("a-x", "again")
+    await tree.reveals("fourth", "a-x")
 
 
-async def test_a_retried_root_resumes_with_the_newest_and_keeps_its_children(
-    tokens: TokenClient, client: Client, queue: str, worker: Worker
+@pytest.mark.parametrize("later", [Buggy, Mended], ids=["is past retention", "does not replay"])
+async def test_a_retry_after_a_run_that_cannot_be_asked_uses_nothing_until_it_is_set_again(
+    unserved: Tree, later: type
 ) -> None:
-    await tokens.start_workflow(
-        Flaky.run,
-        Plan({"a": Plan()}),
-        id=queue,
-        task_queue=queue,
-        api_token="first",
-        api_url=URL,
-        retry_policy=QUICK,
-    )
-    await nodes_run(tokens, queue, 2)
-    await tokens.rotate(queue, "second", timeout=20)
-    before = await run_id(client, queue)
+    """What that run had may have been revoked. A bug is mended by code that does not replay it."""
+    tree = unserved
+    retry = RetryPolicy(initial_interval=timedelta(seconds=4))
+    async with tree.worker(workflows=[Buggy]):
+        await tree.start(run=Buggy.run, retry_policy=retry)
+        await tree.revoke()
+        before = await run_id(tree.client, tree.root)
+        await tree.signal("", "break_down")
 
-    await client.get_workflow_handle(queue).signal("break_down")
-    await next_run(client, queue, before)
+        async def failed() -> bool:
+            return await run_id(tree.client, tree.root) != before
 
-    handle = client.get_workflow_handle(queue)
-    assert await handle.execute_update("use_token", "apiToken") == "second"
-    await tokens.rotate(queue, "third", timeout=20)
-    assert (await tokens.get(f"{queue}-a")).reveal() == "third"
+        await eventually(failed)
+    if later is Buggy:
+        await delete_run(tree.client, tree.root, str(before))
+    async with tree.worker(workflows=[later]):
 
+        async def asks_for_a_token() -> bool:
+            status = await tree.tokens.status(tree.root)
+            return status is not None and status.state == "needs_set"
 
-async def test_a_retried_root_finds_whom_a_child_of_the_run_before_leaves(
-    tokens: TokenClient, client: Client, queue: str, worker: Worker
-) -> None:
-    await tokens.start_workflow(
-        Flaky.run,
-        Plan({"a": Plan({"x": Plan()})}),
-        id=queue,
-        task_queue=queue,
-        api_token="first",
-        api_url=URL,
-        retry_policy=QUICK,
-    )
-    await nodes_run(tokens, queue, 3)
-    before = await run_id(client, queue)
-    await client.get_workflow_handle(queue).signal("break_down")
-    await next_run(client, queue, before)
-    handle = client.get_workflow_handle(queue)
-    assert await handle.execute_update("use_token", "apiToken") == "first"
-    await client.get_workflow_handle(f"{queue}-a").terminate()
-
-    await tokens.rotate(queue, "second", timeout=20)
-
-    await knows(client, queue, f"{queue}-a-x")
-    assert (await tokens.get(f"{queue}-a-x")).reveal() == "second"
+        await eventually(asks_for_a_token)
+        assert await tree.opened("") == ["TokenNotSet"]
+        await tree.set("again", origins=[URL])
+        assert await tree.opened("") == ["again"]
 
 
-async def test_a_child_retried_by_its_policy_resumes_with_the_newest(
-    tokens: TokenClient, client: Client, queue: str, worker: Worker
-) -> None:
-    await tokens.start_workflow(
-        FlakyParent.run, Plan(), id=queue, task_queue=queue, api_token="first", api_url=URL
-    )
-    await nodes_run(tokens, queue, 2)
-    await tokens.rotate(queue, "second", timeout=20)
-    child = f"{queue}-flaky"
-    before = await run_id(client, child)
-
-    await client.get_workflow_handle(child).signal("break_down")
-    await next_run(client, child, before)
-
-    handle = client.get_workflow_handle(child)
-    assert await handle.execute_update("use_token", "apiToken") == "second"
-    assert (await tokens.rotate(queue, "third", timeout=20)).converged
-    assert (await tokens.get(child)).reveal() == "third"
-
-
-async def test_a_retry_that_cannot_ask_the_closed_run_uses_nothing_until_it_is_set_again(
-    tokens: TokenClient, client: Client, queue: str, worker: Worker
-) -> None:
-    await tokens.start_workflow(
-        Flaky.run,
-        Plan(),
-        id=queue,
-        task_queue=queue,
-        api_token="first",
-        api_url=URL,
-        retry_policy=RetryPolicy(initial_interval=timedelta(seconds=6), backoff_coefficient=1),
-    )
-    await nodes_run(tokens, queue, 1)
-    before = await run_id(client, queue)
-    handle = client.get_workflow_handle(queue)
-    await handle.signal("break_down")
-
-    async def new_run() -> bool:
-        return (await handle.describe()).run_id != before
-
-    await eventually(new_run)
-    await delete_run(client, queue, str(before))
-    await next_run(client, queue, before)
-
-    async def lost() -> bool:
-        status = await tokens.status(queue)
-        return status is not None and status.state == "needs_set"
-
-    await eventually(lost)
-    assert await handle.execute_update("use_token", "apiToken") == "TokenNotSet"
-    await tokens.set(queue, "again", origins=[URL])
-    assert await handle.execute_update("use_token", "apiToken") == "again"
-
-
-async def delete_run(client: Client, workflow_id: str, run: str) -> None:
-    """Stands for retention: the closed run is deleted."""
-    await client.workflow_service.delete_workflow_execution(
-        DeleteWorkflowExecutionRequest(
-            namespace=client.namespace,
-            workflow_execution=WorkflowExecution(workflow_id=workflow_id, run_id=run),
-        )
-    )
-
-    async def deleted() -> bool:
-        try:
-            await client.get_workflow_handle(workflow_id, run_id=run).describe()
-        except RPCError as error:
-            return error.status is RPCStatusCode.NOT_FOUND
-        return False
-
-    await eventually(deleted)
-
-
-async def test_a_cron_run_takes_over_what_the_run_before_held(
-    tokens: TokenClient, client: Client, queue: str, worker: Worker
-) -> None:
-    handle = await tokens.start_workflow(
+async def test_a_cron_run_takes_over_what_the_run_before_held(tree: Tree) -> None:
+    await tree.tokens.start_workflow(
         Ticker.run,
-        id=queue,
-        task_queue=queue,
+        id=tree.root,
+        task_queue=tree.queue,
         api_token="first",
         api_url=URL,
         cron_schedule="@every 1s",
     )
-
-    async def two_runs() -> bool:
-        return (await results()).count("first") >= 2
-
-    async def results() -> list[str]:
-        found: list[str] = []
-        async for execution in client.list_workflows(f"WorkflowId = '{queue}'"):
-            history = await client.get_workflow_handle(
-                queue, run_id=execution.run_id
-            ).fetch_history()
-            for event in history.events:
-                if event.HasField("activity_task_completed_event_attributes"):
-                    payload = event.activity_task_completed_event_attributes.result.payloads[0]
-                    if payload.data.startswith(b'"'):
-                        found.append(payload.data.decode().strip('"'))
-        return found
-
-    await eventually(two_runs)
-    await handle.terminate()
-    assert set(await results()) == {"first"}
+    for _ in range(2):
+        run = await run_id(tree.client, tree.root)
+        await next_run(tree.client, tree.root, run)
+        handle = tree.client.get_workflow_handle(tree.root, run_id=run)
+        [*_, used] = await events_of(handle, "ACTIVITY_TASK_COMPLETED")
+        [result] = used.activity_task_completed_event_attributes.result.payloads
+        assert result.data == b'"first"'
+    await tree[""].terminate()
 
 
-async def test_a_reset_run_ends_with_the_newest(
-    tokens: TokenClient, client: Client, queue: str, worker: Worker
+# --- reset -----------------------------------------------------------------------
+
+
+async def test_a_run_reset_to_before_its_children_ends_with_the_newest_and_knows_them_again(
+    tree: Tree,
 ) -> None:
-    await start(tokens, queue, Plan({"a": Plan()}))
-    await tokens.rotate(queue, "second", timeout=20)
+    await tree.start()
+    await tree.signal("", "try_to_start", "a")
+    await tree.has(2)
+    await tree.rotate("second")
 
-    await reset(client, queue, (await tasks_of(client, queue))[0])
+    await reset(tree.client, tree.root, (await tasks_of(tree.client, tree.root))[0])
 
-    async def newest() -> bool:
-        return (await tokens.get(queue)).reveal() == "second"
-
-    await eventually(newest)
-    assert (await tokens.get(f"{queue}-a")).reveal() == "second"
-
-
-async def test_a_run_reset_to_before_its_children_knows_them_again(
-    tokens: TokenClient, client: Client, queue: str, worker: Worker
-) -> None:
-    root = await start(tokens, queue, Plan())
-    await root.signal("try_to_start", "a")
-    await nodes_run(tokens, queue, 2)
-
-    await reset(client, queue, (await tasks_of(client, queue))[0])
-
-    await nodes_run(tokens, queue, 2)
-    assert (await tokens.rotate(queue, "second", timeout=20)).converged
-    assert (await tokens.get(f"{queue}-a")).reveal() == "second"
+    await tree.has(2)
+    await tree.reveals("second", "", "a")
+    await tree.rotate("third")
+    await tree.reveals("third", "a")
 
 
-async def has_asked(handle: Any) -> bool:
-    return len(await events_of(handle, "ACTIVITY_TASK_COMPLETED")) > 0
+# --- whose child it is -----------------------------------------------------------
 
 
 async def test_a_later_workflow_of_the_same_id_takes_back_no_child_of_the_one_before(
-    tokens: TokenClient, client: Client, queue: str, worker: Worker
+    tree: Tree,
 ) -> None:
-    root = await start(tokens, queue, Plan({"a": Plan()}))
-    middle, leaf = (client.get_workflow_handle(f"{queue}-{at}") for at in ("a", "a-x"))
-    await middle.signal("try_to_start", "x")
-    await nodes_run(tokens, queue, 3)
-    await middle.signal("keep_from", args=["x", None])
-    before = await run_id(client, f"{queue}-a")
-    await middle.terminate()
-    await knows(client, queue, f"{queue}-a-x")
+    await tree.start(Plan({"a": Plan()}))
+    await tree.signal("a", "try_to_start", "x")
+    await tree.has(3)
+    await tree.signal("a", "keep_from", "x", None)
+    await tree["a"].terminate()
+    await tree.has_children("a-x")
 
-    await root.signal("add_child", args=["a", Plan()])
-    await next_run(client, f"{queue}-a", before)
-    await middle.signal("try_to_start", "x")
-    await nodes_run(tokens, queue, 3)
-    await eventually(lambda: has_asked(middle))
-    await tokens.rotate(queue, "second", timeout=20)
+    await tree.add("a")
+    await tree.signal("a", "try_to_start", "x")
 
-    assert (await status_of(client, f"{queue}-a"))["children"] == []
-    assert (await tokens.get(leaf.id)).reveal() == "first"
+    async def has_asked() -> bool:
+        return len(await events_of(tree["a"], "ACTIVITY_TASK_COMPLETED")) > 0
+
+    await eventually(has_asked)
+    await tree.rotate("second")
+
+    assert (await tree.status("a"))["children"] == []
+    await tree.reveals("first", "a-x")
 
 
 async def test_a_workflow_that_is_no_child_is_not_taken_for_one_where_it_cannot_be_started(
-    tokens: TokenClient, client: Client, queue: str, worker: Worker
+    tree: Tree,
 ) -> None:
-    await tokens.start_workflow(
-        Node.run, Plan(), id=f"{queue}-a", task_queue=queue, api_token="theirs", api_url=URL
+    await tree.tokens.start_workflow(
+        Node.run, Plan(), id=tree.id("a"), task_queue=tree.queue, api_token="theirs", api_url=URL
     )
-    root = await start(tokens, queue, Plan())
+    await tree.start()
 
-    await root.signal("try_to_start", "a")
-    await root.signal("add_child", args=["b", Plan()])
-    await nodes_run(tokens, queue, 2)
+    await tree.signal("", "try_to_start", "a")
+    await tree.add("b")
 
-    tree = await tokens.rotate(queue, "second", timeout=20)
-    assert {node.id for node in tree.nodes} == {queue, f"{queue}-b"}
-    assert (await tokens.get(f"{queue}-a")).reveal() == "theirs"
-    assert (await status_of(client, f"{queue}-a"))["rejections"]["counts"] == {}
+    seen = await tree.rotate("second")
+    assert {node.id for node in seen.nodes} == tree.ids("", "b")
+    await tree.reveals("theirs", "a")
+    assert await tree.refusals("a") == {}
 
 
 async def test_many_children_started_at_once_are_told_what_did_not_fit_their_headers(
-    tokens: TokenClient, client: Client, queue: str
+    unserved: Tree,
 ) -> None:
-    async with start_worker(client, queue):
-        await tokens.start_workflow(
-            Node.run,
-            Plan({f"k{n}": Plan() for n in range(110)}),
-            id=queue,
-            task_queue=queue,
-            api_token="x" * 7000,
-            api_url=URL,
-        )
+    tree, large = unserved, "x" * 7000
+    async with tree.worker():
+        await tree.start(api_token=large)
+        for name in ("github", "billing"):
+            await tree.set(large, name=name, origins=[URL])
 
-        async def all_told() -> bool:
-            status = await status_of(client, queue)
-            started = [child["id"] for child in status["children"] if child["life"] == "running"]
-            return len(started) == 110 and not status["undelivered"]
+        await tree.signal("", "add_children", 0, 30)
+        await tree.has(31)
 
-        await eventually(all_told, within=40)
-        tree = await tokens.tree(queue)
-        assert len(tree.nodes) == 111
-        assert {node.state for node in tree.nodes} == {"held"}
+        async def all_told() -> None:
+            assert (await tree.status())["undelivered"] == []
+            for n in range(30):
+                assert len((await tree.status(f"c{n}"))["tokens"]) == 3
 
-
-async def test_rotations_and_runs_at_the_same_time_end_with_the_last(
-    tokens: TokenClient, client: Client, queue: str, worker: Worker
-) -> None:
-    await start(tokens, queue, Plan({"a": Plan({"x": Plan()})}))
-    middle = client.get_workflow_handle(f"{queue}-a")
-
-    async def go_on_in_the_middle() -> None:
-        for _ in range(3):
-            before = await run_id(client, f"{queue}-a")
-            await middle.signal("go_on")
-            await next_run(client, f"{queue}-a", before)
-
-    async def rotate() -> None:
-        for n in range(6):
-            await tokens.set(queue, f"token-{n}")
-
-    await asyncio.gather(go_on_in_the_middle(), rotate())
-
-    async def newest() -> bool:
-        return (await tokens.get(f"{queue}-a-x")).reveal() == "token-5"
-
-    await eventually(newest)
-
-
-async def test_a_retry_after_a_run_that_no_longer_replays_does_not_use_what_that_run_revoked(
-    tokens: TokenClient, client: Client, queue: str
-) -> None:
-    """A bug is mended by other code, which cannot replay the run before it to ask it."""
-    async with start_worker(client, queue, workflows=[Buggy]):
-        handle = await tokens.start_workflow(
-            Buggy.run,
-            id=queue,
-            task_queue=queue,
-            api_token="first",
-            api_url=URL,
-            retry_policy=RetryPolicy(initial_interval=timedelta(seconds=2)),
-        )
-        await tokens.revoke(queue)
-        before = await run_id(client, queue)
-        await handle.signal("go_wrong")
-
-        async def failed() -> bool:
-            return await run_id(client, queue) != before
-
-        await eventually(failed)
-    async with start_worker(client, queue, workflows=[Mended]):
-
-        async def asks_for_a_token() -> bool:
-            status = await tokens.status(queue)
-            return status is not None and status.state == "needs_set"
-
-        await eventually(asks_for_a_token, within=30)
+        await eventually(all_told)
+        told = await events_of(tree["c29"], "WORKFLOW_EXECUTION_SIGNALED")
+        assert len(told) == 3

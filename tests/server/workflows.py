@@ -32,6 +32,7 @@ with workflow.unsafe.imports_passed_through():
     from tests.terminal import HOSTILE
 
 SOON = timedelta(seconds=10)
+QUICK = RetryPolicy(initial_interval=timedelta(milliseconds=50))
 
 HOSTILE_NAME = HOSTILE.replace("\udc9b", "")
 """What the server takes of it: half a surrogate is no text."""
@@ -85,6 +86,7 @@ class Plan:
         without: start it inside `withholding(name=…)` of this name.
         api_url: set by the node's own code.
         close_policy: of this node as a child.
+        retried: when it fails, soon.
     """
 
     children: dict[str, Plan] = field(default_factory=dict[str, "Plan"])
@@ -93,6 +95,12 @@ class Plan:
     without: str | None = None
     api_url: str | None = None
     close_policy: int = 2  # ABANDON
+    retried: bool = False
+
+    @property
+    def size(self) -> int:
+        """How many nodes of the tree there will be."""
+        return (self.type != "Plain") + sum(child.size for child in self.children.values())
 
 
 class _Controlled(StatefulWorkflow):
@@ -103,7 +111,6 @@ class _Controlled(StatefulWorkflow):
         self.carry_on = False
         self.fail = False
         self.handled: list[str] = []
-        self.tasks: list[asyncio.Task[Any]] = []
 
     async def start(self, plan: Plan) -> None:
         if plan.api_url is not None:
@@ -119,6 +126,7 @@ class _Controlled(StatefulWorkflow):
                 plan,
                 id=f"{workflow.info().workflow_id}-{suffix}",
                 parent_close_policy=workflow.ParentClosePolicy(plan.close_policy),
+                retry_policy=QUICK if plan.retried else None,
             )
 
         if plan.hard or plan.without is not None:
@@ -262,11 +270,6 @@ class _Controlled(StatefulWorkflow):
     def notes(self) -> list[str]:
         return self.handled
 
-    @workflow.query
-    def state(self) -> str | None:
-        status = self.api_token_status
-        return None if status is None else status.state
-
 
 @workflow.defn
 class Node(_Controlled, withhold=("Cleanup",)):
@@ -316,19 +319,6 @@ class Flaky(_Controlled):
     async def run(self, plan: Plan) -> str:
         if workflow.info().attempt == 1:
             await self.start(plan)
-        return await self.until_told()
-
-
-@workflow.defn
-class FlakyParent(_Controlled):
-    @workflow.run
-    async def run(self, plan: Plan) -> str:
-        await workflow.start_child_workflow(
-            "Flaky",
-            plan,
-            id=f"{workflow.info().workflow_id}-flaky",
-            retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=50)),
-        )
         return await self.until_told()
 
 
@@ -452,20 +442,25 @@ class Ticker(StatefulWorkflow):
         return await workflow.execute_activity(reveal, "apiToken", start_to_close_timeout=SOON)
 
 
+async def start_old(parent: bool) -> None:
+    """Start a child of the same type, and wait for ever."""
+    if parent:
+        await workflow.start_child_workflow(
+            "Growing",
+            False,
+            id=f"{workflow.info().workflow_id}-old",
+            parent_close_policy=workflow.ParentClosePolicy.ABANDON,
+        )
+    await workflow.wait_condition(lambda: False)
+
+
 @workflow.defn(name="Growing")
 class BareNode:
     """Before it took part in a tree."""
 
     @workflow.run
     async def run(self, parent: bool) -> None:
-        if parent:
-            await workflow.start_child_workflow(
-                "Growing",
-                False,
-                id=f"{workflow.info().workflow_id}-old",
-                parent_close_policy=workflow.ParentClosePolicy.ABANDON,
-            )
-        await workflow.wait_condition(lambda: False)
+        await start_old(parent)
 
 
 @workflow.defn(name="Growing")
@@ -474,50 +469,30 @@ class GrownNode(StatefulWorkflow):
 
     @workflow.run
     async def run(self, parent: bool) -> None:
-        if parent:
-            await workflow.start_child_workflow(
-                "Growing",
-                False,
-                id=f"{workflow.info().workflow_id}-old",
-                parent_close_policy=workflow.ParentClosePolicy.ABANDON,
-            )
-        await workflow.wait_condition(lambda: False)
+        await start_old(parent)
 
 
 @workflow.defn(name="Buggy")
-class Buggy(StatefulWorkflow):
-    def __init__(self) -> None:
-        self.wrong = False
-
+class Buggy(_Controlled):
     @workflow.run
-    async def run(self) -> None:
+    async def run(self, plan: Plan) -> str:
         await workflow.sleep(timedelta(milliseconds=1))
-        await workflow.wait_condition(lambda: self.wrong)
-        raise ApplicationError("a bug")
-
-    @workflow.signal
-    def go_wrong(self) -> None:
-        self.wrong = True
+        return await self.until_told()
 
 
 @workflow.defn(name="Buggy")
-class Mended(StatefulWorkflow):
+class Mended(_Controlled):
     """`Buggy` without the timer its histories have."""
 
     @workflow.run
-    async def run(self) -> None:
-        await workflow.wait_condition(lambda: False)
-
-    @workflow.signal
-    def go_wrong(self) -> None:
-        """Taken and ignored."""
+    async def run(self, plan: Plan) -> str:
+        return await self.until_told()
 
 
 WORKFLOWS: list[type] = [
     Brancher,
     Cleanup,
     Flaky,
-    FlakyParent,
     Hermit,
     Liar,
     Node,

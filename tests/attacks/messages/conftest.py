@@ -1,0 +1,27 @@
+"""A tree whose issuer signs what `tests.builders.signed` signs."""
+
+from __future__ import annotations
+
+import pytest
+
+from stateful_workflow import Keyring
+from tests import builders
+
+from ...server.conftest import client, replays, shared_queue, tokens, tree, unserved
+from ...server.trees import Tree
+from ...server.workflows import Plan
+from .unsent import Unsent, unsent_for
+
+__all__ = ["client", "keyring", "replays", "shared_queue", "tokens", "tree", "unsent", "unserved"]
+
+
+@pytest.fixture(scope="session")
+def keyring() -> Keyring:
+    return builders.keyring()
+
+
+@pytest.fixture
+async def unsent(tree: Tree) -> Unsent:
+    """For a root with a child, both of which hold the token "first"."""
+    await tree.start(Plan({"a": Plan()}))
+    return await unsent_for(tree)
