@@ -221,8 +221,12 @@ async def test_a_state_that_no_version_wrote_makes_a_root_that_holds_nothing(
     tokens: TokenClient, client: Client, queue: str
 ) -> None:
     whole = ledger.Ledger.dump
+
+    def without_floors(state: ledger.Ledger) -> dict[str, Any]:
+        return {**whole(state), "floors": None}
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ledger.Ledger, "dump", lambda node: {**whole(node), "floors": None})
+        patch.setattr(ledger.Ledger, "dump", without_floors)
         await start_tree(tokens, queue)
 
     async with start_worker(client, queue):
