@@ -142,11 +142,10 @@ def verified_place(
     Raises:
         MessageRefused: a message in the answer is not what it must be; the subclass says why.
     """
-
-    def verified(text: str | None) -> Message | None:
-        return None if text is None else _verified(parse(text), name, namespace, trusted)
-
-    before, last, above = verified(said.own), verified(said.last), verified(said.above)
+    before, last, above = (
+        None if text is None else _verified(parse(text), name, namespace, trusted)
+        for text in (said.own, said.last, said.above)
+    )
     for message in (before, last):
         if message is not None and message.claims.authority != authority:
             raise WrongAuthority(
@@ -154,17 +153,11 @@ def verified_place(
                 f"{message.claims.authority} in the place of its own; nothing was signed"
             )
     token = next((m for m in (before, last) if m is not None and m.kind == "token"), None)
-    known = before or above
-    return Place(
-        name,
-        namespace,
-        said.root if known is None else known.claims.root,
-        said.tree if known is None else known.claims.tree,
-        authority,
-        before,
-        None if token is None else token.claims,
-        stranger=parse(said.own).issuer if said.own is not None and before is None else None,
-    )
+    held = None if token is None else token.claims
+    known = above if before is None else before
+    root, tree = (said.root, said.tree) if known is None else (known.claims.root, known.claims.tree)
+    stranger = parse(said.own).issuer if said.own is not None and before is None else None
+    return Place(name, namespace, root, tree, authority, before, held, stranger)
 
 
 def _verified(
@@ -208,15 +201,15 @@ def capped(version: int, now: float) -> int:
 
 
 def kept(
-    option: str, given: Sequence[str] | None, held: Sequence[str] | None
+    option: str, given: Sequence[str] | None, held: tuple[str, ...] | None
 ) -> tuple[str, ...] | None:
     """A limit of a token about to be sealed, where None keeps what is held and "any" lifts it.
 
     Raises:
-        ValueError: where another string is given in the place of a list.
+        ValueError: another string is given in the place of a list.
     """
     if given is None:
-        return None if held is None else tuple(held)
+        return held
     if given == "any":
         return None
     if isinstance(given, str):
