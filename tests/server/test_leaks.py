@@ -53,6 +53,7 @@ from stateful_workflow.demo.api import TokenApi
 from stateful_workflow.engine import start_engine
 from stateful_workflow.sealed.message import Claims, parse
 
+from ..builders import jwks, keyring_of
 from .api import Api, start_api
 from .support import eventually, next_run, run_id, sealed_at, status_of
 from .use_workflows import ASYNC_ACTIVITIES, USE_WORKFLOWS, Caller, Clumsy, Job
@@ -104,34 +105,6 @@ def test_the_search_finds_a_secret_in_each_of_its_forms_and_within_encoded_data(
 
 
 # --- the tree ------------------------------------------------------------------------------------
-
-
-class _Everything(logging.Handler):
-    """Keeps every record as text, with all that a structured logger would print of it."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.DEBUG)
-        self.setFormatter(logging.Formatter("%(name)s %(message)s"))
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(f"{self.format(record)} {vars(record)}")
-
-
-@pytest.fixture
-def logs() -> Iterator[list[str]]:
-    everything = _Everything()
-    loggers = [logging.getLogger(), *map(logging.getLogger, logging.root.manager.loggerDict)]
-    before = [(logger, logger.level, logger.propagate) for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.DEBUG)
-        logger.propagate = True
-    logging.getLogger().addHandler(everything)
-    yield everything.lines
-    logging.getLogger().removeHandler(everything)
-    for logger, level, propagate in before:
-        logger.setLevel(level)
-        logger.propagate = propagate
 
 
 @pytest.fixture
@@ -243,12 +216,13 @@ def files_of(db: Path) -> bytes:
 async def test_a_tree_that_rotates_fails_and_goes_on_leaves_its_secrets_nowhere(
     tmp_path: Path,
     api: Api,
-    logs: list[str],
     queue: str,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("stateful_workflow.use.tokens.WAIT_FOR_NEWER_SECONDS", 0.05)
+    caplog.set_level(logging.DEBUG)
     marker = new_secret("marker")
     secret = {name: new_secret(name) for name in ("first", "second", "third", "vault", "other")}
     monkeypatch.setenv("TEST_VAULT", secret["vault"])
@@ -270,7 +244,8 @@ async def test_a_tree_that_rotates_fails_and_goes_on_leaves_its_secrets_nowhere(
     print(marker)
     places = {
         "engine": stored,
-        "logs": "\n".join(logs).encode(),
+        # With all that a structured logger would print of a record.
+        "logs": (caplog.text + repr([vars(record) for record in caplog.records])).encode(),
         "printed": "".join(capfd.readouterr()).encode(),
         "shown": repr([marker, *shown]).encode(),
         **histories,
@@ -369,16 +344,9 @@ def test_what_opening_a_token_raises_holds_no_secret() -> None:
     expired = parse(keyring.seal(dataclasses.replace(CLAIMS, expires_at=1), SECRET))
     signed, _, signature = message.text.rpartition(".")
     forged = parse(f"{signed}.{'B' if signature[0] == 'A' else 'A'}{signature[1:]}")
-    sealed_for_others = Keyring.from_json(
-        json.dumps(
-            {
-                "keys": [
-                    json.loads(keyring.to_json())["keys"][0],
-                    json.loads(Keyring.generate().to_json())["keys"][1],
-                ]
-            }
-        )
-    )
+    issuer, _ = jwks(keyring)
+    _, another_reader = jwks(Keyring.generate())
+    sealed_for_others = keyring_of(issuer, another_reader)
     uses = [
         ("TokenExpired", keyring, expired, "default", None),
         ("TokenForged", keyring, forged, "default", None),

@@ -25,12 +25,12 @@ class OpenedSecrets:
     """The secrets an activity has opened, and where they turn up."""
 
     def __init__(self) -> None:
-        self._names: dict[str, str] = {}
+        self._names: dict[bytes, str] = {}
 
     def add(self, name: str, secret: str) -> None:
         """Note a secret under its credential name."""
         if len(secret) >= SHORTEST:
-            self._names[secret] = name
+            self._names[secret.encode()] = name
 
     @property
     def are_none(self) -> bool:
@@ -39,8 +39,7 @@ class OpenedSecrets:
 
     def found_in(self, data: Iterable[bytes]) -> str | None:
         """The credential name of a secret that is in the data, or None."""
-        # A copy, since a thread may open another token meanwhile.
-        needles = {secret.encode(): name for secret, name in tuple(self._names.items())}
+        needles = dict(self._names)  # a thread may open another token meanwhile
         if not needles:
             return None
         shortest = min(map(len, needles))
@@ -55,16 +54,14 @@ class OpenedSecrets:
 def _readings(data: bytes, shortest: int) -> Iterator[bytes]:
     """The data as it is, and with the encodings in it undone; `shortest`: bytes of a secret."""
     yield data
-    seen: set[tuple[int, bytes]] = set()
     for _ in range(LEVELS):
         decoded: list[bytes] = []
         # Nothing but text holds an encoding.
         for reading in _without_escapes(b"\0".join(_runs(_TEXT, data, shortest))):
             yield reading
             for alphabet, between, block, size, decode in _ENCODINGS:
-                runs = _runs(alphabet, reading.translate(None, between), shortest * block // size)
-                stream = b"".join(run for run in runs if (block, run) not in seen)
-                seen.update((block, run) for run in runs)
+                length = shortest * block // size
+                stream = b"".join(_runs(alphabet, reading.translate(None, between), length))
                 # At every alignment, since unrelated characters may stand before.
                 for first in range(block if stream else 0):
                     padding = b"A" * ((first - len(stream)) % block)

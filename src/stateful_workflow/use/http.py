@@ -41,6 +41,7 @@ class _Wanted:
 
 
 _Flow = Generator[httpx.Request | _Wanted, Any, None]
+"""Yields a request to send, and gets its response; or what token is wanted, and gets that."""
 
 
 class TokenAuth(httpx.Auth):
@@ -101,7 +102,7 @@ class TokenAuth(httpx.Auth):
             finally:
                 _record(tokens, token, field, request, answers)
             known += answers
-            if not (may_resend and _is_refused(response, request, field)):
+            if not (may_resend and _is_refused(response, field)):
                 return
             token = yield _Wanted(refused=token)
 
@@ -264,16 +265,9 @@ def _record(
             tokens.used(token, _origin(asked.url), asked.method, answer.status_code)
 
 
-def _is_refused(
-    response: httpx.Response, request: httpx.Request, field: tuple[bytes, bytes]
-) -> bool:
-    """Whether the origin that was asked refused the token.
-
-    After redirects elsewhere and back httpx has left the token behind.
-    """
-    asked = response.request
-    same_origin = _origin(asked.url) == _origin(request.url)
-    return response.status_code == 401 and same_origin and field in asked.headers.raw
+def _is_refused(response: httpx.Response, field: tuple[bytes, bytes]) -> bool:
+    """Whether this answers a request that carried the token: httpx may have left it behind."""
+    return response.status_code == 401 and field in response.request.headers.raw
 
 
 def _is_replayable(request: httpx.Request) -> bool:

@@ -53,6 +53,7 @@ WAIT_FOR_NEWER_SECONDS: Final = 1.0
 """How long a newer token is waited for, once the API has refused the newest."""
 
 _QUERY_TIMEOUT: Final = timedelta(seconds=5)
+_THREAD_SECONDS: Final = 20.0  # far more than asking takes, unless the loop has stopped
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ class ActivityTokens:
         is_there = refused is None
         if self._loop is not None and threading.get_ident() != self._thread:
             renewing = self._renew(name, refused)
-            is_there = asyncio.run_coroutine_threadsafe(renewing, self._loop).result()
+            asked = asyncio.run_coroutine_threadsafe(renewing, self._loop)
+            is_there = asked.result(_THREAD_SECONDS)
         return self.open(name) if is_there else None
 
     async def current_async(self, name: str, refused: ApiToken | None = None) -> ApiToken | None:
