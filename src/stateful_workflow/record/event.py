@@ -95,11 +95,6 @@ class AuditEvent:
     status: int | None = _named("http.response.status_code")
     count: int | None = _named("stateful.lost")
 
-    @property
-    def timestamp(self) -> str:
-        """The time in RFC 3339."""
-        return format_time(self.time)
-
     def attributes(self) -> dict[str, str | int]:
         """What is known, by attribute name; the time is no attribute."""
         values = vars(self)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..errors import AuditError
 from ..text.printable import printable
-from .event import AuditEvent
+from .event import AuditEvent, format_time
 
 if TYPE_CHECKING:
     from opentelemetry._logs import LoggerProvider
@@ -50,7 +50,7 @@ class LoggingSink:
         texts = {field: text for field, text in vars(event).items() if isinstance(text, str)}
         event = replace(event, **{field: printable(text) for field, text in texts.items()})
         # No name of these is one of a LogRecord's own: all but the time's have a dot in them.
-        fields = {"timestamp": event.timestamp, **event.attributes()}
+        fields = {"timestamp": format_time(event.time), **event.attributes()}
         self._logger.log(
             self._level,
             "token %s: %s of %s at %s",

@@ -235,7 +235,7 @@ class Tip:
         Raises:
             ValueError: it is larger than a line may be.
         """
-        raw = _line(self.sequence + 1, self.head, event.timestamp, event.attributes())
+        raw = _line(self.sequence + 1, self.head, format_time(event.time), event.attributes())
         if len(raw) > MAX_LINE_BYTES:
             raise ValueError(f"the event takes {len(raw)} bytes, more than {MAX_LINE_BYTES}")
         return raw
