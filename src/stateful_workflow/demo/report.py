@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from rich.table import Table
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
 
@@ -81,13 +80,6 @@ class Report:
             and self.audit_api_uses == self.api_calls
             and len(self.api_calls_by_version) == VERSIONS
         )
-
-    def table(self) -> Table:
-        """For a person."""
-        table = Table("", "Report", title_justify="left")
-        for name, value in asdict(self).items():
-            table.add_row(name, str(value))
-        return table
 
 
 async def count(
