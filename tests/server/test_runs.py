@@ -66,8 +66,8 @@ async def test_a_run_of_many_signals_is_shown_and_warned_of_until_it_continues_a
     unserved: Tree, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tree = unserved
-    for module in ("node.contract", "client.walk"):
-        monkeypatch.setattr(f"stateful_workflow.{module}.MANY_SIGNALS", 3)
+    for module in ("node.contract", "node.node", "client.walk"):
+        monkeypatch.setattr(f"stateful_workflow.{module}.MANY_SIGNALS", 3, raising=False)
     with caplog.at_level(logging.WARNING):
         async with tree.worker():
             await tree.start(Plan({"a": Plan()}))
