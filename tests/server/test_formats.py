@@ -215,21 +215,3 @@ async def test_a_retry_waits_until_a_worker_answers_that_can_read_the_run_before
 
         older.on = False
         await eventually(lambda: holds(tokens, queue, "second"), within=40)
-
-
-async def test_a_state_that_no_version_wrote_makes_a_root_that_holds_nothing(
-    tokens: TokenClient, client: Client, queue: str
-) -> None:
-    whole = ledger.Ledger.dump
-
-    def without_floors(state: ledger.Ledger) -> dict[str, Any]:
-        return {**whole(state), "floors": None}
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ledger.Ledger, "dump", without_floors)
-        await start_tree(tokens, queue)
-
-    async with start_worker(client, queue):
-        assert await tokens.status(queue) is None
-        await tokens.set(queue, "second", origins=[URL])
-        assert await holds(tokens, queue, "second")

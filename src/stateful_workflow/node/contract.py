@@ -68,7 +68,6 @@ class Orphan:
     """A running workflow below a closed child, and what the closed ones kept from it.
 
     Attributes:
-        id, type: of the workflow.
         hard: names it was started without; may contain `ALL`.
         soft: names it was kept from later (true), or given although all are kept (false); None
             where nobody can say, since its parent is gone or did not name it.

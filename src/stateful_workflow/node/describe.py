@@ -202,26 +202,16 @@ class View:
 
 
 def details_line(statuses: Iterable[TokenStatus], own: str, withheld: Collection[str] = ()) -> str:
-    """What a node holds, as one line of Markdown for Temporal's own workflow details.
+    """What the node of this id holds, as one line of Markdown, without the names `withheld` there.
 
     For each credential its name and state, and of a message in force the first 4 bytes of the
     fingerprint, the time of the version, its expiry, and where it was set if not here.
-
-    Args:
-        statuses: of each credential name that anything is known of.
-        own: the node's workflow id.
-        withheld: names the node was started without; may contain `ALL`.
     """
     return " · ".join(_details(status, own, withheld) for status in statuses)
 
 
 def utc(seconds: float, timespec: str = "seconds") -> str | None:
-    """A time in UTC as RFC 3339 writes it, or None where it is after the year 9999.
-
-    Args:
-        seconds: Unix seconds.
-        timespec: how exact, as `datetime.isoformat` takes it.
-    """
+    """Unix seconds in UTC as RFC 3339 writes it, or None where that is after the year 9999."""
     try:
         time = datetime.fromtimestamp(seconds, timezone.utc)
     except (ValueError, OverflowError, OSError):

@@ -24,8 +24,7 @@ class Start:
     Attributes:
         ledger: what `Ledger.dump` wrote.
         run: id of the run that wrote it by continuing as new; None at a start.
-        api_url: the workflow's own API address.
-        parent_api_url: its parent's, for a child that has none of its own.
+        parent_api_url: for a child that has none of its own.
         waiting: messages not judged yet.
         lost: the state of an earlier run was lost, and nothing was set since.
         since: when the first run began, in Unix milliseconds; None at a start.
@@ -84,8 +83,6 @@ class Use:
     """The `stateful-use` header: what an activity of a node may open, and where it stands.
 
     Attributes:
-        root, tree: where the workflow stands.
-        api_url: the workflow's own API address.
         tokens: for each credential name its state and, where it is held and small
             enough, the sealed token.
         own: for each name the revocation that stands at the workflow itself, where one does:

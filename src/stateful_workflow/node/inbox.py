@@ -1,9 +1,8 @@
 """Messages on their way into a node: queued, judged, or waiting for their issuer to be known.
 
-Runs in workflow code. A message is queued as the text that it came as; reading and judging it is
-spread over activations, so that no flood of messages makes one too long. An unknown issuer is
-looked up in the keyring of the workflow's workers, by an activity of the courier
-(docs/decisions/03-judging.md to 06-looking-up-issuers.md).
+Runs in workflow code. Reading and judging is spread over activations, so that no flood makes one
+too long. An activity of the courier looks unknown issuers up in the keyring of the workflow's
+workers (docs/decisions/03-judging.md to 06-looking-up-issuers.md).
 """
 
 from __future__ import annotations
@@ -26,9 +25,7 @@ from .ledger import Ledger, Verdict, read_trusted
 from .record import NodeRecord
 from .telling import courier_queue
 
-# The SDK takes an activation of 2 s for a deadlock. A signature takes about 0.15 ms, a thousand
-# characters 0.04 ms to read: together 0.35 s at most. The next ones wait for a timer, which the
-# server fires up to 1 s late: a run that closes has 10 s for the 10,000 signals it may have got.
+# The SDK takes an activation of 2 s for a deadlock (docs/decisions/04-floods.md).
 _JUDGED_AT_ONCE: Final = 1_000
 _READ_AT_ONCE: Final = 4_000_000
 """Characters."""
@@ -55,10 +52,7 @@ def now_ms() -> int:
 class Inbox:
     """What a node has been sent and has not judged, and the judging of it.
 
-    Args:
-        ledger: holds what is accepted and counts what is not.
-        record: of the node.
-        accepted: called after messages were accepted that had waited here.
+    `accepted` is called after messages were accepted that had waited here.
     """
 
     def __init__(self, ledger: Ledger, record: NodeRecord, accepted: Callable[[], None]) -> None:
@@ -100,11 +94,8 @@ class Inbox:
     def within(self, size: int) -> tuple[str, ...]:
         """Of what is not judged yet, what is to be carried into the next run.
 
-        Of each issuer one after the other, known ones first, and the shorter first: nobody
-        keeps another's message out by sending many or long ones under one key id.
-
-        Args:
-            size: characters the carried ones may have together.
+        They have `size` characters at most. Of each issuer one after the other, known ones first,
+        and the shorter first: nobody keeps another's message out by many or long ones under one id.
         """
         places: Counter[str] = Counter()
         ranked: list[tuple[bool, int, int, str]] = []
@@ -147,11 +138,7 @@ class Inbox:
         self._run()
 
     def judge(self, message: Message) -> Verdict:
-        """Judge a message now and count a refusal.
-
-        Raises:
-            MessageRefused: the subclass says why.
-        """
+        """Judge a message now; a `MessageRefused` is counted, and raised."""
         try:
             verdict = self._ledger.accept(message, now_ms())
         except MessageRefused as error:

@@ -1,8 +1,6 @@
-"""Carry a node's state across starts, children, continue-as-new and into activities.
+"""Carry a node's state into children, the next run and activities, in the headers of SDK calls.
 
-Plain SDK calls (`workflow.start_child_workflow`, `workflow.continue_as_new`,
-`workflow.execute_activity`) need nothing added: what has to travel goes into their
-headers here. Workflows that are no `StatefulWorkflow` pass through untouched.
+Workflows that are no `StatefulWorkflow` pass through untouched.
 """
 
 from __future__ import annotations
@@ -179,11 +177,8 @@ class NodeOutbound(WorkflowOutboundInterceptor):
         input.headers = {**input.headers, NODE_HEADER: header}
         try:
             handle = await super().start_child_workflow(input)
-        except asyncio.CancelledError:
-            node.telling.child_failed_to_start(child, may_run=True)
-            raise
         except BaseException as error:
-            may_run = isinstance(error, WorkflowAlreadyStartedError)
+            may_run = isinstance(error, asyncio.CancelledError | WorkflowAlreadyStartedError)
             node.telling.child_failed_to_start(child, may_run=may_run)
             raise
         node.telling.child_started(child)

@@ -386,8 +386,8 @@ class Ledger:
     def take_back(self, child_id: str) -> None:
         """Take one in doubt for a child, which an earlier start of this node began.
 
-        It got nothing with the start that failed. What that was to withhold it may have got from
-        the first one, so it is withheld from now on: it still gets revocations.
+        What the later start was to withhold it may have got from the first one, so that is
+        withheld from now on: it still gets revocations.
         """
         child = self.children[child_id]
         self.children[child_id] = replace(

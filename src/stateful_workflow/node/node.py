@@ -79,11 +79,12 @@ class Node:
     def __init__(self, settings: Settings, headers: Mapping[str, Payload]) -> None:
         info = workflow.info()
         self._settings = settings
-        start = _read_start(headers)
-        takes_part = start is not None
-        if start is None:
-            start = Start(Ledger((info.workflow_id,), info.first_execution_run_id).dump())
-        self.ledger = Ledger.load(start.ledger)
+        header = _read_start(headers)
+        start = Start({}) if header is None else header
+        if header is None:
+            self.ledger = Ledger((info.workflow_id,), info.first_execution_run_id)
+        else:
+            self.ledger = Ledger.load(header.ledger)
         self.ledger.confirm_children()
         urls = (start.api_url, settings.api_url, start.parent_api_url)
         self.api_url = next((url for url in urls if url is not None), None)
@@ -96,7 +97,7 @@ class Node:
         if self.recovering:
             self._first_held, self.ledger.held = self.ledger.held, {}
         self._record = NodeRecord()
-        self.telling = Telling(self.ledger, self._since, takes_part=takes_part)
+        self.telling = Telling(self.ledger, self._since, takes_part=header is not None)
         self._inbox = Inbox(self.ledger, self._record, self.telling.accepted)
         self._inbox.queue(start.waiting)
         self._reports: dict[str, dict[str, int]] = {}
@@ -386,9 +387,9 @@ def _read_start(headers: Mapping[str, Payload]) -> Start | None:
         return None
     info = workflow.info()
     path: object = start.ledger.get("path")
-    chain = [str(part) for part in cast("list[object]", path)] if isinstance(path, list) else []
-    above = [] if info.parent is None else [info.parent.workflow_id]
-    if not chain or chain[-1] != info.workflow_id or chain[:-1][-1:] not in ([], above):
+    *above, own = cast("list[object]", path) if isinstance(path, list) and path else [None]
+    parent = [] if info.parent is None else [info.parent.workflow_id]
+    if own != info.workflow_id or above[-1:] not in ([], parent):
         warn(f"The header {NODE_HEADER} was not written for this workflow; it is taken for a root")
         return None
     return start

@@ -1,14 +1,12 @@
 """Keep a node's children told: what each lacks, and who of them is there at all.
 
-Runs in workflow code. A telling is an activity of the courier (`stateful_workflow.worker`) with the
-newest state. What one leaves undone goes to the same activity again, which the server repeats
-without an event until something comes of it; a newer state takes that one's place
-(docs/decisions/09-telling.md).
+Runs in workflow code. A telling is an activity of the courier with the newest state. What one
+leaves undone goes to the same activity again, *patiently*: the server repeats that until something
+comes of it, or a newer state takes its place (docs/decisions/09-telling.md).
 
-The SDK may let a workflow see an update before or after the events of the same workflow task, and
-in a replay otherwise than at first. So what an update gives cause to depends on no event, and the
-other way round: each update makes one telling, one after the other, and events make theirs beside
-them, any number of events together (docs/decisions/12-updates-and-events.md).
+In a replay the SDK may let a workflow see an update earlier or later among events than at first. So
+each update makes one telling, one after the other, and events make theirs beside them, any number
+of events together (docs/decisions/12-updates-and-events.md).
 """
 
 from __future__ import annotations
@@ -51,9 +49,8 @@ class Telling:
     Args:
         ledger: knows what each child lacks.
         since: when the node's first run began, in Unix milliseconds.
-        takes_part: whether the run began with a state. Else nothing is told, and nobody looked
-            for, before a message was accepted: a run that began before its class took part has to
-            replay.
+        takes_part: whether the run began with a state. Else it may have begun before its class took
+            part, and to replay it does nothing before a message was accepted.
     """
 
     def __init__(self, ledger: Ledger, since: int, *, takes_part: bool) -> None:
