@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
-import pytest
 from temporalio.client import Client, Interceptor, OutboundInterceptor, SignalWorkflowInput
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
@@ -36,9 +34,8 @@ class Times(Interceptor):
         return _Outbound(next)
 
 
-@pytest.mark.parametrize("ordinary", [True, False], ids=["activities", "workflows only"])
 async def test_a_rotation_sends_no_more_signals_a_second_and_reaches_every_child(
-    engine: EmbeddedEngine, keyring: Keyring, queue: str, ordinary: bool
+    engine: EmbeddedEngine, keyring: Keyring, queue: str
 ) -> None:
     times = Times()
     client = await Client.connect(
@@ -49,8 +46,7 @@ async def test_a_rotation_sends_no_more_signals_a_second_and_reaches_every_child
     )
     tokens = TokenClient(client, keyring)
     plan = Plan({str(n): Plan({"a": Plan()} if n < 5 else {}) for n in range(45)})
-    options: dict[str, Any] = {} if ordinary else {"activities": []}
-    async with start_worker(client, queue, **options):
+    async with start_worker(client, queue):
         await tokens.start_workflow(
             Node.run, plan, id=queue, task_queue=queue, api_token="first", api_url=URL
         )

@@ -228,6 +228,27 @@ async def test_what_the_last_run_of_a_closed_child_kept_stays_kept(
         assert await is_kept(client, queue, "a-x")
 
 
+async def test_a_run_that_was_reset_finds_whom_a_child_of_the_run_before_leaves(
+    client: Client, tokens: TokenClient, queue: str
+) -> None:
+    """It says that it began when it was reset, which is after those below its child began."""
+    async with start_worker(client, queue):
+        root = await start(tokens, queue, Plan())
+        await root.signal("try_to_start", "a")
+        await nodes_run(tokens, queue, 2)
+        child = client.get_workflow_handle(f"{queue}-a")
+        await child.signal("add_child", args=["x", Plan()])
+        await nodes_run(tokens, queue, 3)
+        first_task, *_ = await tasks_of(client, queue)
+        await reset(client, queue, first_task)
+        await nodes_run(tokens, queue, 3)
+        await child.terminate()
+
+        await tokens.rotate(queue, "second", timeout=30)
+
+        assert (await tokens.get(f"{queue}-a-x")).reveal() == "second"
+
+
 async def is_kept(client: Client, parent: str, suffix: str) -> bool:
     children = (await status_of(client, parent))["children"]
     return any(c["id"] == f"{parent}-{suffix}" and c["withheld"] == ["*"] for c in children)

@@ -66,9 +66,7 @@ class Descent:
         self._run_id = run_id
         self._since = since
         self._deadline = deadline
-        self._first_runs: dict[
-            tuple[str, str], asyncio.Task[WorkflowExecutionDescription | None]
-        ] = {}
+        self._runs: dict[tuple[str, str], asyncio.Task[WorkflowExecutionDescription | None]] = {}
 
     async def child(self, workflow_id: str) -> WorkflowExecutionStatus | None:
         """The state of a workflow that this one, or an earlier run of it, started.
@@ -203,9 +201,8 @@ class Descent:
             if len(parent_ids) == 1:
                 raise NoAnswer(f"more than {_MOST_CHILDREN:,} workflows are listed below it")
             return [row for parent_id in parent_ids for row in await self._children([parent_id])]
-        return [
-            row for row in rows if row.parent_id in parent_ids and row.start_time >= self._since
-        ]
+        begun = await self._begun()
+        return [row for row in rows if row.parent_id in parent_ids and row.start_time >= begun]
 
     async def _rows(self, query: str, most: int) -> list[WorkflowExecution]:
         rows = self._client.list_workflows(query, limit=most, rpc_timeout=self._time_left())
@@ -215,13 +212,23 @@ class Descent:
 
         return await self._answered(all_of_them()) or []
 
+    async def _begun(self) -> datetime:
+        """When the workflow's first run began; one that was reset says when that was."""
+        first_run = await self._first_run(self._id, self._run_id)
+        first = None if first_run is None else await self._run(self._id, first_run)
+        return self._since if first is None else min(self._since, first.start_time)
+
     async def _first_run(self, workflow_id: str, run_id: str) -> str | None:
         """The first run of the chain that a run belongs to; None where the server forgot it."""
-        key = workflow_id, run_id
-        if key not in self._first_runs:  # most children share one
-            self._first_runs[key] = asyncio.create_task(self._describe(workflow_id, run_id))
-        described = await self._first_runs[key]
+        described = await self._run(workflow_id, run_id)
         return None if described is None else described.raw_info.first_run_id
+
+    async def _run(self, workflow_id: str, run_id: str) -> WorkflowExecutionDescription | None:
+        """As `_describe`, once for each run: most children share one."""
+        key = workflow_id, run_id
+        if key not in self._runs:
+            self._runs[key] = asyncio.create_task(self._describe(workflow_id, run_id))
+        return await self._runs[key]
 
     async def _describe(
         self, workflow_id: str, run_id: str | None = None
