@@ -53,6 +53,7 @@ class Job:
         queue: its task queue; None for the workflow's.
         local: run it as a local activity.
         attempts: at most so many; 0 for no limit.
+        insist: fail unless every answer is 200.
     """
 
     urls: list[str] = field(default_factory=list[str])
@@ -69,6 +70,7 @@ class Job:
     queue: str | None = None
     local: bool = False
     attempts: int = 1
+    insist: bool = False
 
 
 @contextmanager
@@ -164,6 +166,8 @@ async def _stream_async() -> AsyncIterator[bytes]:
 def _judged(job: Job, answers: list[str]) -> list[str]:
     if activity.info().attempt < job.succeed_at:
         raise ApplicationError("this attempt was to fail")
+    if job.insist and set(answers) != {"200"}:
+        raise ApplicationError("not every answer is 200")
     return answers
 
 
