@@ -56,7 +56,7 @@ class OlderWorkerAnswers(Interceptor):
             async def query_workflow(self, input: QueryWorkflowInput) -> Any:
                 if older.on and input.query == STATE_QUERY:
                     older.answers += 1
-                    raise WorkflowQueryFailedError(f"workflow {input.id}: {ledger.TOO_NEW} {LATER}")
+                    raise WorkflowQueryFailedError("it does not replay here")
                 return await super().query_workflow(input)
 
         return _Outbound(next)
@@ -189,7 +189,7 @@ async def test_a_retry_that_a_later_version_recovered_waits_for_a_later_worker(
             assert (await tokens.rotate(queue, "third", timeout=20)).converged
 
 
-async def test_a_retry_waits_until_a_worker_answers_that_can_read_the_run_before(
+async def test_a_retry_asks_again_where_a_worker_cannot_read_the_run_before(
     tokens: TokenClient, engine: EmbeddedEngine, keyring: Keyring, queue: str
 ) -> None:
     older = OlderWorkerAnswers()

@@ -111,12 +111,10 @@ class RecoverResult:
     Attributes:
         asked: whether it could be asked.
         state: its last state, or None where it takes no part in a tree.
-        too_new: a worker was asked that cannot read the run's state, and a newer one can.
     """
 
     asked: bool
     state: dict[str, Any] | None = None
-    too_new: bool = False
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,6 @@ ALL: Final = "*"
 FORMAT: Final = 1
 """Of the carried state; raised by a version that older ones would misread."""
 
-TOO_NEW: Final = "the carried state has format"
-"""How a `StateTooNew` begins: a run that does not replay answers a query with its words alone."""
-
 REMEMBERED_REJECTIONS: Final = 20
 _MALFORMED: Final = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
 
@@ -601,8 +598,8 @@ def check_format(data: Mapping[str, Any]) -> None:
     found = data.get("format")
     if isinstance(found, int) and found > FORMAT:
         raise StateTooNew(
-            f"{TOO_NEW} {found}, and this version of stateful-workflow reads formats "
-            f"up to {FORMAT}. Upgrade this worker; the state is kept, and the workflow goes on "
+            f"the carried state has format {found}, and this version of stateful-workflow reads "
+            f"formats up to {FORMAT}. Upgrade this worker; the state is kept, and the workflow goes on "
             "where a newer worker takes it over"
         )
 

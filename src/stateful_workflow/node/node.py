@@ -44,7 +44,6 @@ from .telling import Telling, courier_queue
 _DRAIN: Final = timedelta(seconds=10)
 _RECOVERY_ATTEMPT: Final = timedelta(seconds=10)
 _RECOVERY_ATTEMPTS: Final = 5
-_ASK_AGAIN: Final = timedelta(seconds=10)
 _HEADER_BYTES_A_TASK: Final = 1_000_000
 _CARRIED_WAITING_BYTES: Final = 500_000
 _LARGEST_ARGUMENT: Final = 32_768
@@ -397,24 +396,16 @@ def _read_start(headers: Mapping[str, Payload]) -> Start | None:
 
 async def _ask_closed_run(written_by: str | None) -> RecoverResult:
     info = workflow.info()
-    while True:
-        try:
-            answer = await workflow.execute_activity(
-                RECOVER,
-                args=[info.workflow_id, info.continued_run_id, written_by],
-                result_type=RecoverResult,
-                task_queue=courier_queue(),
-                start_to_close_timeout=_RECOVERY_ATTEMPT,
-                retry_policy=RetryPolicy(maximum_attempts=_RECOVERY_ATTEMPTS),
-            )
-        except FailureError as error:
-            if is_cancelled_exception(error):
-                raise
-            return RecoverResult(asked=False)
-        if not answer.too_new:
-            return answer
-        warn(
-            f"Workflow {info.workflow_id} waits: a worker cannot read the state of run "
-            f"{info.continued_run_id}. Upgrade that worker"
+    try:
+        return await workflow.execute_activity(
+            RECOVER,
+            args=[info.workflow_id, info.continued_run_id, written_by],
+            result_type=RecoverResult,
+            task_queue=courier_queue(),
+            start_to_close_timeout=_RECOVERY_ATTEMPT,
+            retry_policy=RetryPolicy(maximum_attempts=_RECOVERY_ATTEMPTS),
         )
-        await workflow.sleep(_ASK_AGAIN)
+    except FailureError as error:
+        if is_cancelled_exception(error):
+            raise
+        return RecoverResult(asked=False)

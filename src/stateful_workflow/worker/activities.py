@@ -37,7 +37,6 @@ from ..node.contract import (
     TellResult,
     TrustResult,
 )
-from ..node.ledger import TOO_NEW
 from ..record.event import AuditEvent, of_message
 from ..record.recorder import Recorder
 from ..sealed.keyring import Keyring
@@ -316,8 +315,10 @@ async def _last_state(run: WorkflowHandle[Any, Any]) -> RecoverResult | None:
     try:
         state: object = await run.query(STATE_QUERY, rpc_timeout=RPC_TIMEOUT)
     except WorkflowQueryFailedError as error:
-        # A run that no longer replays may have revoked what an earlier header holds.
-        return RecoverResult(asked=has_no_query(error), too_new=TOO_NEW in error.message)
+        if has_no_query(error):
+            return RecoverResult(asked=True)
+        # It may not replay on this worker and do so on the next one, as in an upgrade.
+        raise ApplicationError(f"it does not say its state: {error.message}") from None
     except RPCError as error:
         if never_ran(error):
             return None
