@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -19,8 +20,9 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from stateful_workflow import Keyring, StatefulError
-from stateful_workflow.node.ledger import Ledger
+from stateful_workflow import Keyring, KeyringError, StatefulError
+from stateful_workflow.node.ledger import Child, Ledger
+from stateful_workflow.node.status import state_without
 from stateful_workflow.sealed.message import (
     MAX_MESSAGE_BYTES,
     TYP,
@@ -162,6 +164,13 @@ def messages(old: Json) -> list[Json]:
             "empty lists: sent nowhere, opened by no activity, only by a client",
             {**ACME, "ver": NOW + 100, "origins": [], "types": []},
             secret="tok-5-example",
+        ),
+        token(
+            kept,
+            "token with an address",
+            "the API's address, within the token's origins",
+            {**ACME, "ver": NOW + 200, "origins": ORIGINS[:1], "api_url": f"{ORIGINS[0]}/v2"},
+            secret="tok-6-example",
         ),
         revocation(
             "revocation", "no token at the child or below it", {**at_child, "ver": NOW + 2000}
@@ -352,6 +361,8 @@ class Altered:
             "origins that are a string": {**claims, "origins": ORIGINS[0]},
             "a credential name with a space": {**claims, "name": "api token"},
             "an empty authority": {**claims, "auth": ""},
+            "an empty address": {**claims, "api_url": ""},
+            "an address that is too long": {**claims, "api_url": ORIGINS[0] + "/" + "a" * 2025},
         }.items():
             self._malformed(name, self.sign(header, {**jwe, "aad": encode(compact(altered))}))
         long = compact(header)[:-1] + b" " * 400 + b"}"
@@ -365,6 +376,8 @@ class Altered:
         self._malformed("a byte order mark", self.sign(revoking, marked))
         bad = {**ACME, "inherit": False, "exp": NOW // 1000}
         self._malformed("a revocation with an expiry", self.sign(revoking, bad))
+        addressed = {**ACME, "inherit": False, "api_url": ORIGINS[0]}
+        self._malformed("a revocation with an address", self.sign(revoking, addressed))
         self._malformed("inherit that is no boolean", self.sign(revoking, {**ACME, "inherit": 0}))
 
     def _signatures(self) -> None:
@@ -375,6 +388,10 @@ class Altered:
             "a bit of the signature flipped": f"{first}.{second}.{flipped(encode(signature))}",
             "another issuer's signature under this kid": self.sign(header, payload, "other issuer"),
             "the claims altered after signing": self._reclaimed(signature),
+            "a signature whose scalar is above the group order": f"{first}.{second}."
+            f"{encode(signature[:32] + added(signature[32:], GROUP_ORDER))}",
+            "a signature whose scalar is the group order": f"{first}.{second}."
+            f"{encode(signature[:32] + GROUP_ORDER.to_bytes(32, 'little'))}",
             "an issuer that is not trusted": self.sign(
                 {**header, "kid": KEYS["stranger"]["kid"]}, payload, "stranger"
             ),
@@ -451,6 +468,15 @@ class Altered:
             self.add(name, message, "open", error, **given)
 
 
+GROUP_ORDER = 2**252 + 27742317777372353535851937790883648493
+"""Of the curve of Ed25519 (RFC 8032, section 5.1)."""
+
+
+def added(scalar: bytes, number: int) -> bytes:
+    """A little-endian scalar and a number, together."""
+    return (int.from_bytes(scalar, "little") + number).to_bytes(32, "little")
+
+
 def flipped(text: str) -> str:
     """Base64url of the same bytes but for one bit."""
     data = decode(text)
@@ -483,6 +509,31 @@ def judged(genuine: list[Json]) -> list[Json]:
             "token of the other issuer",
             "newer token",
         ),
+        Judging(genuine, "a child whose issuer is revoked", withheld=[]).run(
+            "newer token",
+            {"revoked": ["issuer"]},
+            # What is held stays in force: whoever opens it says TokenRevoked.
+            "newer token",
+            "token at the child",
+            {"trust": ["other issuer"]},
+            # The floor of the revoked one has fallen away.
+            "token of the other issuer",
+        ),
+        Judging(
+            genuine,
+            "a child whose issuers are limited",
+            withheld=[],
+            limits={"issuer": {"roots": ["tenant-b"]}},
+        ).run(
+            "token",
+            # Of the limits the keyring's last answer counts.
+            {"trust": ["issuer"], "limits": {"issuer": {"origins": ["https://*.example.com"]}}},
+            "token",
+            {"trust": ["issuer"], "limits": {"issuer": {"names": []}}},
+            "newer token",
+            "token",
+            "revocation",
+        ),
         Judging(genuine, "a child started without the token", withheld=["apiToken"]).run(
             "newer token", "token at the child"
         ),
@@ -495,7 +546,13 @@ def judged(genuine: list[Json]) -> list[Json]:
 class Judging:
     """A node that is sent messages, and what it says to each."""
 
-    def __init__(self, genuine: list[Json], about: str, withheld: list[str]) -> None:
+    def __init__(
+        self,
+        genuine: list[Json],
+        about: str,
+        withheld: list[str],
+        limits: dict[str, Json] | None = None,
+    ) -> None:
         self._texts = {entry["name"]: entry["message"] for entry in genuine}
         self._node: Json = {
             "about": about,
@@ -503,11 +560,11 @@ class Judging:
             "tree": ACME["tree"],
             "withheld": withheld,
             "trusted": ["issuer"],
-        }
+        } | ({} if limits is None else {"limits": limits})
         self._ledger = Ledger(
             (ACME["root"], CHILD),
             ACME["tree"],
-            keyring("issuer").trusted(),
+            limited(["issuer"], limits).trusted(),
             dict.fromkeys(withheld, 1),
         )
 
@@ -518,7 +575,7 @@ class Judging:
     def _step(self, step: str | Json) -> Json:
         step = {"message": step} if isinstance(step, str) else step
         if "message" not in step:
-            known = keyring(*step["trust"]).trusted() if "trust" in step else {}
+            known = limited(step.get("trust", []), step.get("limits")).trusted()
             self._ledger.trust(known, [KEYS[name]["kid"] for name in step.get("revoked", ())])
             return step
         now = step.get("now", NOW + 5000)
@@ -533,6 +590,119 @@ class Judging:
             "verdict": verdict,
             "in_force": None if force is None else force.fingerprint,
         }
+
+
+def limited(names: list[str], limits: dict[str, Json] | None) -> Keyring:
+    """A keyring of these keys, each with its limits."""
+    return Keyring.from_json(
+        json.dumps({"keys": [{**KEYS[n], "stateful": (limits or {}).get(n, {})} for n in names]})
+    )
+
+
+def started(genuine: list[Json]) -> list[Json]:
+    """The state that a node gives a child at its start."""
+    texts = {entry["name"]: entry["message"] for entry in genuine}
+    named = {entry["message"]: entry["name"] for entry in genuine}
+    cases: list[Json] = []
+    for about, boundary, accepted, withheld in (
+        ("a child that is given all", {}, ["newer token", "token at the child"], []),
+        ("a child started without the token", {}, ["newer token"], ["apiToken"]),
+        ("a child started without any", {}, ["newer token"], ["*"]),
+        (
+            "a child below one that was started without it",
+            {"apiToken": 1},
+            ["token at the child"],
+            [],
+        ),
+        ("a child kept from it anew", {"apiToken": 1, "*": 0}, ["token at the child"], ["*"]),
+        ("a child of a node whose token is revoked", {}, ["newer token", "revocation"], []),
+    ):
+        path = [ACME["root"], CHILD]
+        node = Ledger(tuple(path), ACME["tree"], keyring("issuer").trusted(), dict(boundary))
+        for name in accepted:
+            node.accept(parse(texts[name]), NOW + 5000)
+        child = Child(f"{CHILD}-1", "Shop", withheld=frozenset(withheld))
+        state, _ = node.start_child(child)
+        cases.append(
+            {
+                "about": about,
+                "node": {"path": path, "boundary": boundary, "accepted": accepted},
+                "child": {"id": child.id, "withheld": withheld},
+                "ledger": {
+                    "path": state["path"],
+                    "boundary": state["boundary"],
+                    "held": [named[text] for text in state["held"]],
+                    "floors": state["floors"],
+                },
+            }
+        )
+    return cases
+
+
+def without() -> list[Json]:
+    """The state that is said where no message is in force, of all that holds."""
+    cases = itertools.product([True, False], repeat=3)
+    return [
+        {
+            "waiting": waiting,
+            "needs_set": needs_set,
+            "withheld": withheld,
+            "state": state_without(waiting=waiting, needs_set=needs_set, withheld=withheld),
+        }
+        for waiting, needs_set, withheld in cases
+    ]
+
+
+def keyrings() -> list[Json]:
+    """Keyrings that are usable, and such as are not."""
+    issuer, reader = KEYS["issuer"], KEYS["reader"]
+    public = {key: value for key, value in issuer.items() if key != "d"}
+    other = KEYS["other issuer"]
+    cases: dict[str, list[Json]] = {
+        "an issuer and a reader": [issuer, reader],
+        "a public half alone": [public],
+        "a key without kid": [{k: v for k, v in issuer.items() if k != "kid"}],
+        "a member that others know": [{**public, "alg": "EdDSA", "key_ops": ["verify"]}],
+        "limits": [{**issuer, "stateful": {"names": [], "roots": ["a"], "origins": []}}],
+        "a retired reader with its audience": [
+            {**reader, "stateful": {"retired": True, "audience": "eu"}}
+        ],
+        "no keys": [],
+        "a kid of another key": [{**public, "kid": other["kid"]}],
+        "a key twice": [public, issuer],
+        "a private half of another key": [{**issuer, "d": other["d"]}],
+        "another curve": [{**public, "crv": "Ed448"}],
+        "another kind of key": [{**public, "kty": "EC"}],
+        "an x of 31 bytes": [{**public, "x": encode(bytes(31))}],
+        "an issuer's x of small order": [{"kty": "OKP", "crv": "Ed25519", "x": encode(ONE)}],
+        "an issuer's x in its other encoding": [
+            {"kty": "OKP", "crv": "Ed25519", "x": encode((2**255 - 18).to_bytes(32, "little"))}
+        ],
+        "an issuer's x that is no point": [
+            {"kty": "OKP", "crv": "Ed25519", "x": encode((2).to_bytes(32, "little"))}
+        ],
+        "a member of ours that is not known": [{**public, "stateful": {"until": 1}}],
+        "a limit that is no list": [{**public, "stateful": {"names": "apiToken"}}],
+        "a mark that is no boolean": [{**public, "stateful": {"revoked": 1}}],
+        "a limit of a reader": [{**reader, "stateful": {"names": ["apiToken"]}}],
+        "an audience of an issuer": [{**issuer, "stateful": {"audience": "eu"}}],
+    }
+    return [
+        {"about": about, "keys": keys, "kids": kids_of(json.dumps({"keys": keys}))}
+        for about, keys in cases.items()
+    ]
+
+
+ONE = (1).to_bytes(32, "little")
+"""The neutral element, a point of order 1."""
+
+
+def kids_of(text: str) -> list[str] | None:
+    """The key ids of a keyring, or None where it is unusable."""
+    try:
+        return [key.kid for key in Keyring.from_json(text).keys()]
+    except KeyringError:
+        return None
 
 
 # --- the file ---------------------------------------------------------------------
@@ -554,6 +724,9 @@ def make(old: Json) -> Json:
         "order": sorted(orders, key=orders.__getitem__),
         "refused": Altered(genuine).all(),
         "judged": judged(genuine),
+        "started": started(genuine),
+        "without": without(),
+        "keyrings": keyrings(),
     }
 
 

@@ -30,6 +30,7 @@ from stateful_workflow.node.describe import View
 from stateful_workflow.node.headers import Start, Use
 from stateful_workflow.node.ledger import Child, Ledger, Life, Verdict
 from stateful_workflow.node.members import to_json
+from stateful_workflow.node.status import state_without
 from stateful_workflow.sealed.keyring import Keyring
 from stateful_workflow.sealed.keys import verify
 from stateful_workflow.sealed.message import MAX_MESSAGE_BYTES, Message, parse
@@ -123,11 +124,13 @@ def test_an_altered_message_is_refused_where_and_as_it_is_said(entry: Json) -> N
 def test_a_node_judges_as_it_is_said(case: Json) -> None:
     path = tuple(case["path"])
     boundary = dict.fromkeys(case["withheld"], len(path) - 1)
-    ledger = Ledger(path, case["tree"], keyring(*case["trusted"]).trusted(), boundary)
+    trusted = keyring(*case["trusted"], limits=case.get("limits")).trusted()
+    ledger = Ledger(path, case["tree"], trusted, boundary)
     for step in case["steps"]:
         if "message" not in step:
             revoked = [KEYS[name]["kid"] for name in step.get("revoked", ())]
-            ledger.trust(keyring(*step.get("trust", ())).trusted(), revoked)
+            known = keyring(*step.get("trust", ()), limits=step.get("limits"))
+            ledger.trust(known.trusted(), revoked)
             continue
         try:
             verdict = ledger.accept(message(step["message"]), step["now"]).value
@@ -136,6 +139,37 @@ def test_a_node_judges_as_it_is_said(case: Json) -> None:
         in_force = ledger.in_force("apiToken")
         fingerprint = None if in_force is None else in_force.fingerprint
         assert (verdict, fingerprint) == (step["verdict"], step["in_force"]), step
+
+
+@pytest.mark.parametrize("case", VECTORS["started"], ids=lambda case: case["about"])
+def test_a_child_starts_with_the_state_that_is_said(case: Json) -> None:
+    node = case["node"]
+    trusted = keyring("issuer").trusted()
+    ledger = Ledger(tuple(node["path"]), message("token").claims.tree, trusted, node["boundary"])
+    for name in node["accepted"]:
+        ledger.accept(message(name), 1_800_000_005_000)
+    child = Child(case["child"]["id"], "Shop", withheld=frozenset(case["child"]["withheld"]))
+    state, _ = ledger.start_child(child)
+    given: Json = json.loads(json.dumps(state))
+
+    expected = case["ledger"]
+    assert given["held"] == [MESSAGES[name]["message"] for name in expected.pop("held")]
+    assert {member: given[member] for member in expected} == expected
+
+
+@pytest.mark.parametrize("case", VECTORS["without"])
+def test_the_state_without_a_message_in_force_is_the_one_that_is_said(case: Json) -> None:
+    assert state_without(**{name: case[name] for name in case.keys() - {"state"}}) == case["state"]
+
+
+@pytest.mark.parametrize("case", VECTORS["keyrings"], ids=lambda case: case["about"])
+def test_a_keyring_is_usable_where_it_is_said(case: Json) -> None:
+    text = json.dumps({"keys": case["keys"]})
+    if case["kids"] is None:
+        with pytest.raises(errors.KeyringError):
+            Keyring.from_json(text)
+    else:
+        assert [key.kid for key in Keyring.from_json(text).keys()] == case["kids"]
 
 
 def test_the_vectors_show_every_verdict() -> None:

@@ -599,8 +599,8 @@ def check_format(data: Mapping[str, Any]) -> None:
     if isinstance(found, int) and found > FORMAT:
         raise StateTooNew(
             f"the carried state has format {found}, and this version of stateful-workflow reads "
-            f"formats up to {FORMAT}. Upgrade this worker; the state is kept, and the workflow goes on "
-            "where a newer worker takes it over"
+            f"formats up to {FORMAT}. Upgrade this worker; the state is kept, and the workflow "
+            "goes on where a newer worker takes it over"
         )
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, NewType, cast
 
 from ..errors import TokenMalformed
 from ..text.strict_json import json_object
+from .origins import MAX_URL
 
 SealedToken = NewType("SealedToken", str)
 """A token encrypted for readers and signed by an issuer: the only form that enters Temporal."""
@@ -45,7 +46,7 @@ _KIND: Final[dict[str, Kind]] = {typ: kind for kind, typ in TYP.items()}
 
 _COMMON: Final = {"v", "name", "ns", "root", "tree", "auth", "ver"}
 _MEMBERS: Final[dict[Kind, tuple[set[str], set[str]]]] = {
-    "token": (_COMMON | {"origins"}, {"exp", "types", "aud"}),
+    "token": (_COMMON | {"origins"}, {"exp", "types", "aud", "api_url"}),
     "revocation": (_COMMON | {"inherit"}, set()),
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -66,6 +67,7 @@ class Claims:
         origins: canonical origins the token may be sent to; none means nowhere.
         types: workflow types whose activities may open it; None means any.
         audiences: of the readers it is sealed for; None means all that the keyring had.
+        api_url: the API's address, which belongs to the token; counts within its origins only.
         inherit: None for a token. Of a revocation: False ends the search for a token at this
             authority, True lets it go on to the authorities above.
     """
@@ -80,6 +82,7 @@ class Claims:
     origins: tuple[str, ...] = ()
     types: tuple[str, ...] | None = None
     audiences: tuple[str, ...] | None = None
+    api_url: str | None = None
     inherit: bool | None = None
 
     @property
@@ -105,9 +108,14 @@ class Claims:
         if self.inherit is not None:
             data["inherit"] = self.inherit
         else:
-            limits = {"exp": self.expires_at, "types": self.types, "aud": self.audiences}
+            optional = {
+                "exp": self.expires_at,
+                "types": self.types,
+                "aud": self.audiences,
+                "api_url": self.api_url,
+            }
             data["origins"] = self.origins
-            data |= {claim: value for claim, value in limits.items() if value is not None}
+            data |= {claim: value for claim, value in optional.items() if value is not None}
         try:
             encoded = json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode()
         except UnicodeEncodeError:
@@ -144,6 +152,7 @@ class Claims:
             origins=_texts(data, "origins") if kind == "token" else (),
             types=_texts(data, "types") if "types" in data else None,
             audiences=_texts(data, "aud") if "aud" in data else None,
+            api_url=_text(data, "api_url", MAX_URL) if "api_url" in data else None,
             inherit=data["inherit"] if kind == "revocation" else None,
         )
 
