@@ -114,9 +114,11 @@ class NodeInbound(WorkflowInboundInterceptor):
     def handle_update_validator(self, input: HandleUpdateInput) -> None:
         """Turn a bad message down before it enters history."""
         node = _node()
-        if node is None or input.update != MESSAGE:
-            return super().handle_update_validator(input)
-        return node.validate_update(input.args)
+        if node is not None and input.update == MESSAGE:
+            return node.validate_update(input.args)
+        if node is not None and input.update == REPORT:
+            return node.validate_report(input.args)
+        return super().handle_update_validator(input)
 
     async def handle_update_handler(self, input: HandleUpdateInput) -> Any:
         """Take a message and answer with the status."""
@@ -125,6 +127,8 @@ class NodeInbound(WorkflowInboundInterceptor):
             return await super().handle_update_handler(input)
         if input.update == MESSAGE:
             return (await node.take(parse(argument(input.args)))).to_json()
+        if input.update == REPORT:
+            return node.on_report(input.args)
         await node.ready()
         return await super().handle_update_handler(input)
 

@@ -18,7 +18,7 @@ from temporalio.api.common.v1 import Payload
 from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import FailureError, is_cancelled_exception
 
-from ..errors import MessageRefused, TokenForged, TokenMalformed
+from ..errors import MessageRefused, TokenForged, TokenKnown, TokenMalformed, TokenStale
 from ..sealed.message import Message, named_issuer, parse
 from ..sealed.origins import allowed_origin, is_allowed, origin_of
 from ..text.printable import printable
@@ -164,18 +164,31 @@ class Node:
 
     def on_report(self, args: Sequence[Any]) -> None:
         """Note that an API refused a token this node is the authority of; raises nothing."""
-        try:
-            report = argument(args)
-        except TokenMalformed:
-            return
+        with suppress(MessageRefused):
+            token = self._reported(args)
+            seen = self._reports.get(token.claims.name, {}).get(token.fingerprint, 0)
+            self._reports[token.claims.name] = {token.fingerprint: seen + 1}
+
+    def validate_report(self, args: Sequence[Any]) -> None:
+        """Turn down a report that says nothing new, before it enters history.
+
+        Raises:
+            MessageRefused: it is malformed, of what does not stand here, or the second of its kind.
+        """
+        token = self._reported(args)
+        if token.fingerprint in self._reports.get(token.claims.name, {}):
+            raise TokenKnown(f"that {token.claims.name} was refused is known here")
+
+    def _reported(self, args: Sequence[Any]) -> Message:
+        report = argument(args)
         if not isinstance(report, dict):
-            return
+            raise TokenMalformed("the report is no object")
         members = cast("dict[str, Any]", report)
         name = members.get("name")
         held = self.ledger.held.get((name, self.ledger.path[-1])) if isinstance(name, str) else None
-        if held is not None and members.get("fingerprint") == held.fingerprint:
-            seen = self._reports.get(held.claims.name, {}).get(held.fingerprint, 0)
-            self._reports[held.claims.name] = {held.fingerprint: seen + 1}
+        if held is None or members.get("fingerprint") != held.fingerprint:
+            raise TokenStale(f"workflow {self.ledger.path[-1]}: no such token stands here")
+        return held
 
     def on_url(self, args: Sequence[Any]) -> None:
         """Take an API address from a signal; only one whose origin a held token is signed for."""

@@ -185,6 +185,14 @@ class StatefulWorkflow:
     def _on_api_token_report(self, report: RawValue) -> None:
         raise NotImplementedError
 
+    @workflow.update(name=REPORT)
+    async def _update_api_token_report(self, report: RawValue) -> None:
+        raise NotImplementedError
+
+    @_update_api_token_report.validator
+    def _validate_api_token_report(self, report: RawValue) -> None:
+        raise NotImplementedError
+
     @workflow.signal(name=URL)
     def _on_api_url(self, url: RawValue) -> None:
         raise NotImplementedError
