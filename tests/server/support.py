@@ -6,8 +6,10 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
+import pytest
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import EventType, ResetReapplyExcludeType
 from temporalio.api.workflowservice.v1 import (
@@ -29,6 +31,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
 from stateful_workflow import TokenClient
+from stateful_workflow.node import limits
 
 from .workflows import ACTIVITIES, WORKFLOWS
 
@@ -36,6 +39,11 @@ T = TypeVar("T")
 
 WITHIN = 40.0
 """Seconds in which anything awaited here happens on a busy machine, or the test fails."""
+
+
+def lower(patch: pytest.MonkeyPatch, **bounds: Any) -> None:
+    """Give some of the library's own bounds other values for the time of a test."""
+    patch.setattr(limits, "LIMITS", replace(limits.LIMITS, **bounds))
 
 
 class Unreachable(Interceptor):

@@ -41,7 +41,7 @@ from stateful_workflow import (
 )
 from stateful_workflow.engine import EmbeddedEngine
 
-from .support import events_of, eventually, status_of
+from .support import events_of, eventually, lower, status_of
 from .use_workflows import ASYNC_ACTIVITIES, USE_WORKFLOWS, Caller, Distant
 from .workflows import WORKFLOWS, Plain, Plan
 
@@ -73,10 +73,8 @@ async def worker(client: Client, queue: str) -> AsyncIterator[Worker]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up soon on workers that do not answer."""
-    monkeypatch.setattr("stateful_workflow.client.walk._QUERY_TIMEOUT", timedelta(seconds=2))
-    monkeypatch.setattr("stateful_workflow.client.calls._QUERY_TIMEOUT", timedelta(seconds=2))
-    for wait in ("_UPDATE_ALONE_SECONDS", "_CONFIRM_SECONDS"):
-        monkeypatch.setattr(f"stateful_workflow.client.calls.{wait}", 0.5)
+    soon = timedelta(seconds=2)
+    lower(monkeypatch, client_question=soon, update_alone_seconds=0.5, confirm_seconds=0.5)
 
 
 async def start(tokens: TokenClient, queue: str, **options: Any) -> WorkflowHandle[Caller, None]:
@@ -330,7 +328,7 @@ async def test_an_issuer_whom_no_worker_knows_yet_waits_and_is_taken_when_one_do
     queue: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("stateful_workflow.node.inbox._TRUST_EVERY_MS", 500)
+    lower(monkeypatch, trust_every_ms=500)
     both = keys_of(keyring, Keyring.generate())
     keyless, knowing = await client_with(engine, Keyring()), await client_with(engine, both)
     newcomer = TokenClient(knowing, both)

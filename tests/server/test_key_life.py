@@ -20,7 +20,7 @@ from stateful_workflow.sealed.message import Claims, parse
 from tests.builders import jwks, keyring_of, marked
 
 from .conftest import start_worker
-from .support import events_of, eventually, nodes_run, opened, opens, sealed_at, status_of
+from .support import events_of, eventually, lower, nodes_run, opened, opens, sealed_at, status_of
 from .test_cli import stateful
 from .test_client import Before, client_with, worker_for
 from .use_workflows import Caller, Job
@@ -351,7 +351,7 @@ async def test_workers_with_an_old_and_a_new_file_side_by_side_lose_no_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if asked == "by the nodes themselves":  # once a minute; ten times in vain and it is refused
-        monkeypatch.setattr("stateful_workflow.node.inbox._TRUST_EVERY_MS", 5_000)
+        lower(monkeypatch, trust_every_ms=5_000)
     before = Keyring.load(master)
     after = Keyring.change_file(master, Keyring.add_issuer)
     renewed = fleet.with_name("renewed.json")

@@ -55,7 +55,7 @@ from stateful_workflow.sealed.message import Claims, parse
 
 from ..builders import jwks, keyring_of
 from .api import Api, start_api
-from .support import eventually, next_run, run_id, sealed_at, status_of
+from .support import eventually, lower, next_run, run_id, sealed_at, status_of
 from .use_workflows import ASYNC_ACTIVITIES, USE_WORKFLOWS, Caller, Clumsy, Job
 
 # --- the search ----------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ async def test_a_tree_that_rotates_fails_and_goes_on_leaves_its_secrets_nowhere(
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("stateful_workflow.use.tokens.WAIT_FOR_NEWER_SECONDS", 0.05)
+    lower(monkeypatch, newer_seconds=0.05)
     caplog.set_level(logging.DEBUG)
     marker = new_secret("marker")
     secret = {name: new_secret(name) for name in ("first", "second", "third", "vault", "other")}

@@ -23,7 +23,7 @@ from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import EmbeddedEngine
 
 from .api import Api, start_api, start_hosts
-from .support import status_of
+from .support import lower, status_of
 from .use_places import KINDS, NEVER_OLD, Place, Root, place_of, set_fresh_seconds, start
 from .use_workflows import ASYNC_ACTIVITIES, USE_WORKFLOWS, Caller
 
@@ -55,7 +55,7 @@ class Asked(Interceptor):
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     # What came with the activity is not asked for again because of its age.
     set_fresh_seconds(monkeypatch, NEVER_OLD)
-    monkeypatch.setattr("stateful_workflow.use.tokens.WAIT_FOR_NEWER_SECONDS", 0.05)
+    lower(monkeypatch, newer_seconds=0.05)
     return Asked()
 
 

@@ -12,7 +12,7 @@ from temporalio.common import RetryPolicy
 from stateful_workflow import TokenStale
 from stateful_workflow.node import contract
 
-from .support import delete_run, events_of, eventually, next_run, reset, run_id, tasks_of
+from .support import delete_run, events_of, eventually, lower, next_run, reset, run_id, tasks_of
 from .trees import URL, Tree
 from .workflows import QUICK, Buggy, Flaky, Mended, Node, Plan, Ticker
 
@@ -66,8 +66,7 @@ async def test_a_run_of_many_signals_is_shown_and_warned_of_until_it_continues_a
     unserved: Tree, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tree = unserved
-    for module in ("node.contract", "node.node", "client.walk"):
-        monkeypatch.setattr(f"stateful_workflow.{module}.MANY_SIGNALS", 3, raising=False)
+    lower(monkeypatch, many_signals=3)
     with caplog.at_level(logging.WARNING):
         async with tree.worker():
             await tree.start(Plan({"a": Plan()}))

@@ -30,6 +30,7 @@ from .support import (
     events_of,
     eventually,
     knows,
+    lower,
     next_run,
     nodes_run,
     reset,
@@ -338,7 +339,7 @@ async def test_children_that_do_not_fit_into_one_request_are_told_by_the_next(
 ) -> None:
     """Those that cannot be reached stand first, and hold up neither the others nor the loop."""
     three = 3 * len(f"{queue}-aNode")
-    monkeypatch.setattr("stateful_workflow.node.telling._REQUEST_BYTES", three)
+    lower(monkeypatch, request_bytes=three)
     unreachable = Unreachable()
     reaching = await client_with(engine, keyring, unreachable)
     async with start_worker(reaching, queue):

@@ -20,7 +20,7 @@ from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import EmbeddedEngine
 
 from .api import Api, start_api
-from .support import events_of, eventually, status_of
+from .support import events_of, eventually, lower, status_of
 from .use_places import KINDS, NEVER_OLD, Place, Root, place_of, set_fresh_seconds, start
 from .use_workflows import (
     ASYNC_ACTIVITIES,
@@ -252,7 +252,7 @@ async def test_a_refused_token_that_is_the_newest_is_reported_to_its_authority(
     monkeypatch: pytest.MonkeyPatch,
     key: bool,
 ) -> None:
-    monkeypatch.setattr("stateful_workflow.use.tokens.WAIT_FOR_NEWER_SECONDS", 0.05)
+    lower(monkeypatch, newer_seconds=0.05)
     root = await start(tokens, queue, api)
     status = await tokens.status(queue)
     assert status is not None
@@ -267,7 +267,7 @@ async def test_a_refused_token_that_is_the_newest_is_reported_to_its_authority(
 async def test_a_token_set_after_the_report_is_used_for_the_same_request(
     tokens: TokenClient, client: Client, queue: str, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stateful_workflow.use.tokens.WAIT_FOR_NEWER_SECONDS", 8.0)
+    lower(monkeypatch, newer_seconds=8.0)
     root = await start(tokens, queue, api)
     api.valid = {"second"}
     running = asyncio.create_task(root.execute_update(Caller.do, Job([api.url("x")])))
@@ -306,7 +306,7 @@ async def test_a_retried_attempt_that_cannot_ask_fails_rather_than_use_an_old_to
     workflows: Worker,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("stateful_workflow.use.tokens._QUERY_TIMEOUT", timedelta(seconds=1))
+    lower(monkeypatch, activity_question=timedelta(seconds=1))
     root = await start(tokens, queue, api)
     async with place_of("async", user, queue) as place:
         job = place.job(api.gate("g"), api.url("x"), succeed_at=2, attempts=0)

@@ -15,6 +15,7 @@ from temporalio.worker import Worker
 from stateful_workflow import TokenClient
 
 from .api import Api
+from .support import lower
 from .use_workflows import ASYNC_ACTIVITIES, SYNC_ACTIVITIES, Caller, Job
 
 Root = WorkflowHandle[Caller, None]
@@ -26,7 +27,7 @@ NEVER_OLD = 3600.0
 
 
 def set_fresh_seconds(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    monkeypatch.setattr("stateful_workflow.use.tokens.FRESH_SECONDS", seconds)
+    lower(monkeypatch, fresh_seconds=seconds)
 
 
 @dataclass(frozen=True)

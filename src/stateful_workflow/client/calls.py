@@ -35,6 +35,7 @@ from ..errors import (
     TooManyWaiting,
     WorkflowNotFound,
 )
+from ..node import limits
 from ..node.answers import NodeStatus, TokenAnswer, node_status, token_answer, token_status
 from ..node.contract import MESSAGE, STATUS_QUERY
 from ..node.status import TokenStatus
@@ -42,11 +43,6 @@ from ..sealed.issuing import Said
 from ..sealed.message import Message, parse
 from ..use.asking import has_no_query, never_ran, read_answer
 
-_QUERY_TIMEOUT: Final = timedelta(seconds=10)
-_UPDATE_ALONE_SECONDS: Final = 3.0
-"""How long an update has to be answered before the same message is signalled as well."""
-
-_CONFIRM_SECONDS: Final = 15.0
 _CONFIRM_EVERY_SECONDS: Final = 0.2
 
 _NO_ANSWER: Final = "no answer: no worker runs, or as many updates are open as the server lets be"
@@ -79,7 +75,7 @@ async def ask(client: Client, workflow_id: str, timeout: timedelta | None = None
         client.get_workflow_handle(workflow_id).query,
         STATUS_QUERY,
         result_type=RawValue,
-        rpc_timeout=_QUERY_TIMEOUT if timeout is None else timeout,
+        rpc_timeout=limits.LIMITS.client_question if timeout is None else timeout,
     )
     closed = False
     try:
@@ -125,7 +121,7 @@ async def ask_token(client: Client, workflow_id: str, name: str) -> TokenAnswer 
     handle = client.get_workflow_handle(workflow_id)
     try:
         answer: object = await handle.query(
-            MESSAGE, name, result_type=RawValue, rpc_timeout=_QUERY_TIMEOUT
+            MESSAGE, name, result_type=RawValue, rpc_timeout=limits.LIMITS.client_question
         )
     except (WorkflowQueryFailedError, RPCError) as error:
         raise query_error(error, workflow_id) from None
@@ -146,17 +142,17 @@ async def send(client: Client, workflow_id: str, message: Message) -> TokenStatu
     )
     why = _NO_ANSWER
     try:
-        await asyncio.wait([update], timeout=_UPDATE_ALONE_SECONDS)
+        await asyncio.wait([update], timeout=limits.LIMITS.update_alone_seconds)
         try:
             return await _answer_of(client, workflow_id, message, update)
         except _NoRoom as error:
             why = str(error)
         try:
-            await handle.signal(MESSAGE, message.text, rpc_timeout=_QUERY_TIMEOUT)
+            await handle.signal(MESSAGE, message.text, rpc_timeout=limits.LIMITS.client_question)
         except RPCError as error:
             raise query_error(error, workflow_id) from None
         stands = _stands(client, workflow_id, message, update)
-        return await asyncio.wait_for(stands, _CONFIRM_SECONDS)
+        return await asyncio.wait_for(stands, limits.LIMITS.confirm_seconds)
     except asyncio.TimeoutError:
         raise OutcomeUnknown(
             f"workflow {workflow_id} took no update ({why}); the message was signalled as "

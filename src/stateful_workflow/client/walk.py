@@ -22,8 +22,9 @@ from temporalio.common import RawValue
 from temporalio.service import RPCError
 
 from ..errors import NotStateful, OperationFailed, WorkflowNotFound
+from ..node import limits
 from ..node.answers import ChildStatus, NodeStatus
-from ..node.contract import MANY_SIGNALS, MESSAGE
+from ..node.contract import MESSAGE
 from ..node.ledger import Life, is_among
 from ..node.status import TokenTree, TreeNode, state_without
 from ..sealed.message import Message
@@ -31,7 +32,6 @@ from .calls import Answer, ask
 
 MAX_CONCURRENT_QUERIES: Final = 50
 
-_QUERY_TIMEOUT: Final = timedelta(seconds=10)
 _FIRST_PAUSE_SECONDS: Final = 0.01
 _LONGEST_PAUSE_SECONDS: Final = 0.15
 _LONGEST_RESPITE_SECONDS: Final = 1.0
@@ -263,7 +263,8 @@ class TreeWalk:
         of_name = (t for t in status.tokens if t.status.name == self._name and t.in_force)
         in_force = next(of_name, None)
         withheld = withheld or is_among(self._name, status.withheld)
-        many = None if answer.closed or status.signals < MANY_SIGNALS else status.signals
+        few = status.signals < limits.LIMITS.many_signals
+        many = None if answer.closed or few else status.signals
         return TreeNode(
             id=workflow_id,
             type=status.type,
@@ -338,7 +339,8 @@ class TreeWalk:
     def _timeout(self) -> timedelta | None:
         if self._deadline is None:
             return None
-        return min(_QUERY_TIMEOUT, timedelta(seconds=max(self._left(), _LAST_LOOK_SECONDS)))
+        left = timedelta(seconds=max(self._left(), _LAST_LOOK_SECONDS))
+        return min(limits.LIMITS.client_question, left)
 
 
 def _standing(status: NodeStatus, name: str) -> dict[str, int]:

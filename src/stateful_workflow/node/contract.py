@@ -27,9 +27,6 @@ FORMAT: Final = 1
 MAX_SIGNALS: Final = 10_000
 """Signals that the server, as it is shipped, lets one run take."""
 
-MANY_SIGNALS: Final = 8_000
-"""From so many on a run should continue as new: the server suggests that for other limits only."""
-
 NODE_HEADER: Final = "stateful-node"
 USE_HEADER: Final = "stateful-use"
 

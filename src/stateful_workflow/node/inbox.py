@@ -20,6 +20,7 @@ from temporalio.exceptions import FailureError
 
 from ..errors import MessageRefused, TokenForged, TokenKnown, TooManyWaiting
 from ..sealed.message import Message, named_issuer, parse
+from . import limits
 from .contract import TRUST, TrustResult
 from .ledger import Ledger, Verdict, read_trusted
 from .record import NodeRecord
@@ -30,7 +31,6 @@ _JUDGED_AT_ONCE: Final = 1_000
 _READ_AT_ONCE: Final = 4_000_000
 """Characters."""
 
-_TRUST_EVERY_MS: Final = 60_000
 _MOST_DOUBLINGS: Final = 6
 """Of the pause, while no worker has keys to answer with: up to 64 minutes."""
 
@@ -288,7 +288,7 @@ class Inbox:
             return self._trust_asked + _TRUST_FOR_UPDATE_MS
         if any(message.issuer not in self._looked_up for message in unknown):
             return self._trust_asked + _TRUST_FOR_NEW_MS
-        return self._trust_asked + _TRUST_EVERY_MS * 2**self._failures
+        return self._trust_asked + limits.LIMITS.trust_every_ms * 2**self._failures
 
     async def _renew_trust(self) -> None:
         self._trust_soon = False

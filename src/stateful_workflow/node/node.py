@@ -22,8 +22,9 @@ from ..errors import MessageRefused, TokenForged, TokenKnown, TokenMalformed, To
 from ..sealed.message import Message, named_issuer, parse
 from ..sealed.origins import allowed_origin, is_allowed, origin_of
 from ..text.printable import printable
+from . import limits
 from .answers import NodeStatus
-from .contract import MANY_SIGNALS, MAX_SIGNALS, NODE_HEADER, RECOVER, RecoverResult
+from .contract import MAX_SIGNALS, NODE_HEADER, RECOVER, RecoverResult
 from .describe import View
 from .headers import Start
 from .inbox import Inbox, now_ms
@@ -271,7 +272,7 @@ class Node:
     def count_signal(self) -> None:
         """Count a signal that this run takes, a user's too, and warn when it takes few more."""
         self._signals += 1
-        if self._signals == MANY_SIGNALS:
+        if self._signals == limits.LIMITS.many_signals:
             warn(
                 f"Workflow {self.ledger.path[-1]} has taken {self._signals:,} of the "
                 f"{MAX_SIGNALS:,} signals that a run may have. Let it continue as new"

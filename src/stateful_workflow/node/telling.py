@@ -23,6 +23,7 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import FailureError
 
 from ..sealed.message import Message
+from . import limits
 from .contract import TELL, TellRequest, TellResult, courier_queue_of
 from .ledger import Child, Ledger, Life, Starting
 
@@ -31,9 +32,6 @@ _HEARTBEAT: Final = timedelta(seconds=15)
 """After this the server takes the worker of a telling for dead, and repeats it elsewhere."""
 
 _LONGEST_BACKOFF: Final = timedelta(minutes=5)
-_REQUEST_BYTES: Final = 500_000
-"""Of ids and types in one request: the server ends a workflow that sends more than 2 MB."""
-
 _LOOKED_FOR_AT_ONCE: Final = 200
 """Closed children that wait for the next telling, which looks for whom they leave."""
 
@@ -317,7 +315,7 @@ class _Room:
 
     def __init__(self, failed: Mapping[str, str]) -> None:
         self._failed = failed
-        self._bytes = _REQUEST_BYTES
+        self._bytes = limits.LIMITS.request_bytes
 
     @property
     def left_out(self) -> bool:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from typing import Any, Final
 
@@ -31,6 +30,7 @@ from ..errors import (
     TokenNotSet,
     TokenRevoked,
 )
+from ..node import limits
 from ..node.answers import token_answer
 from ..node.contract import MESSAGE, REPORT
 from ..node.headers import Use
@@ -44,15 +44,8 @@ from ..text.printable import printable
 from .asking import read_answer
 from .exposure import OpenedSecrets
 
-FRESH_SECONDS: Final = 5.0
-"""A token carried or asked for longer ago than this is asked for again before use."""
-
 NEAR_EXPIRY_SECONDS: Final = 60.0
 
-WAIT_FOR_NEWER_SECONDS: Final = 1.0
-"""How long a newer token is waited for, once the API has refused the newest."""
-
-_QUERY_TIMEOUT: Final = timedelta(seconds=5)
 _THREAD_SECONDS: Final = 20.0  # far more than asking takes, unless the loop has stopped
 
 
@@ -177,7 +170,7 @@ class ActivityTokens:
         """Whether the workflow is asked before the next use: the one rule of freshness."""
         known = self.standing(name)
         known_at = self._asked_at.get(name, self._carried_at)
-        if time.monotonic() - known_at > FRESH_SECONDS:
+        if time.monotonic() - known_at > limits.LIMITS.fresh_seconds:
             return True
         if known.message is None:
             return known.state == "held"  # too large for the header
@@ -186,12 +179,12 @@ class ActivityTokens:
 
     async def _is_replaced(self, client: Client, refused: ApiToken) -> bool:
         """Whether the workflow has another token now; its authority hears where it has not."""
-        give_up = time.monotonic() + WAIT_FOR_NEWER_SECONDS
+        give_up = time.monotonic() + limits.LIMITS.newer_seconds
         await self._ask(client, refused.name)
         if self._is_newest(refused):
             await self._report(client, refused)
         while self._is_newest(refused) and time.monotonic() < give_up:
-            await asyncio.sleep(WAIT_FOR_NEWER_SECONDS / 4)
+            await asyncio.sleep(limits.LIMITS.newer_seconds / 4)
             await self._ask(client, refused.name)
         return not self._is_newest(refused)
 
@@ -210,7 +203,7 @@ class ActivityTokens:
         known = Standing()
         try:
             raw: object = await handle.query(
-                MESSAGE, name, result_type=RawValue, rpc_timeout=_QUERY_TIMEOUT
+                MESSAGE, name, result_type=RawValue, rpc_timeout=limits.LIMITS.activity_question
             )
             answer = read_answer(client, self.workflow_id, MESSAGE, raw, read)
             if answer is not None:
@@ -234,7 +227,7 @@ class ActivityTokens:
         }
         try:
             handle = client.get_workflow_handle(token.authority)
-            await handle.signal(REPORT, refused, rpc_timeout=_QUERY_TIMEOUT)
+            await handle.signal(REPORT, refused, rpc_timeout=limits.LIMITS.activity_question)
         except RPCError as error:
             said = f"Workflow {token.authority} could not be told that its token was refused"
             activity.logger.warning(printable(f"{said}: {error.message}"))

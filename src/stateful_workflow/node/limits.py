@@ -1,0 +1,43 @@
+"""Waits and bounds of the library's own, which no user sets and which tests lower.
+
+Those that workflow code reads decide which commands a run emits, so they are the same in every
+worker.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The bounds.
+
+    Attributes:
+        many_signals: from so many on a run should continue as new: the server suggests that for
+            other limits only, and lets a run take 10,000.
+        trust_every_ms: milliseconds after which a node asks again for an issuer it does not know.
+        request_bytes: of ids and types in one telling: the server ends a workflow that sends more
+            than 2 MB.
+        fresh_seconds: a token carried or asked for longer ago is asked for again before use.
+        newer_seconds: how long an activity waits for a newer token when the newest was refused.
+        activity_question: how long an activity's question to its workflow may take.
+        client_question: the same of a `TokenClient`.
+        update_alone_seconds: how long an update has to be answered before the same message is
+            signalled as well.
+        confirm_seconds: how long it may take then to stand at the workflow.
+    """
+
+    many_signals: int = 8_000
+    trust_every_ms: int = 60_000
+    request_bytes: int = 500_000
+    fresh_seconds: float = 5.0
+    newer_seconds: float = 1.0
+    activity_question: timedelta = timedelta(seconds=5)
+    client_question: timedelta = timedelta(seconds=10)
+    update_alone_seconds: float = 3.0
+    confirm_seconds: float = 15.0
+
+
+LIMITS = Limits()
