@@ -23,11 +23,10 @@ from temporalio.service import RPCError
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import start_engine
 from stateful_workflow.sealed.message import Claims, encode_base64url
-
-from ..server.conftest import start_worker
-from ..server.support import events_of, eventually, sealed_at, status_of
-from .conftest import start_pair, start_root
-from .test_sizes import of_twelve_readers, resigned
+from tests.attacks.conftest import start_pair, start_root
+from tests.attacks.test_sizes import of_twelve_readers, resigned
+from tests.conftest import start_worker
+from tests.support.asking import events_of, eventually, sealed_at, status_of
 
 POINT = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
 

@@ -27,10 +27,9 @@ from temporalio.converter import PayloadConverter
 
 from stateful_workflow import Keyring, StatefulError, TokenClient
 from stateful_workflow.sealed.message import parse
-
-from ..server.conftest import start_worker
-from ..server.support import sealed_at, status_of
-from .conftest import ORIGIN, start_root
+from tests.attacks.conftest import ORIGIN, start_root
+from tests.conftest import start_worker
+from tests.support.asking import sealed_at, status_of
 
 EVIL = "https://evil.example.com"
 

@@ -29,14 +29,13 @@ from stateful_workflow import (
 )
 from stateful_workflow.engine import EmbeddedEngine
 from stateful_workflow.node.members import MAX_ENTRIES
-from tests.statuses import CHILD, HELD, MALFORMED, Json, status
-
-from ..server.liars import Host, Liar
-from ..server.support import Unreachable, eventually, status_of
+from tests.support.asking import Unreachable, eventually, status_of
+from tests.support.liars import Host, Liar
+from tests.support.statuses import CHILD, HELD, MALFORMED, Json, status
 
 URL = "https://api.example.com"
 A_MALFORMED = next(iter(MALFORMED.values()))
-"""`tests/unit/test_answers.py` reads the others."""
+"""`tests/node/test_answers.py` reads the others."""
 
 HELD_AND_LARGE: Json = {**HELD, "sealed": "x", "more": "x" * 70_000}
 NO_TOKEN: Json = {"hard": ["*"], "withheld": ["*"]}

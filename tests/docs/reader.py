@@ -24,9 +24,8 @@ from temporalio.worker import Worker
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import EmbeddedEngine, find_temporal
-
-from ..server.api import Api
-from ..server.support import eventually
+from tests.support.api import Api
+from tests.support.asking import eventually
 
 PROJECT: Final = Path(__file__).parents[2]
 DOCUMENTS: Final = [

@@ -13,8 +13,7 @@ from stateful_workflow import Keyring
 from stateful_workflow.audit import AuditEvent, AuditFile, AuditSink, verify
 from stateful_workflow.record import metrics
 from stateful_workflow.record.event import ACTIONS, ATTRIBUTES
-
-from .reader import PROJECT, read_blocks
+from tests.docs.reader import PROJECT, read_blocks
 
 TEXT = (PROJECT / "docs" / "audit.md").read_text("utf-8")
 EVENT = AuditEvent(time=1.0, action="set", outcome="success", name="apiToken")

@@ -28,10 +28,11 @@ from stateful_workflow.audit import AuditEvent, AuditFile
 from stateful_workflow.engine import EmbeddedEngine, start_engine
 from stateful_workflow.errors import MessageRefused, TokenForged
 from stateful_workflow.sealed.message import parse
-
-from ..server.api import Api, start_api
-from ..server.conftest import DELETE_SOON, start_worker
-from ..server.support import (
+from tests.conftest import DELETE_SOON, start_worker
+from tests.docs.reader import BLOCKS, PROJECT, Block, Reader
+from tests.record.test_metrics import EVERYTHING, scrape
+from tests.support.api import Api, start_api
+from tests.support.asking import (
     WITHIN,
     delete_run,
     eventually,
@@ -41,12 +42,10 @@ from ..server.support import (
     sealed_at,
     status_of,
 )
-from ..server.test_metrics import EVERYTHING, scrape
-from ..server.test_unreachable import FEW_SIGNALS, SIGNALS
-from ..server.use_workflows import Caller, Distant, Job
-from ..server.workflows import Flaky, Node, Plan, shown
-from ..tools import needs
-from .reader import BLOCKS, PROJECT, Block, Reader
+from tests.support.tools import needs
+from tests.support.use_workflows import Caller, Distant, Job
+from tests.support.workflows import Flaky, Node, Plan, shown
+from tests.worker.test_unreachable import FEW_SIGNALS, SIGNALS
 
 DOCUMENT: Final = "docs/operations.md"
 ROOT, CHILD = "tenant-acme", "tenant-acme-sync-0"

@@ -13,10 +13,9 @@ from temporalio.worker import Worker
 
 from stateful_workflow import Keyring, StatefulPlugin
 from stateful_workflow.engine import start_engine
-
-from ..server.api import start_api
-from ..server.workflows import ACTIVITIES, WORKFLOWS, Plan, shown
-from .reader import BLOCKS, Block, Reader
+from tests.docs.reader import BLOCKS, Block, Reader
+from tests.support.api import start_api
+from tests.support.workflows import ACTIVITIES, WORKFLOWS, Plan, shown
 
 ROOT, CHILD = "tenant-acme", "tenant-acme-sync-0"
 FIRST, NEW, BILLING = "security-token-1", "security-token-2", "billing-token"

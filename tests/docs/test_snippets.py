@@ -22,10 +22,9 @@ from temporalio.client import Client, WorkflowHandle
 
 from stateful_workflow import Keyring, NoWorkerAnswers, TokenClient
 from stateful_workflow.engine import start_engine
-
-from ..server.api import start_api
-from ..server.support import WITHIN, events_of, eventually
-from .reader import BLOCKS, DOCUMENTS, PROJECT, Block, Reader
+from tests.docs.reader import BLOCKS, DOCUMENTS, PROJECT, Block, Reader
+from tests.support.api import start_api
+from tests.support.asking import WITHIN, events_of, eventually
 
 KINDS: Final = {"python", "diff", "sh", "console", "json", "text"}
 
@@ -35,8 +34,8 @@ KNOWN: Final = (
     "pip install ",
     "uv pip compile ",
     "python worker.py",  # the README's worker is started by the walk itself
-    "stateful demo",  # tests/server/test_demo.py
-    "stateful dev",  # tests/server/test_cli.py
+    "stateful demo",  # tests/demo/test_demo.py
+    "stateful dev",  # tests/cli/test_cli_in_trees.py
 )
 """Commands that are known and not run here."""
 
@@ -47,7 +46,7 @@ def unknown(block: Block) -> list[str]:
 
 WALKED: Final = {
     "docs/audit.md": "tests/docs/test_audit.py",
-    "docs/kms.md": "tests/server/test_kms.py",
+    "docs/kms.md": "tests/sealed/test_kms.py",
     "docs/operations.md": "tests/docs/test_operations.py",
     "docs/security.md": "tests/docs/test_security.py",
 }

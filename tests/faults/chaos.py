@@ -21,10 +21,10 @@ from pathlib import Path
 
 from temporalio.service import RPCError
 
-from .cluster import Cluster, start_cluster
-from .faults import describe, possible
-from .invariants import check
-from .tree import start_tree
+from tests.faults.cluster import Cluster, start_cluster
+from tests.faults.faults import describe, possible
+from tests.faults.invariants import check
+from tests.faults.tree import start_tree
 
 FAULTS_A_ROUND = 4
 WORKERS = 2

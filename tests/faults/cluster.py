@@ -17,11 +17,10 @@ from temporalio.service import RPCError
 
 from stateful_workflow import Keyring, OperationFailed, StatefulPlugin, TokenClient
 from stateful_workflow.engine import find_temporal
-
-from .gate import Gate
-from .processes import Process
-from .proxy import Proxy
-from .worker import READY
+from tests.faults.gate import Gate
+from tests.faults.processes import Process
+from tests.faults.proxy import Proxy
+from tests.faults.worker import READY
 
 T = TypeVar("T")
 

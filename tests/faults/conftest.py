@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from .cluster import Cluster, start_cluster
-from .tree import Tree, start_tree
+from tests.faults.cluster import Cluster, start_cluster
+from tests.faults.tree import Tree, start_tree
 
 WORKERS = 2
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from .proxy import Cut
-from .tree import Tree
+from tests.faults.proxy import Cut
+from tests.faults.tree import Tree
 
 
 @dataclass(frozen=True)

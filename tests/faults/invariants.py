@@ -12,12 +12,11 @@ from temporalio.client import WorkflowExecution, WorkflowExecutionStatus
 
 from stateful_workflow import audit
 from stateful_workflow.demo.search import forms, occurrences
-
-from ..server.support import sealed_at
-from . import uses
-from .cluster import Cluster, until
-from .tree import Tree
-from .uses import Given
+from tests.faults import uses
+from tests.faults.cluster import Cluster, until
+from tests.faults.tree import Tree
+from tests.faults.uses import Given
+from tests.support.asking import sealed_at
 
 _ENOUGH = 40
 """Nodes; of a large tree not every one is shown a late delivery."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import pytest
 
-from .cluster import Cluster
-from .faults import FAULTS, HAPPENINGS, Fault, describe
-from .invariants import check
-from .tree import Tree, start_tree
-from .workflows import Plan
+from tests.faults.cluster import Cluster
+from tests.faults.faults import FAULTS, HAPPENINGS, Fault, describe
+from tests.faults.invariants import check
+from tests.faults.tree import Tree, start_tree
+from tests.faults.workflows import Plan
 
 pytestmark = pytest.mark.timeout(150)
 

@@ -12,9 +12,9 @@ from typing import Any
 from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
 from temporalio.service import RPCError
 
-from ..server.support import reset, tasks_of
-from .cluster import WITHIN, Cluster, until
-from .workflows import QUICK, TASK_TIMEOUT, Node, Plan
+from tests.faults.cluster import WITHIN, Cluster, until
+from tests.faults.workflows import QUICK, TASK_TIMEOUT, Node, Plan
+from tests.support.asking import reset, tasks_of
 
 URL = "https://api.example.com"
 _AT_ONCE = 20

@@ -16,10 +16,9 @@ from temporalio.worker import Worker
 
 from stateful_workflow import Keyring, StatefulPlugin
 from stateful_workflow.audit import AuditFile
-
-from .gate import Gate, GateKeeper
-from .uses import FILE_VARIABLE
-from .workflows import WORKFLOWS, use
+from tests.faults.gate import Gate, GateKeeper
+from tests.faults.uses import FILE_VARIABLE
+from tests.faults.workflows import WORKFLOWS, use
 
 READY = "ready"
 

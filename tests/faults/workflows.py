@@ -18,8 +18,7 @@ from temporalio.exceptions import (
 
 with workflow.unsafe.imports_passed_through():
     from stateful_workflow import StatefulError, StatefulWorkflow, current_token
-
-    from .uses import record
+    from tests.faults.uses import record
 
 TASK_TIMEOUT = timedelta(seconds=2)
 AGAIN = timedelta(seconds=1)

@@ -29,20 +29,7 @@ from temporalio.worker import Worker
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import start_engine
 from stateful_workflow.sealed.message import parse
-
-from ..server.support import (
-    Silent,
-    Unreachable,
-    events_of,
-    eventually,
-    knows,
-    nodes_run,
-    reset,
-    sealed_at,
-    status_of,
-    tasks_of,
-)
-from .workflows import (
+from tests.replay.workflows import (
     ACTIVITIES,
     ISSUED,
     WORKFLOWS,
@@ -54,6 +41,18 @@ from .workflows import (
     Resettable,
     Retried,
     Trunk,
+)
+from tests.support.asking import (
+    Silent,
+    Unreachable,
+    events_of,
+    eventually,
+    knows,
+    nodes_run,
+    reset,
+    sealed_at,
+    status_of,
+    tasks_of,
 )
 
 HERE: Final = Path(__file__).parent

@@ -21,8 +21,8 @@ from temporalio.worker import (
     WorkflowInstanceDetails,
 )
 
-from .record import HISTORIES, recorded_keyring
-from .test_histories import failure_of, read
+from tests.replay.record import HISTORIES, recorded_keyring
+from tests.replay.test_histories import failure_of, read
 
 WITH_UPDATES = sorted(
     path

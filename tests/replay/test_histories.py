@@ -12,9 +12,8 @@ from temporalio.worker import Replayer
 
 from stateful_workflow import Keyring, StatefulPlugin
 from stateful_workflow.demo.search import forms
-
-from .record import HISTORIES, PARTS, SCENARIOS, SECRETS, files_of, recorded_keyring
-from .workflows import WORKFLOWS
+from tests.replay.record import HISTORIES, PARTS, SCENARIOS, SECRETS, files_of, recorded_keyring
+from tests.replay.workflows import WORKFLOWS
 
 FILES = sorted(HISTORIES.glob("*.json"))
 

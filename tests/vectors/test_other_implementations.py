@@ -26,7 +26,7 @@ from stateful_workflow.sealed.message import (
     decode_base64url,
     parse,
 )
-from tests.builders import CLAIMS, NAMESPACE, NOW, TOKEN, Json, jwks, keyring
+from tests.support.builders import CLAIMS, NAMESPACE, NOW, TOKEN, Json, jwks, keyring
 
 # It has no types.
 jwe: Any = importlib.import_module("jwcrypto.jwe")

@@ -20,7 +20,7 @@ from stateful_workflow.sealed.message import (
     encode_base64url,
     parse,
 )
-from tests.builders import (
+from tests.support.builders import (
     CLAIMS,
     NAMESPACE,
     NOW,

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 
 from stateful_workflow import Keyring
-from tests import builders
-
-from ...server.conftest import client, replays, shared_queue, tokens, tree, unserved
-from ...server.trees import Tree
-from ...server.workflows import Plan
-from .unsent import Unsent, unsent_for
+from tests.attacks.messages.unsent import Unsent, unsent_for
+from tests.conftest import client, replays, shared_queue, tokens, tree, unserved
+from tests.support import builders
+from tests.support.trees import Tree
+from tests.support.workflows import Plan
 
 __all__ = ["client", "keyring", "replays", "shared_queue", "tokens", "tree", "unsent", "unserved"]
 

@@ -1,6 +1,6 @@
 """Genuine messages, copied from a history or signed with a stolen key, where they do not belong.
 
-What only shows when a token is used is in `tests/server/test_at_opening.py`.
+What only shows when a token is used is in `tests/use/test_at_opening.py`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,19 @@ from temporalio.client import Client
 from stateful_workflow import StatefulPlugin, TokenClient
 from stateful_workflow.engine import EmbeddedEngine
 from stateful_workflow.sealed.message import MAX_VERSION, parse
-from tests import builders
-from tests.builders import header_of, jwks, keyring_of, marked, signed
-
-from ...server.trees import Tree
-from ...server.workflows import Plan
-from .unsent import Unsent, are_refused, is_everywhere, is_healthy, now, signalled, unsent_for
+from tests.attacks.messages.unsent import (
+    Unsent,
+    are_refused,
+    is_everywhere,
+    is_healthy,
+    now,
+    signalled,
+    unsent_for,
+)
+from tests.support import builders
+from tests.support.builders import header_of, jwks, keyring_of, marked, signed
+from tests.support.trees import Tree
+from tests.support.workflows import Plan
 
 TOO_FAR_AHEAD = 5 * 60 * 1000
 """Milliseconds; a version may be so far ahead of the workflow's clock."""

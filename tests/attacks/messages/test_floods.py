@@ -12,12 +12,19 @@ from operator import length_hint
 import pytest
 
 from stateful_workflow.sealed.message import Message, parse
-from tests import builders
-
-from ...server.support import events_of, eventually, next_run, run_id
-from ...server.trees import Tree
-from ...server.workflows import Plan
-from .unsent import Unsent, failed_tasks, is_everywhere, is_healthy, now, slow_tasks, unsent_for
+from tests.attacks.messages.unsent import (
+    Unsent,
+    failed_tasks,
+    is_everywhere,
+    is_healthy,
+    now,
+    slow_tasks,
+    unsent_for,
+)
+from tests.support import builders
+from tests.support.asking import events_of, eventually, next_run, run_id
+from tests.support.trees import Tree
+from tests.support.workflows import Plan
 
 LINE = Plan({"a": Plan({"b": Plan()})})
 NODES = ["", "a", "a-b"]

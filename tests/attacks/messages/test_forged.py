@@ -1,6 +1,6 @@
 """An outsider signals what is no message, and messages that he made or changed.
 
-Every form that the parser refuses is in `tests/unit/test_messages.py`. Here are those of a kind
+Every form that the parser refuses is in `tests/sealed/test_messages.py`. Here are those of a kind
 that once got past somebody's library, sent to a node.
 """
 
@@ -20,11 +20,10 @@ from temporalio.api.common.v1 import Payload
 from temporalio.client import Client
 
 from stateful_workflow.sealed.message import encode_base64url, parse
-from tests import builders
-from tests.builders import compact, header_of, jwe_of, jwks, signed
-
-from ...server.support import events_of
-from .unsent import Unsent, are_refused, is_healthy, send, updated
+from tests.attacks.messages.unsent import Unsent, are_refused, is_healthy, send, updated
+from tests.support import builders
+from tests.support.asking import events_of
+from tests.support.builders import compact, header_of, jwe_of, jwks, signed
 
 Forgeries = dict[str, str]
 

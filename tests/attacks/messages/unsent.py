@@ -19,11 +19,10 @@ from temporalio.exceptions import ApplicationError
 
 from stateful_workflow import ApiToken
 from stateful_workflow.sealed.message import Message, parse
-from tests import builders
-from tests.builders import header_of, signed
-
-from ...server.support import events_of, eventually
-from ...server.trees import Tree
+from tests.support import builders
+from tests.support.asking import events_of, eventually
+from tests.support.builders import header_of, signed
+from tests.support.trees import Tree
 
 
 def now() -> int:

@@ -1,0 +1,66 @@
+"""An event and its attributes are the same thing said twice."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stateful_workflow.record.event import ACTIONS, ATTRIBUTES, OUTCOMES, AuditEvent, of_message
+from stateful_workflow.sealed.message import parse
+from tests.support.builders import CLAIMS, TOKEN, keyring
+
+NUMBERS = {"version", "attempt", "status", "count"}
+VALUES = {
+    "action": st.sampled_from(ACTIONS),
+    "outcome": st.sampled_from(OUTCOMES),
+    **{
+        field: st.none() | (st.integers() if field in NUMBERS else st.text())
+        for field in ATTRIBUTES.keys() - {"action", "outcome"}
+    },
+}
+
+
+def test_every_field_but_the_time_has_an_attribute_of_its_own() -> None:
+    assert ATTRIBUTES.keys() == {field.name for field in fields(AuditEvent)} - {"time"}
+    assert len(set(ATTRIBUTES.values())) == len(ATTRIBUTES)
+
+
+@given(st.fixed_dictionaries(VALUES))
+def test_an_event_comes_back_from_its_attributes(values: dict[str, Any]) -> None:
+    event = AuditEvent(time=1.5, **values)
+
+    assert AuditEvent.from_attributes(1.5, event.attributes()) == event
+    assert None not in event.attributes().values()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"event.action": "steal"},
+        {"event.outcome": "perhaps"},
+        {"stateful.token.version": "1"},
+        {"stateful.token.version": True},
+        {"temporal.workflow.id": 1},
+    ],
+)
+def test_attributes_of_another_kind_are_no_event(wrong: dict[str, Any]) -> None:
+    genuine = AuditEvent(time=1.0, action="set", outcome="success").attributes()
+    assert AuditEvent.from_attributes(1.0, {**genuine, "unknown": 1})
+
+    with pytest.raises(ValueError, match=r"unknown|is no "):
+        AuditEvent.from_attributes(1.0, {**genuine, **wrong})
+
+
+def test_what_an_event_says_of_a_message_is_no_secret_and_not_the_message() -> None:
+    message = parse(keyring().seal(CLAIMS, TOKEN))
+    said = of_message(message)
+
+    assert said.get("fingerprint") == message.fingerprint
+    assert TOKEN not in str(said)
+    assert message.text not in str(said)
+    assert of_message(None, "billing") == {"name": "billing"}
+    assert asdict(AuditEvent(time=1.0, action="set", outcome="success", **said))["kind"] == "token"
