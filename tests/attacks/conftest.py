@@ -9,11 +9,8 @@ from temporalio.client import Client, WorkflowHandle
 
 from stateful_workflow import TokenClient
 from stateful_workflow.engine import EmbeddedEngine
-from tests.conftest import client, engine, keyring, queue, tokens
 from tests.support.asking import nodes_run
 from tests.support.workflows import Node, Plan
-
-__all__ = ["client", "engine", "keyring", "outsider", "queue", "tokens"]
 
 ORIGIN = "https://api.example.com"
 

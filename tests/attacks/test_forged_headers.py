@@ -30,7 +30,7 @@ with workflow.unsafe.imports_passed_through():
     from stateful_workflow.node.headers import Use
     from stateful_workflow.sealed.message import Claims
 
-from tests.conftest import start_worker
+from tests.support.asking import start_worker
 from tests.support.workflows import fetch_and_seal
 
 EVIL = "https://evil.example.com"

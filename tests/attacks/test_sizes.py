@@ -22,8 +22,7 @@ from stateful_workflow.engine import EmbeddedEngine
 from stateful_workflow.sealed.message import Claims, decode_base64url, encode_base64url, parse
 from tests.attacks.conftest import ORIGIN, start_root
 from tests.attacks.messages.unsent import failed_tasks, send, slow_tasks
-from tests.conftest import start_worker
-from tests.support.asking import events_of, eventually, sealed_at, status_of
+from tests.support.asking import events_of, eventually, sealed_at, start_worker, status_of
 
 SCHEDULED = "ACTIVITY_TASK_SCHEDULED"
 SIGNALS: Final = ("apiToken", "apiUrl", "apiTokenReport")

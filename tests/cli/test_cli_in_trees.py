@@ -20,9 +20,8 @@ from stateful_workflow import Keyring, TokenClient
 from stateful_workflow.audit import read, verify
 from stateful_workflow.engine import EmbeddedEngine
 from stateful_workflow.text.printable import printable
-from tests.conftest import start_worker
 from tests.engine.test_engine import gone, port_of
-from tests.support.asking import eventually, nodes_run
+from tests.support.asking import eventually, nodes_run, start_worker
 from tests.support.terminal import unprintable
 from tests.support.workflows import HOSTILE_NAME, Liar, Node, Plan
 

@@ -28,7 +28,7 @@ from stateful_workflow.audit import AuditEvent, AuditFile
 from stateful_workflow.engine import EmbeddedEngine, start_engine
 from stateful_workflow.errors import MessageRefused, TokenForged
 from stateful_workflow.sealed.message import parse
-from tests.conftest import DELETE_SOON, start_worker
+from tests.conftest import DELETE_SOON
 from tests.docs.reader import BLOCKS, PROJECT, Block, Reader
 from tests.record.test_metrics import EVERYTHING, scrape
 from tests.support.api import Api, start_api
@@ -40,6 +40,7 @@ from tests.support.asking import (
     nodes_run,
     run_id,
     sealed_at,
+    start_worker,
     status_of,
 )
 from tests.support.tools import needs

@@ -24,8 +24,7 @@ from stateful_workflow.engine import EmbeddedEngine
 from stateful_workflow.node import ledger
 from stateful_workflow.node.contract import STATE_QUERY
 from stateful_workflow.node.headers import Start
-from tests.conftest import start_worker
-from tests.support.asking import events_of, eventually, next_run, nodes_run, run_id
+from tests.support.asking import events_of, eventually, next_run, nodes_run, run_id, start_worker
 from tests.support.workflows import Flaky, Node, Plan
 
 URL = "https://api.example.com"

@@ -13,8 +13,7 @@ from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client
 
 from stateful_workflow import Keyring, TokenClient
-from tests.conftest import start_worker
-from tests.support.asking import nodes_run
+from tests.support.asking import nodes_run, start_worker
 from tests.support.workflows import Node, Plan
 
 URL = "https://api.example.com"

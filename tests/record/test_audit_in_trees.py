@@ -39,9 +39,8 @@ from stateful_workflow import (
 from stateful_workflow.audit import AuditEvent, AuditSink
 from stateful_workflow.engine import EmbeddedEngine
 from stateful_workflow.sealed.message import parse
-from tests.conftest import start_worker
 from tests.support.api import Api, start_api
-from tests.support.asking import Unreachable, eventually, nodes_run, sealed_at
+from tests.support.asking import Unreachable, eventually, nodes_run, sealed_at, start_worker
 from tests.support.use_workflows import ASYNC_ACTIVITIES, USE_WORKFLOWS, Caller, Job
 from tests.support.workflows import WORKFLOWS, Node, Plan
 

@@ -21,9 +21,16 @@ from stateful_workflow.engine import EmbeddedEngine
 from stateful_workflow.errors import MessageRefused
 from stateful_workflow.record.metrics import BUCKETS, NAMES, Metrics
 from stateful_workflow.sealed.message import Claims, parse
-from tests.conftest import start_worker
 from tests.support.api import Api, start_api
-from tests.support.asking import WITHIN, Unreachable, eventually, nodes_run, sealed_at, status_of
+from tests.support.asking import (
+    WITHIN,
+    Unreachable,
+    eventually,
+    nodes_run,
+    sealed_at,
+    start_worker,
+    status_of,
+)
 from tests.support.use_workflows import ASYNC_ACTIVITIES, USE_WORKFLOWS, Caller, Job
 from tests.support.workflows import ACTIVITIES, WORKFLOWS, Node, Plan
 

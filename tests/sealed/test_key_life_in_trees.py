@@ -19,7 +19,6 @@ from stateful_workflow.engine import EmbeddedEngine
 from stateful_workflow.sealed.message import Claims, parse
 from tests.cli.test_cli_in_trees import stateful
 from tests.client.test_client import Before, client_with, worker_for
-from tests.conftest import start_worker
 from tests.support.asking import (
     events_of,
     eventually,
@@ -28,6 +27,7 @@ from tests.support.asking import (
     opened,
     opens,
     sealed_at,
+    start_worker,
     status_of,
 )
 from tests.support.builders import jwks, keyring_of, marked

@@ -23,9 +23,8 @@ from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import find_temporal, start_engine
 from stateful_workflow.web.codec_server import codec_app, serve_codec
 from tests.cli.test_cli_in_trees import start_dev
-from tests.conftest import start_worker
 from tests.engine.test_engine import free_port
-from tests.support.asking import events_of, eventually, nodes_run, sealed_at
+from tests.support.asking import events_of, eventually, nodes_run, sealed_at, start_worker
 from tests.support.tools import needs
 from tests.support.workflows import Node, Plan
 from tests.web.browser import browser

@@ -16,9 +16,8 @@ from temporalio.worker import Worker, WorkerDeploymentConfig
 
 from stateful_workflow import Keyring, NoWorkerAnswers, StatefulPlugin, TokenClient
 from stateful_workflow.engine import EmbeddedEngine
-from tests.conftest import start_worker
 from tests.faults.proxy import Proxy
-from tests.support.asking import events_of, eventually, nodes_run
+from tests.support.asking import events_of, eventually, nodes_run, start_worker
 from tests.support.workflows import ACTIVITIES, WORKFLOWS, Node, Plan
 
 URL = "https://api.example.com"

@@ -8,8 +8,7 @@ from temporalio.client import Client, Interceptor, OutboundInterceptor, SignalWo
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import EmbeddedEngine
-from tests.conftest import start_worker
-from tests.support.asking import eventually, nodes_run
+from tests.support.asking import eventually, nodes_run, start_worker
 from tests.support.workflows import Node, Plan
 
 RATE = 20.0

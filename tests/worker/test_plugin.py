@@ -32,8 +32,8 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 from stateful_workflow import Keyring, NoWorkerAnswers, StatefulPlugin, TokenClient, TokenTree
 from stateful_workflow.engine import EmbeddedEngine, start_engine
 from stateful_workflow.sealed.message import Claims
-from tests.conftest import start_worker as worker_for
 from tests.support.asking import Unreachable, events_of, eventually, nodes_run, status_of
+from tests.support.asking import start_worker as worker_for
 from tests.support.lone import Lone
 from tests.support.workflows import ACTIVITIES, WORKFLOWS, Node, Plan, shown
 

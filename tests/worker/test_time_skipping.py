@@ -12,8 +12,7 @@ from temporalio.client import Client
 from temporalio.testing import WorkflowEnvironment
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
-from tests.conftest import start_worker
-from tests.support.asking import knows, nodes_run
+from tests.support.asking import knows, nodes_run, start_worker
 from tests.support.workflows import Node, Plan
 
 URL = "https://api.example.com"

@@ -22,7 +22,6 @@ from temporalio.common import RetryPolicy
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import EmbeddedEngine, start_engine
-from tests.conftest import start_worker
 from tests.support.asking import (
     Silent,
     Unreachable,
@@ -34,6 +33,7 @@ from tests.support.asking import (
     nodes_run,
     reset,
     run_id,
+    start_worker,
     status_of,
     tasks_of,
 )
