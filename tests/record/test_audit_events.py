@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stateful_workflow.record.event import ACTIONS, ATTRIBUTES, OUTCOMES, AuditEvent, of_message
+from stateful_workflow.record.event import ACTIONS, ATTRIBUTES, OUTCOMES, AuditEvent, Scene
 from stateful_workflow.sealed.message import parse
 from tests.support.builders import CLAIMS, TOKEN, keyring
 
@@ -57,10 +57,9 @@ def test_attributes_of_another_kind_are_no_event(wrong: dict[str, Any]) -> None:
 
 def test_what_an_event_says_of_a_message_is_no_secret_and_not_the_message() -> None:
     message = parse(keyring().seal(CLAIMS, TOKEN))
-    said = of_message(message)
+    said = Scene().event("set", "success", message)
 
-    assert said.get("fingerprint") == message.fingerprint
+    assert (said.fingerprint, said.kind) == (message.fingerprint, "token")
     assert TOKEN not in str(said)
     assert message.text not in str(said)
-    assert of_message(None, "billing") == {"name": "billing"}
-    assert asdict(AuditEvent(time=1.0, action="set", outcome="success", **said))["kind"] == "token"
+    assert Scene().event("set", "success", None, "billing").name == "billing"

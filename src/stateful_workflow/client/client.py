@@ -40,7 +40,7 @@ from ..errors import (
     WorkflowNotFound,
 )
 from ..node.status import TokenStatus, TokenTree, cure
-from ..record.event import Action, AuditEvent, AuditSink, Outcome, of_message
+from ..record.event import Action, AuditEvent, AuditSink, Outcome, Scene
 from ..record.metrics import Metrics
 from ..record.recorder import FailureRule, Recorder, SinkWriter, writer_of
 from ..sealed.issuing import Place, Terms, capped, kept, verified_place
@@ -432,17 +432,8 @@ class TokenClient:
         reason: str | None = None,
         reader: str | None = None,
     ) -> AuditEvent:
-        return AuditEvent(
-            time=time.time(),
-            action=action,
-            outcome=outcome,
-            reason=reason,
-            identity=self._client.identity,
-            namespace=self._client.namespace,
-            workflow_id=workflow_id,
-            reader=reader,
-            **of_message(message, name, terms=action in ("set", "reseal")),
-        )
+        scene = Scene(self._client.identity, self._client.namespace, workflow_id)
+        return scene.event(action, outcome, message, name, reason=reason, reader=reader)
 
     # --- read ----------------------------------------------------------------
 

@@ -127,16 +127,8 @@ NUMBERS: Final = frozenset(one.name for one in fields(AuditEvent) if "int" in st
 """The fields that are numbers; all others are texts."""
 
 
-def of_message(
-    message: Message | None, name: str | None = None, *, terms: bool = False
-) -> dict[str, Any]:
-    """The fields of an event that tell of a message.
-
-    Args:
-        message: None where there is none, or what was sent is none.
-        name: credential name that is known all the same.
-        terms: say of a token what was signed with it, too.
-    """
+def _of_message(message: Message | None, name: str | None, *, terms: bool) -> dict[str, Any]:
+    """The fields that tell of a message or of a name; `terms` are what a token is limited to."""
     if message is None:
         return {} if name is None else {"name": name}
     claims = message.claims
@@ -198,7 +190,7 @@ class Scene:
             at: Unix seconds; None takes the clock's.
             detail: more fields, such as `reason`.
         """
-        which = of_message(message, name, terms=action in ("set", "reseal"))
+        which = _of_message(message, name, terms=action in ("set", "reseal"))
         now = time.time() if at is None else at
         return AuditEvent(now, action, outcome, **vars(self), **which, **detail)
 

@@ -35,7 +35,7 @@ from ..node.answers import token_answer
 from ..node.contract import MESSAGE, REPORT
 from ..node.headers import Use
 from ..node.status import cure
-from ..record.event import Action, AuditEvent, Outcome, of_message
+from ..record.event import Action, AuditEvent, Outcome, Scene
 from ..record.recorder import Recorder
 from ..sealed.keyring import Keyring
 from ..sealed.message import DEFAULT_NAME, Message, parse
@@ -320,22 +320,8 @@ class ActivityTokens:
         self, action: Action, outcome: Outcome, name: str, message: Message | None, **about: Any
     ) -> AuditEvent:
         """An event of the running activity; `about` are other fields of `AuditEvent`."""
-        info = self.info
-        return AuditEvent(
-            time=time.time(),
-            action=action,
-            outcome=outcome,
-            identity=self.recorder.identity,
-            namespace=info.namespace,
-            workflow_id=info.workflow_id,
-            run_id=info.workflow_run_id,
-            workflow_type=info.workflow_type,
-            activity_type=info.activity_type,
-            activity_id=info.activity_id,
-            attempt=info.attempt,
-            **of_message(message, name, terms=action == "set"),
-            **about,
-        )
+        scene = Scene.of(self.recorder.identity, self.info)
+        return scene.event(action, outcome, message, name, **about)
 
 
 _current: ContextVar[ActivityTokens | None] = ContextVar("stateful-activity", default=None)

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any, Final, cast
 
@@ -37,7 +37,7 @@ from ..node.contract import (
     TellResult,
     TrustResult,
 )
-from ..record.event import AuditEvent, of_message
+from ..record.event import Scene
 from ..record.recorder import Recorder
 from ..sealed.keyring import Keyring
 from ..sealed.message import Message, parse
@@ -177,22 +177,16 @@ class CourierActivities:
     ) -> None:
         """A child was told a message, or could not be: the name of what went wrong says why."""
         info, recorder = activity.info(), self._plugin.recorder
-        recorder.record(
-            AuditEvent(
-                time=time.time(),
-                action="forward",
-                outcome="success" if why is None else "failure",
-                reason=why,
-                identity=recorder.identity,
-                namespace=info.namespace,
-                workflow_id=info.workflow_id,
-                run_id=info.workflow_run_id,
-                workflow_type=info.workflow_type,
-                child_id=child_id,
-                child_type=child_type,
-                **of_message(message),
-            )
+        scene = Scene(
+            recorder.identity,
+            info.namespace,
+            info.workflow_id,
+            info.workflow_run_id,
+            info.workflow_type,
         )
+        outcome = "success" if why is None else "failure"
+        event = scene.event("forward", outcome, message, reason=why)
+        recorder.record(replace(event, child_id=child_id, child_type=child_type))
 
     # --- find ----------------------------------------------------------------
 
