@@ -22,9 +22,9 @@ from stateful_workflow.record.audit.chain import Checkpoint, Line, Tip, digest, 
 from stateful_workflow.record.audit.file import AuditFile
 from stateful_workflow.record.audit.segments import chains
 from stateful_workflow.record.audit.verification import read, verify
-from stateful_workflow.record.event import format_time
 from stateful_workflow.sealed.crypto import Key
 from stateful_workflow.sealed.message import decode_base64url, encode_base64url
+from stateful_workflow.text.times import rfc3339
 from tests.record.test_audit_file import USE, lines, numbered, write
 
 
@@ -554,5 +554,5 @@ def test_an_event_that_this_version_does_not_know_is_no_damage_but_cannot_be_rea
 
 
 def test_times_are_written_and_read_to_the_microsecond() -> None:
-    assert format_time(0) == "1970-01-01T00:00:00.000000Z"
-    assert format_time(1_800_000_000.123456) == "2027-01-15T08:00:00.123456Z"
+    assert rfc3339(0, "microseconds") == "1970-01-01T00:00:00.000000Z"
+    assert rfc3339(1_800_000_000.123456, "microseconds") == "2027-01-15T08:00:00.123456Z"

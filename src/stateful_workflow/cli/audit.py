@@ -30,10 +30,11 @@ from ..record.audit.reviewing import review as review_events
 from ..record.audit.segments import Segment, chains, lines, one_chain
 from ..record.audit.verification import read_chain
 from ..record.audit.verification import verify as verify_files
-from ..record.event import AuditEvent, format_time
+from ..record.event import AuditEvent
 from ..sealed.keyring import Keyring
 from ..text.output import Escaped, out, print_json, say, unrepeated
 from ..text.strict_json import json_object
+from ..text.times import rfc3339
 from .common import Json, KeyringPath, reported, run
 
 POLL_SECONDS: Final = 0.2
@@ -252,7 +253,7 @@ def _time(text: str) -> float:
 
 def _finding(finding: Finding) -> dict[str, Any]:
     evidence = [
-        {**_place(event), "timestamp": format_time(event.time), **event.attributes()}
+        {**_place(event), "timestamp": rfc3339(event.time, "microseconds"), **event.attributes()}
         for event in finding.evidence
     ]
     return {**asdict(finding), "evidence": evidence}
@@ -325,7 +326,7 @@ def _show(raw: bytes, as_json: bool) -> None:
 
 def _shown(event: AuditEvent) -> Escaped:
     """An event on one line."""
-    at = format_time(event.time)[:23].replace("T", " ")
+    at = rfc3339(event.time, "milliseconds")[:-1].replace("T", " ")
     line = Escaped((f"{at} ", "dim"), (f"{event.action:8}", f"bold {_COLOURS[event.outcome]}"), " ")
     parts = (
         ("", None if event.outcome == "success" else event.outcome, _COLOURS[event.outcome]),

@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
 from typing import Final
 
 from ..sealed.message import DEFAULT_NAME, Message
+from ..text.times import utc
 from .answers import ChildStatus, HeldToken, Lacking, NodeStatus, TokenAnswer, Waiting
 from .headers import Use
 from .ledger import ALL, Child, Ledger, Life, is_among
@@ -208,15 +208,6 @@ def details_line(statuses: Iterable[TokenStatus], own: str, withheld: Collection
     fingerprint, the time of the version, its expiry, and where it was set if not here.
     """
     return " · ".join(_details(status, own, withheld) for status in statuses)
-
-
-def utc(seconds: float, timespec: str = "seconds") -> str | None:
-    """Unix seconds in UTC as RFC 3339 writes it, or None where that is after the year 9999."""
-    try:
-        time = datetime.fromtimestamp(seconds, timezone.utc)
-    except (ValueError, OverflowError, OSError):
-        return None
-    return time.isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
 def _details(status: TokenStatus, own: str, withheld: Collection[str]) -> str:

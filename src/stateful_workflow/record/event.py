@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from datetime import datetime, timezone
 from typing import Any, Final, Literal, Protocol, get_args, runtime_checkable
 
 from temporalio import activity, workflow
@@ -207,9 +206,3 @@ class AuditSink(Protocol):
     def record(self, event: AuditEvent) -> None:
         """Keep an event; called by several threads at once. Whatever it raises, it has failed."""
         ...
-
-
-def format_time(seconds: float) -> str:
-    """RFC 3339, UTC, with microseconds."""
-    at = datetime.fromtimestamp(seconds, timezone.utc)
-    return at.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"

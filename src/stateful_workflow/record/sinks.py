@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from ..errors import AuditError
 from ..text.printable import printable
-from .event import AuditEvent, format_time
+from ..text.times import rfc3339
+from .event import AuditEvent
 
 if TYPE_CHECKING:
     from opentelemetry._logs import LoggerProvider
@@ -50,7 +51,7 @@ class LoggingSink:
         texts = {field: text for field, text in vars(event).items() if isinstance(text, str)}
         event = replace(event, **{field: printable(text) for field, text in texts.items()})
         # No name of these is one of a LogRecord's own: all but the time's have a dot in them.
-        fields = {"timestamp": format_time(event.time), **event.attributes()}
+        fields = {"timestamp": rfc3339(event.time, "microseconds"), **event.attributes()}
         self._logger.log(
             self._level,
             "token %s: %s of %s at %s",

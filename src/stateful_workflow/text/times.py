@@ -6,14 +6,22 @@ from datetime import datetime, timezone
 
 
 def utc(seconds: float, timespec: str = "seconds") -> str | None:
-    """A time in UTC as RFC 3339 writes it, or None where it is after the year 9999.
+    """As `rfc3339`, or None where the time is after the year 9999."""
+    try:
+        return rfc3339(seconds, timespec)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def rfc3339(seconds: float, timespec: str) -> str:
+    """A time in UTC as RFC 3339 writes it.
 
     Args:
         seconds: Unix seconds.
         timespec: how exact, as `datetime.isoformat` takes it.
+
+    Raises:
+        ValueError, OverflowError, OSError: it is after the year 9999.
     """
-    try:
-        time = datetime.fromtimestamp(seconds, timezone.utc)
-    except (ValueError, OverflowError, OSError):
-        return None
+    time = datetime.fromtimestamp(seconds, timezone.utc)
     return time.isoformat(timespec=timespec).replace("+00:00", "Z")

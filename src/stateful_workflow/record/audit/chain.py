@@ -29,7 +29,8 @@ from ...errors import TokenMalformed
 from ...sealed.crypto import Key, verify_signature
 from ...sealed.message import SIGNATURE_ALGORITHM, decode_base64url
 from ...text.strict_json import json_object
-from ..event import AuditEvent, format_time
+from ...text.times import rfc3339
+from ..event import AuditEvent
 
 FORMAT: Final = 1
 NOTHING: Final = "0" * 64
@@ -227,7 +228,7 @@ class Tip:
         """The first line of the next segment; the key verifies its checkpoints."""
         jwk = key.to_jwk(private=False)
         members = {"line": "header", "format": FORMAT, "chain": self.chain, "key": jwk}
-        return _line(self.sequence + 1, self.head, format_time(now), members)
+        return _line(self.sequence + 1, self.head, rfc3339(now, "microseconds"), members)
 
     def event(self, event: AuditEvent) -> bytes:
         """The next line, for an event.
@@ -235,7 +236,8 @@ class Tip:
         Raises:
             ValueError: it is larger than a line may be.
         """
-        raw = _line(self.sequence + 1, self.head, format_time(event.time), event.attributes())
+        at = rfc3339(event.time, "microseconds")
+        raw = _line(self.sequence + 1, self.head, at, event.attributes())
         if len(raw) > MAX_LINE_BYTES:
             raise ValueError(f"the event takes {len(raw)} bytes, more than {MAX_LINE_BYTES}")
         return raw
@@ -246,7 +248,7 @@ class Tip:
             "chain": self.chain,
             "sequence": self.sequence,
             "head": self.head,
-            "time": format_time(now),
+            "time": rfc3339(now, "microseconds"),
         }
         return Checkpoint.read(key.sign(CHECKPOINT_TYP, json.dumps(claims, separators=(",", ":"))))
 
