@@ -674,6 +674,7 @@ def keyrings() -> list[Json]:
         "another curve": [{**public, "crv": "Ed448"}],
         "another kind of key": [{**public, "kty": "EC"}],
         "an x of 31 bytes": [{**public, "x": encode(bytes(31))}],
+        "a reader's x of small order": [{"kty": "OKP", "crv": "X25519", "x": encode(bytes(32))}],
         "an issuer's x of small order": [{"kty": "OKP", "crv": "Ed25519", "x": encode(ONE)}],
         "an issuer's x in its other encoding": [
             {"kty": "OKP", "crv": "Ed25519", "x": encode((2**255 - 18).to_bytes(32, "little"))}

@@ -1,6 +1,7 @@
 """What a node shows of itself: its answers, its line of details, and what its activities get. Pure.
 
-Only the query `apiToken` and an activity's header hold a sealed token.
+Sealed tokens stand in the query `apiToken`, in an activity's header, and in `apiTokenStatus` those
+that were set at the node itself.
 """
 
 from __future__ import annotations

@@ -127,9 +127,9 @@ class NodeInbound(WorkflowInboundInterceptor):
             return await super().handle_update_handler(input)
         if input.update == MESSAGE:
             return (await node.take(parse(argument(input.args)))).to_json()
+        await node.ready()
         if input.update == REPORT:
             return node.on_report(input.args)
-        await node.ready()
         return await super().handle_update_handler(input)
 
     async def handle_query(self, input: HandleQueryInput) -> Any:

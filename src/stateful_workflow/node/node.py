@@ -176,6 +176,8 @@ class Node:
         Raises:
             MessageRefused: it is malformed, of what does not stand here, or the second of its kind.
         """
+        if self.recovering:
+            return  # what stands here is not known yet
         token = self._reported(args)
         if token.fingerprint in self._reports.get(token.claims.name, {}):
             raise TokenKnown(f"that {token.claims.name} was refused is known here")
@@ -226,7 +228,7 @@ class Node:
         )
 
     def describe(self) -> NodeStatus:
-        """The answer of the `apiTokenStatus` query; never a sealed token."""
+        """The answer of the `apiTokenStatus` query; sealed, only what was set at this node."""
         return self.view().node(
             workflow.info().workflow_type,
             signals=self._signals,

@@ -1,4 +1,4 @@
-"""What may be shown of tokens and trees: plain data, never a secret or a sealed token."""
+"""What may be shown of tokens and trees: plain data, never a secret."""
 
 from __future__ import annotations
 

@@ -103,6 +103,8 @@ class Key:
             okp = _import(_members(jwk))
             # Of the private half where there is one: the JWK's own x is what is being checked.
             own = cls(okp if okp.private_key is None else _import(okp.private_key.public_key()))
+            if isinstance(own._okp.raw_value, X25519PublicKey):
+                X25519PrivateKey.generate().exchange(own._okp.raw_value)  # none of low order
         except (JoseError, ValueError, KeyError, TypeError):
             raise ValueError("a key is malformed (RFC 8037 section 2)") from None
         if own.public != jwk.get("x"):
@@ -248,6 +250,8 @@ class _HeldOpener(_Held, X25519PrivateKey):
 
     def exchange(self, peer_public_key: X25519PublicKey) -> bytes:
         agreed = self._opener.agree(peer_public_key.public_bytes_raw())
+        if len(agreed) != 32:
+            raise KeyringError("an opener answered with something else than a secret of 32 bytes")
         # RFC 7748 section 6.1: an all-zero secret comes of a key of low order.
         if not any(agreed):
             raise ValueError("the other public key is of low order")

@@ -50,17 +50,14 @@ def lock(path: str, seconds: float) -> int:
         time.sleep(0.02)
 
 
-def openness(
-    path: Path, status: os.stat_result, allow_group_read: bool | None = None, private: bool = True
-) -> str | None:
+def openness(path: Path, status: os.stat_result, private: bool = True) -> str | None:
     """What is wrong with who may read or write a file with keys, and the cure.
 
     Args:
         path: the file, to be named.
         status: of the open file, whatever links lead to it.
-        allow_group_read: whether its group may read a private key; None takes that from
-            ``$STATEFUL_KEYRING_GROUP_READ`` (``1`` allows).
-        private: whether it holds one; public keys may be read by all.
+        private: whether it holds a private key, which its group may read where
+            ``$STATEFUL_KEYRING_GROUP_READ`` is ``1``; public keys may be read by all.
 
     Returns:
         the rest of a sentence about the file; None where nothing is wrong, or on Windows.
@@ -74,9 +71,8 @@ def openness(
     if not private:
         cure = f"others may write it, and so say who is an issuer: run `chmod go-w {path}`"
         return f"has mode {mode:04o}, {cure}" if mode & 0o022 else None
-    if allow_group_read is None:
-        allow_group_read = os.environ.get(GROUP_READ_VARIABLE) == "1"
-    if not mode & (0o037 if allow_group_read else 0o077):
+    for_group = os.environ.get(GROUP_READ_VARIABLE) == "1"
+    if not mode & (0o037 if for_group else 0o077):
         return None
     return (
         f"has mode {mode:04o}, open to others: run `chmod 600 {path}`, or where its group must "

@@ -145,7 +145,7 @@ class _Codec:
 
     async def decode(self, request: Request) -> Response:
         body = await self._body(request)
-        return _json(await run_in_threadpool(_described, body, self._keyring.current()))
+        return _json(await run_in_threadpool(lambda: _described(body, self._keyring.current())))
 
     async def encode(self, request: Request) -> Response:
         return _json(await self._body(request))

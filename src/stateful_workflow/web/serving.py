@@ -51,9 +51,15 @@ async def served(
         sockets: bound, not listening.
         options: more of `uvicorn.Config`.
     """
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1, **options)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,  # strangers choose paths and queries
+        lifespan="off",
+        timeout_graceful_shutdown=1,
+        **options,
     )
+    server = uvicorn.Server(config)
     # In a thread of its own, where uvicorn leaves signals alone.
     serving = asyncio.create_task(asyncio.to_thread(server.run, list(sockets)))
     try:
