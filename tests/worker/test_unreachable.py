@@ -273,6 +273,44 @@ async def test_whom_two_closed_workflows_leave_one_below_the_other_is_told(
         assert (await tokens.get(f"{queue}-a-b-x")).reveal() == "first"
 
 
+async def test_whom_a_closed_workflow_had_taken_over_is_told_though_the_one_between_is_silent(
+    client: Client, tokens: TokenClient, queue: str, asking: Client, silent: Silent
+) -> None:
+    async with start_worker(asking, queue):
+        await start(tokens, queue, Plan({"a": Plan({"b": Plan({"x": Plan()})})}))
+        await nodes_run(tokens, queue, 4)
+        await client.get_workflow_handle(f"{queue}-a-b").terminate()
+        await knows(client, f"{queue}-a", f"{queue}-a-b-x")
+        silent.workflow_id = f"{queue}-a-b"
+        await client.get_workflow_handle(f"{queue}-a").terminate()
+
+        await tokens.rotate(queue, "second", timeout=30)
+
+        assert (await tokens.get(f"{queue}-a-b-x")).reveal() == "second"
+        assert silent.asked == 0
+
+
+async def test_whom_one_leaves_that_a_closed_workflow_had_taken_over_is_told(
+    client: Client, tokens: TokenClient, queue: str
+) -> None:
+    async with start_worker(client, queue):
+        low = Plan({"x": Plan(), "y": Plan()})
+        await start(tokens, queue, Plan({"a": Plan({"b": Plan({"c": low})})}))
+        await nodes_run(tokens, queue, 6)
+        await client.get_workflow_handle(f"{queue}-a-b").terminate()
+        await knows(client, f"{queue}-a", f"{queue}-a-b-c")
+        taken_over = client.get_workflow_handle(f"{queue}-a-b-c")
+        await taken_over.signal("keep_from", args=["x", None])
+        assert await is_kept(client, taken_over.id, "x")
+        await taken_over.terminate()
+        await client.get_workflow_handle(f"{queue}-a").terminate()
+
+        await tokens.rotate(queue, "second", timeout=30)
+
+        assert (await tokens.get(f"{queue}-a-b-c-y")).reveal() == "second"
+        assert (await tokens.get(f"{queue}-a-b-c-x")).reveal() == "first"
+
+
 async def test_a_run_that_is_cancelled_while_it_recovers_ends_and_has_used_nothing(
     tokens: TokenClient, queue: str, client: Client, asking: Client, silent: Silent
 ) -> None:

@@ -121,29 +121,44 @@ class Descent:
                 for row in rows
                 if await self._first_run(closed_id, row.parent_run_id or "") != later
             ]
-        return await self._below((closed_id,), rows)
-
-    async def _below(self, way: tuple[str, ...], rows: Sequence[WorkflowExecution]) -> list[Orphan]:
-        """Whom the last one on the way leaves, and what was kept from them from there on."""
-        if len(way) > _DEEPEST:
-            raise NoAnswer(f"more than {_DEEPEST} closed workflows stand one below the other")
-        oldest_first = sorted(rows, key=lambda row: (_runs(row), row.start_time))
-        children = {row.id: row for row in oldest_first if row.id not in way}
-        listed = await self.listed([row.id for row in children.values() if not _runs(row)])
-        left: dict[str | None, list[tuple[str, Orphan]]] = {}
-        for row in children.values():
-            below = [Orphan(row.id, row.workflow_type, [], {})]
-            if not _runs(row):
-                below = await self._below((*way, row.id), listed.get(row.id, ()))
-            if below:
-                first_run = await self._first_run(way[-1], row.parent_run_id or "")
-                left.setdefault(first_run, []).extend((row.id, orphan) for orphan in below)
+        answers: dict[tuple[str, str | None], Mapping[str, ChildStatus] | None] = {}
         found: list[Orphan] = []
-        for first_run, orphans in left.items():
-            said = await self._said(way[-1], first_run)
-            if said is not None:
-                found += [_kept_from(orphan, child_id, said) for child_id, orphan in orphans]
+        for way in await self._ways(closed_id, (), rows):
+            orphan, asked = Orphan(way[-1].id, way[-1].workflow_type, [], {}), closed_id
+            while way and orphan.soft is not None:
+                key = asked, await self._first_run(asked, way[0].parent_run_id or "")
+                if key not in answers:
+                    answers[key] = await self._said(*key)
+                said = answers[key]
+                if said is None:
+                    break
+                # Whom it took over it speaks for alone: those between are not asked.
+                place = max((n for n, row in enumerate(way) if row.id in said), default=0)
+                asked, way = way[place].id, way[place + 1 :]
+                orphan = _kept_from(orphan, said.get(asked))
+            else:
+                found.append(orphan)
         return found
+
+    async def _ways(
+        self,
+        closed_id: str,
+        above: tuple[WorkflowExecution, ...],
+        rows: Sequence[WorkflowExecution],
+    ) -> list[tuple[WorkflowExecution, ...]]:
+        """Each running workflow below a closed one, after the closed ones between."""
+        if len(above) == _DEEPEST:
+            raise NoAnswer(f"more than {_DEEPEST} closed workflows stand one below the other")
+        over = {closed_id, *(row.id for row in above)}
+        oldest_first = sorted(rows, key=lambda row: (_runs(row), row.start_time))
+        children = {row.id: row for row in oldest_first if row.id not in over}
+        listed = await self.listed([row.id for row in children.values() if not _runs(row)])
+        ways: list[tuple[WorkflowExecution, ...]] = []
+        for row in children.values():
+            way = *above, row
+            below = listed.get(row.id, ())
+            ways += [way] if _runs(row) else await self._ways(closed_id, way, below)
+        return ways
 
     async def _said(
         self, closed_id: str, first_run: str | None
@@ -254,14 +269,8 @@ class Descent:
         return min(RPC_TIMEOUT, timedelta(seconds=seconds))
 
 
-def _kept_from(orphan: Orphan, above: str, said: Mapping[str, ChildStatus]) -> Orphan:
-    """The same, with what a closed workflow says that it kept from the child above the orphan.
-
-    Where it had taken the orphan over itself, what it kept from it says all.
-    """
-    if orphan.id in said:
-        orphan, above = Orphan(orphan.id, orphan.type, [], {}), orphan.id
-    child = said.get(above)
+def _kept_from(orphan: Orphan, child: ChildStatus | None) -> Orphan:
+    """The same, with what a closed workflow kept from its child, the orphan or one above it."""
     if child is None or child.life in (Life.UNTOLD, Life.IN_DOUBT) or orphan.soft is None:
         return Orphan(orphan.id, orphan.type, orphan.hard, None)
     hard = {*orphan.hard, *_few(child.hard, [ALL])}
