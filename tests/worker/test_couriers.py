@@ -1,11 +1,13 @@
 """A courier runs beside each worker with workflows, of whatever kind, and takes no task of its."""
 
+# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
-from typing import Any
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from temporalio.api.workflowservice.v1 import SetWorkerDeploymentCurrentVersionRequest
@@ -16,6 +18,11 @@ from temporalio.worker import Worker, WorkerDeploymentConfig
 
 from stateful_workflow import Keyring, NoWorkerAnswers, StatefulPlugin, TokenClient
 from stateful_workflow.engine import EmbeddedEngine
+from stateful_workflow.record.metrics import Metrics
+from stateful_workflow.record.recorder import Recorder, SinkWriter
+from stateful_workflow.worker import courier
+from stateful_workflow.worker.activities import OfPlugin
+from stateful_workflow.worker.pace import SignalPace
 from tests.faults.proxy import Proxy
 from tests.support.asking import events_of, eventually, nodes_run, start_worker
 from tests.support.workflows import ACTIVITIES, WORKFLOWS, Node, Plan
@@ -182,6 +189,55 @@ async def test_a_courier_follows_the_client_of_its_worker(
         await eventually(converges, within=60)
         await all_use(new, tokens, queue, "second")
         await proxy.stop()
+
+
+def beside(worker: SimpleNamespace, **takes_part: bool) -> AbstractAsyncContextManager[None]:
+    """A courier beside what stands for a worker: two versions of one program are two workers."""
+    of_plugin = OfPlugin(
+        lambda: None, Recorder(SinkWriter(None), Metrics.of(None)), SignalPace(None)
+    )
+    return courier.courier_beside(cast("Worker", worker), of_plugin, takes_part)
+
+
+async def test_a_courier_follows_whichever_client_is_replaced_and_tries_again_where_it_cannot(
+    engine: EmbeddedEngine,
+    client: Client,
+    queue: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    one, another = (SimpleNamespace(client=client, task_queue=queue) for _ in range(2))
+    new = await Client.connect(engine.address)
+    bare, failures = courier._bare, [ValueError("this is not said")]
+
+    def fails_once(client: Client) -> Client:
+        if failures:
+            raise failures.pop()
+        return bare(client)
+
+    async with beside(one), beside(another):
+        (shared,) = (c for c in courier._couriers if len(c.workers) == 2)
+        monkeypatch.setattr(courier, "_bare", fails_once)
+        another.client = new
+
+        async def is_followed() -> bool:
+            return shared._worker.client.service_client is new.service_client
+
+        await eventually(is_followed)
+        assert [r.getMessage() for r in caplog.records if r.name == courier.__name__] == [
+            "A courier cannot take a new client: ValueError"
+        ]
+
+
+async def test_a_type_that_takes_part_in_one_of_two_versions_is_not_plain(
+    client: Client, queue: str
+) -> None:
+    one, another = (SimpleNamespace(client=client, task_queue=queue) for _ in range(2))
+    async with beside(one, A=False, B=False):
+        (shared,) = (c for c in courier._couriers if len(c.workers) == 1)
+        assert [shared._is_plain(name) for name in "ABC"] == [True, True, False]
+        async with beside(another, B=True, C=False):
+            assert [shared._is_plain(name) for name in "ABC"] == [True, False, True]
 
 
 class WithoutCourier(StatefulPlugin):

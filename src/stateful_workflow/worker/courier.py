@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
@@ -33,20 +34,20 @@ _LAST_CALLS: Final = timedelta(seconds=5)
 
 @asynccontextmanager
 async def courier_beside(
-    worker: Worker, plugin: OfPlugin, plain: Collection[str]
+    worker: Worker, plugin: OfPlugin, takes_part: Mapping[str, bool]
 ) -> AsyncGenerator[None, None]:
     """Run a courier while the block runs; workers of one connection and task queue share one.
 
     Args:
         worker: its client is followed, also when it is replaced.
         plugin: the worker's.
-        plain: workflow types of the worker's that take no part in a tree.
+        takes_part: for each workflow type of the worker's, whether it takes part in a tree.
     """
     courier = next((known for known in _couriers if known.serves(worker)), None)
     if courier is None:
         courier = _Courier(worker, plugin)
         _couriers.append(courier)
-    beside = worker, plain
+    beside = _Beside(worker, takes_part, worker.client)
     courier.workers.append(beside)
     try:
         yield
@@ -57,11 +58,17 @@ async def courier_beside(
             await courier.stop()
 
 
+@dataclass
+class _Beside:
+    worker: Worker
+    takes_part: Mapping[str, bool]
+    followed: Client
+
+
 class _Courier:
     def __init__(self, first: Worker, plugin: OfPlugin) -> None:
-        self.workers: list[tuple[Worker, Collection[str]]] = []
+        self.workers: list[_Beside] = []
         self._queue = courier_queue_of(first.task_queue)
-        self._followed = first.client
         activities = CourierActivities(plugin, lambda: self._worker.client, self._is_plain)
         self._worker = Worker(
             _bare(first.client),
@@ -73,9 +80,8 @@ class _Courier:
             graceful_shutdown_timeout=_LAST_CALLS,
         )
         self._run = asyncio.create_task(self._worker.run())
-        self._follow = asyncio.create_task(self._follow_client())
-        for task in (self._run, self._follow):
-            task.add_done_callback(_say_why)
+        self._run.add_done_callback(_say_why)
+        self._follow = asyncio.create_task(self._follow_clients())
 
     def serves(self, worker: Worker) -> bool:
         """Whether it runs for the task queue of a worker, on that one's connection."""
@@ -87,16 +93,23 @@ class _Courier:
         )
 
     def _is_plain(self, workflow_type: str) -> bool:
-        return any(workflow_type in plain for _, plain in self.workers)
+        """Of two versions of a program, one may have made a workflow type take part."""
+        said = {beside.takes_part.get(workflow_type) for beside in self.workers}
+        return said - {None} == {False}
 
-    async def _follow_client(self) -> None:
+    async def _follow_clients(self) -> None:
         """Temporal has no hook for it: a worker's client is replaced to renew its certificate."""
         while True:
             await asyncio.sleep(_LOOK_EVERY_SECONDS)
-            client = self.workers[0][0].client
-            if client is not self._followed:
-                self._worker.client = _bare(client)
-                self._followed = client
+            for beside in self.workers:
+                client = beside.worker.client
+                if client is beside.followed:
+                    continue
+                try:
+                    self._worker.client = _bare(client)
+                    beside.followed = client
+                except Exception as error:  # noqa: BLE001 - an interceptor's; it is tried again
+                    _log.error("A courier cannot take a new client: %s", type(error).__name__)
 
     async def stop(self) -> None:
         self._follow.cancel()

@@ -160,7 +160,7 @@ class StatefulPlugin(SimplePlugin):
             await next(worker)
             return
         of_plugin = OfPlugin(self.look_at_keyring, bound.recorder(), self._pace)
-        async with courier_beside(worker, of_plugin, _plain_types(workflows)):
+        async with courier_beside(worker, of_plugin, _takes_part(workflows)):
             await next(worker)
 
 
@@ -219,12 +219,9 @@ def _ours(config: WorkerConfig) -> _WorkerInterceptor | None:
     return next((one for one in all_ if isinstance(one, _WorkerInterceptor)), None)
 
 
-def _plain_types(workflows: Iterable[type[Any]]) -> frozenset[str]:
-    """The workflow types of those that take no part in a tree."""
+def _takes_part(workflows: Iterable[type[Any]]) -> dict[str, bool]:
+    """For each of their workflow types, whether it takes part in a tree."""
     # The SDK has no public way from a class to its workflow type.
-    definitions = [
-        workflow._Definition.must_from_class(cls)  # pyright: ignore[reportPrivateUsage]
-        for cls in workflows
-        if not issubclass(cls, StatefulWorkflow)
-    ]
-    return frozenset(each.name for each in definitions if each.name is not None)
+    definition = workflow._Definition.must_from_class  # pyright: ignore[reportPrivateUsage]
+    named = {definition(cls).name: issubclass(cls, StatefulWorkflow) for cls in workflows}
+    return {name: takes_part for name, takes_part in named.items() if name is not None}
