@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import textwrap
+import tracemalloc
 from collections.abc import Callable
 from urllib.parse import quote, quote_plus, urlencode
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from temporalio.converter import DataConverter
 
 from stateful_workflow.use.exposure import LEVELS, SHORTEST, OpenedSecrets
 
@@ -108,6 +110,30 @@ def test_whatever_encodings_stand_around_it_and_whatever_beside(
         text = before + ENCODINGS[name](text) + after
 
     assert opened(secret).found_in([text.encode()]) == "apiToken"
+
+
+@pytest.mark.parametrize("secret", ["schlüssel-ñ-9d41", "пароль-из-хранилища", 'key 🔑 of "it"'])
+def test_one_beyond_ascii_is_found_in_what_the_default_converter_makes(secret: str) -> None:
+    given = [{"token": f"Bearer {secret}"}, json.dumps(secret), in_base64(secret), secret.encode()]
+    for value in given:
+        (payload,) = DataConverter.default.payload_converter.to_payloads([value])
+
+        assert opened(secret).found_in([payload.SerializeToString()]) == "apiToken"
+
+
+def test_a_text_made_to_be_read_in_many_ways_takes_little_memory() -> None:
+    text = b"A" * 64
+    while len(text) < 8_000:
+        text = text.hex().encode() + b"%25252525" + b"\\" * 8
+    secrets = opened()
+    tracemalloc.start()
+    try:
+        assert secrets.found_in([text]) is None
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 100 * len(text)
 
 
 @pytest.mark.parametrize("encode", [in_base64, json.dumps])

@@ -13,7 +13,13 @@ from datetime import timedelta, timezone
 from typing import Any
 
 import pytest
-from temporalio.client import Client, Interceptor, OutboundInterceptor, QueryWorkflowInput
+from temporalio.client import (
+    Client,
+    Interceptor,
+    OutboundInterceptor,
+    QueryWorkflowInput,
+    SignalWorkflowInput,
+)
 from temporalio.worker import SharedStateManager, Worker
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
@@ -287,6 +293,74 @@ async def test_a_token_set_after_the_report_is_used_for_the_same_request(
 
     assert await running == ["200"]
     assert api.tokens() == ["first", "second"]
+
+
+async def test_a_newer_token_is_waited_for_after_a_report_however_long_that_took(
+    tokens: TokenClient,
+    engine: EmbeddedEngine,
+    keyring: Keyring,
+    queue: str,
+    api: Api,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Slow(Interceptor):
+        def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
+            class Outbound(OutboundInterceptor):
+                async def signal_workflow(self, input: SignalWorkflowInput) -> None:
+                    await super().signal_workflow(input)
+                    await asyncio.sleep(0.1)
+                    await tokens.set(queue, "second")
+
+            return Outbound(next)
+
+    set_fresh_seconds(monkeypatch, NEVER_OLD)
+    lower(monkeypatch, newer_seconds=0.05)
+    root = await start(tokens, queue, api)
+    api.valid = {"second"}
+    async with place_of("async", await connect(engine, keyring, interceptors=[Slow()]), queue) as p:
+        assert await root.execute_update(Caller.do, p.job(api.url("x"))) == ["200"]
+
+    assert api.tokens() == ["first", "second"]
+
+
+async def test_a_thread_that_waits_in_vain_gives_its_question_up_and_the_activity_is_retried(
+    tokens: TokenClient,
+    engine: EmbeddedEngine,
+    keyring: Keyring,
+    queue: str,
+    api: Api,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    class Hangs(Interceptor):
+        def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
+            class Outbound(OutboundInterceptor):
+                async def query_workflow(self, input: QueryWorkflowInput) -> Any:
+                    if asked:
+                        return await super().query_workflow(input)
+                    asked.append("in vain")
+                    api.valid = {"first"}
+                    try:
+                        await asyncio.Event().wait()
+                    finally:
+                        asked.append("given up")
+
+            return Outbound(next)
+
+    set_fresh_seconds(monkeypatch, NEVER_OLD)
+    monkeypatch.setattr("stateful_workflow.use.tokens._THREAD_SECONDS", 0.1)
+    root = await start(tokens, queue, api)
+    api.valid = set()
+    user = await connect(engine, keyring, interceptors=[Hangs()])
+    async with place_of("thread", user, queue) as place:
+        job = place.job(api.url("x"), attempts=0)
+        assert await root.execute_update(Caller.do, job) == ["200"]
+
+    assert asked == ["in vain", "given up"]
+    [started] = await events_of(root, "ACTIVITY_TASK_STARTED")
+    last = started.activity_task_started_event_attributes.last_failure
+    assert last.application_failure_info.type == "NewestUnknown"
 
 
 async def test_a_retried_attempt_uses_the_newest(

@@ -7,9 +7,11 @@ characters is not looked for: it would be found in anything, and keeps nothing s
 
 from __future__ import annotations
 
+import json
 import re
 from base64 import urlsafe_b64decode
 from binascii import a2b_hex
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Final
 from urllib.parse import unquote_to_bytes
@@ -29,8 +31,13 @@ class OpenedSecrets:
 
     def add(self, name: str, secret: str) -> None:
         """Note a secret under its credential name."""
-        if len(secret) >= SHORTEST:
-            self._names[secret.encode()] = name
+        if len(secret) < SHORTEST:
+            return
+        forms = [secret]
+        if not secret.isascii():  # no escapes are undone beyond ASCII: as it stands in JSON too
+            forms += [json.dumps(secret, ensure_ascii=escaped)[1:-1] for escaped in (True, False)]
+        for form in forms:
+            self._names[form.encode()] = name
 
     @property
     def are_none(self) -> bool:
@@ -54,14 +61,18 @@ class OpenedSecrets:
 def _readings(data: bytes, shortest: int) -> Iterator[bytes]:
     """The data as it is, and with the encodings in it undone; `shortest`: bytes of a secret."""
     yield data
+    # No run is decoded twice: escapes in escapes would multiply what there is to read.
+    seen: dict[bytes, set[bytes]] = defaultdict(set)
     for _ in range(LEVELS):
         decoded: list[bytes] = []
         # Nothing but text holds an encoding.
-        for reading in _without_escapes(b"\0".join(_runs(_TEXT, data, shortest))):
+        texts = _runs(_TEXT, data, shortest, seen[_TEXT])
+        for reading in _without_escapes(b"\0".join(texts)):
             yield reading
             for alphabet, between, block, size, decode in _ENCODINGS:
                 length = shortest * block // size
-                stream = b"".join(_runs(alphabet, reading.translate(None, between), length))
+                stripped = reading.translate(None, between)
+                stream = b"".join(_runs(alphabet, stripped, length, seen[alphabet]))
                 # At every alignment, since unrelated characters may stand before.
                 for first in range(block if stream else 0):
                     padding = b"A" * ((first - len(stream)) % block)
@@ -70,9 +81,12 @@ def _readings(data: bytes, shortest: int) -> Iterator[bytes]:
         yield data
 
 
-def _runs(alphabet: bytes, text: bytes, length: int) -> list[bytes]:
-    """Where so many or more of these characters come in a row."""
-    return re.findall(rb"[%b]{%d,}" % (alphabet, length), text)
+def _runs(alphabet: bytes, text: bytes, length: int, seen: set[bytes]) -> list[bytes]:
+    """Where so many or more of these characters come in a row, as they did nowhere before."""
+    runs = dict.fromkeys(re.findall(rb"[%b]{%d,}" % (alphabet, length), text))
+    new = [run for run in runs if run not in seen]
+    seen.update(new)
+    return new
 
 
 def _without_escapes(data: bytes) -> Iterator[bytes]:

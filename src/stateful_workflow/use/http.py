@@ -175,6 +175,7 @@ class OriginTransport(httpx.BaseTransport):
                 try:
                     sent = flow.send(response)
                 except StopIteration:
+                    response.request = request  # what was sent has the token in a header
                     return response
                 except BaseException:
                     response.close()
@@ -209,6 +210,7 @@ class AsyncOriginTransport(httpx.AsyncBaseTransport):
                 try:
                     sent = await flow.asend(response)
                 except StopAsyncIteration:
+                    response.request = request  # what was sent has the token in a header
                     return response
                 except BaseException:
                     await response.aclose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import math
 import os
 import threading
@@ -122,7 +123,14 @@ class ActivityTokens:
         if self._loop is not None and threading.get_ident() != self._thread:
             renewing = self._renew(name, refused)
             asked = asyncio.run_coroutine_threadsafe(renewing, self._loop)
-            is_there = asked.result(_THREAD_SECONDS)
+            try:
+                is_there = asked.result(_THREAD_SECONDS)
+            except concurrent.futures.TimeoutError:
+                asked.cancel()
+                raise NewestUnknown(
+                    f"workflow {self.workflow_id} was not heard of within {_THREAD_SECONDS:g} s "
+                    f"for its newest {name}; the activity is to be retried"
+                ) from None
         return self.open(name) if is_there else None
 
     async def current_async(self, name: str, refused: ApiToken | None = None) -> ApiToken | None:
@@ -179,10 +187,10 @@ class ActivityTokens:
 
     async def _is_replaced(self, client: Client, refused: ApiToken) -> bool:
         """Whether the workflow has another token now; its authority hears where it has not."""
-        give_up = time.monotonic() + limits.LIMITS.newer_seconds
         await self._ask(client, refused.name)
         if self._is_newest(refused):
             await self._report(client, refused)
+        give_up = time.monotonic() + limits.LIMITS.newer_seconds
         while self._is_newest(refused) and time.monotonic() < give_up:
             await asyncio.sleep(limits.LIMITS.newer_seconds / 4)
             await self._ask(client, refused.name)
@@ -291,6 +299,8 @@ class ActivityTokens:
                 f"{name} is revoked at {where}; an issuer must set it again, or let it inherit"
             )
         if known.message is None:
+            if known.state == "held":
+                raise NewestUnknown(f"{where} has not been asked for its {name} yet")
             raise TokenNotSet(f"{where} has no {name}: {cure(known.state)}")
         return known.message
 

@@ -1,0 +1,58 @@
+"""One activity's tokens, without a server."""
+
+from __future__ import annotations
+
+import time
+
+import httpx
+import pytest
+from temporalio.testing import ActivityEnvironment
+
+from stateful_workflow import AsyncOriginTransport, NewestUnknown, OriginTransport, current_token
+from stateful_workflow.node.headers import Use
+from stateful_workflow.sealed.message import DEFAULT_NAME
+from stateful_workflow.use.tokens import ActivityTokens, running
+from tests.support.builders import CLAIMS, ROOT, TOKEN, TREE, keyring, unrecorded
+
+URL = "https://api.example.com/x"
+
+
+def holding(sealed: str | None) -> ActivityTokens:
+    holds = {DEFAULT_NAME: {"state": "held", "sealed": sealed}}
+    use = Use(ROOT, TREE, None, holds, own={}, last={})
+    return ActivityTokens(use, keyring, unrecorded(), None, time.monotonic())
+
+
+def test_a_token_that_is_held_and_did_not_come_along_is_not_said_to_be_unset() -> None:
+    def open_token() -> None:
+        with running(holding(None)):
+            current_token()
+
+    with pytest.raises(NewestUnknown):
+        ActivityEnvironment().run(open_token)
+
+
+async def test_the_request_of_a_transports_answer_is_the_callers_without_the_token() -> None:
+    seen: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers["X-API-Key"])
+        return httpx.Response(200)
+
+    inner = httpx.MockTransport(answer)
+    request = httpx.Request("GET", URL)
+    sealed = str(keyring().seal(CLAIMS, TOKEN))
+
+    def ask() -> httpx.Response:
+        with running(holding(sealed)):
+            return OriginTransport(inner).handle_request(request)
+
+    async def ask_async() -> httpx.Response:
+        with running(holding(sealed)):
+            return await AsyncOriginTransport(inner).handle_async_request(request)
+
+    answers = [ActivityEnvironment().run(ask), await ActivityEnvironment().run(ask_async)]
+
+    assert seen == [TOKEN, TOKEN]
+    assert all(one.request is request for one in answers)
+    assert "X-API-Key" not in request.headers
