@@ -186,6 +186,24 @@ def test_the_last_checkpoint_may_be_in_an_older_segment(path: Path) -> None:
     assert audit("checkpoint", path).exit_code == 0
 
 
+def test_a_last_checkpoint_that_was_not_finished_is_none(path: Path) -> None:
+    write(path, 1)
+    first = audit("checkpoint", path).stdout
+    write(path, 2)
+    path.write_bytes(path.read_bytes()[:-10])
+    found = audit("checkpoint", path)
+    assert (found.exit_code, found.stdout, found.stderr) == (0, first, "")
+
+
+def test_where_a_line_is_none_the_checkpoint_is_not_looked_for(path: Path) -> None:
+    write(path, 1)
+    with path.open("ab") as stream:
+        stream.write(b"x" * 1_100_000 + b"\n")
+    found = audit("checkpoint", path)
+    assert (found.exit_code, found.stdout) == (1, "")
+    assert found.stderr.startswith(f"error: {path}, or the last checkpoint in it, was changed")
+
+
 # --- review ------------------------------------------------------------------
 
 

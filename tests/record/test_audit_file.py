@@ -357,6 +357,26 @@ def test_a_second_writer_waits_for_one_that_is_soon_done(path: Path) -> None:
     assert workflows(path) == ["orders/1", "orders/2"]
 
 
+@posix
+def test_a_forked_process_leaves_the_file_alone_and_is_told_what_to_do(path: Path) -> None:
+    program = python(
+        "record = AuditFile(sys.argv[1])\n"
+        "record.record(event)\n"
+        "if not (child := os.fork()):\n"
+        "    try: record.record(event)\n"
+        "    except Exception as error: print(error, flush=True)\n"
+        "    sys.exit()\n"  # and closes what is open
+        "assert os.waitpid(child, 0)[1] == 0\n"
+        "record.record(event)\n",
+        path,
+        wait=False,
+    )
+    assert "make an AuditFile with a path of its own in this" in program.communicate(timeout=30)[0]
+    assert program.returncode == 0
+    assert workflows(path) == ["other", "other"]
+    assert names(path.parent) == ["audit.jsonl"]
+
+
 # --- segments ----------------------------------------------------------------
 
 
@@ -366,6 +386,47 @@ def test_a_full_segment_is_set_aside_and_the_chain_goes_on(path: Path) -> None:
     assert workflows(path) == [f"orders/{n}" for n in range(20)]
     for one in names(path.parent):
         assert lines(path.with_name(one))[-1]["line"] == "checkpoint"
+
+
+def test_a_segment_that_cannot_be_renamed_is_gone_on_with(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(errno.EACCES, "no")
+
+    with AuditFile(path, rotate_bytes=1_500) as record:
+        with monkeypatch.context() as broken:
+            broken.setattr(Path, "rename", fails)
+            for number in range(6):
+                record.record(numbered(number))
+        assert names(path.parent) == ["audit.jsonl"]
+        assert "cannot be rotated: [Errno 13] no" in caplog.text
+        assert [line.get("line") for line in lines(path)].count("checkpoint") == 1
+        for number in range(6, 9):
+            record.record(numbered(number))
+    assert "audit.jsonl.000001" in names(path.parent)
+    assert workflows(path) == [f"orders/{number}" for number in range(9)]
+
+
+def test_whoever_records_does_not_wait_for_the_disk(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+    synced: list[str] = []
+
+    def slow(descriptor: int) -> None:
+        released.wait(10)
+        os.fstat(descriptor)  # it is open
+        synced.append(threading.current_thread().name)
+
+    with AuditFile(path, rotate_bytes=1) as record:
+        monkeypatch.setattr(file.os, "fsync", slow)
+        for number in range(20):
+            record.record(numbered(number))
+        assert synced == []
+        released.set()
+    assert synced == ["stateful-audit-checkpoints"] * 21
+    assert workflows(path) == [f"orders/{number}" for number in range(20)]
 
 
 def _renamed(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
 from temporalio.exceptions import CancelledError
@@ -13,6 +14,7 @@ from stateful_workflow.audit import AuditEvent
 from stateful_workflow.record import recorder
 from stateful_workflow.record.metrics import Metrics
 from stateful_workflow.record.recorder import FailureRule, Recorder, SinkWriter, writer_of
+from tests.record.test_audit_file import posix, python
 
 EVENT = AuditEvent(time=1.0, action="read", outcome="success", name="apiToken", workflow_id="w")
 RULES: list[FailureRule] = ["block", "continue"]
@@ -117,6 +119,42 @@ async def test_what_nobody_waits_for_any_more_is_not_done(monkeypatch: pytest.Mo
     assert len(sink.kept) == 1  # which was begun
     record.require(EVENT)
     assert len(sink.kept) == 2
+
+
+async def test_a_loop_waits_for_a_sink_that_hangs_only_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recorder, "LOOP_SECONDS", 0.2)
+    sink = Sink(waits=True)
+    record, writer = recording(sink)
+    begun = time.monotonic()
+    for _ in range(20):
+        with pytest.raises(AuditFailed, match="did not answer in time"):
+            record.require(EVENT)
+    assert time.monotonic() - begun < 2
+
+    sink.may_go_on.set()
+    writer.flush()
+    record.require(EVENT)
+
+
+@posix
+def test_a_forked_process_has_a_thread_of_its_own_that_writes() -> None:
+    python(
+        "from stateful_workflow.record.metrics import Metrics\n"
+        "from stateful_workflow.record.recorder import Recorder, SinkWriter\n"
+        "class Sink:\n"
+        "    kept = 0\n"
+        "    def record(self, event): self.kept += 1\n"
+        "sink = Sink()\n"
+        "record = Recorder(SinkWriter(sink), Metrics.of(None))\n"
+        "for used in range(2):\n"  # a child of one that has written too
+        "    if not (child := os.fork()):\n"
+        "        for _ in range(3): record.require(event)\n"
+        "        sys.exit(sink.kept != used + 3)\n"
+        "    assert os.waitpid(child, 0)[1] == 0\n"
+        "    record.require(event)\n"
+    )
 
 
 @pytest.mark.parametrize("wait", ["require", "require_async"])

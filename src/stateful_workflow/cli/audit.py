@@ -218,13 +218,14 @@ def _jwk(path: Path) -> dict[str, object]:
 
 def _last_checkpoint(file: Path) -> str:
     for segment in reversed(one_chain(file)):
-        last = deque(filter(is_checkpoint, lines(segment.path)), maxlen=1)
         try:
-            for raw in last:
+            whole = (raw for raw in lines(segment.path) if raw.endswith(b"\n"))
+            for raw in deque(filter(is_checkpoint, whole), maxlen=1):
                 return Line.read(raw).checkpoint().text
         except ValueError:
             raise AuditBroken(
-                f"the last checkpoint in {segment.path} was changed; see `stateful audit verify`"
+                f"{segment.path}, or the last checkpoint in it, was changed; see `stateful audit "
+                "verify`"
             ) from None
     raise AuditError(f"{file} has no checkpoint yet")
 

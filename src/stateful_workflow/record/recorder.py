@@ -37,7 +37,8 @@ WAIT_SECONDS: Final = 30.0
 """How long somebody waits for a sink to take what must be on record first."""
 
 LOOP_SECONDS: Final = 1.0
-"""The same on an event loop, which runs nothing else meanwhile."""
+"""The same on an event loop, which runs nothing else meanwhile; nobody waits there for a sink that
+has not answered for so long."""
 
 _FLUSH_SECONDS: Final = 5.0
 _LATE: Final = "the sink did not answer in time"
@@ -49,6 +50,8 @@ Lost = Callable[[], None]
 
 Written = concurrent.futures.Future[None]
 """Done when an event is written, or could not be."""
+
+_Queue = queue.Queue[tuple[AuditEvent, Lost, Written]]
 
 
 class SinkWriter:
@@ -73,11 +76,18 @@ class SinkWriter:
         """Whether nobody goes on without a record that he needs."""
         self._lock = threading.Lock()
         self._lost = 0
-        self._queue: queue.Queue[tuple[AuditEvent, Lost, Written]] | None = None
-        if sink is not None and getattr(sink, "is_local", False) is not True:
-            self._queue = queue.Queue(MAX_QUEUED)
-            threading.Thread(target=self._drain, name="stateful-audit", daemon=True).start()
+        self._has_thread = sink is not None and getattr(sink, "is_local", False) is not True
+        self._thread: threading.Thread | None = None
+        self._queue: _Queue = queue.Queue()
+        self._busy_since: float | None = None
+        if self._has_thread:
             atexit.register(self.flush)
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the sink has not answered for longer than an event loop waits."""
+        since = self._busy_since
+        return since is not None and time.monotonic() - since > LOOP_SECONDS
 
     def write(self, event: AuditEvent, lost: Lost) -> Written:
         """Write an event; nothing is raised, and nobody waits for a sink that is not local.
@@ -86,30 +96,52 @@ class SinkWriter:
             what to wait for, where that is wanted.
         """
         written = Written()
-        if self._queue is None:
+        if not self._has_thread:
             self._settle(event, lost, written)
             return written
         try:
-            self._queue.put_nowait((event, lost, written))
+            self._running().put_nowait((event, lost, written))
         except queue.Full:
             self._lose("too many events wait for the sink", event, lost, written)
+        except RuntimeError as error:
+            self._lose(f"no thread can be started: {error}", event, lost, written)
         return written
 
     def flush(self, seconds: float = _FLUSH_SECONDS) -> None:
         """Wait until what is queued is written, for some seconds at most."""
         give_up = time.monotonic() + seconds
-        while (
-            self._queue is not None and self._queue.unfinished_tasks and time.monotonic() < give_up
-        ):
+        while self._is_running() and self._queue.unfinished_tasks and time.monotonic() < give_up:
             time.sleep(0.005)
 
-    def _drain(self) -> None:
-        while self._queue is not None:
-            event, lost, written = self._queue.get()
+    def _is_running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _running(self) -> _Queue:
+        """The queue of the thread, which is started where there is none, as after a fork.
+
+        Raises:
+            RuntimeError: it cannot be: the process ends.
+        """
+        with self._lock:
+            if not self._is_running():
+                # Another one also: what a forked process finds in it is its parent's to write.
+                self._queue, self._busy_since = queue.Queue(MAX_QUEUED), None
+                thread = threading.Thread(
+                    target=self._drain, args=(self._queue,), name="stateful-audit", daemon=True
+                )
+                thread.start()
+                self._thread = thread
+            return self._queue
+
+    def _drain(self, events: _Queue) -> None:
+        while True:
+            event, lost, written = events.get()
+            self._busy_since = time.monotonic()
             if written.set_running_or_notify_cancel():  # else nobody waits: it is not done
                 with suppress(CancelledError, KeyboardInterrupt):
                     self._settle(event, lost, written)
-            self._queue.task_done()
+            self._busy_since = None
+            events.task_done()
 
     def _settle(self, event: AuditEvent, lost: Lost, written: Written) -> None:
         try:
@@ -124,10 +156,10 @@ class SinkWriter:
     def _write(self, event: AuditEvent) -> None:
         if self.sink is None:
             return
-        if self._lost:
+        with self._lock:
+            count, self._lost = self._lost, 0
+        if count:
             # Not under the lock: whoever loses an event takes it, and must not wait for a sink.
-            with self._lock:
-                count, self._lost = self._lost, 0
             try:
                 self.sink.record(AuditEvent(time.time(), "lost", "failure", count=count))
             except BaseException:
@@ -176,8 +208,11 @@ class Recorder:
         """
         written = self._writer.write(event, self.metrics.lost)
         if self._writer.blocks:
+            seconds = WAIT_SECONDS
+            if _is_on_loop():
+                seconds = 0.0 if self._writer.is_stuck else LOOP_SECONDS
             try:
-                written.result(LOOP_SECONDS if _is_on_loop() else WAIT_SECONDS)
+                written.result(seconds)
             except concurrent.futures.TimeoutError:
                 written.cancel()
                 raise _failed(event, _LATE) from None

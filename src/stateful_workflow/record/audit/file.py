@@ -10,6 +10,7 @@ import atexit
 import errno
 import json
 import logging
+import math
 import os
 import threading
 import time
@@ -106,19 +107,22 @@ class AuditFile:
         self.path = Path(path).resolve()
         """The newest segment."""
         self._name = printable(str(self.path))
-        self._rotate_bytes = rotate_bytes
+        self._rotate_bytes = math.inf if rotate_bytes is None else rotate_bytes
         self._on_checkpoint = on_checkpoint
+        self._process = os.getpid()
         self._changed = threading.Condition(threading.Lock())
         self._closed = False
         self._is_failing = False
         self._descriptor: int | None = None
+        self._left: list[int] = []  # segments for the thread to bring to the disk and close
         self._outbox: deque[str] = deque(maxlen=_MAX_WAITING)  # a later one covers the dropped
         self._lock = _locked(self.path)
         try:
-            self._resume(Path(f"{self.path}.key") if key is None else Path(key))
+            with self._changed:
+                self._resume(Path(f"{self.path}.key") if key is None else Path(key))
         except BaseException as error:
-            _close(self._descriptor)
-            _close(self._lock)
+            for descriptor in (*self._left, self._descriptor, self._lock):
+                _close(descriptor)
             if not isinstance(error, OSError):
                 raise
             why = error.strerror
@@ -138,22 +142,31 @@ class AuditFile:
         """Write an event.
 
         Raises:
-            AuditError: the file is closed.
+            AuditError: the file is closed, or this process was forked from the one that opened it.
             OSError, ValueError: it could not be written; the file is as it was before.
         """
+        if os.getpid() != self._process:
+            raise AuditError(
+                f"the audit file {self.path} was opened by the process that this one was forked "
+                "from: make an AuditFile with a path of its own in this process"
+            )
         with self._changed:
             if self._closed:
                 raise AuditError(f"the audit file {self.path} is closed")
             self._begin_if_gone()
-            if self._rotate_bytes is not None and self._end.size >= self._rotate_bytes:
-                self._try_checkpoint()
-                self._begin()
+            if self._end.size >= self._rotate_at:
+                self._rotate()
             self._append(self._end.tip.event(event))
             if self._end.tip.unsigned >= CHECKPOINT_EVENTS:
                 self._try_checkpoint()
 
     def close(self) -> None:
-        """Write a last checkpoint and let go of the file; the second time nothing happens."""
+        """Write a last checkpoint and let go of the file; the second time nothing happens.
+
+        Nor does anything in a process that was forked from the one that opened it.
+        """
+        if os.getpid() != self._process:
+            return
         with self._changed:
             if self._closed:
                 return
@@ -214,12 +227,21 @@ class AuditFile:
                 return
         self._begin()
 
+    def _rotate(self) -> None:
+        """Begin the next segment; where this one cannot be renamed, go on in it for a while."""
+        self._try_checkpoint()
+        try:
+            self._set_aside()
+        except (OSError, AuditError) as error:
+            self._rotate_at = self._end.size + self._rotate_bytes
+            self._fails("cannot be rotated", error)
+        else:
+            self._begin()
+
     def _begin(self) -> None:
         """Begin a segment; whatever has its name is kept under another."""
+        self._set_aside()
         self._leave()
-        with suppress(FileNotFoundError):
-            if self.path.stat().st_size:
-                self.path.rename(next_name(self.path))
         self._take(os.open(self.path, _FLAGS | os.O_CREAT, 0o600))
         try:
             self._append(self._end.tip.header(self._key, time.time()))
@@ -227,22 +249,28 @@ class AuditFile:
             self._leave()
             raise
 
+    def _set_aside(self) -> None:
+        with suppress(FileNotFoundError):
+            if self.path.stat().st_size:
+                self.path.rename(next_name(self.path))
+
     def _take(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+        self._descriptor, self._rotate_at = descriptor, self._rotate_bytes
         self._end = _End(self._end.tip, os.fstat(descriptor).st_size)
 
     def _leave(self) -> None:
-        """Let go of the segment, once it is on the disk."""
+        """Let go of the segment: a slow disk is for the thread to wait for."""
         if self._descriptor is None:
             return
         descriptor, self._descriptor = self._descriptor, None
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
+        if len(self._left) < _MAX_WAITING:
+            self._left.append(descriptor)
+            self._changed.notify_all()
+            return
+        # The thread is held up, and descriptors would run out.
+        if not self._is_on_disk(descriptor):
             self._outbox.clear()
-            self._fails("may not be on the disk", error)
-        finally:
-            _close(descriptor)
+        _close(descriptor)
 
     # --- lines ---------------------------------------------------------------
 
@@ -290,26 +318,30 @@ class AuditFile:
                 is_woken = self._changed.wait_for(self._has_work, CHECKPOINT_SECONDS)
                 if self._end.tip.unsigned and not is_woken:
                     self._try_checkpoint()
-                is_closed, texts = self._closed, list(self._outbox)
+                is_closed, texts, left = self._closed, list(self._outbox), list(self._left)
                 self._outbox.clear()
-                # Each segment that was left before is on the disk.
-                held = self._descriptor if texts else None
-                descriptor = None if held is None else os.dup(held)
-            self._hand_out(texts, descriptor)
+                self._left.clear()
+                # It stays open until this thread is here again, also where it is left meanwhile.
+                current = [self._descriptor] if texts and self._descriptor is not None else []
+            are_on_disk = [self._is_on_disk(descriptor) for descriptor in (*left, *current)]
+            for descriptor in left:
+                _close(descriptor)
+            if all(are_on_disk):
+                self._hand_out(texts)
 
     def _has_work(self) -> bool:
-        return self._closed or bool(self._outbox)
+        return self._closed or bool(self._outbox or self._left)
 
-    def _hand_out(self, texts: list[str], descriptor: int | None) -> None:
-        """Hand out checkpoints, once what they cover is on the disk."""
+    def _is_on_disk(self, descriptor: int) -> bool:
+        """Bring a segment to the disk."""
         try:
-            if descriptor is not None:
-                os.fsync(descriptor)
+            os.fsync(descriptor)
         except OSError as error:
             self._fails("may not be on the disk, so a checkpoint is not handed out", error)
-            return
-        finally:
-            _close(descriptor)
+            return False
+        return True
+
+    def _hand_out(self, texts: list[str]) -> None:
         for text in texts:
             try:
                 if self._on_checkpoint is not None:
