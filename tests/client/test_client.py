@@ -20,6 +20,7 @@ from temporalio.client import (
 )
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
 from stateful_workflow import (
@@ -311,6 +312,25 @@ async def test_two_calls_of_one_issuer_at_once_both_succeed_and_the_later_one_st
 ) -> None:
     between = Before(lambda: tokens.set(queue, "meanwhile"), times=1)
     mine = TokenClient(await client_with(engine, keyring, between), keyring)
+    async with worker_for(client, queue):
+        await start(mine, queue)
+
+        await mine.set(queue, "mine")
+
+        assert (await mine.get(queue)).reveal() == "mine"
+
+
+async def test_a_signalled_message_behind_a_newer_one_is_signed_anew_at_once(
+    engine: EmbeddedEngine, client: Client, tokens: TokenClient, keyring: Keyring, queue: str
+) -> None:
+    newer = ["meanwhile"]
+
+    async def no_update_finds_room() -> None:
+        while newer:
+            await tokens.set(queue, newer.pop())
+        raise RPCError("made so", RPCStatusCode.RESOURCE_EXHAUSTED, b"")
+
+    mine = TokenClient(await client_with(engine, keyring, Before(no_update_finds_room)), keyring)
     async with worker_for(client, queue):
         await start(mine, queue)
 

@@ -31,7 +31,9 @@ from ..errors import (
     OperationFailed,
     OutcomeUnknown,
     StatefulError,
+    TokenConflict,
     TokenKnown,
+    TokenStale,
     TooManyWaiting,
     WorkflowNotFound,
 )
@@ -167,13 +169,21 @@ async def _stands(
 ) -> TokenStatus:
     """Wait until a message that was signalled stands, or its update is answered after all."""
     while True:
-        # Whatever keeps it from being read now: it was signalled, and may be applied.
-        with suppress(_NoRoom, OperationFailed):
+        # One that closed may have applied it before.
+        with suppress(_NoRoom, WorkflowNotFound):
             return await _answer_of(client, workflow_id, message, update)
+        own = None
+        # Whatever keeps it from being read now: it was signalled, and may be applied.
         with suppress(StatefulError):
-            own = (await ask_place(client, workflow_id, message.claims.name)).own
-            if own is not None and parse(own).hash == message.hash:
-                return TokenStatus.of_message(message).at(time.time())
+            said = await ask_place(client, workflow_id, message.claims.name)
+            own = None if said.own is None else parse(said.own)
+        if own is not None and own.hash == message.hash:
+            return TokenStatus.of_message(message).at(time.time())
+        if own is not None and own.order > message.order:
+            raise (TokenStale if own.issuer == message.issuer else TokenConflict)(
+                f"workflow {workflow_id}: a newer {own.claims.name} stands there; read the status "
+                "and decide which one stands"
+            )
         await asyncio.sleep(_CONFIRM_EVERY_SECONDS)
 
 

@@ -150,7 +150,7 @@ class TreeWalk:
         node, answer = await self._watch(workflow_id, expected, withheld, of_parent, answer)
         if node is None:
             return
-        is_as_started = not node.closed and node.authority != workflow_id
+        is_as_started = answer is not None and not node.closed and node.authority != workflow_id
         if of_parent is not None and of_parent.life is Life.UNTOLD and is_as_started:
             node = replace(node, current=False, problem=of_parent.reason)
         self._note(node)
@@ -171,7 +171,7 @@ class TreeWalk:
         """
         is_told = of_parent is None or of_parent.life is not Life.UNTOLD
         could_not_tell = of_parent is not None and of_parent.reason is not None
-        may_hand_over = self._message is not None and is_told
+        to_hand_over = self._message if is_told else None
         pause, asked = _FIRST_PAUSE_SECONDS, time.monotonic()
         node = self._unseen(workflow_id, "not asked in time")
         while True:
@@ -195,9 +195,9 @@ class TreeWalk:
                 if not self._is_awaited(node, answer):
                     return node, answer
                 is_late = time.monotonic() - self._begun > _HAND_OVER_AFTER_SECONDS
-                if may_hand_over and not node.current and (could_not_tell or is_late):
-                    may_hand_over = False
-                    await self._hand_over(workflow_id)
+                if to_hand_over and not node.current and (could_not_tell or is_late):
+                    await self._hand_over(workflow_id, to_hand_over)
+                    to_hand_over = None
             if self._left() <= 0:
                 return node, answer
             respite = min(2 * (time.monotonic() - asked), _LONGEST_RESPITE_SECONDS)
@@ -318,10 +318,8 @@ class TreeWalk:
         on_its_way = {*node.undelivered, *closed} - failed
         return bool(on_its_way) and self._left() > _LAST_LOOK_SECONDS
 
-    async def _hand_over(self, workflow_id: str) -> None:
+    async def _hand_over(self, workflow_id: str, message: Message) -> None:
         """Hand a node the message by update; what it says shows when it is asked again."""
-        if self._message is None:
-            return
         handle = self._client.get_workflow_handle(workflow_id)
         with suppress(
             RPCError,
@@ -329,7 +327,7 @@ class TreeWalk:
             WorkflowUpdateRPCTimeoutOrCancelledError,
             asyncio.TimeoutError,
         ):
-            update = handle.execute_update(MESSAGE, self._message.text, result_type=RawValue)
+            update = handle.execute_update(MESSAGE, message.text, result_type=RawValue)
             await asyncio.wait_for(update, _HAND_OVER_SECONDS)
 
     def _left(self) -> float:
