@@ -246,7 +246,8 @@ class Inbox:
             return
         if self._queue and (self._judging is None or self._judging.done()):
             self._judging = asyncio.create_task(self._judge_queue())
-        if self._unknown and (self._asking is None or self._asking.done()):
+        # In this order: with thousands that wait, each one more would look through all of them.
+        if (self._asking is None or self._asking.done()) and self._unknown:
             self._asking = asyncio.create_task(self._look_up_issuers())
 
     async def _judge_queue(self) -> None:
