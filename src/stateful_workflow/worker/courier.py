@@ -109,8 +109,8 @@ class _Courier:
                     self._worker.client = _bare(client)
                     beside.followed = client
                 except Exception as error:  # noqa: BLE001 - an interceptor's; it is tried again
-                    why = printable(type(error).__name__)
-                    _log.error("A courier cannot take a new client: %s", why)
+                    said = printable(type(error).__name__)
+                    _log.error("A courier cannot take a new client: %s", said)
 
     async def stop(self) -> None:
         self._follow.cancel()
