@@ -16,7 +16,7 @@ from temporalio.converter import DataConverter
 
 from stateful_workflow.use.exposure import LEVELS, SHORTEST, OpenedSecrets
 
-SECRET = "canary/5+e\"7'f1~9Zz+&<" + 31 * "0aF"
+SECRET = 'cänary/5+e"7\\f1 %41~9Zz+é&<' + 31 * "0aF"
 
 
 def in_lines(text: str, width: int = 64) -> str:
@@ -27,15 +27,21 @@ def in_base64(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
+def escaped_throughout(text: str) -> str:
+    units = text.encode("utf-16-be").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
+
+
 ESCAPES: dict[str, Callable[[str], str]] = {
     "JSON": json.dumps,
     "JSON, not escaped": lambda text: json.dumps(text, ensure_ascii=False),
     "JSON with \\/": lambda text: json.dumps(text).replace("/", "\\/"),
     "JSON for HTML": lambda text: json.dumps(text).replace("&", "\\u0026").replace("<", "\\u003C"),
-    "JSON, all of it escaped": lambda text: "".join(f"\\u{ord(char):04x}" for char in text),
+    "JSON, all of it escaped": lambda text: f'"{escaped_throughout(text)}"',
     "repr": repr,
     "ascii": ascii,
     "repr of bytes": lambda text: repr(text.encode()),
+    "bytes in octal": lambda text: "".join(f"\\{byte:03o}" for byte in text.encode()),
     "a path": quote,
     "a path, lower case": lambda text: "".join(
         char if char.isalnum() and char.isascii() else f"%{char.encode().hex('%')}" for char in text
@@ -57,11 +63,16 @@ BINARY: dict[str, Callable[[str], str]] = {
     "base64 in a URL": lambda text: quote(in_base64(text), safe=""),
     "Basic": lambda text: f"Basic {in_base64(f'user:{text}')}",
 }
+# Nothing but what they hold themselves is found in them.
+WIDE: dict[str, Callable[[str], str]] = {
+    "base64 of UTF-16-LE": lambda text: base64.b64encode(text.encode("utf-16-le")).decode(),
+    "base64 of UTF-16-BE": lambda text: base64.b64encode(text.encode("utf-16-be")).decode(),
+}
 ENCODINGS = {**ESCAPES, **BINARY}
 FORMS = {
     "as it is": SECRET,
     "in a document": repr({"a": [{"token": SECRET}]}),
-    **{name: spell(SECRET) for name, spell in ENCODINGS.items()},
+    **{name: spell(SECRET) for name, spell in {**ENCODINGS, **WIDE}.items()},
     **{f"base64 after {n}": in_base64("user:"[:n] + SECRET) for n in range(4)},
     **{f"{n} characters, base64": "token"[:n] + in_base64(SECRET) for n in range(4)},
     "a digit, hexadecimal": "e" + SECRET.encode().hex(),
@@ -80,9 +91,10 @@ FORMS = {
         json.dumps(in_lines(in_base64(SECRET)).replace("\n", "\r\n"))
     ),
 }
-# What could itself be an escape, or a space in a query, is left out.
-PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
-TOKENS = st.text(PRINTABLE.replace("\\", "").replace("%", ""), min_size=SHORTEST, max_size=40)
+# One that looks like an escape itself is found too, as above, but not in every combination.
+TOKENS = st.text(
+    st.characters(codec="utf-8", exclude_characters="\\%"), min_size=SHORTEST, max_size=40
+)
 # What neither begins nor ends an escape.
 AROUND = st.text("abcdef0189XYZ \"':{}[],=/-_.<>&\n", max_size=8)
 
