@@ -33,6 +33,7 @@ from .members import (
 )
 from .status import TokenStatus
 
+_TEXTS: Final = list_of(ANY)
 _KIND: Final = one_of(get_args(Kind))
 _LIFE: Final = one_of(tuple(life.value for life in Life))
 _MESSAGE: Final = optional(text(1, MAX_MESSAGE_BYTES))
@@ -45,7 +46,7 @@ def _life(value: object) -> Life:
 
 def _names(value: object) -> tuple[str, ...]:
     # Workflow code may withhold what no credential can be called.
-    return tuple(name for name in list_of(ANY)(value) if name == ALL or valid_name(name))
+    return tuple(name for name in _TEXTS(value) if name == ALL or valid_name(name))
 
 
 def token_status(answer: object) -> TokenStatus:

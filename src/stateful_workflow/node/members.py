@@ -8,9 +8,10 @@ absent one counts as null. No error here holds anything of what was read.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, field, fields, is_dataclass
+from dataclasses import MISSING, field, fields
 from enum import Enum
-from typing import Any, Final, TypeVar, cast
+from functools import cache
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from ..errors import AnswerMalformed
 from ..sealed.message import MAX_LIST, MAX_VERSION, valid_name
@@ -43,6 +44,19 @@ def member(
     return field(default=default, metadata=metadata)
 
 
+class _Member(NamedTuple):
+    name: str
+    check: Check | None = None
+    is_part: bool = False
+    omit_null: bool = False
+
+
+@cache
+def _members(cls: type) -> tuple[_Member, ...]:
+    """The members of a class, in their order."""
+    return tuple(_Member(one.name, **one.metadata) for one in fields(cast("Any", cls)))
+
+
 def read(cls: type[T], value: object) -> T:
     """Read an object of such a class.
 
@@ -51,35 +65,37 @@ def read(cls: type[T], value: object) -> T:
     """
     members = OBJECT(value)
     found: dict[str, Any] = {}
-    for one in fields(cast("Any", cls)):
-        if "check" not in one.metadata:
+    for one in _members(cls):
+        if one.check is None:
             continue  # it is written alone
         try:
-            part = members if one.metadata.get("is_part") else members.get(one.name)
-            found[one.name] = one.metadata["check"](part)
+            found[one.name] = one.check(members if one.is_part else members.get(one.name))
         except AnswerMalformed as error:
-            where = "" if one.metadata.get("is_part") else f"{one.name}: "
+            where = "" if one.is_part else f"{one.name}: "
             raise AnswerMalformed(f"{where}{error}") from None
     return cls(**found)
 
 
 def to_json(value: object) -> Any:
     """The same as JSON data."""
-    if is_dataclass(value):
-        written: dict[str, Any] = {}
-        for one in fields(value):
-            inner = to_json(getattr(value, one.name))
-            if one.metadata.get("is_part"):
-                written |= inner
-            elif not (inner is None and one.metadata.get("omit_null")):
-                written[one.name] = inner
-        return written
+    # The commonest first: a node of many children is asked often.
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [to_json(inner) for inner in cast("list[object]", value)]
+    if isinstance(value, Enum):
+        return value.value
     if isinstance(value, Mapping):
         members = cast("Mapping[str, object]", value)
         return {name: to_json(inner) for name, inner in members.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(inner) for inner in cast("list[object]", value)]
-    return value.value if isinstance(value, Enum) else value
+    written: dict[str, Any] = {}
+    for one in _members(type(value)):
+        inner = to_json(getattr(value, one.name))
+        if one.is_part:
+            written |= inner
+        elif not (inner is None and one.omit_null):
+            written[one.name] = inner
+    return written
 
 
 # --- what a member may be ----------------------------------------------------
