@@ -1,4 +1,4 @@
-"""Find an opened secret in data, however it is encoded there, and take it out.
+"""Find an opened secret in data, however it is encoded there.
 
 What is looked for is the secret itself. The encodings around it are undone first: the
 escapes of JSON and ``repr``, percent-encoding, hexadecimal and base64. One of fewer than 8
@@ -21,7 +21,6 @@ SHORTEST: Final = 8
 LEVELS: Final = 4
 """Encodings of bytes that are undone one around the other, each with as many levels of escapes."""
 
-
 _NUMBERED: Final = re.compile(
     rb"\\(?:(x[\dA-Fa-f]{2}(?:\\x[\dA-Fa-f]{2})*|[0-3][0-7]{2})"
     rb"|U[\dA-Fa-f]{8}|u[\dA-Fa-f]{4}(?:\\u[\dA-Fa-f]{4})*)"
@@ -33,26 +32,26 @@ class OpenedSecrets:
     """The secrets an activity has opened, and where they turn up."""
 
     def __init__(self) -> None:
-        self._names: dict[str, str] = {}
         self._needles: dict[bytes, str] = {}
+        self._is_ascii = True
 
     def add(self, name: str, secret: str) -> None:
         """Note a secret under its credential name."""
         if len(secret) >= SHORTEST:
-            self._names[secret] = name
+            self._is_ascii = self._is_ascii and secret.isascii()
             self._needles |= dict.fromkeys(_needles(secret), name)
 
     @property
     def are_none(self) -> bool:
         """Whether there is nothing to look for."""
-        return not self._names
+        return not self._needles
 
     def found_in(self, data: Iterable[bytes]) -> str | None:
         """The credential name of a secret that is in the data, or None."""
         needles = dict(self._needles)  # a thread may open another token meanwhile
         if not needles:
             return None
-        text = _ASCII if all(map(str.isascii, tuple(self._names))) else _TEXT
+        text = _ASCII if self._is_ascii else _TEXT
         shortest = min(map(len, needles))
         for part in data:
             for reading in _readings(part, shortest, text):
