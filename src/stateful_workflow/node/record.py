@@ -51,8 +51,17 @@ class NodeRecord:
         reason: str | None = None,
     ) -> None:
         """A name ("*" for every one) is withheld from a child from now on, or shared again."""
-        event = self._scene.event(action, "success", None, name, at=workflow.time(), reason=reason)
-        self._record(replace(event, child_id=child_id, child_type=child_type))
+        event = self._scene.event(
+            action,
+            "success",
+            None,
+            name,
+            at=workflow.time(),
+            reason=reason,
+            child_id=child_id,
+            child_type=child_type,
+        )
+        self._record(event)
 
     def _record(self, event: AuditEvent) -> None:
         if not workflow.unsafe.is_replaying():

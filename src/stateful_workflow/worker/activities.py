@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Final, cast
 
@@ -185,8 +185,11 @@ class CourierActivities:
             info.workflow_type,
         )
         outcome = "success" if why is None else "failure"
-        event = scene.event("forward", outcome, message, reason=why)
-        recorder.record(replace(event, child_id=child_id, child_type=child_type))
+        recorder.record(
+            scene.event(
+                "forward", outcome, message, reason=why, child_id=child_id, child_type=child_type
+            )
+        )
 
     # --- find ----------------------------------------------------------------
 
