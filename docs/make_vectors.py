@@ -81,11 +81,9 @@ KEYS: dict[str, Json] = {
 }
 
 
-def keyring(*names: str, **marks: bool) -> Keyring:
-    """A keyring of these keys; the first one may be marked, as ``revoked=True``."""
-    keys = [dict(KEYS[name]) for name in names]
-    if marks:
-        keys[0]["stateful"] = marks
+def keyring(*names: str, limits: dict[str, Json] | None = None) -> Keyring:
+    """A keyring of these keys, some of them limited."""
+    keys = [{**KEYS[name], "stateful": (limits or {}).get(name, {})} for name in names]
     return Keyring.from_json(json.dumps({"keys": keys}))
 
 
@@ -564,7 +562,7 @@ class Judging:
         self._ledger = Ledger(
             (ACME["root"], CHILD),
             ACME["tree"],
-            limited(["issuer"], limits).trusted(),
+            keyring("issuer", limits=limits).trusted(),
             dict.fromkeys(withheld, 1),
         )
 
@@ -575,7 +573,7 @@ class Judging:
     def _step(self, step: str | Json) -> Json:
         step = {"message": step} if isinstance(step, str) else step
         if "message" not in step:
-            known = limited(step.get("trust", []), step.get("limits")).trusted()
+            known = keyring(*step.get("trust", ()), limits=step.get("limits")).trusted()
             self._ledger.trust(known, [KEYS[name]["kid"] for name in step.get("revoked", ())])
             return step
         now = step.get("now", NOW + 5000)
@@ -590,13 +588,6 @@ class Judging:
             "verdict": verdict,
             "in_force": None if force is None else force.fingerprint,
         }
-
-
-def limited(names: list[str], limits: dict[str, Json] | None) -> Keyring:
-    """A keyring of these keys, each with its limits."""
-    return Keyring.from_json(
-        json.dumps({"keys": [{**KEYS[n], "stateful": (limits or {}).get(n, {})} for n in names]})
-    )
 
 
 def started(genuine: list[Json]) -> list[Json]:
