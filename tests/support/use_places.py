@@ -14,7 +14,6 @@ from temporalio.worker import Worker
 
 from stateful_workflow import TokenClient
 from tests.support.api import Api
-from tests.support.asking import lower
 from tests.support.use_workflows import ASYNC_ACTIVITIES, SYNC_ACTIVITIES, Caller, Job
 
 Root = WorkflowHandle[Caller, None]
@@ -23,10 +22,6 @@ KINDS = pytest.mark.parametrize("key", [False, True], ids=["bearer", "key"])
 """`TokenAuth`, or `OriginTransport`."""
 
 NEVER_OLD = 3600.0
-
-
-def set_fresh_seconds(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    lower(monkeypatch, fresh_seconds=seconds)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,6 @@ from tests.support.use_places import (
     Place,
     Root,
     place_of,
-    set_fresh_seconds,
     start,
 )
 from tests.support.use_workflows import ASYNC_ACTIVITIES, USE_WORKFLOWS, Caller
@@ -61,7 +60,7 @@ class Asked(Interceptor):
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     # What came with the activity is not asked for again because of its age.
-    set_fresh_seconds(monkeypatch, NEVER_OLD)
+    lower(monkeypatch, fresh_seconds=NEVER_OLD)
     lower(monkeypatch, newer_seconds=0.05)
     return Asked()
 

@@ -32,7 +32,6 @@ from tests.support.use_places import (
     Place,
     Root,
     place_of,
-    set_fresh_seconds,
     start,
 )
 from tests.support.use_workflows import (
@@ -201,7 +200,7 @@ async def test_a_refused_token_is_replaced_in_place_by_a_newer_one(
     body: str | None,
     key: bool,
 ) -> None:
-    set_fresh_seconds(monkeypatch, NEVER_OLD)
+    lower(monkeypatch, fresh_seconds=NEVER_OLD)
     root = await start(tokens, queue, api)
     job = place.job(api.url("before"), api.gate("g"), api.url("after"), body=body, key=key)
 
@@ -224,7 +223,7 @@ async def test_a_body_that_streams_is_not_sent_twice(
     monkeypatch: pytest.MonkeyPatch,
     key: bool,
 ) -> None:
-    set_fresh_seconds(monkeypatch, NEVER_OLD)
+    lower(monkeypatch, fresh_seconds=NEVER_OLD)
     root = await start(tokens, queue, api)
     job = place.job(api.gate("g"), api.url("after"), body="stream", key=key)
 
@@ -245,7 +244,7 @@ async def test_a_refused_token_that_was_revoked_meanwhile_says_so(
         await tokens.revoke(queue)
         api.valid = set()
 
-    set_fresh_seconds(monkeypatch, NEVER_OLD)
+    lower(monkeypatch, fresh_seconds=NEVER_OLD)
     root = await start(tokens, queue, api)
     job = place.job(api.gate("g"), api.url("after"), api.url("again"), key=key)
 
@@ -313,7 +312,7 @@ async def test_a_newer_token_is_waited_for_after_a_report_however_long_that_took
 
             return Outbound(next)
 
-    set_fresh_seconds(monkeypatch, NEVER_OLD)
+    lower(monkeypatch, fresh_seconds=NEVER_OLD)
     lower(monkeypatch, newer_seconds=0.05)
     root = await start(tokens, queue, api)
     api.valid = {"second"}
@@ -348,7 +347,7 @@ async def test_a_thread_that_waits_in_vain_gives_its_question_up_and_the_activit
 
             return Outbound(next)
 
-    set_fresh_seconds(monkeypatch, NEVER_OLD)
+    lower(monkeypatch, fresh_seconds=NEVER_OLD)
     monkeypatch.setattr("stateful_workflow.use.tokens._THREAD_SECONDS", 0.1)
     root = await start(tokens, queue, api)
     api.valid = set()
@@ -456,7 +455,7 @@ async def test_an_activity_asks_before_it_uses_what_is_old_or_near_its_expiry(
     expires_in: int | None,
     used: str,
 ) -> None:
-    set_fresh_seconds(monkeypatch, fresh_seconds)
+    lower(monkeypatch, fresh_seconds=fresh_seconds)
     root = await start(tokens, queue, api, expires_in=expires_in)
     job = Job([api.url("x")], queue=f"{queue}-use")
     running = asyncio.create_task(root.execute_update(Caller.do, job))
@@ -478,7 +477,7 @@ async def test_a_long_activity_turns_to_the_newest_without_being_refused(
         await tokens.rotate(queue, "second", timeout=20)
         await passed(since, 0.3)
 
-    set_fresh_seconds(monkeypatch, 0.3)
+    lower(monkeypatch, fresh_seconds=0.3)
     root = await start(tokens, queue, api)
     job = place.job(api.url("before"), api.gate("g"), api.url("after"))
 
@@ -490,7 +489,7 @@ async def test_a_local_activity_uses_what_it_carries_and_never_asks(
     tokens: TokenClient, queue: str, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Its query would wait for the workflow task that waits for it, and come back with nothing.
-    set_fresh_seconds(monkeypatch, -1)
+    lower(monkeypatch, fresh_seconds=-1)
     root = await start(tokens, queue, api)
     api.valid = set()
 
