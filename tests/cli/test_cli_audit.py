@@ -327,7 +327,9 @@ def test_tail_says_who_sent_it_and_from_whom_it_is_kept(path: Path) -> None:
     for action in ("share", "forward"):
         assert " at orders/1 to orders/2 " in shown(action=action, child_id="orders/2")
     for action in ("set", "reseal", "revoke", "inherit", "reject"):
-        assert " by key-1 at orders/1 " in shown(action=action)
+        assert " issuer key-1 at orders/1 " in shown(action=action)
+    noted = shown(action="set", by="mia", on_behalf_of="Acme", said_reason="ticket 7")
+    assert " by mia for Acme because ticket 7 issuer key-1 " in noted
     assert "key-1" not in shown(action="accept")
 
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stateful_workflow.record.event import ACTIONS, ATTRIBUTES, OUTCOMES, AuditEvent, Scene
+from stateful_workflow.record.event import (
+    ACTIONS,
+    ATTRIBUTES,
+    MAX_NOTE,
+    OUTCOMES,
+    AuditEvent,
+    Deed,
+    Scene,
+)
 from stateful_workflow.sealed.message import parse
 from tests.support.builders import CLAIMS, TOKEN, keyring
 
-NUMBERS = {"version", "attempt", "status", "count"}
+NUMBERS = {"version", "expires_at", "attempt", "status", "count"}
 VALUES = {
     "action": st.sampled_from(ACTIONS),
     "outcome": st.sampled_from(OUTCOMES),
@@ -63,3 +71,22 @@ def test_what_an_event_says_of_a_message_is_no_secret_and_not_the_message() -> N
     assert TOKEN not in str(said)
     assert message.text not in str(said)
     assert Scene().event("set", "success", None, "billing").name == "billing"
+
+
+def test_what_is_set_is_on_record_with_all_that_it_is_limited_to() -> None:
+    url = f"{CLAIMS.origins[0]}/v2"
+    claims = replace(
+        CLAIMS, expires_at=2_000_000_000, types=("Node",), audiences=("default",), api_url=url
+    )
+    said = Scene().event("set", "success", parse(keyring().seal(claims, TOKEN)))
+
+    assert (said.expires_at, said.types, said.readers) == (2_000_000_000, "Node", "default")
+    assert (said.origins, said.api_url) == (" ".join(CLAIMS.origins), url)
+
+
+@pytest.mark.parametrize("part", ["by", "on_behalf_of", "reason"])
+@pytest.mark.parametrize("wrong", [7, "x" * (MAX_NOTE + 1), f"for {TOKEN}"])
+def test_a_note_is_a_short_text_without_the_token(part: str, wrong: Any) -> None:
+    with pytest.raises(ValueError, match="reason="):
+        Deed("set", **{part: wrong}).without(TOKEN)
+    assert Deed("set", **{part: "Mia"}).without(TOKEN)

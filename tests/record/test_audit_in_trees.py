@@ -38,6 +38,7 @@ from stateful_workflow import (
 )
 from stateful_workflow.audit import AuditEvent, AuditSink
 from stateful_workflow.engine import EmbeddedEngine
+from stateful_workflow.record.event import Deed, Note
 from stateful_workflow.sealed.message import parse
 from tests.support.api import Api, start_api
 from tests.support.asking import Unreachable, eventually, nodes_run, sealed_at, start_worker
@@ -46,6 +47,7 @@ from tests.support.workflows import WORKFLOWS, Node, Plan
 
 FIRST, SECOND = "audit-canary-first", "audit-canary-second"
 URL = "https://api.example.com"
+ENDS = ("unknown", "success")
 
 
 class Recorded:
@@ -175,6 +177,32 @@ async def test_a_start_and_a_rotation_stand_on_record_at_every_hop(
     assert event.run_id
     assert (event.name, event.kind, event.issuer) == ("apiToken", "token", sealed.issuer)
     assert (event.version, event.fingerprint) == (sealed.claims.version, sealed.fingerprint)
+
+
+async def test_who_had_what_done_for_whom_and_why_stands_on_record_from_start_to_end(
+    audited: Client, keyring: Keyring, queue: str, record: Recorded
+) -> None:
+    why: Note = {"by": "mia", "on_behalf_of": "Acme", "reason": "ticket 7"}
+    tokens = TokenClient(audited, keyring)
+    async with start_worker(audited, queue):
+        given: Any = {"task_queue": queue, "api_token": FIRST, "api_url": URL}
+        await tokens.start_workflow(Node.run, Plan(), id=queue, **given, **why)
+        await tokens.set(queue, FIRST, **why)
+        await tokens.rotate(queue, SECOND, timeout=20, **why)
+        await tokens.reseal(queue, **why)
+        sealed = await tokens.seal(queue, SECOND, **why)
+        await tokens.revoke(queue, **why)
+        await tokens.inherit(queue, **why)
+        await tokens.set(queue, FIRST, origins=[URL])  # nobody says why
+
+    noted = record.of(by="mia", on_behalf_of="Acme", said_reason="ticket 7")
+    assert Counter((e.action, e.outcome) for e in noted) == {
+        ("set", "unknown"): 4,  # what is sealed by hand is sent by somebody else
+        ("set", "success"): 3,
+        **{(action, end): 1 for action in ("reseal", "revoke", "inherit") for end in ENDS},
+    }
+    assert [e.fingerprint for e in noted if e.outcome == "unknown"][4] == parse(sealed).fingerprint
+    assert len(record.of("set", by=None, on_behalf_of=None, said_reason=None)) == 2
 
 
 async def test_a_replay_puts_nothing_on_record(
@@ -572,7 +600,7 @@ async def test_two_issuers_in_conflict_stand_on_record(
         held = parse(await sealed_at(other, queue))
         older = keyring.seal(replace(held.claims, version=held.claims.version - 1), "x")
         with pytest.raises(TokenConflict):
-            await first._update("set", queue, older)  # pyright: ignore[reportPrivateUsage]
+            await first._update(Deed("set"), queue, older)  # pyright: ignore[reportPrivateUsage]
 
     assert record.outcomes("set")[-2:] == [
         ("set", "unknown", None),

@@ -40,12 +40,12 @@ from ..errors import (
     WorkflowNotFound,
 )
 from ..node.status import TokenStatus, TokenTree, cure
-from ..record.event import Action, AuditEvent, AuditSink, Outcome, Scene
+from ..record.event import AuditEvent, AuditSink, Deed, Note, Outcome, Scene
 from ..record.metrics import Metrics
 from ..record.recorder import FailureRule, Recorder, SinkWriter, writer_of
 from ..sealed.issuing import Place, Terms, capped, kept, verified_place
 from ..sealed.keyring import Keyring, KeyringSource
-from ..sealed.message import DEFAULT_NAME, Message, parse
+from ..sealed.message import DEFAULT_NAME, Message, SealedToken, parse
 from ..sealed.token import ApiToken
 from ..use.parents import confirm_above
 from .calls import ask_place, ask_token, send
@@ -153,7 +153,7 @@ class TokenClient:
             options: the SDK's own, and `TokenOptions`: ``api_token`` (the secret),
                 ``api_url`` (the workflow's API address), ``name``, ``origins`` (where the
                 token may be sent; None takes the origin of ``api_url``), ``expires_in``
-                (seconds or a timedelta), ``types`` and ``readers`` (as `set`).
+                (seconds or a timedelta), ``types`` and ``readers`` (as `set`), and `Note`.
 
         Raises:
             KeyringError, IssuerLimited, OriginsMissing, ValueError, TokenMalformed: the token
@@ -163,6 +163,8 @@ class TokenClient:
         """
         given = {key: options.pop(key) for key in TokenOptions.__annotations__ if key in options}
         token = cast("TokenOptions", given)
+        note: Any = {key: options.pop(key) for key in Note.__annotations__ if key in options}
+        deed = Deed("set", **note).without(token.get("api_token") or "")
         has_token = token.get("api_token") is not None
         conflict = options.get("id_conflict_policy")
         if has_token and conflict is temporalio.common.WorkflowIDConflictPolicy.USE_EXISTING:
@@ -171,13 +173,13 @@ class TokenClient:
                 "USE_EXISTING, or use set()"
             )
         name = token.get("name", DEFAULT_NAME)
-        async with self._on_record("set", id, name):
+        async with self._on_record(deed, id, name):
             is_keyless = self._keyring is None and not has_token
             keyring = Keyring() if is_keyless else self._require_keyring()
             namespace = self._client.namespace
             state, message = await asyncio.to_thread(new_tree, id, namespace, token, keyring)
         sdk = {"args": args, "id": id, "task_queue": task_queue, "result_type": result_type}
-        async with self._on_record("set", id, name, message):
+        async with self._on_record(deed, id, name, message):
             return await start(self._client, state, workflow, arg, **sdk, **options)
 
     # --- set -----------------------------------------------------------------
@@ -192,6 +194,7 @@ class TokenClient:
         expires_in: timedelta | float | None = None,
         types: Sequence[str] | Literal["any"] | None = None,
         readers: Sequence[str] | Literal["any"] | None = None,
+        **note: Unpack[Note],
     ) -> TokenStatus:
         """Set a token at a workflow; it reaches that workflow's subtree.
 
@@ -207,6 +210,8 @@ class TokenClient:
                 held there, "any" lifts the limit.
             readers: audiences of the keyring's readers it is sealed for: nobody else can open
                 it. None keeps those of the token held there, "any" seals for every reader.
+            note: ``by=``, ``on_behalf_of=`` and ``reason=``, a text each: who had this done, for
+                whom and why. It goes on record as it is given.
 
         Returns:
             What stands at the workflow now. Its children are told meanwhile: see `rotate`.
@@ -223,16 +228,51 @@ class TokenClient:
             AuditFailed: it could not be put on record, and was not sent.
         """
         terms = Terms(origins, expires_in, types, readers)
-        status, _ = await self._set(workflow_id, token, name, terms)
+        status, _ = await self._set(workflow_id, token, name, terms, note)
         return status
 
+    async def seal(
+        self,
+        workflow_id: str,
+        token: str,
+        *,
+        name: str = DEFAULT_NAME,
+        origins: Sequence[str] | None = None,
+        expires_in: timedelta | float | None = None,
+        types: Sequence[str] | Literal["any"] | None = None,
+        readers: Sequence[str] | Literal["any"] | None = None,
+        **note: Unpack[Note],
+    ) -> SealedToken:
+        """Seal a token for a workflow, to be sent by whoever may: as the update named `name`.
+
+        It counts at this workflow alone, and until a newer one is set there.
+
+        Args:
+            workflow_id, token, name, origins, expires_in, types, readers, note: as `set`.
+
+        Raises:
+            As `set`, but for what comes of sending it.
+        """
+        terms = Terms(origins, expires_in, types, readers)
+        deed = Deed("set", **note).without(token)
+        message = await self._sealing(deed, workflow_id, token, name, terms)()
+        event = self._event(deed, workflow_id, name, message, "unknown")
+        await self._recorder.require_async(event)
+        return SealedToken(message.text)
+
     async def _set(
-        self, workflow_id: str, token: str, name: str, terms: Terms
+        self, workflow_id: str, token: str, name: str, terms: Terms, note: Note
     ) -> tuple[TokenStatus, Message]:
+        deed = Deed("set", **note).without(token)
+        return await self._send(deed, self._sealing(deed, workflow_id, token, name, terms))
+
+    def _sealing(
+        self, deed: Deed, workflow_id: str, token: str, name: str, terms: Terms
+    ) -> Callable[[], Awaitable[Message]]:
         def seal(keyring: Keyring, place: Place) -> str:
             return keyring.seal(place.token(terms, time.time()), token)
 
-        return await self._sign_and_send("set", workflow_id, name, seal)
+        return self._signing(deed, workflow_id, name, seal)
 
     async def rotate(
         self,
@@ -245,6 +285,7 @@ class TokenClient:
         expires_in: timedelta | float | None = None,
         types: Sequence[str] | Literal["any"] | None = None,
         readers: Sequence[str] | Literal["any"] | None = None,
+        **note: Unpack[Note],
     ) -> TokenTree:
         """Set a token and wait until every live entitled node has accepted it.
 
@@ -254,7 +295,7 @@ class TokenClient:
 
         Args:
             timeout: seconds or a timedelta to wait for convergence.
-            workflow_id, token, name, origins, expires_in, types, readers: as `set`.
+            workflow_id, token, name, origins, expires_in, types, readers, note: as `set`.
 
         Raises:
             NotConverged: not within the timeout; its ``tree`` says which nodes are behind.
@@ -264,7 +305,7 @@ class TokenClient:
         started = time.monotonic()
         deadline = started + seconds
         terms = Terms(origins, expires_in, types, readers)
-        _, message = await self._set(workflow_id, token, name, terms)
+        _, message = await self._set(workflow_id, token, name, terms, note)
         tree = await TreeWalk(self._client, name, deadline, message).run(workflow_id)
         tree = replace(tree, signed=TokenStatus.of_message(message))
         if not tree.converged:
@@ -279,7 +320,9 @@ class TokenClient:
         self._recorder.metrics.converged(name, time.monotonic() - started)
         return tree
 
-    async def revoke(self, workflow_id: str, name: str = DEFAULT_NAME) -> TokenStatus:
+    async def revoke(
+        self, workflow_id: str, name: str = DEFAULT_NAME, **note: Unpack[Note]
+    ) -> TokenStatus:
         """Take the token away from a workflow and all below it, except where one is set lower.
 
         It waits for those below for about 2 seconds; `tree` shows who is behind.
@@ -287,22 +330,25 @@ class TokenClient:
 
         Raises: as `set`, but for AuditFailed.
         """
-        return await self._revoke(workflow_id, name, inherit=False)
+        return await self._revoke(Deed("revoke", **note), workflow_id, name)
 
-    async def inherit(self, workflow_id: str, name: str = DEFAULT_NAME) -> TokenStatus:
+    async def inherit(
+        self, workflow_id: str, name: str = DEFAULT_NAME, **note: Unpack[Note]
+    ) -> TokenStatus:
         """Let a workflow take its ancestors' token again, after `revoke` or a token of its own.
 
         It waits for those below, as `revoke` does.
         Raises: as `set`.
         """
-        return await self._revoke(workflow_id, name, inherit=True)
+        return await self._revoke(Deed("inherit", **note), workflow_id, name)
 
-    async def _revoke(self, workflow_id: str, name: str, *, inherit: bool) -> TokenStatus:
+    async def _revoke(self, deed: Deed, workflow_id: str, name: str) -> TokenStatus:
         def sign(keyring: Keyring, place: Place) -> str:
+            inherit = deed.action == "inherit"
             return keyring.revocation(place.revocation(time.time(), inherit=inherit))
 
-        action = "inherit" if inherit else "revoke"
-        status, message = await self._sign_and_send(action, workflow_id, name, sign)
+        signing = self._signing(deed, workflow_id, name, sign)
+        status, message = await self._send(deed, signing)
         # It stands; a workflow below that its parent cannot signal is handed it here.
         with suppress(OperationFailed):
             deadline = time.monotonic() + _HAND_DOWN_SECONDS
@@ -315,6 +361,7 @@ class TokenClient:
         name: str = DEFAULT_NAME,
         *,
         readers: Sequence[str] | Literal["any"] | None = None,
+        **note: Unpack[Note],
     ) -> TokenStatus:
         """Seal the token in force at a workflow anew, for the readers the keyring has now.
 
@@ -322,17 +369,17 @@ class TokenClient:
         authority, whose status is returned. A token that somebody sets meanwhile stands.
 
         Args:
-            readers: as `set`.
+            readers, note: as `set`.
 
         Raises:
             As `get` and `set`.
         """
-        keyring = self._require_keyring()
+        keyring, deed = self._require_keyring(), Deed("reseal", **note)
 
         async def sealed() -> Message:
             held = await self.get(workflow_id, name)
             claims = held.message.claims
-            async with self._on_record("reseal", claims.authority, name):
+            async with self._on_record(deed, claims.authority, name):
                 await confirm_above(self._client, claims.authority, claims.root)
                 claims = replace(
                     claims,
@@ -342,23 +389,23 @@ class TokenClient:
                 )
                 return parse(await asyncio.to_thread(keyring.seal, claims, held.reveal()))
 
-        status, _ = await self._send("reseal", sealed)
+        status, _ = await self._send(deed, sealed)
         return status
 
-    async def _sign_and_send(
+    def _signing(
         self,
-        action: Action,
+        deed: Deed,
         workflow_id: str,
         name: str,
         sign: Callable[[Keyring, Place], str],
-    ) -> tuple[TokenStatus, Message]:
-        """Sign for a workflow what its verified message and the server let one, and send it."""
+    ) -> Callable[[], Awaitable[Message]]:
+        """What signs for a workflow what its verified message and the server let one."""
         keyring = self._require_keyring()
         first: Place | None = None
 
         async def signed() -> Message:
             nonlocal first
-            async with self._on_record(action, workflow_id, name):
+            async with self._on_record(deed, workflow_id, name):
                 place = verified_place(
                     await ask_place(self._client, workflow_id, name),
                     name=name,
@@ -368,44 +415,44 @@ class TokenClient:
                 )
                 await confirm_above(self._client, workflow_id, place.root)
                 first = first or place
-                if action != "revoke" and place.is_revoked and place.before != first.before:
+                if deed.action != "revoke" and place.is_revoked and place.before != first.before:
                     raise TokenStale(
                         f"workflow {workflow_id}: its {name} was revoked meanwhile, which stands; "
                         "set it again where that is meant"
                     )
                 return parse(await asyncio.to_thread(sign, keyring, place))
 
-        return await self._send(action, signed)
+        return signed
 
     async def _send(
-        self, action: Action, make: Callable[[], Awaitable[Message]]
+        self, deed: Deed, make: Callable[[], Awaitable[Message]]
     ) -> tuple[TokenStatus, Message]:
         """Make a message and send it; anew where another call with this issuer's key was faster."""
         for attempt in range(1, _ATTEMPTS + 1):
             message = await make()
             try:
                 authority = message.claims.authority
-                return await self._update(action, authority, message.text), message
+                return await self._update(deed, authority, message.text), message
             except TokenStale:
                 if attempt == _ATTEMPTS:
                     raise
         raise AssertionError("unreachable")
 
-    async def _update(self, action: Action, workflow_id: str, text: str) -> TokenStatus:
+    async def _update(self, deed: Deed, workflow_id: str, text: str) -> TokenStatus:
         message = parse(text)
-        async with self._on_record(action, workflow_id, message.claims.name, message):
+        async with self._on_record(deed, workflow_id, message.claims.name, message):
             return await send(self._client, workflow_id, message)
 
     @asynccontextmanager
     async def _on_record(
-        self, action: Action, workflow_id: str, name: str, message: Message | None = None
+        self, deed: Deed, workflow_id: str, name: str, message: Message | None = None
     ) -> AsyncGenerator[None, None]:
         """What the block does with a message stands on record before, and what came of it after.
 
         Of a block that makes the message, what keeps it from being made.
         """
-        event = partial(self._event, action, workflow_id, name, message)
-        if message is not None and action == "revoke":
+        event = partial(self._event, deed, workflow_id, name, message)
+        if message is not None and deed.action == "revoke":
             self._recorder.record(event("unknown"))  # not done, a leaked token would stay in force
         elif message is not None:
             await self._recorder.require_async(event("unknown"))
@@ -423,7 +470,7 @@ class TokenClient:
 
     def _event(
         self,
-        action: Action,
+        deed: Deed,
         workflow_id: str,
         name: str,
         message: Message | None,
@@ -433,7 +480,10 @@ class TokenClient:
         reader: str | None = None,
     ) -> AuditEvent:
         scene = Scene(self._client.identity, self._client.namespace, workflow_id)
-        return scene.event(action, outcome, message, name, reason=reason, reader=reader)
+        note = deed.fields()
+        return scene.event(
+            deed.action, outcome, message, name, reason=reason, reader=reader, **note
+        )
 
     # --- read ----------------------------------------------------------------
 
@@ -459,15 +509,15 @@ class TokenClient:
                 workflow_type=None,
             )
         except StatefulError as error:
-            action = "read" if isinstance(error, OperationFailed) else "refuse"
+            deed = Deed("read" if isinstance(error, OperationFailed) else "refuse")
             reason = type(error).__name__
             self._recorder.record(
-                self._event(action, workflow_id, name, message, "failure", reason=reason)
+                self._event(deed, workflow_id, name, message, "failure", reason=reason)
             )
             raise
         reader = keyring.reader_of(message)
         await self._recorder.require_async(
-            self._event("read", workflow_id, name, message, "success", reader=reader)
+            self._event(Deed("read"), workflow_id, name, message, "success", reader=reader)
         )
         return ApiToken(message, secret)
 

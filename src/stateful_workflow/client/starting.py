@@ -20,6 +20,7 @@ from temporalio.client import (
 from ..node.contract import NODE_HEADER
 from ..node.headers import Start
 from ..node.ledger import Ledger
+from ..record.event import Note
 from ..sealed.issuing import Place, Terms
 from ..sealed.keyring import Keyring
 from ..sealed.message import DEFAULT_NAME, Message, parse
@@ -38,7 +39,7 @@ class TokenOptions(TypedDict, total=False):
     readers: Sequence[str] | Literal["any"] | None
 
 
-class StartOptions(TokenOptions, total=False):
+class StartOptions(TokenOptions, Note, total=False):
     """Those, and what `temporalio.client.Client.start_workflow` takes, which is passed on."""
 
     execution_timeout: timedelta | None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Final, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Final, Literal, Protocol, TypedDict, get_args, runtime_checkable
 
 from temporalio import activity, workflow
 
@@ -41,6 +41,60 @@ ACTIONS: Final[tuple[Action, ...]] = get_args(Action)
 OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 
 
+MAX_NOTE: Final = 1_000
+"""Characters of each part of a `Note`."""
+
+
+class Note(TypedDict, total=False):
+    """Who had something done, for whom and why; see `Deed`."""
+
+    by: str | None
+    on_behalf_of: str | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Deed:
+    """What a client does, and who had it done, as he says; nobody vouches for that.
+
+    Attributes:
+        action: what is done.
+        by: the person, as your own systems name one.
+        on_behalf_of: for whom, such as the customer whose token it is.
+        reason: why, such as the number of a ticket.
+
+    Raises:
+        ValueError: one of them is no text, or longer than `MAX_NOTE`.
+    """
+
+    action: Action
+    by: str | None = None
+    on_behalf_of: str | None = None
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        for text in self.fields().values():
+            if text is not None and (not isinstance(text, str) or len(text) > MAX_NOTE):
+                raise ValueError(
+                    "by=, on_behalf_of= and reason= each take a text of up to "
+                    f"{MAX_NOTE:,} characters"
+                )
+
+    def without(self, token: str) -> Deed:
+        """This deed, in whose note the token does not stand.
+
+        Raises:
+            ValueError: it does.
+        """
+        if token and any(token in text for text in self.fields().values() if text is not None):
+            raise ValueError("by=, on_behalf_of= and reason= go on record: give no token there")
+        return self
+
+    def fields(self) -> dict[str, Any]:
+        """What an event says of its note."""
+        return {"by": self.by, "on_behalf_of": self.on_behalf_of, "said_reason": self.reason}
+
+
 def _named(attribute: str) -> Any:
     """A field that may be absent, with its attribute name."""
     return field(default=None, metadata={"attribute": attribute})
@@ -59,6 +113,9 @@ class AuditEvent:
         authority, issuer: as the message says; of unknown origin, it is just that.
         origins, types, readers: what a token that is set or resealed is limited to, each
             separated by spaces.
+        expires_at: Unix seconds, of the same.
+        api_url: the address it was set with.
+        by, on_behalf_of, said_reason: see `Deed`.
         reader: id of the key that opened it.
         child_id, child_type: whom it was forwarded to, or kept from.
         origin: where a request went, or was to go: scheme, host and port.
@@ -83,6 +140,11 @@ class AuditEvent:
     origins: str | None = _named("stateful.token.origins")
     types: str | None = _named("stateful.token.types")
     readers: str | None = _named("stateful.token.readers")
+    expires_at: int | None = _named("stateful.token.expires_at")
+    api_url: str | None = _named("stateful.token.api_url")
+    by: str | None = _named("user.name")
+    on_behalf_of: str | None = _named("stateful.on_behalf_of")
+    said_reason: str | None = _named("stateful.reason")
     reader: str | None = _named("stateful.token.reader")
     child_id: str | None = _named("stateful.child.id")
     child_type: str | None = _named("stateful.child.type")
@@ -145,6 +207,7 @@ def _of_message(message: Message | None, name: str | None, *, terms: bool) -> di
             said["types"] = " ".join(claims.types)
         if claims.audiences is not None:
             said["readers"] = " ".join(claims.audiences)
+        said["expires_at"], said["api_url"] = claims.expires_at, claims.api_url
     return said
 
 
