@@ -8,12 +8,12 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from temporalio import activity
 from temporalio.client import Client, WorkflowQueryFailedError
@@ -46,6 +46,8 @@ from .asking import read_answer
 from .exposure import OpenedSecrets
 
 NEAR_EXPIRY_SECONDS: Final = 60.0
+
+T = TypeVar("T")
 
 _THREAD_SECONDS: Final = 20.0  # far more than asking takes, unless the loop has stopped
 
@@ -117,33 +119,73 @@ class ActivityTokens:
 
     # --- the current one ---------------------------------------------------------------------
 
-    def current(self, name: str, refused: ApiToken | None = None) -> ApiToken | None:
+    def current(
+        self, name: str, refused: ApiToken | None = None, wait: float = 0.0
+    ) -> ApiToken | None:
         """As `current_async`, in a thread. On the worker's own loop nobody can be asked."""
         is_there = refused is None
-        if self._loop is not None and threading.get_ident() != self._thread:
-            renewing = self._renew(name, refused)
-            asked = asyncio.run_coroutine_threadsafe(renewing, self._loop)
-            try:
-                is_there = asked.result(_THREAD_SECONDS)
-            except concurrent.futures.TimeoutError:
-                asked.cancel()
-                raise NewestUnknown(
-                    f"workflow {self.workflow_id} was not heard of within {_THREAD_SECONDS:g} s "
-                    f"for its newest {name}; the activity is to be retried"
-                ) from None
+        if self._is_in_thread:
+            is_there = self._in_loop(self._renew(name, refused, wait), name, wait)
         return self.open(name) if is_there else None
 
-    async def current_async(self, name: str, refused: ApiToken | None = None) -> ApiToken | None:
+    async def current_async(
+        self, name: str, refused: ApiToken | None = None, wait: float = 0.0
+    ) -> ApiToken | None:
         """The token to use now, asked for again where it may be old, and opened.
 
         Args:
             name: credential name.
-            refused: one that the API did not take. None comes back where there is no other.
+            refused: one that the API did not take; its authority is told where it is the newest.
+                None comes back where there is no other.
+            wait: seconds to wait for another one, where the one held is refused or cannot be used
+                (there is none, it is revoked, or past its expiry).
 
         Raises:
             StatefulError: as `open`; NewestUnknown where the workflow does not answer.
         """
-        return await self._open_async(name) if await self._renew(name, refused) else None
+        return await self._open_async(name) if await self._renew(name, refused, wait) else None
+
+    def report_refused(self, token: ApiToken, wait: float = 0.0) -> bool:
+        """As `report_refused_async`, in a thread."""
+        with suppress(NewestUnknown):
+            if self._is_in_thread:
+                return self._in_loop(self._renew(token.name, token, wait), token.name, wait)
+        return False
+
+    async def report_refused_async(self, token: ApiToken, wait: float = 0.0) -> bool:
+        """Ask for another one than the API refused, and tell its authority where there is none.
+
+        As `current_async` with `refused`, for who does not send the same request again: nothing is
+        opened, and nothing raised.
+
+        Returns:
+            Whether the workflow has something else by now: the next use has that.
+        """
+        with suppress(NewestUnknown):
+            return await self._renew(token.name, token, wait)
+        return False
+
+    @property
+    def _is_in_thread(self) -> bool:
+        return self._loop is not None and threading.get_ident() != self._thread
+
+    def _in_loop(self, asking: Coroutine[Any, Any, T], name: str, wait: float) -> T:
+        """What comes of asking in the worker's loop, waited for in a thread.
+
+        Raises:
+            NewestUnknown: nothing in time.
+        """
+        assert self._loop is not None  # noqa: S101 - there is one in a thread
+        within = _THREAD_SECONDS + wait
+        asked = asyncio.run_coroutine_threadsafe(asking, self._loop)
+        try:
+            return asked.result(within)
+        except concurrent.futures.TimeoutError:
+            asked.cancel()
+            raise NewestUnknown(
+                f"workflow {self.workflow_id} was not heard of within {within:g} s "
+                f"for its newest {name}; the activity is to be retried"
+            ) from None
 
     async def renew_all(self) -> None:
         """Ask for each name that may be old; a failure is raised where its token is used."""
@@ -155,7 +197,7 @@ class ActivityTokens:
         """What is known of a name."""
         return self._known.get(name, Standing())
 
-    async def _renew(self, name: str, refused: ApiToken | None = None) -> bool:
+    async def _renew(self, name: str, refused: ApiToken | None = None, wait: float = 0.0) -> bool:
         """Ask where the rule says so, and whether there is a token to use then.
 
         Raises:
@@ -163,16 +205,33 @@ class ActivityTokens:
         """
         if self._client is None:
             return refused is None
+        client = self._client()
         if refused is not None:
-            return await self._is_replaced(self._client(), refused)
-        if self._is_stale(name):
+            wait = max(wait, limits.LIMITS.newer_seconds)
+            await self._ask(client, name)
+            if self._is_newest(refused):
+                await self._report(client, refused)
+        elif self._is_stale(name):
             try:
-                await self._ask(self._client(), name)
+                await self._ask(client, name)
             except NewestUnknown as error:
                 if self._must_ask or self.standing(name).message is None:
                     self._unknown[name] = error
                     raise
-        return True
+        give_up = time.monotonic() + wait
+        while not self._is_usable(name, refused) and time.monotonic() < give_up:
+            await asyncio.sleep(min(wait / 4, 1.0))
+            with suppress(NewestUnknown):
+                await self._ask(client, name)
+        return refused is None or not self._is_newest(refused)
+
+    def _is_usable(self, name: str, refused: ApiToken | None) -> bool:
+        """Whether a token is held that is neither the refused one nor past its expiry."""
+        message = self.standing(name).message
+        if message is None or (refused is not None and self._is_newest(refused)):
+            return False
+        expiry = message.claims.expires_at
+        return expiry is None or time.time() < expiry
 
     def _is_stale(self, name: str) -> bool:
         """Whether the workflow is asked before the next use: the one rule of freshness."""
@@ -184,17 +243,6 @@ class ActivityTokens:
             return known.state == "held"  # too large for the header
         expiry = known.message.claims.expires_at
         return expiry is not None and expiry - time.time() < NEAR_EXPIRY_SECONDS
-
-    async def _is_replaced(self, client: Client, refused: ApiToken) -> bool:
-        """Whether the workflow has another token now; its authority hears where it has not."""
-        await self._ask(client, refused.name)
-        if self._is_newest(refused):
-            await self._report(client, refused)
-        give_up = time.monotonic() + limits.LIMITS.newer_seconds
-        while self._is_newest(refused) and time.monotonic() < give_up:
-            await asyncio.sleep(limits.LIMITS.newer_seconds / 4)
-            await self._ask(client, refused.name)
-        return not self._is_newest(refused)
 
     def _is_newest(self, token: ApiToken) -> bool:
         message = self.standing(token.name).message
