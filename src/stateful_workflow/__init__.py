@@ -6,6 +6,7 @@ have it, sealed on the way, the newest always winning. See docs/design.md.
 
 from .client.client import TokenClient
 from .errors import (
+    AddressRefused,
     AnswerMalformed,
     AuditBroken,
     AuditError,
@@ -59,6 +60,7 @@ from .use.tokens import current_api_url, current_token
 from .worker.plugin import StatefulPlugin
 
 __all__ = [
+    "AddressRefused",
     "AnswerMalformed",
     "ApiToken",
     "AsyncOriginTransport",

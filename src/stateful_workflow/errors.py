@@ -57,6 +57,10 @@ class WrongTree(MessageRefused):
     """The message was made for another tree, or for an earlier one of the same workflow id."""
 
 
+class AddressRefused(MessageRefused, ValueError):
+    """An API address is no URL that a token may go to, or not within the signed origins."""
+
+
 class WrongAuthority(MessageRefused):
     """The message was set at a workflow that is neither this node nor above it."""
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stateful_workflow.errors import (
+    AddressRefused,
     MessageRefused,
     OriginsMissing,
     TokenForged,
@@ -91,6 +92,52 @@ def test_a_token_after_a_revocation_keeps_the_terms_of_the_one_that_was_revoked(
 
     assert claims.types == ("Sync",)
     assert claims.version == NOW + 9
+
+
+A, B = "https://a.example.com", "https://b.example.com"
+ADDRESSED = sealed(origins=(A, B), api_url=f"{A}/v1")
+
+
+@pytest.mark.parametrize(
+    ("held", "terms", "origins", "url"),
+    [
+        (ADDRESSED, Terms(), (A, B), f"{A}/v1"),
+        (ADDRESSED, Terms(api_url=f"{B}/v2"), (A, B), f"{B}/v2"),
+        (ADDRESSED, Terms([A]), (A,), f"{A}/v1"),
+        (ADDRESSED, Terms(["https://*.example.com"]), ("https://*.example.com",), f"{A}/v1"),
+        (ADDRESSED, Terms([B], api_url=B), (B,), B),
+        (ADDRESSED, Terms([]), (), None),
+        (ADDRESSED, Terms(api_url="https://c.example.net/v3"), ("https://c.example.net",), ...),
+        (LIMITED, Terms(), (A, B), None),
+        (None, Terms(api_url=f"{A}:443/v1"), (A,), ...),
+        (sealed(origins=(B,), api_url=A), Terms(), (B,), None),  # it counts as absent
+    ],
+)
+def test_an_address_is_signed_within_the_origins_and_kept_until_another_is_given(
+    held: Message | None, terms: Terms, origins: tuple[str, ...], url: str | None
+) -> None:
+    claims = place(said(held)).token(terms, SECONDS)
+
+    assert claims.origins == origins
+    assert claims.api_url == (terms.api_url if url is ... else url)
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        Terms([B]),
+        Terms([A], api_url=B),
+        Terms([], api_url=A),
+        Terms(api_url="ftp://a.example.com"),
+        Terms(api_url="a.example.com"),
+        Terms(api_url="https://user@a.example.com"),
+    ],
+)
+def test_an_address_that_the_token_would_not_be_signed_for_is_refused_where_it_is_sealed(
+    terms: Terms,
+) -> None:
+    with pytest.raises(AddressRefused, match="address"):
+        place(said(ADDRESSED)).token(terms, SECONDS)
 
 
 @pytest.mark.parametrize("terms", [Terms(), Terms(types=["Sync"], readers=["default"])])

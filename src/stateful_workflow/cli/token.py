@@ -80,6 +80,10 @@ class NewToken(WithKeys):
         typer.Option("--type", metavar="TYPE", help="Whose activities may open it; repeatable."),
     ] = None
     reader: Readers = None
+    api_url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="The API's address, which workflows follow."),
+    ] = None
 
     def read(self) -> dict[str, Any]:
         """What `TokenClient.set` and `rotate` take; waits for the token where it is typed in."""
@@ -95,6 +99,7 @@ class NewToken(WithKeys):
             "expires_in": self.expires_in,
             "types": self.workflow_type or None,
             "readers": self.reader or None,
+            "api_url": self.api_url,
         }
 
 
@@ -105,7 +110,7 @@ def set_token(options: NewToken) -> None:
 
     The token comes from stdin, or from a variable with --from-env; never from the command line,
     where other users of the machine could read it. An origin is https, or http on 127.0.0.1.
-    Origins, types and readers that are not given stay as those of the token held there.
+    Origins, types, readers and address that are not given stay as those of the token held there.
     """
     given = options.read()
 

@@ -194,6 +194,7 @@ class TokenClient:
         expires_in: timedelta | float | None = None,
         types: Sequence[str] | Literal["any"] | None = None,
         readers: Sequence[str] | Literal["any"] | None = None,
+        api_url: str | None = None,
         **note: Unpack[Note],
     ) -> TokenStatus:
         """Set a token at a workflow; it reaches that workflow's subtree.
@@ -210,6 +211,10 @@ class TokenClient:
                 held there, "any" lifts the limit.
             readers: audiences of the keyring's readers it is sealed for: nobody else can open
                 it. None keeps those of the token held there, "any" seals for every reader.
+            api_url: the API's address, signed with the token: workflows without an address of their
+                own follow it. It has to be within the origins; where none are given and those
+                that stand there do not cover it, its own origin is signed. None keeps the address
+                of the token that stands there.
             note: ``by=``, ``on_behalf_of=`` and ``reason=``, a text each: who had this done, for
                 whom and why. It goes on record as it is given.
 
@@ -223,11 +228,11 @@ class TokenClient:
             OutcomeUnknown: the worker went silent after the question; the message was signalled
                 as well and may be applied later.
             WorkflowNotFound, NotStateful, OperationFailed: there is no such node.
-            KeyringError, IssuerLimited, OriginsMissing, ValueError, TokenMalformed: it cannot be
-                sealed.
+            KeyringError, IssuerLimited, OriginsMissing, AddressRefused, ValueError, TokenMalformed:
+                it cannot be sealed.
             AuditFailed: it could not be put on record, and was not sent.
         """
-        terms = Terms(origins, expires_in, types, readers)
+        terms = Terms(origins, expires_in, types, readers, api_url)
         status, _ = await self._set(workflow_id, token, name, terms, note)
         return status
 
@@ -241,6 +246,7 @@ class TokenClient:
         expires_in: timedelta | float | None = None,
         types: Sequence[str] | Literal["any"] | None = None,
         readers: Sequence[str] | Literal["any"] | None = None,
+        api_url: str | None = None,
         **note: Unpack[Note],
     ) -> SealedToken:
         """Seal a token for a workflow, to be sent by whoever may: as the update named `name`.
@@ -248,12 +254,12 @@ class TokenClient:
         It counts at this workflow alone, and until a newer one is set there.
 
         Args:
-            workflow_id, token, name, origins, expires_in, types, readers, note: as `set`.
+            workflow_id, token, name, origins, expires_in, types, readers, api_url, note: as `set`.
 
         Raises:
             As `set`, but for what comes of sending it.
         """
-        terms = Terms(origins, expires_in, types, readers)
+        terms = Terms(origins, expires_in, types, readers, api_url)
         deed = Deed("set", **note).without(token)
         message = await self._sealing(deed, workflow_id, token, name, terms)()
         event = self._event(deed, workflow_id, name, message, "unknown")
@@ -285,6 +291,7 @@ class TokenClient:
         expires_in: timedelta | float | None = None,
         types: Sequence[str] | Literal["any"] | None = None,
         readers: Sequence[str] | Literal["any"] | None = None,
+        api_url: str | None = None,
         **note: Unpack[Note],
     ) -> TokenTree:
         """Set a token and wait until every live entitled node has accepted it.
@@ -295,7 +302,7 @@ class TokenClient:
 
         Args:
             timeout: seconds or a timedelta to wait for convergence.
-            workflow_id, token, name, origins, expires_in, types, readers, note: as `set`.
+            workflow_id, token, name, origins, expires_in, types, readers, api_url, note: as `set`.
 
         Raises:
             NotConverged: not within the timeout; its ``tree`` says which nodes are behind.
@@ -304,7 +311,7 @@ class TokenClient:
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         started = time.monotonic()
         deadline = started + seconds
-        terms = Terms(origins, expires_in, types, readers)
+        terms = Terms(origins, expires_in, types, readers, api_url)
         _, message = await self._set(workflow_id, token, name, terms, note)
         tree = await TreeWalk(self._client, name, deadline, message).run(workflow_id)
         tree = replace(tree, signed=TokenStatus.of_message(message))

@@ -14,10 +14,17 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Literal
 
-from ..errors import IssuerLimited, OriginsMissing, TokenForged, TokenMalformed, WrongAuthority
+from ..errors import (
+    AddressRefused,
+    IssuerLimited,
+    OriginsMissing,
+    TokenForged,
+    TokenMalformed,
+    WrongAuthority,
+)
 from .keys import Issuer, verify
 from .message import CLOCK_TOLERANCE_MS, Claims, Message, parse
-from .origins import allowed_origin
+from .origins import allowed_origin, is_allowed, is_covered, origin_of
 
 
 @dataclass(frozen=True)
@@ -25,17 +32,21 @@ class Terms:
     """What the caller asks for a token.
 
     Attributes:
-        origins: where it may be sent; None keeps those of the token that stands there.
+        origins: where it may be sent; None keeps those of the token that stands there, or takes
+            the origin of `api_url` where they do not cover it.
         expires_in: seconds or a timedelta from now; None for no expiry, whatever the last one had.
         types: workflow types whose activities may open it; None keeps those of the token that
             stands there (a rotation must not widen by saying nothing), "any" lifts the limit.
         readers: likewise the audiences of the readers it is sealed for.
+        api_url: the API's address, within the origins; None keeps that of the token that stands
+            there.
     """
 
     origins: Sequence[str] | None = None
     expires_in: timedelta | float | None = None
     types: Sequence[str] | Literal["any"] | None = None
     readers: Sequence[str] | Literal["any"] | None = None
+    api_url: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,23 +97,43 @@ class Place:
 
         Raises:
             OriginsMissing: no origins are asked for, and no verified token has any.
+            AddressRefused: the address is none, or not within the origins.
             ValueError: an origin is refused, or the expiry is not ahead.
             TokenMalformed: the version that stands here is too far ahead of the clock.
         """
-        held, origins = self.held, terms.origins
-        if origins is None:
-            if held is None:
-                raise OriginsMissing(self._why_origins())
-            origins = held.origins
-        if isinstance(origins, str):
-            raise ValueError("origins= takes a list of origins")
+        held = self.held
+        origins, api_url = self._where(terms)
         return replace(
             self._claims(now),
             expires_at=_expiry(terms.expires_in, now),
-            origins=tuple(allowed_origin(origin) for origin in origins),
+            origins=origins,
             types=kept("types", terms.types, None if held is None else held.types),
             audiences=kept("readers", terms.readers, None if held is None else held.audiences),
+            api_url=api_url,
         )
+
+    def _where(self, terms: Terms) -> tuple[tuple[str, ...], str | None]:
+        """The origins of the next token, and its address within them."""
+        held, given, url = self.held, terms.origins, terms.api_url
+        if isinstance(given, str):
+            raise ValueError("origins= takes a list of origins")
+        at = None if url is None else checked_address(url)
+        if given is None and at is not None and not (held and is_allowed(at, held.origins)):
+            given = [at]
+        if given is None:
+            if held is None:
+                raise OriginsMissing(self._why_origins())
+            given = held.origins
+        origins = tuple(allowed_origin(origin) for origin in given)
+        if url is None and held is not None and is_covered(held.api_url, held.origins) and origins:
+            url = held.api_url
+        if url is not None and not is_covered(url, origins):
+            raise AddressRefused(
+                f"the {self.name} for workflow {self.authority} has the address {url}, which is "
+                f"not within the origins to sign ({', '.join(origins) or 'none'}): give the "
+                "address within them too, by api_url= or --api-url; nothing was signed"
+            )
+        return origins, url
 
     def revocation(self, now: float, *, inherit: bool) -> Claims:
         """The claims of a revocation here; `now` is Unix seconds.
@@ -175,6 +206,18 @@ def _verified(
             f"a message for {message.claims.name} was given for {name}; nothing was signed"
         )
     return message
+
+
+def checked_address(url: str) -> str:
+    """The origin of an API address.
+
+    Raises:
+        AddressRefused: it is no URL that a token may go to.
+    """
+    try:
+        return origin_of(url)
+    except ValueError as error:
+        raise AddressRefused(f"the API address is refused: {error}") from None
 
 
 def _expiry(expires_in: timedelta | float | None, now: float) -> int | None:

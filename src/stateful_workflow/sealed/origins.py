@@ -58,6 +58,14 @@ def is_allowed(origin: str, allowed: Iterable[str]) -> bool:
     return not covering.isdisjoint(allowed)
 
 
+def is_covered(url: str | None, allowed: Iterable[str]) -> bool:
+    """Whether an address is one whose origin is covered by the signed ones."""
+    try:
+        return url is not None and is_allowed(origin_of(url), allowed)
+    except ValueError:
+        return False
+
+
 def _ends_in_number(host: str) -> bool:
     return _NUMBER.fullmatch(host.partition(":")[0].rsplit(".", 1)[-1]) is not None
 

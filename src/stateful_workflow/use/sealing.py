@@ -24,6 +24,7 @@ def seal_token(
     expires_in: timedelta | float | None = None,
     types: Sequence[str] | Literal["any"] | None = None,
     readers: Sequence[str] | Literal["any"] | None = None,
+    api_url: str | None = None,
 ) -> SealedToken:
     """Seal a token in an activity of an issuer, for the workflow's `set_api_token`.
 
@@ -38,19 +39,21 @@ def seal_token(
         types: workflow types whose activities may open it; None keeps those of the token the
             workflow holds, "any" lifts the limit.
         readers: likewise the audiences of the readers it is sealed for.
+        api_url: the API's address, as `TokenClient.set` has it.
 
     Raises:
         PluginMissing: see `current_token`.
         KeyringError, NoIssuerKey, IssuerLimited, NoReaderKey: this worker may not seal it, or
             for nobody.
         OriginsMissing: no origins are given, and no verified token stands there.
+        AddressRefused: the address is none, or not within the origins.
         MessageRefused: what came with the activity is not to be believed.
         ValueError: an origin is refused, or the expiry is not ahead.
         TokenMalformed: the token is empty, no text, or too large.
         AuditFailed: it cannot be put on record (see `StatefulPlugin`).
     """
     tokens = activity_tokens()
-    terms = Terms(origins, expires_in, types, readers)
+    terms = Terms(origins, expires_in, types, readers, api_url)
     try:
         keyring = tokens.keyring()
         place = _place(tokens, name, keyring)
