@@ -137,6 +137,10 @@ class AnswerMalformed(OperationFailed):
     """What a workflow answered to a query or an update is not in the wire format, or too large."""
 
 
+class NameNotInUse(OperationFailed):
+    """No credential of this name is in use in the tree, and others are: it may be mistyped."""
+
+
 class OriginsMissing(OperationFailed):
     """No origins were given, and no token stands there whose origins could be kept."""
 

@@ -202,14 +202,14 @@ def test_a_tree_is_drawn_with_what_each_node_holds() -> None:
         TreeNode("[red]sync", "Sync", "tenant", "held", 40_000, "bb" * 8, current=False),
         TreeNode("cleanup", "Cleanup", "tenant", withheld=True, closed=True),
         TreeNode("full", "Sync", "tenant", "held", 40_000, "bb" * 8, signals=8042),
-        TreeNode("lost", "Sync", "tenant", problem="no worker answers", current=False),
+        TreeNode("lost", "Sync", "tenant", "unknown", problem="no worker answers", current=False),
     ) == [
-        "apiToken not converged, 2 behind",
+        "apiToken not converged · 1 behind · 1 unreachable",
         f"tenant Tenant held {'aa' * 8} 30 s old undelivered: old",
         f"[red]sync Sync held {'bb' * 8} 2 min old behind",
         "cleanup Cleanup withheld closed",
         f"full Sync held {'bb' * 8} 2 min old 8,042 of 10,000 signals: continue as new",
-        "lost Sync none behind no worker answers",
+        "lost Sync unknown no worker answers",
     ]
 
 
@@ -222,7 +222,7 @@ def test_many_siblings_that_look_alike_are_one_line_and_those_that_do_not_are_se
 
     what = f"Sync held {'aa' * 8} 30 s old"
     assert drawn(*nodes) == [
-        "apiToken not converged, 1 behind",
+        "apiToken not converged · 1 behind",
         f"tenant {what}",
         f"19 × {what}: sync-0 … sync-19, each with",
         f"15 × {what}: sync-0-0 … sync-0-14",
@@ -431,8 +431,8 @@ UNDERSTOOD = {
     "dev --ui-codec-endpoint",
     "keys init path",
     "keys export target",
-    "keys add-issuer --names",
-    "keys add-issuer --roots",
+    "keys add-issuer --name",
+    "keys add-issuer --root",
     "keys add-reader --audience",
 }
 """Where such a text is as good as any other: it is done, and told."""

@@ -19,7 +19,7 @@ from temporalio.testing import ActivityEnvironment
 from stateful_workflow import OriginNotAllowed, OriginTransport, TokenAuth
 from stateful_workflow.node.headers import Use
 from stateful_workflow.sealed.message import DEFAULT_NAME
-from stateful_workflow.sealed.origins import allowed_origin, is_allowed, origin_of
+from stateful_workflow.sealed.origins import allowed_origin, in_clear, is_allowed, origin_of
 from stateful_workflow.use.tokens import ActivityTokens, running
 from tests.support.builders import CLAIMS, ROOT, TOKEN, TREE, keyring, unrecorded
 
@@ -134,13 +134,7 @@ REFUSED = {
         "https://api.example.com:４４３",
         "https://api.example.com:443:443",
     ],
-    "plain http to anything but a literal loopback address": [
-        "http://api.example.com",
-        "http://localhost:8080",
-        "http://127.0.0.1.nip.io",
-        "http://10.0.0.1",
-        "http://0.0.0.0",
-        "http://[::]",
+    "an address in another form than the usual one": [
         "http://127.1",
     ],
     "a long one": ["https://api.example.com/" + "a" * 2_048],
@@ -168,6 +162,43 @@ def test_a_url_that_could_be_read_in_two_ways_has_no_origin(url: str) -> None:
         origin_of(url)
     with pytest.raises(ValueError, match=r"."):
         allowed_origin(url)
+
+
+IN_CLEAR = (
+    "http://api.example.com",
+    "http://127.0.0.1.nip.io",
+    "http://10.0.0.1",
+    "http://0.0.0.0",
+    "http://[::]",
+)
+
+
+@pytest.mark.parametrize("origin", IN_CLEAR)
+def test_plain_http_to_others_than_literal_loopback_addresses_is_signed_for_a_named_host_alone(
+    origin: str,
+) -> None:
+    host = origin.removeprefix("http://").strip("[]")
+    for others in ((), ("api.example", "example.com", "*", "https://api.example.com", "")):
+        with pytest.raises(ValueError, match="plain http is allowed to literal loopback"):
+            allowed_origin(origin, others)
+        with pytest.raises(ValueError, match="plain http is allowed to literal loopback"):
+            allowed_origin(f"{origin}:8080", others)
+    assert allowed_origin(f"{origin}:8080", [host.upper()]) == f"{origin}:8080"
+    assert in_clear(origin)
+    assert in_clear(f"{origin}:8080")
+    assert not is_allowed(origin, [f"https://{host}", f"{origin}:8080", "https://*.example.com"])
+    assert is_allowed(f"{origin}:8080", [f"{origin}:8080"])
+
+
+@pytest.mark.parametrize("origin", ["http://127.0.0.1:80", "http://[::1]:8080", "https://a.b"])
+def test_what_goes_over_loopback_or_https_is_not_in_clear(origin: str) -> None:
+    assert not in_clear(allowed_origin(origin))
+
+
+@pytest.mark.parametrize("host", ["localhost", "api.localhost"])
+def test_the_error_for_localhost_says_to_write_the_address(host: str) -> None:
+    with pytest.raises(ValueError, match=r"write 127\.0\.0\.1"):
+        allowed_origin(f"http://{host}:8080")
 
 
 @given(st.text() | st.text("ahtps:/.@[]*%0x1\\- é。#?").map("https://".__add__))

@@ -18,6 +18,7 @@ from temporalio.envconfig import ClientConfig
 from temporalio.service import RPCError
 
 from ..errors import OperationFailed, StatefulError
+from ..sealed.keyring import Keyring
 from ..sealed.keyring_file import KEYRING_VARIABLE
 from ..sealed.message import DEFAULT_NAME
 from ..text.output import Failed
@@ -105,6 +106,12 @@ def run(running: Coroutine[Any, Any, int | None], *, stopped: int | None = None)
         except asyncio.CancelledError:
             status = 128 + received[0] if stopped is None else stopped
     raise typer.Exit(status or 0)
+
+
+def keyring_at_hand(path: Path | None) -> Keyring | None:
+    """The keyring of the option or the variable, or None where neither names one."""
+    with reported():
+        return None if path is None else Keyring.load(path)
 
 
 @contextmanager

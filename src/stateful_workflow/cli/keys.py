@@ -89,6 +89,8 @@ def export(
         if replace and target.exists():
             # Of two exports at once the one that reads the keyring last is the last to write.
             keyring = Keyring.change_file(target, lambda _: part())
+        elif target.exists():
+            raise KeyringError(f"{target} exists; --replace puts this keyring in its place")
         else:
             keyring = part()
             keyring.save(target)
@@ -99,11 +101,16 @@ def export(
 def add_issuer(
     names: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Credential name it may sign for, repeatable; else any."),
+        typer.Option(
+            "--name",
+            metavar="NAME",
+            help="Credential name it may sign for, repeatable; else any.",
+        ),
     ] = None,
     roots: Annotated[
         list[str] | None,
         typer.Option(
+            "--root",
             metavar="PREFIX",
             help="How the workflow id of a root must begin whose tree it may sign for, "
             "repeatable; else any.",
@@ -112,7 +119,9 @@ def add_issuer(
     origins: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="URL", help="Where its tokens may be sent at most, repeatable; else anywhere."
+            "--origin",
+            metavar="URL",
+            help="Where its tokens may be sent at most, repeatable; else anywhere.",
         ),
     ] = None,
     path: KeyringPath = None,
@@ -170,6 +179,8 @@ def _kid(keyring: Keyring, text: str) -> str:
     kids = [info.kid for info in keyring.keys() if info.kid.startswith(text)]
     if text in kids or (len(kids) == 1 and len(text) >= 6):
         return text if text in kids else kids[0]
+    if len(text) < 6:
+        raise KeyringError("a key id is given by its first 6 or more characters")
     raise KeyringError(
         f"{len(kids)} keys of this keyring begin with {text}; see `stateful keys list`"
     )

@@ -20,12 +20,13 @@ from ..client.client import TokenClient
 from ..errors import NoWorkerAnswers
 from ..node.contract import MAX_SIGNALS
 from ..node.status import TokenStatus, TokenTree, TreeNode
+from ..sealed.origins import in_clear
 from ..text.output import Escaped, out, print_json, say
 from ..text.printable import printable
-from .common import AtWorkflow, command, connect, run
+from .common import AtWorkflow, KeyringPath, command, connect, keyring_at_hand, run
 
 NOT_CONVERGED = 3
-"""Exit status: some node has not accepted the newest version."""
+"""Exit status: not every node that should have the newest version holds a usable one."""
 
 _LOOK_EVERY_SECONDS: Final = 1.0
 _ALIKE: Final = 10
@@ -39,18 +40,24 @@ def tree(
         bool,
         typer.Option("--watch", "-w", help="Follow it until Ctrl-C; with --json a line a change."),
     ] = False,
+    keyring: KeyringPath = None,
 ) -> None:
     """Show a workflow's tree: who holds which version, from whom it is withheld.
 
     Where more than ten siblings differ by their id alone, with all below them, one line stands
     for them; --json has every node.
 
-    Exit status 0 when every node that should have the newest version has accepted it, 3 when
-    one has not; 0 after Ctrl-C of a watch.
+    The first line is the tree in a line: what is "set here" was set at that very node, which
+    nothing that is set or revoked further up reaches. With a keyring at hand a token is also
+    looked at for whether the key that signed it was revoked.
+
+    Exit status 0 when every node that should have the newest version holds it, usable, 3 when
+    one does not, or none holds anything; 0 after Ctrl-C of a watch.
     """
+    keys = keyring_at_hand(keyring)
 
     async def looking() -> int:
-        tokens = TokenClient(await connect(options.address, options.namespace))
+        tokens = TokenClient(await connect(options.address, options.namespace), keys)
         seen = await tokens.tree(options.workflow_id, options.name)
         if watch:
             await _watch(tokens, seen, options)
@@ -87,12 +94,20 @@ def show_tree(tree: TokenTree, *, as_json: bool) -> int:
     if as_json:
         nodes = [asdict(node) for node in tree.nodes]
         signed = {} if tree.signed is None else {"signed": tree.signed.to_json()}
-        print_json({"name": tree.name, "converged": tree.converged, **signed, "nodes": nodes})
+        said = {"converged": tree.converged, "usable": tree.usable, "counts": {**tree.counts}}
+        print_json({"name": tree.name, **said, **signed, "nodes": nodes})
     else:
         if tree.signed is not None:
-            out().print(f"signed {_terms(tree.signed)}")
+            signed = Escaped(f"signed {_terms(tree.signed)}")
+            out().print(signed.append(*in_red(tree.signed.origins)))
         out().print(render(tree, time.time()))
-    return 0 if tree.converged else NOT_CONVERGED
+    return 0 if tree.usable else NOT_CONVERGED
+
+
+def in_red(origins: Sequence[str]) -> tuple[str, str]:
+    """A text that says which of these a token goes to in clear text, and its style."""
+    http = [origin for origin in origins if in_clear(origin)]
+    return (f" in clear text to {', '.join(http)}" if http else "", "red")
 
 
 def _terms(signed: TokenStatus) -> str:
@@ -113,9 +128,8 @@ def render(tree: TokenTree, now: float) -> Tree:
         tree: what was seen.
         now: Unix seconds, for the age of versions.
     """
-    behind = f"not converged, {len(tree.behind)} behind"
-    verdict = ("converged", "green") if tree.converged else (behind, "red")
-    drawn = Tree(Escaped((tree.name, "bold"), " ", verdict))
+    style = "green" if tree.usable else "yellow" if tree.converged and tree.holding else "red"
+    drawn = Tree(Escaped((tree.name, "bold"), " ", (tree.glance, style)))
     seen = {node.id for node in tree.nodes}
     children: defaultdict[str | None, list[TreeNode]] = defaultdict(list)
     for node in tree.nodes:
@@ -168,6 +182,7 @@ def _line(alike: Sequence[TreeNode], now: float) -> Escaped:
 def _what(node: TreeNode, now: float) -> Escaped:
     """What a line says of a node beside its id."""
     line = Escaped(node.type, style="dim")
+    state = node.state.replace("_", " ")
     version = ""
     if node.version is not None:
         version = f"{node.fingerprint} {_age(now - node.version / 1000)}"
@@ -176,15 +191,19 @@ def _what(node: TreeNode, now: float) -> Escaped:
     elif node.withheld and node.state == "held" and node.authority != node.id:
         line.append(f" withheld, still holds {version}", "yellow")
     elif node.withheld:
-        line.append(f" withheld, {node.state} {version}", "yellow")
+        line.append(f" withheld, {state} {version}", "yellow")
     elif not version:
-        line.append(f" {node.state}", "dim")
+        line.append(f" {state}", "dim")
     else:
-        line.append(f" {node.state} {version}", "green" if node.current else "red")
+        is_well = node.current and node.state in ("held", "revoked")
+        line.append(f" {state} {version}", "green" if is_well else "red")
+    if node.set_here:
+        line.append(" set here", "yellow")
     if node.closed:
         line.append(" closed", "dim")
-    if not node.current:
+    if not node.current and not node.beside and node.state not in ("unknown", "failed"):
         line.append(" behind", "red")
+    line.append(*in_red(node.http))
     if node.signals is not None:
         line.append(f" {node.signals:,} of {MAX_SIGNALS:,} signals: continue as new", "yellow")
     if node.undelivered:

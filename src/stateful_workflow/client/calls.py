@@ -13,6 +13,7 @@ from typing import Final
 
 from temporalio.client import (
     Client,
+    WorkflowExecutionStatus,
     WorkflowQueryFailedError,
     WorkflowQueryRejectedError,
     WorkflowUpdateFailedError,
@@ -60,10 +61,11 @@ _NEVER_RAN: Final = NodeStatus("", "", "", None, (), (), (), (), (), False, Fals
 
 @dataclass(frozen=True)
 class Answer:
-    """What a workflow answered to `apiTokenStatus`, and whether it has ended."""
+    """What a workflow answered to `apiTokenStatus`, and whether it has ended, and failed so."""
 
     node: NodeStatus
     closed: bool
+    failed: bool = False
 
 
 async def ask(client: Client, workflow_id: str, timeout: timedelta | None = None) -> Answer:
@@ -79,13 +81,17 @@ async def ask(client: Client, workflow_id: str, timeout: timedelta | None = None
         result_type=RawValue,
         rpc_timeout=limits.LIMITS.client_question if timeout is None else timeout,
     )
-    closed = False
+    closed = failed = False
     try:
         try:
             answer: object = await query(reject_condition=QueryRejectCondition.NOT_OPEN)
         except (WorkflowQueryRejectedError, ValueError) as error:
             # A status that the SDK does not know, such as paused, is a ValueError, and not closed.
             closed = isinstance(error, WorkflowQueryRejectedError)
+            failed = (
+                isinstance(error, WorkflowQueryRejectedError)
+                and error.status is WorkflowExecutionStatus.FAILED
+            )
             answer = await query(reject_condition=QueryRejectCondition.NONE)
     except (WorkflowQueryFailedError, RPCError) as error:
         if closed and isinstance(error, RPCError) and never_ran(error):
@@ -95,7 +101,8 @@ async def ask(client: Client, workflow_id: str, timeout: timedelta | None = None
         raise AnswerMalformed(
             f"the answer of workflow {workflow_id} cannot be decoded: {type(error).__name__}"
         ) from None
-    return Answer(read_answer(client, workflow_id, STATUS_QUERY, answer, node_status), closed)
+    node = read_answer(client, workflow_id, STATUS_QUERY, answer, node_status)
+    return Answer(node, closed, failed)
 
 
 async def ask_place(client: Client, workflow_id: str, name: str) -> Said:

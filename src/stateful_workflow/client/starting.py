@@ -37,6 +37,7 @@ class TokenOptions(TypedDict, total=False):
     expires_in: timedelta | float | None
     types: Sequence[str] | Literal["any"] | None
     readers: Sequence[str] | Literal["any"] | None
+    allow_http: Sequence[str]
 
 
 class StartOptions(TokenOptions, Note, total=False):
@@ -81,7 +82,11 @@ def new_tree(
     secret = options.get("api_token")
     if secret is not None:
         terms = Terms(
-            origins, options.get("expires_in"), options.get("types"), options.get("readers")
+            origins,
+            options.get("expires_in"),
+            options.get("types"),
+            options.get("readers"),
+            allow_http=options.get("allow_http", ()),
         )
         name = options.get("name", DEFAULT_NAME)
         place = Place(name, namespace, workflow_id, ledger.tree, workflow_id)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Collection, Coroutine, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final
 
-from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.enums.v1 import EventType, TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.api.workflowservice.v1 import (
+    DescribeTaskQueueRequest,
+    GetWorkflowExecutionHistoryReverseRequest,
+)
 from temporalio.client import (
     Client,
     WorkflowUpdateFailedError,
@@ -21,13 +25,14 @@ from temporalio.client import (
 from temporalio.common import RawValue
 from temporalio.service import RPCError
 
-from ..errors import NotStateful, OperationFailed, WorkflowNotFound
+from ..errors import NameNotInUse, NotStateful, OperationFailed, WorkflowNotFound
 from ..node import limits
 from ..node.answers import ChildStatus, NodeStatus
 from ..node.contract import MESSAGE
-from ..node.ledger import Life, is_among
+from ..node.ledger import ALL, Life, is_among
 from ..node.status import TokenTree, TreeNode, state_without
 from ..sealed.message import Message
+from ..sealed.origins import in_clear
 from .calls import Answer, ask
 
 MAX_CONCURRENT_QUERIES: Final = 50
@@ -53,7 +58,14 @@ _NO_COURIER: Final = (
     "its children are told by nobody: no worker polls task queue {}. Run a worker with workflows "
     "and StatefulPlugin for this workflow's task queue"
 )
-_FOREIGN: Final = "not of this tree: it was started without its state and is a root of its own"
+_FOREIGN: Final = (
+    "beside this tree: it was started before its parent took part, and is a root of its own, so "
+    "set the token at it too"
+)
+_FAILED: Final = (
+    "failed in the task in which it was told the newest: does an interceptor refuse the signal?"
+)
+_LAST_EVENTS: Final = 20
 
 _NOT_YET_SEEN: Final = {Life.STARTING: "starting", Life.IN_DOUBT: "the server is asked for it"}
 
@@ -71,6 +83,7 @@ class TreeWalk:
             soon after which the walk ends; None asks each node once, however long that takes.
         message: what to hand by update to a node that is behind since its parent cannot signal
             it, as when its run takes no more signals, or that is behind for long.
+        revoked: ids of the issuer keys that who walks has revoked.
     """
 
     def __init__(
@@ -79,11 +92,14 @@ class TreeWalk:
         name: str,
         deadline: float | None = None,
         message: Message | None = None,
+        revoked: Collection[str] = (),
     ) -> None:
         self._client = client
         self._name = name
         self._deadline = deadline
         self._message = message
+        self._revoked = revoked
+        self._names: set[str] = set()
         self._begun = time.monotonic()
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_QUERIES)
         self._nodes: dict[str, TreeNode] = {}
@@ -99,10 +115,13 @@ class TreeWalk:
 
         Raises:
             WorkflowNotFound, NotStateful, NoWorkerAnswers, OperationFailed: of the first node.
+            NameNotInUse: nobody in the tree knows the name, and others are in use.
         """
         self._parents[workflow_id] = None
         answer = await ask(self._client, workflow_id, self._timeout())
         await self._visit(workflow_id, (), {}, answer=answer)
+        if all(node.state == "none" for node in self._nodes.values()):
+            check_in_use(self._name, self._names, workflow_id)
         nodes = [await self._with_courier(node) for node in self._in_order(workflow_id)]
         return TokenTree(self._name, tuple(nodes))
 
@@ -189,9 +208,11 @@ class TreeWalk:
             if answer is not None:
                 self._root = self._root or answer.node.root
                 if answer.node.root not in ("", self._root):
-                    return self._foreign(workflow_id, answer.node), None
+                    return self._foreign(answer, workflow_id), None
                 self._couriers[workflow_id] = answer.node.courier
                 node = self._node(answer, workflow_id, expected, withheld=withheld)
+                if answer.failed and self._is_behind(answer.node, expected):
+                    return await self._failed(node), answer
                 if not self._is_awaited(node, answer):
                     return node, answer
                 is_late = time.monotonic() - self._begun > _HAND_OVER_AFTER_SECONDS
@@ -247,49 +268,86 @@ class TreeWalk:
 
     def _unseen(self, workflow_id: str, problem: str) -> TreeNode:
         parent = self._parents[workflow_id]
-        return TreeNode(workflow_id, "", parent, current=False, problem=problem)
+        return TreeNode(workflow_id, "", parent, "unknown", current=False, problem=problem)
 
-    def _foreign(self, workflow_id: str, status: NodeStatus) -> TreeNode:
+    def _foreign(self, answer: Answer, workflow_id: str) -> TreeNode:
         """One that was started before its parent took part, and has no state from above."""
-        node = self._unseen(workflow_id, _FOREIGN)
-        return replace(node, type=status.type, api_url=status.api_url, current=True)
+        node = self._node(answer, workflow_id, {}, withheld=False)
+        if answer.closed:
+            return node
+        return replace(node, current=False, beside=True, set_here=False, problem=_FOREIGN)
+
+    async def _failed(self, node: TreeNode) -> TreeNode:
+        """One that closed as failed without the newest: whether it failed when it was told.
+
+        Its last task says so: no clock does, and children fail for many reasons.
+        """
+        request = GetWorkflowExecutionHistoryReverseRequest(
+            namespace=self._client.namespace,
+            execution=WorkflowExecution(workflow_id=node.id),
+            maximum_page_size=_LAST_EVENTS,
+        )
+        service = self._client.workflow_service
+        try:
+            answer = await service.get_workflow_execution_history_reverse(
+                request, timeout=_LAST_CALL
+            )
+        except RPCError:
+            return node  # nobody knows
+        tasks = 0
+        for event in answer.history.events:
+            tasks += event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
+            signal = event.workflow_execution_signaled_event_attributes.signal_name
+            if tasks < 2 and signal == MESSAGE:
+                return replace(node, state="failed", current=False, problem=_FAILED)
+        return node
 
     def _node(
         self, answer: Answer, workflow_id: str, expected: Expected, *, withheld: bool
     ) -> TreeNode:
         status = answer.node
-        held = _standing(status, self._name)
-        behind = any(held.get(authority, 0) < version for authority, version in expected.items())
+        self._names |= names_in_use(status)
         of_name = (t for t in status.tokens if t.status.name == self._name and t.in_force)
         in_force = next(of_name, None)
+        seen = None if in_force is None else in_force.status.at(time.time()).under(self._revoked)
         withheld = withheld or is_among(self._name, status.withheld)
         few = status.signals < limits.LIMITS.many_signals
         many = None if answer.closed or few else status.signals
+        behind = self._is_behind(status, expected) or status.recovering or bool(status.replaced)
+        parent = self._parents[workflow_id]
         return TreeNode(
             id=workflow_id,
             type=status.type,
-            parent=self._parents[workflow_id],
+            parent=parent,
             state=(
                 state_without(
                     waiting=status.recovering or self._name in {m.name for m in status.waiting},
                     needs_set=status.needs_set,
                     withheld=withheld,
                 )
-                if in_force is None
-                else in_force.status.at(time.time()).state
+                if seen is None
+                else seen.state
             ),
             version=None if in_force is None else in_force.version,
-            fingerprint=None if in_force is None else in_force.status.fingerprint,
+            fingerprint=None if seen is None else seen.fingerprint,
             authority=None if in_force is None else in_force.authority,
             api_url=status.api_url,
             withheld=withheld,
             closed=answer.closed,
-            current=answer.closed or not (behind or status.recovering or status.replaced),
+            current=answer.closed or not behind,
             undelivered=tuple(
                 sorted({one.id for one in status.undelivered if one.name == self._name})
             ),
             signals=many,
+            set_here=(
+                parent is not None and in_force is not None and in_force.authority == workflow_id
+            ),
+            http=() if seen is None else tuple(filter(in_clear, seen.origins)),
         )
+
+    def _is_behind(self, status: NodeStatus, expected: Expected) -> bool:
+        held = _standing(status, self._name)
+        return any(held.get(authority, 0) < version for authority, version in expected.items())
 
     def _expected_of(self, child: ChildStatus, below: Expected, status: NodeStatus) -> Expected:
         if child.life is Life.UNTOLD:
@@ -339,6 +397,25 @@ class TreeWalk:
             return None
         left = timedelta(seconds=max(self._left(), _LAST_LOOK_SECONDS))
         return min(limits.LIMITS.client_question, left)
+
+
+def names_in_use(status: NodeStatus) -> set[str]:
+    """The credential names that a workflow knows of."""
+    held, waiting = (t.status.name for t in status.tokens), (one.name for one in status.waiting)
+    return {*held, *waiting, *status.withheld} - {ALL}
+
+
+def check_in_use(name: str, names: Collection[str], workflow_id: str) -> None:
+    """Refuse a name that nobody knows where others are in use: it is mistyped.
+
+    Raises:
+        NameNotInUse: it is.
+    """
+    if names and name not in names:
+        raise NameNotInUse(
+            f"no {name} was ever set at workflow {workflow_id}, above it or below it; in use: "
+            f"{', '.join(sorted(names))}"
+        )
 
 
 def _standing(status: NodeStatus, name: str) -> dict[str, int]:

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, get_args
 
 from ..sealed.message import Message
 from .members import CLAIMS, ID, NAME, VERSION, VERSIONS, member, one_of, optional, to_json
 
-TokenState = Literal["none", "held", "revoked", "expired", "withheld", "waiting", "needs_set"]
+TokenState = Literal[
+    "none", "held", "revoked", "expired", "withheld", "waiting", "needs_set", "key_revoked"
+]
 """What is known of a credential at a workflow.
 
 none: nothing was set here or above. held: a token is in force. revoked: a revocation
 is. expired: the token is past its expiry. withheld: the workflow was started without
 it. waiting: a message of an issuer who is not known yet. needs_set: the state of the
-run before was lost (past retention); set the token again.
+run before was lost (past retention); set the token again. key_revoked: the token is signed by a
+key that the keyring of who asks has revoked, so that nobody opens it; no workflow says that itself.
 """
+
+NodeState = TokenState | Literal["unknown", "failed"]
+"""The same of a workflow in a tree. unknown: it could not be asked. failed: it ended so in the task
+in which it was told a message, and has not taken it, as where an interceptor refuses the signal."""
+
+_SAID: Final = tuple(state for state in get_args(TokenState) if state != "key_revoked")
 
 _CURES: Final[Mapping[str, str]] = {
     "none": "set one here or at a workflow above",
     "withheld": "it was started without it; only an issuer can set one at it",
     "waiting": "its issuer is not known here yet; give the workers the new public keyring",
     "needs_set": "the state of its last run was lost; set the token again",
+    "key_revoked": "the key that signed it is revoked; set the token again",
 }
 
 
@@ -60,7 +70,7 @@ class TokenStatus:
     """
 
     name: str = member(NAME)
-    state: TokenState = member(one_of(get_args(TokenState)))  # noqa: RUF009 - a dataclass field
+    state: TokenState = member(one_of(_SAID))  # noqa: RUF009 - a dataclass field
     version: int | None = member(optional(VERSION), None)
     fingerprint: str | None = member(optional(ID), None)
     authority: str | None = member(optional(ID), None)
@@ -95,6 +105,11 @@ class TokenStatus:
         is_past = self.expires_at is not None and now >= self.expires_at
         return replace(self, state="expired") if is_past and self.state == "held" else self
 
+    def under(self, revoked: Collection[str]) -> TokenStatus:
+        """The same for whoever has revoked these keys (key ids): nobody opens what they signed."""
+        is_dead = self.state == "held" and self.issuer in revoked
+        return replace(self, state="key_revoked") if is_dead else self
+
     def to_json(self) -> dict[str, Any]:
         """The same as JSON data."""
         return to_json(self)
@@ -107,7 +122,7 @@ class TreeNode:
     Attributes:
         id, type: of the workflow.
         parent: workflow id above it in the tree, None for the node the walk began at.
-        state, version, fingerprint, authority: of the token in force there.
+        state, version, fingerprint, authority: of the token in force there; see `NodeState`.
         api_url: the workflow's own API address.
         withheld: the token is kept from it (at its start, or by its parent now).
         closed: the workflow has ended.
@@ -115,13 +130,18 @@ class TreeNode:
         undelivered: ids of children it has not yet reached.
         signals: how many its run has taken, where these are 80% of the server's limit or more, so
             that it should continue as new; None below.
-        problem: why it could not be asked, or None.
+        problem: why it could not be asked, or what is amiss there, or None.
+        set_here: what is in force was set at this very node, below the one the walk began at, so
+            that nothing that is set or revoked further up reaches it.
+        beside: it runs beside the tree, since it was started before its parent took part: nothing
+            that is set in the tree reaches it.
+        http: the signed origins of its token to which it goes in clear text, unless over loopback.
     """
 
     id: str
     type: str
     parent: str | None
-    state: TokenState = "none"
+    state: NodeState = "none"
     version: int | None = None
     fingerprint: str | None = None
     authority: str | None = None
@@ -132,6 +152,30 @@ class TreeNode:
     undelivered: tuple[str, ...] = ()
     signals: int | None = None
     problem: str | None = None
+    set_here: bool = False
+    beside: bool = False
+    http: tuple[str, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        """Whether it runs and has a token to use."""
+        return self.state == "held" and not self.closed
+
+
+_UNUSABLE: Final = ("expired", "key_revoked", "waiting", "needs_set")
+"""The states of a node that is entitled to a token and has none to use."""
+
+_COUNTED: Final[Mapping[str, Callable[[TreeNode], bool]]] = {
+    "unreachable": lambda node: node.state == "unknown",
+    "failed": lambda node: node.state == "failed",
+    "beside": lambda node: node.beside,
+    "set here": lambda node: node.set_here and not node.closed,
+    **{
+        state.replace("_", " "): lambda node, state=state: node.state == state and not node.closed
+        for state in (*_UNUSABLE, "revoked")
+    },
+    "withheld": lambda node: node.withheld and not node.closed,
+}
 
 
 @dataclass(frozen=True)
@@ -151,8 +195,14 @@ class TokenTree:
 
     @property
     def behind(self) -> tuple[TreeNode, ...]:
-        """The live, entitled nodes that have not accepted the newest version."""
+        """The nodes that should have the newest version and have not: also those that cannot be
+        asked, that run beside the tree, or that failed when they were told."""
         return tuple(node for node in self.nodes if not node.current)
+
+    @property
+    def holding(self) -> tuple[TreeNode, ...]:
+        """The live nodes that have a token to use."""
+        return tuple(node for node in self.nodes if node.holds)
 
     @property
     def nearly_full(self) -> tuple[TreeNode, ...]:
@@ -161,5 +211,26 @@ class TokenTree:
 
     @property
     def converged(self) -> bool:
-        """Whether every live entitled node has accepted the newest version."""
+        """Whether every live entitled node has accepted the newest version: nobody is behind."""
         return not self.behind
+
+    @property
+    def usable(self) -> bool:
+        """Whether it has converged, and every live node that is entitled to a token has one to use:
+        one at least has. Where a token was revoked or withheld on purpose, nobody is entitled."""
+        lacking = any(n.state in _UNUSABLE and not (n.closed or n.withheld) for n in self.nodes)
+        return self.converged and not lacking and bool(self.holding)
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many nodes are not simply current, by what is to be known of them; none is 0."""
+        counts = {what: sum(map(is_so, self.nodes)) for what, is_so in _COUNTED.items()}
+        others = sum(not (n.beside or n.state in ("unknown", "failed")) for n in self.behind)
+        return {what: count for what, count in {"behind": others, **counts}.items() if count}
+
+    @property
+    def glance(self) -> str:
+        """The tree in a line: `converged · 3 set here · 1 expired`."""
+        verdict = "converged" if self.holding else "nothing usable is held"
+        counts = (f"{count:,} {what}" for what, count in self.counts.items())
+        return " · ".join([verdict if self.converged else "not converged", *counts])

@@ -40,6 +40,8 @@ class Terms:
         readers: likewise the audiences of the readers it is sealed for.
         api_url: the API's address, within the origins; None keeps that of the token that stands
             there.
+        allow_http: hosts of the origins asked for to which it may go in clear text. Of a token
+            that stands there such origins are kept as the others are.
     """
 
     origins: Sequence[str] | None = None
@@ -47,6 +49,7 @@ class Terms:
     types: Sequence[str] | Literal["any"] | None = None
     readers: Sequence[str] | Literal["any"] | None = None
     api_url: str | None = None
+    allow_http: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -115,16 +118,17 @@ class Place:
     def _where(self, terms: Terms) -> tuple[tuple[str, ...], str | None]:
         """The origins of the next token, and its address within them."""
         held, given, url = self.held, terms.origins, terms.api_url
-        if isinstance(given, str):
-            raise ValueError("origins= takes a list of origins")
+        http: Sequence[str] | None = terms.allow_http
+        if isinstance(given, str) or isinstance(http, str):
+            raise ValueError("origins= takes a list of origins, allow_http= one of hosts")
         at = None if url is None else checked_address(url)
         if given is None and at is not None and not (held and is_allowed(at, held.origins)):
             given = [at]
         if given is None:
             if held is None:
                 raise OriginsMissing(self._why_origins())
-            given = held.origins
-        origins = tuple(allowed_origin(origin) for origin in given)
+            given, http = held.origins, None  # an issuer who is trusted now has signed them
+        origins = tuple(allowed_origin(origin, http) for origin in given)
         if url is None and held is not None and is_covered(held.api_url, held.origins) and origins:
             url = held.api_url
         if url is not None and not is_covered(url, origins):

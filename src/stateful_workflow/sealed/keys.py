@@ -187,7 +187,7 @@ def checked(info: KeyInfo) -> KeyInfo:
     if info.origins is None:
         return info
     try:
-        origins = tuple(allowed_origin(origin) for origin in info.origins)
+        origins = tuple(allowed_origin(origin, None) for origin in info.origins)
     except ValueError as error:
         raise KeyringError(f"an issuer's limit has an origin that is refused: {error}") from None
     return replace(info, origins=origins)

@@ -3,14 +3,15 @@
 An origin is scheme, host and port, written as ``https://api.example.com`` or
 ``https://api.example.com:8443``: lower case, the host in its IDNA form, the default port left out.
 An allowed origin may have ``*`` as its whole leftmost label (``https://*.example.com``), which
-stands for one label. ``http`` is taken for literal loopback addresses only.
+stands for one label. ``http`` to other hosts than literal loopback addresses is signed only where
+the issuer names the host (`allowed_origin`), and each such origin whole.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
@@ -27,7 +28,7 @@ _HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-
 
 
 def origin_of(url: str) -> str:
-    """The canonical origin of an absolute URL.
+    """The canonical origin of an absolute URL; whether a token may go there is another question.
 
     Raises:
         ValueError: the URL has no such origin or could be read in two ways.
@@ -35,16 +36,48 @@ def origin_of(url: str) -> str:
     return _canonical(url, wildcard=False)
 
 
-def allowed_origin(text: str) -> str:
+def allowed_origin(text: str, allow_http: Collection[str] | None = ()) -> str:
     """The canonical form of one entry of a token's ``origins``; a wildcard is allowed.
 
+    Args:
+        text: the entry.
+        allow_http: hosts to which a token may go in clear text, without a port; None for any.
+
     Raises:
-        ValueError: as `origin_of`, and where more than scheme, host and port is given.
+        ValueError: as `origin_of`, and where more than scheme, host and port is given, or plain
+            http to a host that is neither a literal loopback address nor in `allow_http`.
     """
     parts, _ = _split(text)
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ValueError("an origin is scheme, host and port only, as https://api.example.com")
-    return _canonical(text, wildcard=True)
+    origin = _canonical(text, wildcard=True)
+    if in_clear(origin) and allow_http is not None:
+        host = _host(origin)
+        if host not in {each.lower() for each in allow_http}:
+            if host == "localhost" or host.endswith(".localhost"):
+                raise ValueError(
+                    "plain http is allowed to literal loopback addresses: write 127.0.0.1"
+                )
+            raise ValueError(
+                "plain http is allowed to literal loopback addresses only, such as 127.0.0.1; use "
+                "https, or allow_http= where a token may go to that host in clear text"
+            )
+    return origin
+
+
+def in_clear(origin: str) -> bool:
+    """Whether what goes to a canonical origin is in clear text on a network."""
+    if not origin.startswith("http://"):
+        return False
+    try:
+        address = _address(_host(origin))
+    except ValueError:  # no origin at all, of an answer that nobody vouches for
+        return True
+    return address is None or not address.is_loopback
+
+
+def _host(origin: str) -> str:
+    return urlsplit(origin).hostname or ""
 
 
 def is_allowed(origin: str, allowed: Iterable[str]) -> bool:
@@ -52,9 +85,9 @@ def is_allowed(origin: str, allowed: Iterable[str]) -> bool:
     scheme, _, rest = origin.partition("://")
     parent = rest.partition(".")[2]
     covering = {origin}
-    # As in `allowed_origin`: a domain of two labels below it, and no address.
-    if "." in parent and not rest.startswith("[") and not _ends_in_number(parent):
-        covering.add(f"{scheme}://*.{parent}")
+    # As in `allowed_origin`: https, a domain of two labels below it, and no address.
+    if scheme == "https" and "." in parent and not rest.startswith("[") and not _ends_in_number(parent):
+        covering.add(f"https://*.{parent}")
     return not covering.isdisjoint(allowed)
 
 
@@ -81,7 +114,7 @@ def _canonical(url: str, *, wildcard: bool) -> str:
     parts, port = _split(url)
     scheme = parts.scheme.lower()
     if scheme not in _DEFAULT_PORTS:
-        raise ValueError("the scheme must be https (or http on loopback)")
+        raise ValueError("the scheme must be https (or http)")
     if "@" in parts.netloc:
         raise ValueError("a URL with user information is refused")
     if not _NETLOC.fullmatch(parts.netloc):
@@ -90,14 +123,14 @@ def _canonical(url: str, *, wildcard: bool) -> str:
     if host.startswith("*."):
         if not wildcard:
             raise ValueError("a wildcard is not an address to send to")
+        if scheme == "http":
+            raise ValueError("a wildcard is for https: name each host for plain http")
         star, host = "*.", host[2:]
         if "." not in host or _address(host) is not None:
             raise ValueError("a wildcard needs a domain of at least two labels below it")
     address = _address(host)
     if parts.netloc.startswith("[") and (address is None or address.version != 6):
         raise ValueError("brackets are for IPv6 addresses")
-    if scheme == "http" and (address is None or not address.is_loopback):
-        raise ValueError("plain http is allowed to literal loopback addresses only; use https")
     if port == 0:
         raise ValueError("port 0 is none: an HTTP client may take the default one for it")
     suffix = "" if port is None or port == _DEFAULT_PORTS[scheme] else f":{port}"
