@@ -119,7 +119,7 @@ async def test_a_token_is_set_shown_revealed_revoked_and_inherited(
     tree = await run("tree", root)
     assert tree.returncode == 0
     first, *lines = tree.stdout.splitlines()
-    assert first == "apiToken converged"
+    assert first == "apiToken converged · 1 withheld"
     assert sum(status["fingerprint"] in line for line in lines) == 2
     assert ["withheld" in line for line in lines if "Cleanup" in line] == [True]
     data = json.loads((await run("tree", root, "--json")).stdout)

@@ -86,7 +86,12 @@ def is_allowed(origin: str, allowed: Iterable[str]) -> bool:
     parent = rest.partition(".")[2]
     covering = {origin}
     # As in `allowed_origin`: https, a domain of two labels below it, and no address.
-    if scheme == "https" and "." in parent and not rest.startswith("[") and not _ends_in_number(parent):
+    if (
+        scheme == "https"
+        and "." in parent
+        and not rest.startswith("[")
+        and not _ends_in_number(parent)
+    ):
         covering.add(f"https://*.{parent}")
     return not covering.isdisjoint(allowed)
 
