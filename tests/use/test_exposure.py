@@ -10,11 +10,11 @@ from collections.abc import Callable
 from urllib.parse import quote, quote_plus, urlencode
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from temporalio.converter import DataConverter
 
-from stateful_workflow.use.exposure import LEVELS, SHORTEST, OpenedSecrets
+from stateful_workflow.use.exposure import LEVELS, RUN, SHORTEST, OpenedSecrets
 
 SECRET = 'cänary/5+e"7\\f1 %41~9Zz+é&<' + 31 * "0aF"
 
@@ -124,6 +124,55 @@ def test_whatever_encodings_stand_around_it_and_whatever_beside(
     assert opened(secret).found_in([text.encode()]) == "apiToken"
 
 
+@given(
+    TOKENS.filter(lambda secret: len(secret) >= RUN),
+    st.data(),
+    st.lists(st.tuples(AROUND, st.sampled_from(sorted(ENCODINGS)), AROUND), max_size=2),
+)
+def test_a_run_of_it_is_found_as_all_of_it_is(
+    secret: str, data: st.DataObject, encodings: list[tuple[str, str, str]]
+) -> None:
+    first = data.draw(st.integers(0, len(secret) - RUN))
+    text = secret[first : first + data.draw(st.integers(RUN, len(secret)))]
+    for before, name, after in encodings:
+        text = before + ENCODINGS[name](text) + after
+
+    assert opened(secret).found_in([text.encode()]) == "apiToken"
+
+
+@pytest.mark.parametrize("before", range(9))
+def test_a_run_is_found_wherever_it_stands_and_one_character_less_is_not(before: int) -> None:
+    secret = "sk_Zq7Rt5Yw2Px9Nm1"
+    for first in range(len(secret) - RUN + 1):
+        run = secret[first : first + RUN]
+        for text in (run, run.encode("utf-16-le").decode("latin-1")):
+            assert opened(secret).found_in([b"." * before + text.encode()]) == "apiToken"
+        assert opened(secret).found_in([b"." * before + run[1:].encode() + b"......"]) is None
+
+
+def test_of_a_jwt_the_header_is_none_of_it() -> None:
+    header, payload, signature = (
+        base64.urlsafe_b64encode(part).decode().rstrip("=")
+        for part in (b'{"alg":"RS256","typ":"JWT","kid":"a"}', b'{"sub":"mia","n":7}', b"x7" * 20)
+    )
+    jwt = opened(f"{header}.{payload}.{signature}")
+
+    assert jwt.found_in([f"{header}.e30.c2ln".encode()]) is None
+    assert jwt.found_in([payload[:RUN].encode()]) == "apiToken"
+    assert jwt.found_in([signature[-RUN:].encode()]) == "apiToken"
+    # What only begins like one, or has no signature, is a secret as a whole.
+    for secret in (header, f"{header}.{payload}"):
+        assert opened(secret).found_in([secret[:RUN].encode()]) == "apiToken"
+
+
+@pytest.mark.parametrize("token", ["robot-17:pa55-w0rd", in_base64("robot-17:pa55-w0rd")])
+def test_what_a_pair_for_basic_is_made_of_is_looked_for_like_it(token: str) -> None:
+    for secret in (token, f"Basic {token}"):
+        for part in ("robot-17", "pa55-w0rd", "robot-17:pa55-w0rd", in_base64("me:pa55-w0rd")):
+            assert opened(secret).found_in([f"<{part}>".encode()]) == "apiToken"
+    assert opened("postgres://me:x@db").found_in([b"postgres"]) is None
+
+
 @pytest.mark.parametrize("secret", ["schlüssel-ñ-9d41", "пароль-из-хранилища", 'key 🔑 of "it"'])
 def test_one_beyond_ascii_is_found_in_what_the_default_converter_makes(secret: str) -> None:
     given = [{"token": f"Bearer {secret}"}, json.dumps(secret), in_base64(secret), secret.encode()]
@@ -165,11 +214,12 @@ def test_so_many_encodings_are_undone_and_no_more(encode: Callable[[str], str]) 
     st.lists(st.sampled_from(sorted(ENCODINGS)), max_size=3),
 )
 def test_what_is_unrelated_is_not_taken_for_it(secret: str, data: bytes, names: list[str]) -> None:
-    text = data.decode(errors="replace")
+    text, secret = data.decode(errors="replace"), f"{secret} and more"
+    assume(not any(secret[at : at + RUN] in text for at in range(len(secret) - RUN + 1)))
     for name in names:
         text = ENCODINGS[name](text)
 
-    assert opened(f"{secret} and more").found_in([data, text.encode()]) is None
+    assert opened(secret).found_in([data, text.encode()]) is None
 
 
 def test_each_of_several_secrets_is_found_and_named() -> None:

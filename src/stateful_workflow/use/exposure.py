@@ -1,16 +1,20 @@
-"""Find an opened secret in data, however it is encoded there.
+"""Find an opened secret, or a part of it, in data, however it is encoded there.
 
-What is looked for is the secret itself. The encodings around it are undone first: the
-escapes of JSON and ``repr``, percent-encoding, hexadecimal and base64. One of fewer than 8
-characters is not looked for: it would be found in anything, and keeps nothing secret.
+What is looked for is any run of 12 characters of the secret, since what is cut is a secret still;
+of a shorter one all of it. The encodings around it are undone first: the escapes of JSON and
+``repr``, percent-encoding, hexadecimal and base64. One of fewer than 8 characters is not looked
+for: it would be found in anything, and keeps nothing secret. Nor is the header segment of a JWT,
+which other tokens share.
 """
 
 from __future__ import annotations
 
 import re
-from base64 import urlsafe_b64decode
+from base64 import b64decode, urlsafe_b64decode
 from binascii import a2b_hex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from itertools import compress, count
 from string import ascii_letters, digits, hexdigits
 from typing import Final
 from urllib.parse import unquote_to_bytes
@@ -18,67 +22,136 @@ from urllib.parse import unquote_to_bytes
 SHORTEST: Final = 8
 """Characters a secret has at least that is looked for."""
 
+RUN: Final = 12
+"""Characters in a row of a secret that give it away."""
+
 LEVELS: Final = 4
 """Encodings of bytes that are undone one around the other, each with as many levels of escapes."""
 
+_GROUP: Final = 4  # bytes of an unsigned int
 _NUMBERED: Final = re.compile(
     rb"\\(?:(x[\dA-Fa-f]{2}(?:\\x[\dA-Fa-f]{2})*|[0-3][0-7]{2})"
     rb"|U[\dA-Fa-f]{8}|u[\dA-Fa-f]{4}(?:\\u[\dA-Fa-f]{4})*)"
 )
 _BACKSLASH: Final = b"\xff\xfe\xff"  # in the place of one that is plain; never part of UTF-8
+_JWT_HEADER: Final = re.compile(r"\AeyJ[\w-]*(?=\.[\w-]*\.)", re.ASCII)  # it begins with {"
 
 
 class OpenedSecrets:
     """The secrets an activity has opened, and where they turn up."""
 
     def __init__(self) -> None:
-        self._needles: dict[bytes, str] = {}
-        self._is_ascii = True
+        self._secrets: dict[str, str] = {}
+        self._search = _Search({})
 
     def add(self, name: str, secret: str) -> None:
         """Note a secret under its credential name."""
-        if len(secret) >= SHORTEST:
-            self._is_ascii = self._is_ascii and secret.isascii()
-            self._needles |= dict.fromkeys(_needles(secret), name)
+        for part in _parts(secret):
+            self._secrets.setdefault(part, name)
 
     @property
     def are_none(self) -> bool:
         """Whether there is nothing to look for."""
-        return not self._needles
+        return not self._secrets
 
     def found_in(self, data: Iterable[bytes]) -> str | None:
         """The credential name of a secret that is in the data, or None."""
-        needles = dict(self._needles)  # a thread may open another token meanwhile
-        if not needles:
+        secrets = dict(self._secrets)  # a thread may open another token meanwhile
+        if not secrets:
             return None
-        text = _ASCII if self._is_ascii else _TEXT
-        shortest = min(map(len, needles))
+        search = self._search
+        if search.secrets != secrets:
+            self._search = search = _Search(secrets)
         for part in data:
-            for reading in _readings(part, shortest, text):
-                for needle, name in needles.items():
-                    if needle in reading:
-                        return name
+            for reading in _readings(part, search.shortest, search.text):
+                name = search.name_in(reading)
+                if name is not None:
+                    return name
         return None
 
 
-def _needles(secret: str) -> set[bytes]:
-    """What a secret is in `_readings` of its spellings."""
+def _parts(secret: str) -> set[str]:
+    """What gives a secret away: itself, and what it is made of where it is a pair for Basic."""
+    found = {_JWT_HEADER.sub("", secret)}
+    pair = secret.removeprefix("Basic ")
+    for text in (pair, _from_base64(pair)):
+        user, colon, password = text.partition(":")
+        if colon and not password.startswith("//"):  # a URL is no pair
+            found |= {text, user, password}
+    return {part for part in found if len(part) >= SHORTEST}
+
+
+def _from_base64(text: str) -> str:
+    try:
+        bare = text.rstrip("=")
+        return b64decode(bare + "=" * (-len(bare) % 4), b"-_", validate=True).decode()
+    except ValueError:
+        return ""
+
+
+class _Search:
+    """What secrets are looked for by: each of their runs, and the groups of bytes in these."""
+
+    def __init__(self, secrets: Mapping[str, str]) -> None:
+        self.secrets = secrets
+        self.text = _ASCII if all(map(str.isascii, secrets)) else _TEXT
+        self.shortest = min(RUN, *map(len, secrets)) if secrets else RUN
+        """Bytes of the shortest run."""
+        # Wherever a run stands, one of its groups begins at a multiple of this.
+        self._step = (self.shortest - _GROUP + 1) // _GROUP * _GROUP
+        self._groups: set[int] = set()
+        for secret in secrets:
+            for needle in _needles(secret):
+                for first in range(_GROUP):
+                    self._groups.update(_groups(needle[first:]))
+
+    def name_in(self, data: bytes) -> str | None:
+        """The name of a secret of which a run is in the data, or None."""
+        # In C, and nearly always nothing: what follows looks at the few groups that are known.
+        are_known = map(self._groups.__contains__, _groups(data)[:: self._step // _GROUP])
+        for at in compress(count(0, self._step), are_known):
+            for length, runs in self._runs.items():
+                for first in range(max(0, at + _GROUP - length), at + 1):
+                    name = runs.get(data[first : first + length])
+                    if name is not None:
+                        return name
+        return None
+
+    @cached_property
+    def _runs(self) -> dict[int, dict[bytes, str]]:
+        """The names of the secrets, by the runs that give them away, by their bytes."""
+        found: dict[int, dict[bytes, str]] = {}
+        for secret, name in self.secrets.items():
+            for needle, encoding in _needles(secret).items():
+                text = needle.decode(encoding, "surrogateescape")
+                for first in range(max(1, len(text) - RUN + 1)):
+                    run = text[first : first + RUN].encode(encoding, "surrogateescape")
+                    found.setdefault(len(run), {})[run] = name
+        return found
+
+
+def _groups(data: bytes) -> memoryview[int]:
+    return memoryview(data)[: len(data) // _GROUP * _GROUP].cast("I")
+
+
+def _needles(secret: str) -> dict[bytes, str]:
+    """What a secret is in `_readings` of its spellings, each with its encoding."""
     # Python spells a character up to U+00FF as if it were a byte.
     plain = {_unescaped(spell(secret).encode())[1:-1] for spell in (repr, ascii)}
     plain.add(secret.encode())
     plain |= {needle.replace(b" ", b"+") for needle in plain}  # as in a query
     for _ in range(LEVELS):  # what looks like an escape in it is undone along
         plain |= {undone(needle) for needle in plain for undone in _ESCAPES}
-    wide = {secret.encode("utf-16-le"), secret.encode("utf-16-be")}
-    return {needle for needle in plain | wide if len(needle) >= SHORTEST}
+    found = {needle: "utf-8" for needle in plain if len(needle) >= SHORTEST}
+    return found | {secret.encode(wide): wide for wide in ("utf-16-le", "utf-16-be")}
 
 
 def _readings(data: bytes, shortest: int, text: _Alphabet) -> Iterator[bytes]:
     """The data as it is, and with the encodings in it undone.
 
     Args:
-        shortest: bytes of the shortest needle.
-        text: what every spelling of them is made of; the rest is not looked at again.
+        shortest: bytes of the shortest run that is looked for.
+        text: what every spelling of it is made of; the rest is not looked at again.
     """
     yield data
     seen: set[tuple[int, bytes]] = set()
@@ -138,7 +211,7 @@ class _Alphabet:
         if b"\1" * length not in text.translate(self._is_one, self._between):
             return []
         kept = text.translate(self._kept, self._between)
-        return re.findall(rb"(?<![^\0])[^\0]{%d,}" % length, kept)
+        return re.findall(rb"[^\0]{%d,}" % length, kept)
 
 
 _ASCII: Final = _Alphabet(bytes([*b"\t\n\r", *range(0x20, 0x80)]))
