@@ -25,6 +25,8 @@ BELOW: Final[dict[str, set[str]]] = {
     "audit": {"record"},
     "node": {"record", "sealed", "text", "errors"},
     "use": {"node", "record", "sealed", "text", "errors"},
+    "requests": {"use", "sealed"},
+    "aiohttp": {"use", "sealed"},
     "worker": {"use", "node", "record", "sealed", "text", "errors"},
     "client": {"use", "node", "record", "sealed", "text", "errors"},
     "web": {"node", "sealed", "text", "errors"},

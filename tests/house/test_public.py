@@ -13,15 +13,18 @@ from types import ModuleType
 from typing import Final, cast
 
 import stateful_workflow
+import stateful_workflow.aiohttp
 import stateful_workflow.audit
+import stateful_workflow.requests
 
 PINNED: Final = Path(__file__).with_name("public.txt")
 
 
 def signatures() -> str:
     """A line for each public name, and for each public member of a public class."""
-    lines = [*_of_module(stateful_workflow), *_of_module(stateful_workflow.audit)]
-    return "\n".join(lines) + "\n"
+    package = stateful_workflow
+    modules = (package, package.aiohttp, package.audit, package.requests)
+    return "".join(f"{line}\n" for module in modules for line in _of_module(module))
 
 
 def _of_module(module: ModuleType) -> Iterator[str]:

@@ -60,6 +60,7 @@ class Api:
         origin: its origin, such as ``http://127.0.0.1:40001``.
         valid: the tokens it takes now; a test changes it as it likes.
         calls: every call with or without a token, in order; gates left out.
+        authorizations: the header of each of them, as it came.
 
     Paths: ``/to?url=…`` redirects to that text as it is, whatever the token; ``/gate/NAME``
     answers (without asking for a token) when the test opens the gate; any other path
@@ -70,6 +71,7 @@ class Api:
         self.origin = origin
         self.valid: set[str] = set()
         self.calls: list[Call] = []
+        self.authorizations: list[str] = []
         self._at_gate: set[str] = set()
         self._open: set[str] = set()
         self.app = Starlette(
@@ -124,6 +126,7 @@ class Api:
     async def _log(self, request: Request, status: int) -> None:
         body = await request.body()
         host = request.headers.get("Host", "")
+        self.authorizations.append(request.headers.get("Authorization", ""))
         self.calls.append(Call(request.scope["path"], _token(request), status, body, host))
 
 

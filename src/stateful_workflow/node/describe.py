@@ -67,9 +67,10 @@ class View:
         return TokenStatus(name, state)
 
     def token(self, name: str) -> TokenAnswer | None:
-        """The answer to the query `apiToken`; None where nothing is known of the name."""
+        """The answer to the query `apiToken`; None where nothing of the name ever came here."""
         status = self.status(name)
-        return None if status.state == "none" else TokenAnswer(status, self._sealed(name))
+        came = any(of == name for of, _ in self.ledger.floors)
+        return TokenAnswer(status, self._sealed(name)) if came or status.state != "none" else None
 
     def node(
         self,

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NoReturn
 
+from ..errors import OriginNotAllowed
 from .message import Message
+from .origins import is_allowed, origin_of
 
 
 class ApiToken:
-    """An opened token. `reveal` is the only way to the string.
+    """An opened token. `for_url` and `reveal` are the only ways to the string.
 
     It prints redacted, cannot be pickled or copied into a dataclass dump, and compares
     by its fingerprint.
+
+    Args:
+        message: what it was opened from.
+        secret: the string.
+        note: hears of each `for_url`: the token, the URL's origin (None where it has none), and
+            why it was refused there, or None.
     """
 
-    __slots__ = ("_message", "_reveal")
+    __slots__ = ("_message", "_note", "_reveal")
 
-    def __init__(self, message: Message, secret: str) -> None:
+    def __init__(
+        self,
+        message: Message,
+        secret: str,
+        note: Callable[[ApiToken, str | None, OriginNotAllowed | None], None] | None = None,
+    ) -> None:
         self._message = message
+        self._note = note
         # In a closure: what lists an object's members, and `object.__getstate__`, get no string.
         self._reveal = lambda: secret
 
@@ -56,6 +71,29 @@ class ApiToken:
         """Unix seconds from which it is refused, or None."""
         return self._message.claims.expires_at
 
+    def for_url(self, url: str) -> str:
+        """The secret, for a client of another library that connects to this URL.
+
+        In an activity it goes on record as a use. Nobody sees what the client does with it: see
+        to it that it follows no redirect to elsewhere. A server that speaks no HTTP is named as
+        its issuer signed it, such as ``https://db.example.com:5432``.
+
+        Raises:
+            OriginNotAllowed: the URL's origin is not among the token's signed ones.
+        """
+        origin = _origin_of(url)
+        try:
+            require_signed(self, origin, "a URL without an origin")
+        except OriginNotAllowed as error:
+            self._noted(origin, error)
+            raise
+        self._noted(origin, None)
+        return self._reveal()
+
+    def _noted(self, origin: str | None, error: OriginNotAllowed | None) -> None:
+        if self._note is not None:
+            self._note(self, origin, error)
+
     def reveal(self) -> str:
         """The secret. Whoever calls this answers for where it goes."""
         return self._reveal()
@@ -74,3 +112,28 @@ class ApiToken:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an ApiToken is not pickled or copied; ask for it where it is used")
+
+
+def require_signed(token: ApiToken, origin: str | None, shown: str) -> None:
+    """Let a token go to a canonical origin that its issuer signed it for.
+
+    Args:
+        token: that is to go there.
+        origin: as `stateful_workflow.sealed.origins.origin_of` gives it; None where there is none.
+        shown: the place, where it has no origin.
+
+    Raises:
+        OriginNotAllowed: it may not.
+    """
+    if origin is None or not is_allowed(origin, token.origins):
+        raise OriginNotAllowed(
+            f"{token.name} may not be sent to {origin or shown}; its issuer "
+            f"signed it for {', '.join(token.origins) or 'no origin at all'}"
+        )
+
+
+def _origin_of(url: str) -> str | None:
+    try:
+        return origin_of(url)
+    except ValueError:
+        return None

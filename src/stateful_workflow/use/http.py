@@ -6,42 +6,60 @@ redirect chain, since httpx keeps such headers. Neither sends a request that nam
 another host beside its URL: in its ``Host`` header, or by httpx's extensions ``target``
 and ``sni_hostname``.
 
-Both are for activities. When the API answers 401, they ask the workflow for the
-newest token and send the request once more in place, where it is newer and the body
-can be sent again.
+Both are for activities. When the API refuses the token, they ask the workflow for the
+newest and report the refusal; where there is a newer one, they send the request once
+more in place, if its body can be sent again.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass
-from typing import Any, Final
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
-from ..errors import OriginNotAllowed, StatefulError, TokenMalformed
 from ..sealed.message import DEFAULT_NAME
-from ..sealed.origins import is_allowed, origin_of
 from ..sealed.token import ApiToken
+from .presenting import Fallback, Outgoing, Presenter, Terms, host_detour
 from .tokens import ActivityTokens, activity_tokens
 
-# RFC 9110 section 5.5: no control characters, no white space at the ends.
-_HEADER_VALUE: Final = re.compile(r"[^\x00-\x20\x7f]+(?:[ \t]+[^\x00-\x20\x7f]+)*")
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 # A path and query (RFC 9112 section 3.2.1), or OPTIONS' asterisk.
 _TARGET: Final = re.compile(rb"/[!-~]*|\*")
+
+IsRefusal = Callable[[httpx.Response], bool]
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A step of a flow: the current token, or one in the place of the refused."""
-
-    refused: ApiToken | None = None
+    """A step of a flow: the current token."""
 
 
-_Flow = Generator[httpx.Request | _Wanted, Any, None]
-"""Yields a request to send, and gets its response; or what token is wanted, and gets that."""
+@dataclass(frozen=True)
+class _Refused:
+    """A step of a flow: what comes after a token was refused; see `Presenter.after_refusal`."""
+
+    token: ApiToken | Fallback
+    may_resend: bool | None
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """A step of a flow: the body of an answer is to be read."""
+
+    response: httpx.Response
+
+
+_Step = httpx.Request | _Wanted | _Refused | _Unread
+_Flow = Generator[_Step, Any, None]
+"""Yields what is to be done, and gets what came of it: a response, a token, or None."""
 
 
 class TokenAuth(httpx.Auth):
@@ -51,101 +69,163 @@ class TokenAuth(httpx.Auth):
 
         async with httpx.AsyncClient(auth=TokenAuth()) as http: ...
 
+    Args:
+        name: credential name.
+        scheme: what stands before the token; None for nothing.
+        username: with ``scheme="Basic"``, whose password the token is; without it the token is
+            ``user:password``.
+        refused: whether an answer says that the API does not take the token; None for the
+            status 401. It may look at the answer's body.
+        wait_for_newer: seconds, or a timedelta, to wait within the request for another token,
+            where the one held was refused, is past its expiry, or there is none to use.
+        fallback: a secret, or what gives one, for the time before the workflow has its first
+            token. It is used only while the workflow answers that it never held one of this
+            name, was never kept from it, and that none was revoked; on record as *fallback*.
+        origins: where the fallback may be sent, such as ``["https://api.example.com"]``.
+
+    Raises:
+        ValueError: an argument is not what it has to be.
+
     Raises, when a request is sent:
         OriginNotAllowed: the request's origin is not among the token's signed ones, or the
             request names another host beside it.
         StatefulError: as `stateful_workflow.current_token`.
     """
 
-    def __init__(self, name: str = DEFAULT_NAME) -> None:
-        self._name = name
-        self._header = b"Authorization"
-        self._scheme = b"Bearer "
+    def __init__(
+        self,
+        name: str = DEFAULT_NAME,
+        *,
+        scheme: str | None = "Bearer",
+        username: str | None = None,
+        refused: IsRefusal | None = None,
+        wait_for_newer: float | timedelta = 0.0,
+        fallback: str | Callable[[], str] | None = None,
+        origins: Sequence[str] = (),
+    ) -> None:
+        self._presenter = Presenter(
+            name,
+            scheme=scheme,
+            username=username,
+            wait_for_newer=wait_for_newer,
+            fallback=fallback,
+            origins=origins,
+        )
+        self._is_refusal = is_401 if refused is None else refused
 
     def sync_auth_flow(
         self, request: httpx.Request
     ) -> Generator[httpx.Request, httpx.Response, None]:
         """See `httpx.Auth`."""
-        tokens = activity_tokens()
+        tokens, presenter = activity_tokens(), self._presenter
         with closing(self._flow(tokens, request)) as flow:
-            answer: httpx.Response | ApiToken | None = None
+            answer: httpx.Response | ApiToken | Fallback | None = None
             while (step := _next(flow, answer)) is not None:
+                answer = None
                 if isinstance(step, httpx.Request):
                     answer = yield step
+                elif isinstance(step, _Wanted):
+                    answer = presenter.current(tokens)
+                elif isinstance(step, _Refused):
+                    answer = presenter.after_refusal(tokens, step.token, step.may_resend)
                 else:
-                    answer = tokens.current(self._name, step.refused)
+                    step.response.read()
 
     async def async_auth_flow(
         self, request: httpx.Request
     ) -> AsyncGenerator[httpx.Request, httpx.Response]:
         """See `httpx.Auth`."""
-        tokens = activity_tokens()
+        tokens, presenter = activity_tokens(), self._presenter
         with closing(self._flow(tokens, request)) as flow:
-            answer: httpx.Response | ApiToken | None = None
+            answer: httpx.Response | ApiToken | Fallback | None = None
             while (step := _next(flow, answer)) is not None:
+                answer = None
                 if isinstance(step, httpx.Request):
                     answer = yield step
+                elif isinstance(step, _Wanted):
+                    answer = await presenter.current_async(tokens)
+                elif isinstance(step, _Refused):
+                    newer = presenter.after_refusal_async(tokens, step.token, step.may_resend)
+                    answer = await newer
                 else:
-                    answer = await tokens.current_async(self._name, step.refused)
+                    await step.response.aread()
 
     def _flow(self, tokens: ActivityTokens, request: httpx.Request) -> _Flow:
-        token: ApiToken | None = yield _Wanted()
+        rewind = _rewinding(request.stream)
+        token: ApiToken | Fallback | None = yield _Wanted()
         known: list[httpx.Response] = []
-        for may_resend in (_is_replayable(request), False):
-            if token is None:
-                return
+        while token is not None:
             field = self._authorize(tokens, request, token)
             answers: list[httpx.Response] = []
             try:
                 response: httpx.Response = yield request
                 answers = [one for one in (*response.history, response) if one not in known]
             finally:
-                _record(tokens, token, field, request, answers)
-            known += answers
-            if not (may_resend and _is_refused(response, field)):
+                self._record(tokens, token, field, request, answers)
+            # httpx may have left the token behind on a redirect.
+            if field not in response.request.headers.raw:
                 return
-            token = yield _Wanted(refused=token)
+            if not (yield from self._refuses(response)):
+                return
+            token = yield _Refused(token, None if known else rewind is not None)
+            known += answers
+            if token is not None and rewind is not None:
+                rewind()
+
+    def _refuses(self, response: httpx.Response) -> Generator[_Unread, Any, bool]:
+        try:
+            return self._is_refusal(response)
+        except httpx.ResponseNotRead:
+            yield _Unread(response)
+            return self._is_refusal(response)
 
     def _authorize(
-        self, tokens: ActivityTokens, request: httpx.Request, token: ApiToken
+        self, tokens: ActivityTokens, request: httpx.Request, token: ApiToken | Fallback
     ) -> tuple[bytes, bytes]:
         """Put the token into the request, or put on record why it may not go there."""
-        try:
-            self._check(request, token)
-        except StatefulError as error:
-            origin, method = _origin(request.url), request.method
-            tokens.refused(self._name, token.message, error, origin=origin, method=method)
-            raise
-        field = (self._header, self._scheme + token.reveal().encode())
+        presenter = self._presenter
+        value = presenter.field(tokens, token, _outgoing(request), *self._also(request.url))
+        field = (presenter.header.encode("ascii"), value.encode())
         kept = [other for other in request.headers.raw if other[0].lower() != field[0].lower()]
         # As bytes: httpx's error over text would hold it.
         request.headers = httpx.Headers([*kept, field])
         return field
 
-    def _check(self, request: httpx.Request, token: ApiToken) -> None:
-        """Raise where the token may not go with this request."""
-        _require_allowed(request, token)
-        url = request.url
-        # httpx takes Authorization along on a redirect from http://HOST to https://HOST.
-        upgraded = _place(url.copy_with(scheme="https", port=None))
-        upgrades = (url.scheme, url.port or 80) == ("http", 80)
-        if upgrades and not is_allowed(origin_of(upgraded), token.origins):
-            raise OriginNotAllowed(
-                f"{token.name} may not be sent to {_place(url)} in Authorization, which httpx "
-                f"would take along on a redirect to {upgraded}: its issuer must sign it for both"
-            )
+    def _record(
+        self,
+        tokens: ActivityTokens,
+        token: ApiToken | Fallback,
+        field: tuple[bytes, bytes],
+        request: httpx.Request,
+        answers: list[httpx.Response],
+    ) -> None:
+        """Put on record where the token went: which of the answered requests carried it.
+
+        Where nothing came back it may have left all the same.
+        """
+        if not answers:
+            self._presenter.recorded(tokens, token, _outgoing(request), None)
+        for answer in answers:
+            if field in answer.request.headers.raw:
+                asked = _outgoing(answer.request)
+                self._presenter.recorded(tokens, token, asked, answer.status_code)
+
+    def _also(self, url: httpx.URL) -> list[Outgoing]:
+        """Where httpx takes Authorization along: on a redirect from http://HOST to https://HOST."""
+        if (url.scheme, url.port or 80) != ("http", 80):
+            return []
+        return [Outgoing(_place(url.copy_with(scheme="https", port=None)), "GET")]
 
 
 class _KeyAuth(TokenAuth):
     """`TokenAuth` in a header of its own, whose requests httpx does not redirect by itself."""
 
-    def __init__(self, name: str, header: str) -> None:
-        super().__init__(name)
-        self._header = header.encode("ascii")
-        self._scheme = b""
+    def __init__(self, presenter: Presenter, refused: IsRefusal | None) -> None:
+        self._presenter = presenter
+        self._is_refusal = is_401 if refused is None else refused
 
-    def _check(self, request: httpx.Request, token: ApiToken) -> None:
-        _require_allowed(request, token)
+    def _also(self, url: httpx.URL) -> list[Outgoing]:
+        return []
 
 
 class OriginTransport(httpx.BaseTransport):
@@ -155,15 +235,23 @@ class OriginTransport(httpx.BaseTransport):
         inner: what sends the requests, such as ``httpx.HTTPTransport()``.
         header: the header's name.
         name: credential name.
+        refused, terms: as `TokenAuth`, but for the scheme: nothing stands before the token
+            where none is given.
 
-    Raises, when a request is sent: as `TokenAuth`.
+    Raises: as `TokenAuth`.
     """
 
     def __init__(
-        self, inner: httpx.BaseTransport, *, header: str = "X-API-Key", name: str = DEFAULT_NAME
+        self,
+        inner: httpx.BaseTransport,
+        *,
+        header: str = "X-API-Key",
+        name: str = DEFAULT_NAME,
+        refused: IsRefusal | None = None,
+        **terms: Unpack[Terms],
     ) -> None:
         self._inner = inner
-        self._auth = _KeyAuth(name, header)
+        self._auth = _KeyAuth(Presenter(name, header=header, **terms), refused)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """See `httpx.BaseTransport`."""
@@ -196,9 +284,11 @@ class AsyncOriginTransport(httpx.AsyncBaseTransport):
         *,
         header: str = "X-API-Key",
         name: str = DEFAULT_NAME,
+        refused: IsRefusal | None = None,
+        **terms: Unpack[Terms],
     ) -> None:
         self._inner = inner
-        self._auth = _KeyAuth(name, header)
+        self._auth = _KeyAuth(Presenter(name, header=header, **terms), refused)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """See `httpx.AsyncBaseTransport`."""
@@ -222,7 +312,7 @@ class AsyncOriginTransport(httpx.AsyncBaseTransport):
         await self._inner.aclose()
 
 
-def _next(flow: _Flow, answer: object) -> httpx.Request | _Wanted | None:
+def _next(flow: _Flow, answer: object) -> _Step | None:
     """The next step of a flow, or None at its end."""
     try:
         return flow.send(answer)
@@ -230,50 +320,30 @@ def _next(flow: _Flow, answer: object) -> httpx.Request | _Wanted | None:
         return None
 
 
-def _require_allowed(request: httpx.Request, token: ApiToken) -> None:
-    """Raise where the token may not go to the origin that a request names."""
-    origin = _origin(request.url)
-    if origin is None or not is_allowed(origin, token.origins):
-        raise OriginNotAllowed(
-            f"{token.name} may not be sent to {origin or _place(request.url)}; its issuer "
-            f"signed it for {', '.join(token.origins) or 'no origin at all'}"
-        )
-    detour = _detour(request)
-    if detour is not None:
-        raise OriginNotAllowed(f"{token.name} may not be sent to {origin} with {detour}")
-    if not _HEADER_VALUE.fullmatch(token.reveal()):
-        raise TokenMalformed(
-            f"{token.name} (version {token.version}) has characters that no HTTP header may "
-            "have, such as a line end; set it again without them"
-        )
+def is_401(response: httpx.Response) -> bool:
+    """Whether an answer says that the API does not take the token, where the user says nothing."""
+    return response.status_code == 401
 
 
-def _record(
-    tokens: ActivityTokens,
-    token: ApiToken,
-    field: tuple[bytes, bytes],
-    request: httpx.Request,
-    answers: list[httpx.Response],
-) -> None:
-    """Put on record where the token went: which of the answered requests carried it.
+def _rewinding(stream: object) -> Callable[[], object] | None:
+    """What makes a request's body ready to be sent again, or None where it cannot be.
 
-    Where nothing came back it may have left all the same.
+    httpx begins its multipart bodies anew by itself, where their files can seek.
     """
-    if not answers:
-        tokens.used(token, _origin(request.url), request.method, None)
-    for answer in answers:
-        asked = answer.request
-        if field in asked.headers.raw:
-            tokens.used(token, _origin(asked.url), asked.method, answer.status_code)
+    if isinstance(stream, httpx.ByteStream):
+        return lambda: None
+    fields = getattr(stream, "fields", None)
+    if fields is not None:
+        files = [getattr(one, "file", b"") for one in fields]
+        is_rewound = all(isinstance(one, str | bytes) or _is_seekable(one) for one in files)
+        return (lambda: None) if is_rewound else None
+    file = getattr(stream, "_stream", None)  # of `content=`
+    return partial(file.seek, file.tell()) if file is not None and _is_seekable(file) else None
 
 
-def _is_refused(response: httpx.Response, field: tuple[bytes, bytes]) -> bool:
-    """Whether this answers a request that carried the token: httpx may have left it behind."""
-    return response.status_code == 401 and field in response.request.headers.raw
-
-
-def _is_replayable(request: httpx.Request) -> bool:
-    return isinstance(request.stream, httpx.ByteStream)
+def _is_seekable(file: Any) -> bool:
+    seekable = getattr(file, "seekable", None)
+    return hasattr(file, "read") and seekable is not None and seekable() is True
 
 
 def _copy(request: httpx.Request) -> httpx.Request:
@@ -292,11 +362,8 @@ def _place(url: httpx.URL) -> str:
     return f"{url.scheme}://{url.netloc.decode('ascii')}"
 
 
-def _origin(url: httpx.URL) -> str | None:
-    try:
-        return origin_of(_place(url))
-    except ValueError:
-        return None
+def _outgoing(request: httpx.Request) -> Outgoing:
+    return Outgoing(_place(request.url), request.method, _detour(request))
 
 
 def _detour(request: httpx.Request) -> str | None:
@@ -304,10 +371,12 @@ def _detour(request: httpx.Request) -> str | None:
     url = request.url
     if url.userinfo:
         return "user information in its URL"
-    # A server, or a CDN in front of many, goes by these and not by where it was reached.
-    hosts = {value.lower() for key, value in request.headers.raw if key.lower() == b"host"}
-    if hosts - {url.netloc.lower()}:
-        return "a Host header that is not its URL's"
+    hosts = [
+        value.decode("latin-1") for key, value in request.headers.raw if key.lower() == b"host"
+    ]
+    detour = host_detour(_place(url), *hosts)
+    if detour is not None:
+        return detour
     target = request.extensions.get("target", b"/")
     if not _TARGET.fullmatch(target.encode() if isinstance(target, str) else target):
         return "a `target` extension that is no path"

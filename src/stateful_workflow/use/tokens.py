@@ -25,6 +25,7 @@ from ..errors import (
     KeyringError,
     MessageRefused,
     NewestUnknown,
+    OriginNotAllowed,
     PluginMissing,
     StatefulError,
     TokenForged,
@@ -58,6 +59,8 @@ class Standing:
 
     state: str = "none"
     message: Message | None = None
+    never: bool = False
+    """The workflow has answered that it never held, lost or was kept from one of this name."""
 
     @classmethod
     def of(cls, name: str, state: str, sealed: str | None) -> Standing:
@@ -193,6 +196,22 @@ class ActivityTokens:
             with suppress(NewestUnknown):
                 await self._renew(name)
 
+    def never_held(self, name: str) -> bool:
+        """As `never_held_async`, in a thread."""
+        if self._is_in_thread:
+            return self._in_loop(self.never_held_async(name), name, 0.0)
+        return self.standing(name).never
+
+    async def never_held_async(self, name: str) -> bool:
+        """Whether the workflow answers that nothing of this name ever reached it.
+
+        What came along with the activity does not say so, and neither does a question that fails.
+        """
+        if self._client is not None and name not in self._asked_at:
+            with suppress(NewestUnknown):
+                await self._ask(self._client(), name)
+        return self.standing(name).never
+
     def standing(self, name: str) -> Standing:
         """What is known of a name."""
         return self._known.get(name, Standing())
@@ -256,7 +275,7 @@ class ActivityTokens:
         """
         handle = client.get_workflow_handle(self.workflow_id, run_id=self.info.workflow_run_id)
         read = partial(token_answer, name=name)
-        known = Standing()
+        known = Standing(never=True)
         try:
             raw: object = await handle.query(
                 MESSAGE, name, result_type=RawValue, rpc_timeout=limits.LIMITS.activity_question
@@ -336,7 +355,7 @@ class ActivityTokens:
         )
         reader = keyring.reader_of(message)
         read = self.event("read", "success", name, message, reader=reader)
-        return ApiToken(message, secret), read
+        return ApiToken(message, secret, self._handed_out), read
 
     def _usable(self, name: str, known: Standing) -> Message:
         if name in self._unknown:
@@ -354,17 +373,35 @@ class ActivityTokens:
 
     # --- on record ---------------------------------------------------------------------------
 
-    def used(self, token: ApiToken, origin: str | None, method: str, status: int | None) -> None:
-        """Put a request that carried the token on record, with the status of its answer.
+    def used(
+        self,
+        name: str,
+        message: Message | None,
+        origin: str | None,
+        method: str | None = None,
+        status: int | None = None,
+    ) -> None:
+        """Put a request that carried a token on record, with the status of its answer.
 
         Args:
-            token: that it carried.
-            origin, method: of the request.
-            status: None where no answer came.
+            name: credential name.
+            message: the token's; None for a fallback of it.
+            origin, method: of the request; no method where a client of another library sends it.
+            status: None where no answer came, or nobody sees it.
         """
         outcome = "unknown" if status is None else "success" if status < 400 else "failure"
         about = {"origin": origin, "method": method, "status": status}
-        self.recorder.record(self.event("use", outcome, token.name, token.message, **about))
+        reason = "fallback" if message is None else None
+        self.recorder.record(self.event("use", outcome, name, message, reason=reason, **about))
+
+    def _handed_out(
+        self, token: ApiToken, origin: str | None, error: OriginNotAllowed | None
+    ) -> None:
+        """Put on record that a token was given, or not, for a URL."""
+        if error is None:
+            self.used(token.name, token.message, origin)
+        else:
+            self.refused(token.name, token.message, error, origin=origin)
 
     def refused(
         self, name: str, message: Message | None, error: StatefulError, **about: str | None

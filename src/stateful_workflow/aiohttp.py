@@ -1,0 +1,107 @@
+"""Send the current token with aiohttp; needs ``stateful-workflow[aiohttp]``."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from inspect import isawaitable
+from typing import TYPE_CHECKING
+
+from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
+
+from .sealed.message import DEFAULT_NAME
+from .sealed.token import ApiToken
+from .use.presenting import Fallback, Outgoing, Presenter, Terms, host_detour, scheme_in
+from .use.tokens import ActivityTokens, activity_tokens
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["TokenMiddleware"]
+
+
+class TokenMiddleware:
+    """A client middleware that sends the running activity's token with every request::
+
+        async with aiohttp.ClientSession(middlewares=[TokenMiddleware()]) as session: ...
+
+    Each request of a chain of redirects is checked by itself: one to an origin that the token's
+    issuer did not sign raises, and does not leave. It is to be the last of the middlewares:
+    whatever comes after it sees the token, and may send it elsewhere.
+
+    Args:
+        name: credential name.
+        header: where the token goes; in ``Authorization`` the scheme is Bearer if none is given.
+        refused: whether an answer says that the API does not take the token, may be asynchronous;
+            None for a 401.
+        terms: as `stateful_workflow.TokenAuth`.
+
+    Raises: as `stateful_workflow.TokenAuth`.
+    """
+
+    def __init__(
+        self,
+        name: str = DEFAULT_NAME,
+        *,
+        header: str = "Authorization",
+        refused: Callable[[ClientResponse], bool | Awaitable[bool]] | None = None,
+        **terms: Unpack[Terms],
+    ) -> None:
+        terms.setdefault("scheme", scheme_in(header))
+        self._presenter = Presenter(name, header=header, **terms)
+        self._is_refusal = _is_401 if refused is None else refused
+
+    async def __call__(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+        """See aiohttp's client middlewares."""
+        tokens, presenter = activity_tokens(), self._presenter
+        token = await presenter.current_async(tokens)
+        is_second = False
+        while True:
+            response = await self._send(tokens, token, request, handler)
+            try:
+                refused = self._is_refusal(response)
+                if not (await refused if isawaitable(refused) else refused):
+                    return response
+                # Known when it was sent: aiohttp begins a body anew that it still has.
+                may_resend = not getattr(request.body, "consumed", False)
+                may = None if is_second else may_resend
+                newer = await presenter.after_refusal_async(tokens, token, may)
+                if newer is None:
+                    return response
+            except BaseException:
+                response.close()
+                raise
+            response.release()
+            await request.close()  # until its body is left alone
+            token, is_second = newer, True
+
+    async def _send(
+        self,
+        tokens: ActivityTokens,
+        token: ApiToken | Fallback,
+        request: ClientRequest,
+        handler: ClientHandlerType,
+    ) -> ClientResponse:
+        header, outgoing = self._presenter.header, _outgoing(request)
+        request.headers[header] = self._presenter.field(tokens, token, outgoing)
+        status = None
+        try:
+            response = await handler(request)
+            status = response.status
+        finally:
+            # The answer, and aiohttp's errors, show the request's headers.
+            request.headers.popall(header)
+            self._presenter.recorded(tokens, token, outgoing, status)
+        return response
+
+
+def _is_401(response: ClientResponse) -> bool:
+    return response.status == 401
+
+
+def _outgoing(request: ClientRequest) -> Outgoing:
+    url = request.url
+    outgoing = Outgoing(str(url), request.method)
+    detour = host_detour(outgoing.place, *request.headers.getall("Host", []))
+    if detour is None and request.server_hostname not in (None, url.host):
+        detour = "a `server_hostname` that is not its URL's host"
+    return Outgoing(outgoing.url, outgoing.method, detour)
