@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import dataclasses
 import json
 import textwrap
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -15,7 +17,13 @@ from typing import Any
 import pytest
 from temporalio import activity, workflow
 from temporalio.api.common.v1 import Payload
-from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.client import (
+    AsyncActivityHandle,
+    AsyncActivityIDReference,
+    Client,
+    WorkflowHandle,
+    WorkflowUpdateFailedError,
+)
 from temporalio.common import RetryPolicy
 from temporalio.converter import (
     DataConverter,
@@ -23,10 +31,12 @@ from temporalio.converter import (
     PayloadCodec,
 )
 from temporalio.exceptions import ActivityError, ApplicationError, ApplicationErrorCategory
+from temporalio.testing import ActivityEnvironment
 from temporalio.worker import Worker
 
-from stateful_workflow import Keyring, StatefulPlugin, TokenClient
+from stateful_workflow import Keyring, StatefulPlugin, TokenClient, TokenExposed
 from stateful_workflow.engine import EmbeddedEngine
+from stateful_workflow.use.given_back import LATER, MAX_LATER, Gate, Later
 
 with workflow.unsafe.imports_passed_through():
     from stateful_workflow import StatefulWorkflow, current_token, seal_token
@@ -100,6 +110,9 @@ WAYS: dict[str, Callable[[str], Any]] = {
 }
 """What an activity may do with its token; it raises what is an error."""
 
+HANDED: asyncio.Queue[activity.Info] = asyncio.Queue()
+"""Activities that are to be completed by a handle."""
+
 
 @activity.defn
 async def leak(how: str) -> Any:
@@ -112,6 +125,16 @@ def leak_sync(how: str) -> Any:
     if isinstance(given, Exception):
         raise given
     return given
+
+
+@activity.defn
+async def hand_over(how: str) -> None:
+    """It is completed by a handle; what it had to tell names the token, and is not told."""
+    try:
+        raise LookupError(current_token().reveal())
+    except LookupError:
+        HANDED.put_nowait(activity.info())
+        activity.raise_complete_async()
 
 
 @workflow.defn
@@ -239,6 +262,74 @@ async def test_what_holds_no_token_is_given_back_as_it_is(place: Place) -> None:
     assert await place.outcome("nothing") == "harmless"
     assert str(await place.outcome("its seal")).count(".") == 2
     assert "not JSON serializable" in str(await place.outcome("no JSON"))
+
+
+@pytest.mark.parametrize("by", ["task token", "id"])
+async def test_what_completes_an_activity_by_a_handle_holds_no_token_either(
+    client: Client, keyring: Keyring, queue: str, by: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def handle_of(info: activity.Info) -> AsyncActivityHandle:
+        if by == "task token":
+            return client.get_async_activity_handle(task_token=info.task_token)
+        return client.get_async_activity_handle(
+            workflow_id=queue, run_id=None, activity_id=info.activity_id
+        )
+
+    async with Worker(client, task_queue=queue, workflows=[Leaker], activities=[hand_over]):
+        place = Place(await start(client, keyring, queue), "hand_over")
+        outcome = asyncio.create_task(place.outcome(""))
+        info = await HANDED.get()
+        handle = handle_of(info)
+        for giving in (
+            handle.complete(f"Bearer {CANARY}"),
+            handle.heartbeat({"seen": CANARY}),
+            handle.report_cancellation(CANARY),
+            handle.fail(RuntimeError(), last_heartbeat_details=[CANARY]),
+        ):
+            with pytest.raises(TokenExposed):
+                await giving
+        await handle.heartbeat("harmless")
+        await handle.complete("harmless")
+        assert await outcome == "harmless"
+        assert LATER.gate(info.task_token) is None
+
+        outcome = asyncio.create_task(place.outcome(""))
+        await handle_of(await HANDED.get()).fail(RuntimeError(f"bad token {CANARY[:12]}"))
+        error = await outcome
+
+        assert isinstance(error, ApplicationError)
+        assert error.type == "RuntimeError"
+        assert "what it says is left out" in error.message
+        assert is_clean(await place.history())
+    assert CANARY not in caplog.text
+
+
+def test_of_activities_that_nobody_completes_here_the_last_are_kept_in_mind() -> None:
+    later = Later()
+    for number in range(MAX_LATER + 1):
+        with suppress(BaseException), later.possible(gate_of(number)):
+            activity.raise_complete_async()
+
+    assert later.gate(b"0") is None
+    assert later.gate(b"1") is not None
+    assert later.gate(AsyncActivityIDReference("w", "another run", "1")) is None
+    assert later.gate(AsyncActivityIDReference("w", "run", "1")) is later.gate(b"1")
+    with later.possible(gate_of(1)):
+        assert later.gate(b"1") is not None
+    assert later.gate(b"1") is None
+
+
+def gate_of(number: int) -> Gate:
+    info = dataclasses.replace(
+        ActivityEnvironment.default_info(),
+        task_token=str(number).encode(),
+        workflow_id="w",
+        workflow_run_id="run",
+        activity_id=str(number),
+    )
+    gate = Gate.__new__(Gate)
+    gate.info = info
+    return gate
 
 
 class Recorder(PayloadCodec):

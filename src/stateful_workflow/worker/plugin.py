@@ -32,6 +32,7 @@ from ..record.recorder import FailureRule, Recorder, SinkWriter
 from ..sealed.keyring import Keyring, KeyringSource
 from ..sealed.keyring_file import KEYRING_VARIABLE
 from ..text.printable import printable
+from ..use.given_back import LateGate
 from ..use.interceptors import ActivityInbound
 from ..use.parents import ConfirmedRoots
 from .activities import OfPlugin
@@ -87,7 +88,7 @@ class StatefulPlugin(SimplePlugin):
         super().__init__(
             "stateful-workflow",
             workflow_runner=_pass_through,
-            interceptors=[self._interceptor],
+            interceptors=[LateGate(), self._interceptor],
             workflow_failure_exception_types=[StatefulError],
         )
 
