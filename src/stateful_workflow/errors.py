@@ -133,6 +133,22 @@ class NoWorkerAnswers(OperationFailed):
     """No worker answered for the workflow in time."""
 
 
+class WorkflowAsleep(NoWorkerAnswers):
+    """The workflow waits for its next run or its first one, or is paused; signals wait for it.
+
+    Attributes:
+        until: Unix seconds at which it goes on; None where it is paused.
+    """
+
+    def __init__(self, message: str, until: float | None) -> None:
+        super().__init__(message)
+        self.until = until
+
+
+class AlreadyRunning(OperationFailed):
+    """The workflow ran already, so the token that it was to be started with was not set."""
+
+
 class AnswerMalformed(OperationFailed):
     """What a workflow answered to a query or an update is not in the wire format, or too large."""
 

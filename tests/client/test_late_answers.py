@@ -9,12 +9,11 @@ import pytest
 from temporalio.client import WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 
-from stateful_workflow import NotStateful, TokenConflict
+from stateful_workflow import TokenConflict
 from stateful_workflow.client.calls import _stands  # pyright: ignore[reportPrivateUsage]
 from stateful_workflow.errors import StatefulError
 
 ANSWERS: dict[str, tuple[ApplicationError, type[StatefulError]]] = {
-    "no node": (ApplicationError("Update handler for 'apiToken' not found"), NotStateful),
     "refused": (ApplicationError("made so", type="TokenConflict"), TokenConflict),
 }
 

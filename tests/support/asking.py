@@ -18,12 +18,10 @@ from temporalio.api.workflowservice.v1 import (
 )
 from temporalio.client import (
     Client,
-    DescribeWorkflowInput,
     Interceptor,
     OutboundInterceptor,
     QueryWorkflowInput,
     SignalWorkflowInput,
-    WorkflowExecutionDescription,
     WorkflowExecutionStatus,
     WorkflowHandle,
 )
@@ -64,7 +62,7 @@ class Unreachable(Interceptor):
 
 
 class Silent(Interceptor):
-    """Lets what is asked of or about one workflow go unanswered."""
+    """Lets what one workflow is asked go unanswered."""
 
     def __init__(self) -> None:
         self.workflow_id: str | None = None
@@ -77,12 +75,6 @@ class Silent(Interceptor):
             async def query_workflow(self, input: QueryWorkflowInput) -> Any:
                 silent.hear(input.id)
                 return await super().query_workflow(input)
-
-            async def describe_workflow(
-                self, input: DescribeWorkflowInput
-            ) -> WorkflowExecutionDescription:
-                silent.hear(input.id)
-                return await super().describe_workflow(input)
 
         return _Outbound(next)
 

@@ -33,6 +33,7 @@ with workflow.unsafe.imports_passed_through():
 
 SOON = timedelta(seconds=10)
 QUICK = RetryPolicy(initial_interval=timedelta(milliseconds=50))
+LATER = RetryPolicy(initial_interval=timedelta(hours=1))
 
 HOSTILE_NAME = HOSTILE.replace("\udc9b", "")
 """What the server takes of it: half a surrogate is no text."""
@@ -87,6 +88,8 @@ class Plan:
         api_url: set by the node's own code.
         close_policy: of this node as a child.
         retried: when it fails, soon.
+        rests: "backoff" where it is retried an hour after it fails, "cron" where it waits from the
+            start for midnight of the 1st of January.
     """
 
     children: dict[str, Plan] = field(default_factory=dict[str, "Plan"])
@@ -96,6 +99,7 @@ class Plan:
     api_url: str | None = None
     close_policy: int = 2  # ABANDON
     retried: bool = False
+    rests: str = ""
 
     @property
     def size(self) -> int:
@@ -126,7 +130,10 @@ class _Controlled(StatefulWorkflow):
                 plan,
                 id=f"{workflow.info().workflow_id}-{suffix}",
                 parent_close_policy=workflow.ParentClosePolicy(plan.close_policy),
-                retry_policy=QUICK if plan.retried else None,
+                retry_policy=(
+                    LATER if plan.rests == "backoff" else QUICK if plan.retried else None
+                ),
+                cron_schedule="0 0 1 1 *" if plan.rests == "cron" else "",
             )
 
         if plan.hard or plan.without is not None:

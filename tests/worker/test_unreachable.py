@@ -12,9 +12,6 @@ import pytest
 from temporalio.client import (
     Client,
     Interceptor,
-    ListWorkflowsInput,
-    OutboundInterceptor,
-    WorkflowExecutionAsyncIterator,
     WorkflowExecutionStatus,
     WorkflowHandle,
 )
@@ -22,6 +19,8 @@ from temporalio.common import RetryPolicy
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import EmbeddedEngine, start_engine
+from stateful_workflow.use.server import Execution, describe, listed
+from stateful_workflow.worker import descent
 from tests.support.asking import (
     Silent,
     Unreachable,
@@ -166,36 +165,22 @@ async def test_a_terminated_child_is_asked_until_it_says_what_it_leaves_alive(
         await knows(client, queue, f"{queue}-a-x")
 
 
-class Lags(Interceptor):
-    """A list that has all workflows but one, for a second: a cluster's index lags as long."""
-
-    def __init__(self) -> None:
-        self.hidden = ""
-        self.until = 0.0
-
-    def hide(self, workflow_id: str) -> None:
-        self.hidden, self.until = workflow_id, time.monotonic() + 1
-
-    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
-        lags = self
-
-        class _Outbound(OutboundInterceptor):
-            def list_workflows(self, input: ListWorkflowsInput) -> WorkflowExecutionAsyncIterator:
-                if time.monotonic() < lags.until:
-                    input.query = f"{input.query} AND WorkflowId != '{lags.hidden}'"
-                return super().list_workflows(input)
-
-        return _Outbound(next)
-
-
 async def test_a_part_of_a_list_that_lags_is_not_taken_for_all(
-    engine: EmbeddedEngine, client: Client, tokens: TokenClient, keyring: Keyring, queue: str
+    monkeypatch: pytest.MonkeyPatch, client: Client, tokens: TokenClient, queue: str
 ) -> None:
-    lags = Lags()
-    async with start_worker(await client_with(engine, keyring, lags), queue):
+    """A cluster's index lags by about a second; here the list has all but one for as long."""
+    until = 0.0
+
+    async def lags(client: Client, query: str, most: int, **options: Any) -> list[Execution]:
+        if time.monotonic() < until:
+            query = f"{query} AND WorkflowId != '{queue}-a-y'"
+        return await listed(client, query, most, **options)
+
+    monkeypatch.setattr(descent, "listed", lags)
+    async with start_worker(client, queue):
         await start(tokens, queue, Plan({"a": Plan({"x": Plan(), "y": Plan()})}))
         await nodes_run(tokens, queue, 4)
-        lags.hide(f"{queue}-a-y")
+        until = time.monotonic() + 1
         await client.get_workflow_handle(f"{queue}-a").terminate()
 
         await tokens.rotate(queue, "second", timeout=30)
@@ -461,9 +446,18 @@ async def test_a_child_whose_start_was_never_sent_is_forgotten(
 
 
 async def test_a_reset_run_is_not_converged_until_the_server_says_whose_child_runs_already(
-    client: Client, tokens: TokenClient, queue: str, asking: Client, silent: Silent
+    monkeypatch: pytest.MonkeyPatch,
+    client: Client,
+    tokens: TokenClient,
+    queue: str,
+    silent: Silent,
 ) -> None:
-    async with start_worker(asking, queue):
+    async def described(client: Client, workflow_id: str, *run: Any, **options: Any) -> Execution:
+        silent.hear(workflow_id)
+        return await describe(client, workflow_id, *run, **options)
+
+    monkeypatch.setattr(descent, "describe", described)
+    async with start_worker(client, queue):
         root = await start(tokens, queue, Plan())
         await root.signal("try_to_start", "a")
         await nodes_run(tokens, queue, 2)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import Final
@@ -36,6 +36,7 @@ from ..errors import (
     TokenKnown,
     TokenStale,
     TooManyWaiting,
+    WorkflowAsleep,
     WorkflowNotFound,
 )
 from ..node import limits
@@ -43,8 +44,12 @@ from ..node.answers import NodeStatus, TokenAnswer, node_status, token_answer, t
 from ..node.contract import MESSAGE, STATUS_QUERY
 from ..node.status import TokenStatus
 from ..sealed.issuing import Said
+from ..sealed.keys import Issuer
 from ..sealed.message import Message, parse
-from ..use.asking import has_no_query, never_ran, read_answer
+from ..text.times import utc
+from ..use.asking import is_plain, read_answer
+from ..use.server import Execution, describe, never_ran
+from .asleep import said_of, what_is_left
 
 _CONFIRM_EVERY_SECONDS: Final = 0.2
 
@@ -73,36 +78,48 @@ async def ask(client: Client, workflow_id: str, timeout: timedelta | None = None
 
     Raises:
         WorkflowNotFound, NotStateful, NoWorkerAnswers, OperationFailed: it cannot be asked.
+        WorkflowAsleep: it answers nothing now, and keeps signals.
         AnswerMalformed: it does not answer with a status.
     """
+    wait = limits.LIMITS.client_question if timeout is None else timeout
     query = partial(
         client.get_workflow_handle(workflow_id).query,
         STATUS_QUERY,
         result_type=RawValue,
-        rpc_timeout=limits.LIMITS.client_question if timeout is None else timeout,
+        rpc_timeout=wait,
     )
     closed = failed = False
     try:
         try:
             answer: object = await query(reject_condition=QueryRejectCondition.NOT_OPEN)
-        except (WorkflowQueryRejectedError, ValueError) as error:
-            # A status that the SDK does not know, such as paused, is a ValueError, and not closed.
-            closed = isinstance(error, WorkflowQueryRejectedError)
-            failed = (
-                isinstance(error, WorkflowQueryRejectedError)
-                and error.status is WorkflowExecutionStatus.FAILED
-            )
+        except WorkflowQueryRejectedError as error:
+            closed, failed = True, error.status is WorkflowExecutionStatus.FAILED
             answer = await query(reject_condition=QueryRejectCondition.NONE)
-    except (WorkflowQueryFailedError, RPCError) as error:
-        if closed and isinstance(error, RPCError) and never_ran(error):
+        node = read_answer(client, workflow_id, STATUS_QUERY, answer, node_status)
+    except Exception as error:  # noqa: BLE001 - a codec may raise anything
+        meant = await what_it_means(client, workflow_id, error, wait)
+        if closed and isinstance(meant, WorkflowNotFound):
             return Answer(_NEVER_RAN, closed=True)
-        raise query_error(error, workflow_id) from None
-    except Exception as error:  # noqa: BLE001 - what a codec raises
-        raise AnswerMalformed(
-            f"the answer of workflow {workflow_id} cannot be decoded: {type(error).__name__}"
-        ) from None
-    node = read_answer(client, workflow_id, STATUS_QUERY, answer, node_status)
+        raise meant from None
     return Answer(node, closed, failed)
+
+
+async def find_place(
+    client: Client, workflow_id: str, name: str, trusted: Mapping[str, Issuer]
+) -> tuple[Said, WorkflowAsleep | None]:
+    """What is said of an open workflow's place in a tree, and of what stands there.
+
+    Of one that is asleep also how: then the run before it says so, and messages that it was sent
+    meanwhile and that one of these issuers signed.
+
+    Raises:
+        As `ask`; WorkflowNotFound also where the workflow is closed.
+    """
+    try:
+        return await ask_place(client, workflow_id, name), None
+    except WorkflowAsleep as asleep:
+        left = await what_is_left(client, workflow_id)
+        return left.said(name, trusted), asleep
 
 
 async def ask_place(client: Client, workflow_id: str, name: str) -> Said:
@@ -114,27 +131,68 @@ async def ask_place(client: Client, workflow_id: str, name: str) -> Said:
     answer = await ask(client, workflow_id)
     if answer.closed:
         raise WorkflowNotFound(f"there is no open workflow {workflow_id}: it is closed")
-    node = answer.node
-    for held in node.tokens:
-        if held.status.name == name and held.authority == workflow_id:
-            return Said(node.root, node.tree, held.message, held.last)
-    return Said(node.root, node.tree)
+    return said_of(answer.node, workflow_id, name)
 
 
-async def ask_token(client: Client, workflow_id: str, name: str) -> TokenAnswer | None:
-    """Ask a workflow for what it holds of a credential; None where nothing is known of it.
+async def token_at(client: Client, workflow_id: str, name: str) -> TokenAnswer | None:
+    """What a workflow holds of a credential; None where nothing is known of it.
+
+    Of one that is asleep it is what it was sent last, in the state "told", or what the run before
+    it held.
 
     Raises:
         As `ask`.
     """
-    handle = client.get_workflow_handle(workflow_id)
     try:
-        answer: object = await handle.query(
-            MESSAGE, name, result_type=RawValue, rpc_timeout=limits.LIMITS.client_question
-        )
-    except (WorkflowQueryFailedError, RPCError) as error:
-        raise query_error(error, workflow_id) from None
-    return read_answer(client, workflow_id, MESSAGE, answer, partial(token_answer, name=name))
+        return await _ask_token(client, workflow_id, name)
+    except WorkflowAsleep as asleep:
+        left = await what_is_left(client, workflow_id)
+        told = left.told(name)
+        if told is not None:
+            return TokenAnswer(_told(told, asleep), None)
+        if left.run_before is None:
+            return None
+        answer = await _ask_token(client, workflow_id, name, left.run_before)
+        if answer is None:
+            return None
+        return replace(answer, status=replace(answer.status, asleep_until=asleep.until))
+
+
+async def _ask_token(
+    client: Client, workflow_id: str, name: str, run_id: str | None = None
+) -> TokenAnswer | None:
+    handle = client.get_workflow_handle(workflow_id, run_id=run_id)
+    wait = limits.LIMITS.client_question
+    read = partial(token_answer, name=name)
+    try:
+        answer: object = await handle.query(MESSAGE, name, result_type=RawValue, rpc_timeout=wait)
+        return read_answer(client, workflow_id, MESSAGE, answer, read)
+    except Exception as error:  # noqa: BLE001 - a codec may raise anything
+        raise await what_it_means(client, workflow_id, error, wait, run_id) from None
+
+
+def _told(message: Message, asleep: WorkflowAsleep) -> TokenStatus:
+    status = TokenStatus.of_message(message)
+    return replace(status, state="told", asleep_until=asleep.until)
+
+
+async def signal(
+    client: Client, workflow_id: str, message: Message, asleep: WorkflowAsleep
+) -> TokenStatus:
+    """Send a message to a workflow that is asleep, as what it takes when it goes on.
+
+    By signal: an update would wake it, and a cron run begin before its time.
+
+    Raises:
+        WorkflowNotFound, OperationFailed: it was not sent.
+    """
+    handle = client.get_workflow_handle(workflow_id)
+    wait = limits.LIMITS.client_question
+    try:
+        await handle.signal(MESSAGE, message.text, rpc_timeout=wait)
+    except RPCError as error:
+        raise await what_it_means(client, workflow_id, error, wait) from None
+    return _told(message, asleep)
 
 
 async def send(client: Client, workflow_id: str, message: Message) -> TokenStatus:
@@ -146,6 +204,7 @@ async def send(client: Client, workflow_id: str, message: Message) -> TokenStatu
         WorkflowNotFound, NotStateful, OperationFailed: there is no such node.
     """
     handle = client.get_workflow_handle(workflow_id)
+    wait = limits.LIMITS.client_question
     update: asyncio.Task[object] = asyncio.create_task(
         handle.execute_update(MESSAGE, message.text, result_type=RawValue)
     )
@@ -157,9 +216,9 @@ async def send(client: Client, workflow_id: str, message: Message) -> TokenStatu
         except _NoRoom as error:
             why = str(error)
         try:
-            await handle.signal(MESSAGE, message.text, rpc_timeout=limits.LIMITS.client_question)
+            await handle.signal(MESSAGE, message.text, rpc_timeout=wait)
         except RPCError as error:
-            raise query_error(error, workflow_id) from None
+            raise await what_it_means(client, workflow_id, error, wait) from None
         stands = _stands(client, workflow_id, message, update)
         return await asyncio.wait_for(stands, limits.LIMITS.confirm_seconds)
     except asyncio.TimeoutError:
@@ -208,7 +267,7 @@ async def _answer_of(
     try:
         answer = await update
     except WorkflowUpdateFailedError as error:
-        refusal = _refusal(error, workflow_id)
+        refusal = await _refusal(client, workflow_id, error)
         if isinstance(refusal, TokenKnown):
             return TokenStatus.of_message(message).at(time.time())
         if isinstance(refusal, TooManyWaiting):
@@ -218,45 +277,89 @@ async def _answer_of(
         raise _NoRoom(_NO_ANSWER) from None
     except RPCError as error:
         if error.status in _FINAL:
-            raise query_error(error, workflow_id) from None
+            wait = limits.LIMITS.client_question
+            raise await what_it_means(client, workflow_id, error, wait) from None
         raise _NoRoom(error.message) from None
+    except Exception as error:  # noqa: BLE001 - a codec may raise anything
+        raise OutcomeUnknown(str(_undecodable(workflow_id, error))) from None
     return read_answer(client, workflow_id, MESSAGE, answer, token_status).at(time.time())
 
 
 _NO_WORKER: Final = (
-    NoWorkerAnswers,
-    "no worker answered for workflow {id}: is one running on its task queue? "
-    "(Just after one was killed this takes some seconds; try again.)",
+    RPCStatusCode.DEADLINE_EXCEEDED,
+    RPCStatusCode.CANCELLED,
+    RPCStatusCode.FAILED_PRECONDITION,
 )
-_MEANINGS: Final[Mapping[RPCStatusCode, tuple[type[OperationFailed], str]]] = {
-    RPCStatusCode.NOT_FOUND: (WorkflowNotFound, "there is no open workflow {id}: {said}"),
-    RPCStatusCode.DEADLINE_EXCEEDED: _NO_WORKER,
-    RPCStatusCode.CANCELLED: _NO_WORKER,
-    RPCStatusCode.FAILED_PRECONDITION: _NO_WORKER,
-}
 
 
-def query_error(error: WorkflowQueryFailedError | RPCError, workflow_id: str) -> OperationFailed:
-    """Say what a failed query or signal means and what to do."""
-    if isinstance(error, WorkflowQueryFailedError):
-        if has_no_query(error):
+async def what_it_means(
+    client: Client,
+    workflow_id: str,
+    error: Exception,
+    timeout: timedelta,
+    run_id: str | None = None,
+) -> OperationFailed:
+    """Say what a failed question, or a signal, means and what to do; the server is asked."""
+    if isinstance(error, WorkflowQueryFailedError | AnswerMalformed):
+        if await is_plain(client, workflow_id, error, run_id=run_id, timeout=timeout):
             return NotStateful(
                 f"workflow {workflow_id} is not a StatefulWorkflow (it has no such query)"
             )
+        if isinstance(error, AnswerMalformed):
+            return error
         return NoWorkerAnswers(f"workflow {workflow_id} could not answer: {error}")
-    status = RPCStatusCode.NOT_FOUND if never_ran(error) else error.status
-    otherwise = OperationFailed, f"workflow {{id}} could not be asked ({status.name}): {{said}}"
-    kind, text = _MEANINGS.get(status, otherwise)
-    return kind(text.format(id=workflow_id, said=error.message))
+    is_rpc = isinstance(error, RPCError)
+    if is_rpc and error.status == RPCStatusCode.NOT_FOUND:
+        return WorkflowNotFound(f"there is no open workflow {workflow_id}: {error.message}")
+    if is_rpc and error.status not in _NO_WORKER:
+        return OperationFailed(
+            f"workflow {workflow_id} could not be asked ({error.status.name}): {error.message}"
+        )
+    # A status that the SDK does not know, such as paused, is a ValueError.
+    with suppress(RPCError):
+        run = await describe(client, workflow_id, run_id, timeout=timeout)
+        if run.is_paused or run.asleep_until is not None:
+            return _asleep(run)
+        if not run.is_open and await never_ran(client, workflow_id, run.run_id, timeout=timeout):
+            return WorkflowNotFound(f"there is no open workflow {workflow_id}: it never ran")
+    if is_rpc:
+        return NoWorkerAnswers(
+            f"no worker answered for workflow {workflow_id}: is one running on its task queue? "
+            "(Just after one was killed this takes some seconds; try again.)"
+        )
+    return _undecodable(workflow_id, error)
 
 
-def _refusal(error: WorkflowUpdateFailedError, workflow_id: str) -> StatefulError:
+def _asleep(run: Execution) -> WorkflowAsleep:
+    if run.asleep_until is None:
+        return WorkflowAsleep(
+            f"workflow {run.id} is paused: it takes what it is sent when somebody unpauses it "
+            f"(`temporal workflow unpause --workflow-id {run.id}`)",
+            None,
+        )
+    return WorkflowAsleep(
+        f"workflow {run.id} is asleep until {utc(run.asleep_until)}, between cron runs, in the "
+        "backoff of a retry, or in its start delay: it takes what it is sent then",
+        run.asleep_until,
+    )
+
+
+def _undecodable(workflow_id: str, error: Exception) -> AnswerMalformed:
+    return AnswerMalformed(
+        f"the answer of workflow {workflow_id} cannot be decoded ({type(error).__name__}): has "
+        "this client the data converter and the payload codec of the workflow's worker?"
+    )
+
+
+async def _refusal(
+    client: Client, workflow_id: str, error: WorkflowUpdateFailedError
+) -> StatefulError:
     """Say what a failed update means: the node names the class of the error."""
     cause = error.cause
     if isinstance(cause, ApplicationError) and cause.type is not None:
         known = getattr(errors, cause.type, None)
         if isinstance(known, type) and issubclass(known, MessageRefused):
             return known(cause.message)
-    if "not found" in str(cause):
+    if await is_plain(client, workflow_id, timeout=limits.LIMITS.client_question):
         return NotStateful(f"workflow {workflow_id} is not a StatefulWorkflow")
     return OperationFailed(f"workflow {workflow_id} did not take the message: {cause}")

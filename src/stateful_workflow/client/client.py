@@ -37,6 +37,7 @@ from ..errors import (
     TokenNotSet,
     TokenRevoked,
     TokenStale,
+    WorkflowAsleep,
     WorkflowNotFound,
 )
 from ..node.status import TokenStatus, TokenTree, cure
@@ -48,9 +49,12 @@ from ..sealed.keyring import Keyring, KeyringSource
 from ..sealed.message import DEFAULT_NAME, Message, SealedToken, parse
 from ..sealed.token import ApiToken
 from ..use.parents import confirm_above
-from .calls import ask_place, ask_token, send
+from .calls import find_place, send, signal, token_at
 from .starting import StartOptions, TokenOptions, new_tree, start
 from .walk import TreeWalk
+
+Signed = tuple[Message, WorkflowAsleep | None]
+"""A message to be sent, and how its workflow is asleep, where it is."""
 
 _HAND_DOWN_SECONDS: Final = 2.0
 _ATTEMPTS: Final = 3
@@ -219,7 +223,9 @@ class TokenClient:
                 whom and why. It goes on record as it is given.
 
         Returns:
-            What stands at the workflow now. Its children are told meanwhile: see `rotate`.
+            What stands at the workflow now. Its children are told meanwhile: see `rotate`. A
+            workflow that is asleep or paused is sent the message and takes it when it goes on:
+            then the state is "told".
 
         Raises:
             MessageRefused: the workflow did not take it. `TokenConflict`: another issuer has set a
@@ -261,7 +267,7 @@ class TokenClient:
         """
         terms = Terms(origins, expires_in, types, readers, api_url)
         deed = Deed("set", **note).without(token)
-        message = await self._sealing(deed, workflow_id, token, name, terms)()
+        message, _ = await self._sealing(deed, workflow_id, token, name, terms)()
         event = self._event(deed, workflow_id, name, message, "unknown")
         await self._recorder.require_async(event)
         return SealedToken(message.text)
@@ -274,7 +280,7 @@ class TokenClient:
 
     def _sealing(
         self, deed: Deed, workflow_id: str, token: str, name: str, terms: Terms
-    ) -> Callable[[], Awaitable[Message]]:
+    ) -> Callable[[], Awaitable[Signed]]:
         def seal(keyring: Keyring, place: Place) -> str:
             return keyring.seal(place.token(terms, time.time()), token)
 
@@ -383,7 +389,7 @@ class TokenClient:
         """
         keyring, deed = self._require_keyring(), Deed("reseal", **note)
 
-        async def sealed() -> Message:
+        async def sealed() -> Signed:
             held = await self.get(workflow_id, name)
             claims = held.message.claims
             async with self._on_record(deed, claims.authority, name):
@@ -394,7 +400,7 @@ class TokenClient:
                     version=capped(claims.version + 1, time.time()),
                     audiences=kept("readers", readers, claims.audiences),
                 )
-                return parse(await asyncio.to_thread(keyring.seal, claims, held.reveal()))
+                return parse(await asyncio.to_thread(keyring.seal, claims, held.reveal())), None
 
         status, _ = await self._send(deed, sealed)
         return status
@@ -405,16 +411,17 @@ class TokenClient:
         workflow_id: str,
         name: str,
         sign: Callable[[Keyring, Place], str],
-    ) -> Callable[[], Awaitable[Message]]:
+    ) -> Callable[[], Awaitable[Signed]]:
         """What signs for a workflow what its verified message and the server let one."""
         keyring = self._require_keyring()
         first: Place | None = None
 
-        async def signed() -> Message:
+        async def signed() -> Signed:
             nonlocal first
             async with self._on_record(deed, workflow_id, name):
+                said, asleep = await find_place(self._client, workflow_id, name, keyring.trusted())
                 place = verified_place(
-                    await ask_place(self._client, workflow_id, name),
+                    said,
                     name=name,
                     namespace=self._client.namespace,
                     authority=workflow_id,
@@ -427,34 +434,41 @@ class TokenClient:
                         f"workflow {workflow_id}: its {name} was revoked meanwhile, which stands; "
                         "set it again where that is meant"
                     )
-                return parse(await asyncio.to_thread(sign, keyring, place))
+                return parse(await asyncio.to_thread(sign, keyring, place)), asleep
 
         return signed
 
     async def _send(
-        self, deed: Deed, make: Callable[[], Awaitable[Message]]
+        self, deed: Deed, make: Callable[[], Awaitable[Signed]]
     ) -> tuple[TokenStatus, Message]:
         """Make a message and send it; anew where another call with this issuer's key was faster."""
         for attempt in range(1, _ATTEMPTS + 1):
-            message = await make()
+            message, asleep = await make()
             try:
                 authority = message.claims.authority
-                return await self._update(deed, authority, message.text), message
+                return await self._update(deed, authority, message.text, asleep), message
             except TokenStale:
                 if attempt == _ATTEMPTS:
                     raise
         raise AssertionError("unreachable")
 
-    async def _update(self, deed: Deed, workflow_id: str, text: str) -> TokenStatus:
+    async def _update(
+        self, deed: Deed, workflow_id: str, text: str, asleep: WorkflowAsleep | None = None
+    ) -> TokenStatus:
         message = parse(text)
-        async with self._on_record(deed, workflow_id, message.claims.name, message):
-            return await send(self._client, workflow_id, message)
+        async with self._on_record(deed, workflow_id, message.claims.name, message) as after:
+            if asleep is None:
+                return await send(self._client, workflow_id, message)
+            after |= {"outcome": "unknown", "reason": type(asleep).__name__}
+            return await signal(self._client, workflow_id, message, asleep)
 
     @asynccontextmanager
     async def _on_record(
         self, deed: Deed, workflow_id: str, name: str, message: Message | None = None
-    ) -> AsyncGenerator[None, None]:
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """What the block does with a message stands on record before, and what came of it after.
+
+        That is success, unless the block says something else in what it is given.
 
         Of a block that makes the message, what keeps it from being made.
         """
@@ -463,8 +477,9 @@ class TokenClient:
             self._recorder.record(event("unknown"))  # not done, a leaked token would stay in force
         elif message is not None:
             await self._recorder.require_async(event("unknown"))
+        after: dict[str, Any] = {"outcome": "success"}
         try:
-            yield
+            yield after
         except BaseException as error:
             # Of what is sent nobody knows whether it was applied, or will be, unless refused.
             if message is not None or isinstance(error, StatefulError):
@@ -473,7 +488,7 @@ class TokenClient:
                 self._recorder.record(event(outcome, reason=type(error).__name__))
             raise
         if message is not None:
-            self._recorder.record(event("success"))
+            self._recorder.record(event(**after))
 
     def _event(
         self,
@@ -529,7 +544,7 @@ class TokenClient:
         return ApiToken(message, secret)
 
     async def _sealed(self, workflow_id: str, name: str) -> Message:
-        answer = await ask_token(self._client, workflow_id, name)
+        answer = await token_at(self._client, workflow_id, name)
         if answer is None or answer.sealed is None:
             state = "none" if answer is None else answer.status.state
             if state == "revoked":
@@ -547,7 +562,7 @@ class TokenClient:
         Raises:
             WorkflowNotFound, NotStateful, NoWorkerAnswers, OperationFailed: it cannot be asked.
         """
-        answer = await ask_token(self._client, workflow_id, name)
+        answer = await token_at(self._client, workflow_id, name)
         return None if answer is None else answer.status.at(time.time())
 
     async def tree(self, workflow_id: str, name: str = DEFAULT_NAME) -> TokenTree:

@@ -25,7 +25,13 @@ from temporalio.client import (
 from temporalio.common import RawValue
 from temporalio.service import RPCError
 
-from ..errors import NameNotInUse, NotStateful, OperationFailed, WorkflowNotFound
+from ..errors import (
+    NameNotInUse,
+    NotStateful,
+    OperationFailed,
+    WorkflowAsleep,
+    WorkflowNotFound,
+)
 from ..node import limits
 from ..node.answers import ChildStatus, NodeStatus
 from ..node.contract import MESSAGE
@@ -33,7 +39,8 @@ from ..node.ledger import ALL, Life, is_among
 from ..node.status import TokenTree, TreeNode, state_without
 from ..sealed.message import Message
 from ..sealed.origins import in_clear
-from .calls import Answer, ask
+from .asleep import what_is_left
+from .calls import Answer, ask, signal
 
 MAX_CONCURRENT_QUERIES: Final = 50
 
@@ -109,6 +116,7 @@ class TreeWalk:
         self._children: dict[str, list[str]] = {}
         self._visits: dict[str, list[tuple[Expected, bool]]] = {}
         self._root = ""
+        self._asleep: dict[str, WorkflowAsleep] = {}
 
     async def run(self, workflow_id: str) -> TokenTree:
         """Walk from a workflow down.
@@ -118,7 +126,7 @@ class TreeWalk:
             NameNotInUse: nobody in the tree knows the name, and others are in use.
         """
         self._parents[workflow_id] = None
-        answer = await ask(self._client, workflow_id, self._timeout())
+        answer = await self._ask(workflow_id)
         await self._visit(workflow_id, (), {}, answer=answer)
         if all(node.state == "none" for node in self._nodes.values()):
             check_in_use(self._name, self._names, workflow_id)
@@ -152,7 +160,7 @@ class TreeWalk:
         rest = [workflow_id]
         while rest:
             node = self._nodes.get(rest.pop())
-            if node is not None:
+            if node is not None and not (node.closed and node.parent in self._asleep):
                 yield node
                 rest.extend(reversed(self._children.get(node.id, ())))
 
@@ -200,7 +208,7 @@ class TreeWalk:
                     if self._left() < -_LAST_LOOK_SECONDS:
                         return node, None
                     try:
-                        answer = await ask(self._client, workflow_id, self._timeout())
+                        answer = await self._ask(workflow_id)
                     except (WorkflowNotFound, NotStateful):
                         return None, None
                     except OperationFailed as error:
@@ -225,6 +233,18 @@ class TreeWalk:
             await asyncio.sleep(min(max(pause, respite), self._left()))
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
             answer = None
+
+    async def _ask(self, workflow_id: str) -> Answer:
+        """What a workflow answers; of one that is asleep or paused, what it will go on from."""
+        try:
+            answer = await ask(self._client, workflow_id, self._timeout())
+        except WorkflowAsleep as asleep:
+            left = await what_is_left(self._client, workflow_id, self._timeout())
+            self._asleep[workflow_id] = asleep
+            # Nobody tells those below it now, so they are handed the message by this walk.
+            return Answer(left.status(because=str(asleep)), closed=False)
+        self._asleep.pop(workflow_id, None)
+        return answer
 
     async def _visit_children(
         self, answer: Answer, above: tuple[str, ...], expected: Expected
@@ -315,7 +335,7 @@ class TreeWalk:
         many = None if answer.closed or few else status.signals
         behind = self._is_behind(status, expected) or status.recovering or bool(status.replaced)
         parent = self._parents[workflow_id]
-        return TreeNode(
+        node = TreeNode(
             id=workflow_id,
             type=status.type,
             parent=parent,
@@ -344,6 +364,8 @@ class TreeWalk:
             ),
             http=() if seen is None else tuple(filter(in_clear, seen.origins)),
         )
+        asleep = self._asleep.get(workflow_id)
+        return node if asleep is None else _as_asleep(node, asleep)
 
     def _is_behind(self, status: NodeStatus, expected: Expected) -> bool:
         held = _standing(status, self._name)
@@ -368,7 +390,9 @@ class TreeWalk:
         if answer.closed:
             return False
         children = answer.node.children
-        if not node.current or any(child.life in _NOT_YET_SEEN for child in children):
+        if not node.current or node.asleep_until is not None:
+            return not node.current
+        if any(child.life in _NOT_YET_SEEN for child in children):
             return True
         # Whom it could not tell is looked at, and handed the message, all the same.
         failed = {child.id for child in children if child.reason is not None}
@@ -377,14 +401,19 @@ class TreeWalk:
         return bool(on_its_way) and self._left() > _LAST_LOOK_SECONDS
 
     async def _hand_over(self, workflow_id: str, message: Message) -> None:
-        """Hand a node the message by update; what it says shows when it is asked again."""
+        """Hand a node the message; what it says shows when it is asked again."""
         handle = self._client.get_workflow_handle(workflow_id)
         with suppress(
+            OperationFailed,
             RPCError,
             WorkflowUpdateFailedError,
             WorkflowUpdateRPCTimeoutOrCancelledError,
             asyncio.TimeoutError,
         ):
+            asleep = self._asleep.get(workflow_id)
+            if asleep is not None:
+                await signal(self._client, workflow_id, message, asleep)
+                return
             update = handle.execute_update(MESSAGE, message.text, result_type=RawValue)
             await asyncio.wait_for(update, _HAND_OVER_SECONDS)
 
@@ -420,3 +449,10 @@ def check_in_use(name: str, names: Collection[str], workflow_id: str) -> None:
 
 def _standing(status: NodeStatus, name: str) -> dict[str, int]:
     return {token.authority: token.version for token in status.tokens if token.status.name == name}
+
+
+def _as_asleep(node: TreeNode, asleep: WorkflowAsleep) -> TreeNode:
+    """The same of one that is asleep, or paused: who knows for how long, and what runs there."""
+    if asleep.until is None:
+        return replace(node, current=False, problem=str(asleep))
+    return replace(node, asleep_until=asleep.until)

@@ -13,6 +13,9 @@ MESSAGE: Final = "apiToken"
 
 STATUS_QUERY: Final = "apiTokenStatus"
 STATE_QUERY: Final = "statefulState"
+METADATA_QUERY: Final = "__temporal_workflow_metadata"
+"""Temporal's own: what its UI asks a workflow for. It lists the queries that there are."""
+
 URL: Final = "apiUrl"
 REPORT: Final = "apiTokenReport"
 

@@ -17,6 +17,14 @@ from .contract import NODE_HEADER, USE_HEADER
 from .ledger import check_format
 
 
+class HeaderUnreadable(Exception):
+    """A header of this library is there, and came encoded.
+
+    It fails the workflow task, not the workflow (as a `StatefulError` would), so that the state
+    stays in the history until a worker that decodes it takes the task over.
+    """
+
+
 @dataclass(frozen=True)
 class Start:
     """The `stateful-node` header: the state a run wakes with.
@@ -51,6 +59,7 @@ class Start:
         """Read the header, or None where there is none.
 
         Raises:
+            HeaderUnreadable: where it is there and encoded.
             ValueError: where it is there and malformed.
             StateTooNew: where a later version of this library wrote it.
         """
@@ -107,15 +116,26 @@ class Use:
         try:
             data = _from_headers(headers, USE_HEADER)
             return None if data is None else cls(**data)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, HeaderUnreadable):
             return None
+
+
+def is_readable(payload: Payload) -> bool:
+    """Whether a header came as it was written, and not as a payload codec made it."""
+    return payload.metadata.get("encoding") == b"json/plain"
 
 
 def _from_headers(headers: Mapping[str, Payload], name: str) -> dict[str, Any] | None:
     payload = headers.get(name)
-    # Under HeaderCodecBehavior.WORKFLOW_ONLY_CODEC activity headers arrive encrypted.
-    if payload is None or payload.metadata.get("encoding") != b"json/plain":
+    if payload is None:
         return None
+    if not is_readable(payload):
+        raise HeaderUnreadable(
+            f"the header {name} came encoded, and this worker does not decode headers: give the "
+            "client of every worker, and every client that starts workflows, the same "
+            "header_codec_behavior= and the same payload codec. The workflow waits for that, and "
+            "goes on where such a worker takes it over"
+        )
     try:
         data: object = PayloadConverter.default.from_payload(payload)
     except (ValueError, RecursionError):

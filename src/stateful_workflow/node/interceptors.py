@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from temporalio import workflow
 from temporalio.api.common.v1 import Payload
@@ -37,6 +37,7 @@ from ..sealed.message import DEFAULT_NAME, parse, valid_name
 from .contract import (
     ACTIVITIES,
     MESSAGE,
+    METADATA_QUERY,
     NODE_HEADER,
     REPORT,
     STATE_QUERY,
@@ -48,9 +49,6 @@ from .ledger import Starting
 from .members import to_json
 from .node import Node, argument
 from .workflow import node_of, withheld_here
-
-_METADATA: Final = "__temporal_workflow_metadata"
-"""The query with which Temporal's UI asks a workflow for its details."""
 
 T = TypeVar("T")
 
@@ -146,7 +144,7 @@ class NodeInbound(WorkflowInboundInterceptor):
         if input.query == URL:
             return node.api_url
         answer = await super().handle_query(input)
-        if input.query == _METADATA and isinstance(answer, WorkflowMetadata):
+        if input.query == METADATA_QUERY and isinstance(answer, WorkflowMetadata):
             answer.current_details = node.view().details(answer.current_details)
         return answer
 

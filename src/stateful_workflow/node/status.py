@@ -10,7 +10,15 @@ from ..sealed.message import Message
 from .members import CLAIMS, ID, NAME, VERSION, VERSIONS, member, one_of, optional, to_json
 
 TokenState = Literal[
-    "none", "held", "revoked", "expired", "withheld", "waiting", "needs_set", "key_revoked"
+    "none",
+    "held",
+    "revoked",
+    "expired",
+    "withheld",
+    "waiting",
+    "needs_set",
+    "key_revoked",
+    "told",
 ]
 """What is known of a credential at a workflow.
 
@@ -19,13 +27,17 @@ is. expired: the token is past its expiry. withheld: the workflow was started wi
 it. waiting: a message of an issuer who is not known yet. needs_set: the state of the
 run before was lost (past retention); set the token again. key_revoked: the token is signed by a
 key that the keyring of who asks has revoked, so that nobody opens it; no workflow says that itself.
+told: it was signalled to a workflow that is asleep (between cron runs, in a retry's backoff, in a
+start delay) or paused, which takes it when it goes on: nothing says yet that it was accepted.
 """
 
 NodeState = TokenState | Literal["unknown", "failed"]
 """The same of a workflow in a tree. unknown: it could not be asked. failed: it ended so in the task
 in which it was told a message, and has not taken it, as where an interceptor refuses the signal."""
 
-_SAID: Final = tuple(state for state in get_args(TokenState) if state != "key_revoked")
+_SAID: Final = tuple(
+    state for state in get_args(TokenState) if state not in ("key_revoked", "told")
+)
 
 _CURES: Final[Mapping[str, str]] = {
     "none": "set one here or at a workflow above",
@@ -33,6 +45,7 @@ _CURES: Final[Mapping[str, str]] = {
     "waiting": "its issuer is not known here yet; give the workers the new public keyring",
     "needs_set": "the state of its last run was lost; set the token again",
     "key_revoked": "the key that signed it is revoked; set the token again",
+    "told": "it waits at a workflow that is asleep or paused",
 }
 
 
@@ -67,6 +80,7 @@ class TokenStatus:
         expires_at: Unix seconds, or None.
         overtaken: other issuers who had set one at that authority, which this one replaced:
             key id to version.
+        asleep_until: Unix seconds at which the workflow goes on, where it is asleep.
     """
 
     name: str = member(NAME)
@@ -82,6 +96,7 @@ class TokenStatus:
     overtaken: Mapping[str, int] = field(
         default_factory=dict[str, int], metadata={"check": optional(VERSIONS, {})}
     )
+    asleep_until: float | None = field(default=None, metadata={"omit_null": True})
 
     @classmethod
     def of_message(cls, message: Message) -> TokenStatus:
@@ -136,6 +151,8 @@ class TreeNode:
         beside: it runs beside the tree, since it was started before its parent took part: nothing
             that is set in the tree reaches it.
         http: the signed origins of its token to which it goes in clear text, unless over loopback.
+        asleep_until: Unix seconds at which it goes on, where it is asleep and can be asked nothing:
+            what it was sent waits for it, and it is current all the same.
     """
 
     id: str
@@ -155,11 +172,12 @@ class TreeNode:
     set_here: bool = False
     beside: bool = False
     http: tuple[str, ...] = ()
+    asleep_until: float | None = None
 
     @property
     def holds(self) -> bool:
-        """Whether it runs and has a token to use."""
-        return self.state == "held" and not self.closed
+        """Whether it runs and has a token to use, or will when it wakes."""
+        return self.state in ("held", "told") and not self.closed
 
 
 _UNUSABLE: Final = ("expired", "key_revoked", "waiting", "needs_set")
@@ -175,6 +193,7 @@ _COUNTED: Final[Mapping[str, Callable[[TreeNode], bool]]] = {
         for state in (*_UNUSABLE, "revoked")
     },
     "withheld": lambda node: node.withheld and not node.closed,
+    "asleep": lambda node: node.asleep_until is not None,
 }
 
 
@@ -208,6 +227,11 @@ class TokenTree:
     def nearly_full(self) -> tuple[TreeNode, ...]:
         """The live nodes that should continue as new, since their run takes few more signals."""
         return tuple(node for node in self.nodes if node.signals is not None)
+
+    @property
+    def asleep(self) -> tuple[TreeNode, ...]:
+        """The nodes that wait for their next run, or for their first."""
+        return tuple(node for node in self.nodes if node.asleep_until is not None)
 
     @property
     def converged(self) -> bool:

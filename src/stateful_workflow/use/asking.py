@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import timedelta
 from typing import Final, TypeVar
 
+from temporalio.api.common.v1 import Payload
+from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.client import Client, WorkflowQueryFailedError
 from temporalio.common import RawValue
-from temporalio.converter import WorkflowSerializationContext
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.converter import (
+    DefaultPayloadConverter,
+    SerializationContext,
+    WorkflowSerializationContext,
+)
 
 from ..errors import AnswerMalformed
-from ..node.contract import MESSAGE, STATUS_QUERY
+from ..node.contract import MESSAGE, METADATA_QUERY, STATUS_QUERY
+from ..node.members import ANY, OBJECT, list_of, optional
 
 T = TypeVar("T")
 
-MAX_BYTES: Final[Mapping[str, int]] = {STATUS_QUERY: 2 * 1024 * 1024, MESSAGE: 64 * 1024}
+MAX_BYTES: Final[Mapping[str, int]] = {
+    STATUS_QUERY: 2 * 1024 * 1024,
+    METADATA_QUERY: 2 * 1024 * 1024,
+    MESSAGE: 64 * 1024,
+}
 """Of an answer, by the name of what was asked. The server takes no larger status."""
 
 
@@ -48,25 +61,86 @@ def _decoded(client: Client, workflow_id: str, answer: object, most: int) -> obj
     try:
         return converter.from_payload(answer.payload)
     except Exception as error:  # noqa: BLE001 - the converter is the user's, and may raise anything
-        raise AnswerMalformed(f"it cannot be decoded: {type(error).__name__}") from None
+        raise AnswerMalformed(
+            f"it cannot be decoded ({type(error).__name__}): has this client the data converter "
+            "and the payload codec of the workflow's worker?"
+        ) from None
 
+
+async def decoded_payload(
+    client: Client, payload: Payload, context: SerializationContext | None
+) -> Payload | None:
+    """A payload as it was before this client's codec and external storage; None if they cannot."""
+    converter = replace(client.data_converter, payload_converter_class=DefaultPayloadConverter)
+    if context is not None:
+        converter = converter.with_context(context)
+    try:
+        (value,) = await converter.decode([payload], [RawValue])
+    except Exception:  # noqa: BLE001 - a codec may raise anything
+        return None
+    return value.payload if isinstance(value, RawValue) else None
+
+
+# --- whether it takes part --------------------------------------------------------------------
 
 _NO_QUERY: Final = (
-    "expected but not found",  # Python, .NET, Ruby
-    "KnownQueryTypes=",  # Go, PHP
-    "did not register a handler for",  # TypeScript
-    "Unknown query type",  # Java
+    "expected but not found",
+    "KnownQueryTypes=",
+    "did not register a handler for",
+    "Unknown query type",
 )
+"""How SDKs say that a workflow has no such query: of those that do not list what they have."""
 
 
-def has_no_query(error: WorkflowQueryFailedError) -> bool:
-    """Whether a query failed because the workflow has none of this name: it takes no part.
+async def is_plain(
+    client: Client,
+    workflow_id: str,
+    error: Exception | None = None,
+    *,
+    run_id: str | None = None,
+    timeout: timedelta,
+) -> bool:
+    """Whether a workflow takes no part in a tree: its SDK lists its queries, without ours.
 
-    Each SDK has its own words for it.
+    Args:
+        client: asks it.
+        workflow_id, run_id: of the workflow.
+        error: what came of a question to it. Where its SDK lists no queries, its words decide.
+        timeout: of the one question.
     """
-    return any(words in error.message for words in _NO_QUERY)
+    handle = client.get_workflow_handle(workflow_id, run_id=run_id)
+    try:
+        raw: object = await handle.query(METADATA_QUERY, result_type=RawValue, rpc_timeout=timeout)
+        return STATUS_QUERY not in read_answer(
+            client, workflow_id, METADATA_QUERY, _as_json(raw), query_names
+        )
+    except Exception:  # noqa: BLE001 - a codec may raise anything
+        words = error.message if isinstance(error, WorkflowQueryFailedError) else ""
+        return any(known in words for known in _NO_QUERY)
 
 
-def never_ran(error: RPCError) -> bool:
-    """Whether a query failed because the run closed before its first workflow task."""
-    return error.status == RPCStatusCode.FAILED_PRECONDITION and "closed before" in error.message
+def query_names(answer: object) -> tuple[str | None, ...]:
+    """The names of a workflow's queries, in its answer to `__temporal_workflow_metadata`.
+
+    Raises:
+        AnswerMalformed: it does not list them.
+    """
+    if isinstance(answer, WorkflowMetadata):
+        return tuple(one.name for one in answer.definition.query_definitions)
+    definition: Mapping[str, object] = OBJECT(OBJECT(answer).get("definition"))
+    named: tuple[str | None, ...] = optional(list_of(_name), ())(definition.get("queryDefinitions"))
+    return named
+
+
+def _name(definition: object) -> str | None:
+    """Of one query; a handler of any name has none."""
+    name: str | None = optional(ANY)(OBJECT(definition).get("name"))
+    return name
+
+
+def _as_json(raw: object) -> object:
+    """As any JSON: a newer SDK's message has members that this one's class refuses."""
+    if not isinstance(raw, RawValue) or len(raw.payload.data) > MAX_BYTES[METADATA_QUERY]:
+        return raw
+    is_json = raw.payload.metadata.get("encoding", b"").startswith(b"json/")
+    return json.loads(raw.payload.data) if is_json else raw

@@ -10,6 +10,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from ..errors import OperationFailed, WorkflowNotFound, WrongTree
+from .server import describe
 
 _TIMEOUT: Final = timedelta(seconds=10)
 _DEEPEST: Final = 100
@@ -36,9 +37,7 @@ async def confirm_above(
         if nearer == above:
             return
         try:
-            described = await client.get_workflow_handle(nearer, run_id=run).describe(
-                rpc_timeout=_TIMEOUT
-            )
+            described = await describe(client, nearer, run, timeout=_TIMEOUT)
         except RPCError as error:
             kind = WorkflowNotFound if error.status == RPCStatusCode.NOT_FOUND else OperationFailed
             raise kind(

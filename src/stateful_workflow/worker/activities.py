@@ -14,13 +14,7 @@ from datetime import datetime, timezone
 from typing import Any, Final, cast
 
 from temporalio import activity
-from temporalio.client import (
-    Client,
-    WorkflowExecution,
-    WorkflowExecutionStatus,
-    WorkflowHandle,
-    WorkflowQueryFailedError,
-)
+from temporalio.client import Client, WorkflowQueryFailedError
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -41,7 +35,8 @@ from ..record.event import Scene
 from ..record.recorder import Recorder
 from ..sealed.keyring import Keyring
 from ..sealed.message import Message, parse
-from ..use.asking import has_no_query, never_ran
+from ..use.asking import is_plain
+from ..use.server import Execution, history, never_ran
 from .descent import RPC_TIMEOUT, Descent, NoAnswer
 from .pace import SignalPace
 
@@ -233,17 +228,17 @@ class CourierActivities:
         self, descent: Descent, child_id: str, closed: list[str], result: TellResult
     ) -> None:
         async with self._asking(child_id, result):
-            status = await descent.child(child_id)
-            if status == WorkflowExecutionStatus.RUNNING:
+            child = await descent.child(child_id)
+            if child is not None and child.is_open:
                 result.mine.append(child_id)
             else:
-                (result.gone if status is None else closed).append(child_id)
+                (result.gone if child is None else closed).append(child_id)
 
     async def _adopt(
         self,
         descent: Descent,
         closed_id: str,
-        children: Sequence[WorkflowExecution],
+        children: Sequence[Execution],
         result: TellResult,
     ) -> None:
         async with self._asking(closed_id, result):
@@ -293,12 +288,12 @@ class CourierActivities:
             ApplicationError: no worker answered; the server is to repeat it.
         """
         for _ in range(_RUNS_THAT_NEVER_RAN):
-            handle = self._client().get_workflow_handle(workflow_id, run_id=run_id)
+            client = self._client()
             try:
-                answer = await _last_state(handle)
+                answer = await _last_state(client, workflow_id, run_id)
                 if answer is not None:
                     return answer
-                before = await _run_before(handle)
+                before = await _run_before(client, workflow_id, run_id)
             except RPCError as error:
                 raise ApplicationError(f"{error.status.name}: {error.message}") from None
             if before is None or before == written_by:
@@ -307,28 +302,29 @@ class CourierActivities:
         return RecoverResult(asked=False)
 
 
-async def _last_state(run: WorkflowHandle[Any, Any]) -> RecoverResult | None:
+async def _last_state(client: Client, workflow_id: str, run_id: str) -> RecoverResult | None:
     """What a closed run answers; None where it closed before its first task."""
+    run = client.get_workflow_handle(workflow_id, run_id=run_id)
     try:
         state: object = await run.query(STATE_QUERY, rpc_timeout=RPC_TIMEOUT)
     except WorkflowQueryFailedError as error:
-        if has_no_query(error):
+        if await is_plain(client, workflow_id, error, run_id=run_id, timeout=RPC_TIMEOUT):
             return RecoverResult(asked=True)
         # It may not replay on this worker and do so on the next one, as in an upgrade.
         raise ApplicationError(f"it does not say its state: {error.message}") from None
     except RPCError as error:
-        if never_ran(error):
-            return None
         if error.status == RPCStatusCode.NOT_FOUND:  # past retention
             return RecoverResult(asked=False)
+        if await never_ran(client, workflow_id, run_id, timeout=RPC_TIMEOUT):
+            return None
         raise
     members = cast("dict[str, Any]", state) if isinstance(state, dict) else None
     return RecoverResult(asked=True, state=members)
 
 
-async def _run_before(run: WorkflowHandle[Any, Any]) -> str | None:
+async def _run_before(client: Client, workflow_id: str, run_id: str) -> str | None:
     """The run after which this one began; None where it is the first."""
-    async for event in run.fetch_history_events(page_size=1, rpc_timeout=RPC_TIMEOUT):
+    async for event in history(client, workflow_id, run_id, timeout=RPC_TIMEOUT, page=1):
         started = event.workflow_execution_started_event_attributes
         return started.continued_execution_run_id or None
     return None

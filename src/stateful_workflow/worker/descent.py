@@ -13,13 +13,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
-from temporalio.client import (
-    Client,
-    WorkflowExecution,
-    WorkflowExecutionDescription,
-    WorkflowExecutionStatus,
-    WorkflowQueryFailedError,
-)
+from temporalio.client import Client, WorkflowQueryFailedError
 from temporalio.common import RawValue
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -28,7 +22,8 @@ from ..node.answers import ChildStatus, kept_children
 from ..node.contract import STATUS_QUERY, Orphan
 from ..node.ledger import ALL, Life
 from ..sealed.message import MAX_LIST
-from ..use.asking import has_no_query, never_ran, read_answer
+from ..use.asking import is_plain, read_answer
+from ..use.server import Execution, describe, listed, never_ran
 
 RPC_TIMEOUT: Final = timedelta(seconds=5)
 
@@ -66,10 +61,10 @@ class Descent:
         self._run_id = run_id
         self._since = since
         self._deadline = deadline
-        self._runs: dict[tuple[str, str], asyncio.Task[WorkflowExecutionDescription | None]] = {}
+        self._runs: dict[tuple[str, str], asyncio.Task[Execution | None]] = {}
 
-    async def child(self, workflow_id: str) -> WorkflowExecutionStatus | None:
-        """The state of a workflow that this one, or an earlier run of it, started.
+    async def child(self, workflow_id: str) -> Execution | None:
+        """A workflow that this one, or an earlier run of it, started.
 
         None where there is none of this id, or it is another's.
 
@@ -79,8 +74,7 @@ class Descent:
         described = await self._describe(workflow_id)
         if described is None:
             own = await self._describe(self._id, self._run_id)
-            pending = () if own is None else own.raw_description.pending_children
-            if any(child.workflow_id == workflow_id for child in pending):
+            if own is not None and workflow_id in own.starting:
                 raise NoAnswer("its start is under way")
             return None
         if described.parent_id != self._id or not described.parent_run_id:
@@ -88,21 +82,21 @@ class Descent:
         own_first = await self._first_run(self._id, self._run_id)
         if await self._first_run(self._id, described.parent_run_id) != own_first:
             return None  # a later workflow of the parent's id has nothing to do with it
-        return described.status
+        return described
 
-    async def listed(self, parent_ids: Sequence[str]) -> Mapping[str, list[WorkflowExecution]]:
+    async def listed(self, parent_ids: Sequence[str]) -> Mapping[str, list[Execution]]:
         """What the server lists as children of each of these.
 
         Raises:
             NoAnswer: the server does not say.
         """
-        found: dict[str, list[WorkflowExecution]] = {}
+        found: dict[str, list[Execution]] = {}
         for begin in range(0, len(parent_ids), _PARENTS_A_QUERY):
             for row in await self._children(parent_ids[begin : begin + _PARENTS_A_QUERY]):
                 found.setdefault(row.parent_id or "", []).append(row)
         return found
 
-    async def orphans(self, closed_id: str, rows: Sequence[WorkflowExecution]) -> list[Orphan]:
+    async def orphans(self, closed_id: str, rows: Sequence[Execution]) -> list[Orphan]:
         """The running workflows below a closed child, and what was kept from them on the way.
 
         Args:
@@ -114,8 +108,8 @@ class Descent:
             NoAnswer: the server does not say, or a closed workflow does not answer.
         """
         newest = await self._describe(closed_id)
-        if newest is not None and newest.status == WorkflowExecutionStatus.RUNNING:
-            later = newest.raw_info.first_run_id
+        if newest is not None and newest.is_open:
+            later = newest.first_run_id
             rows = [
                 row
                 for row in rows
@@ -124,7 +118,7 @@ class Descent:
         answers: dict[tuple[str, str | None], Mapping[str, ChildStatus] | None] = {}
         found: list[Orphan] = []
         for way in await self._ways(closed_id, (), rows):
-            orphan, asked = Orphan(way[-1].id, way[-1].workflow_type, [], {}), closed_id
+            orphan, asked = Orphan(way[-1].id, way[-1].type, [], {}), closed_id
             while way and orphan.soft is not None:
                 key = asked, await self._first_run(asked, way[0].parent_run_id or "")
                 if key not in answers:
@@ -143,21 +137,21 @@ class Descent:
     async def _ways(
         self,
         closed_id: str,
-        above: tuple[WorkflowExecution, ...],
-        rows: Sequence[WorkflowExecution],
-    ) -> list[tuple[WorkflowExecution, ...]]:
+        above: tuple[Execution, ...],
+        rows: Sequence[Execution],
+    ) -> list[tuple[Execution, ...]]:
         """Each running workflow below a closed one, after the closed ones between."""
         if len(above) == _DEEPEST:
             raise NoAnswer(f"more than {_DEEPEST} closed workflows stand one below the other")
         over = {closed_id, *(row.id for row in above)}
-        oldest_first = sorted(rows, key=lambda row: (_runs(row), row.start_time))
+        oldest_first = sorted(rows, key=lambda row: (row.is_open, row.start_time))
         children = {row.id: row for row in oldest_first if row.id not in over}
-        listed = await self.listed([row.id for row in children.values() if not _runs(row)])
-        ways: list[tuple[WorkflowExecution, ...]] = []
+        listed = await self.listed([row.id for row in children.values() if not row.is_open])
+        ways: list[tuple[Execution, ...]] = []
         for row in children.values():
             way = *above, row
             below = listed.get(row.id, ())
-            ways += [way] if _runs(row) else await self._ways(closed_id, way, below)
+            ways += [way] if row.is_open else await self._ways(closed_id, way, below)
         return ways
 
     async def _said(
@@ -179,20 +173,23 @@ class Descent:
                 STATUS_QUERY, result_type=RawValue, rpc_timeout=self._time_left()
             )
             return read_answer(self._client, closed_id, STATUS_QUERY, raw, kept_children)
-        except WorkflowQueryFailedError as error:
-            if has_no_query(error):
-                return None
-            raise NoAnswer(error.message) from None
         except RPCError as error:
-            if never_ran(error):
-                return None
             if error.status == RPCStatusCode.NOT_FOUND:
                 return {}
+            if await self._never_ran(closed_id, last_run):
+                return None
             raise NoAnswer(f"{error.status.name}: {error.message}") from None
-        except AnswerMalformed as error:
+        except (WorkflowQueryFailedError, AnswerMalformed) as error:
+            wait = self._time_left()
+            if await is_plain(self._client, closed_id, error, run_id=last_run, timeout=wait):
+                return None
             raise NoAnswer(str(error)) from None
         except Exception as error:  # noqa: BLE001 - what a codec raises
             raise NoAnswer(type(error).__name__) from None
+
+    async def _never_ran(self, workflow_id: str, run_id: str) -> bool:
+        asked = never_ran(self._client, workflow_id, run_id, timeout=self._time_left())
+        return bool(await self._answered(asked))
 
     async def _last_run(self, workflow_id: str, first_run: str) -> str:
         """The last run of a closed workflow, whose id may run again."""
@@ -200,13 +197,15 @@ class Descent:
         for row in await self._rows(
             f"{closed} AND ExecutionStatus != 'ContinuedAsNew'", _RUNS_LOOKED_AT
         ):
+            if row.is_open:  # paused, or whatever else is not running
+                continue
             if await self._first_run(workflow_id, row.run_id) == first_run:
                 return row.run_id
         raise NoAnswer("the server does not list its last run")
 
     # --- the server ----------------------------------------------------------
 
-    async def _children(self, parent_ids: Sequence[str]) -> list[WorkflowExecution]:
+    async def _children(self, parent_ids: Sequence[str]) -> list[Execution]:
         among = ", ".join(map(_quoted, parent_ids))
         rows = await self._rows(
             f"ParentWorkflowId IN ({among}) AND ExecutionStatus != 'ContinuedAsNew'",
@@ -219,13 +218,9 @@ class Descent:
         begun = await self._begun()
         return [row for row in rows if row.parent_id in parent_ids and row.start_time >= begun]
 
-    async def _rows(self, query: str, most: int) -> list[WorkflowExecution]:
-        rows = self._client.list_workflows(query, limit=most, rpc_timeout=self._time_left())
-
-        async def all_of_them() -> list[WorkflowExecution]:
-            return [row async for row in rows]
-
-        return await self._answered(all_of_them()) or []
+    async def _rows(self, query: str, most: int) -> list[Execution]:
+        rows = listed(self._client, query, most, timeout=self._time_left())
+        return await self._answered(rows) or []
 
     async def _begun(self) -> datetime:
         """When the workflow's first run began; one that was reset says when that was."""
@@ -236,20 +231,18 @@ class Descent:
     async def _first_run(self, workflow_id: str, run_id: str) -> str | None:
         """The first run of the chain that a run belongs to; None where the server forgot it."""
         described = await self._run(workflow_id, run_id)
-        return None if described is None else described.raw_info.first_run_id
+        return None if described is None else described.first_run_id
 
-    async def _run(self, workflow_id: str, run_id: str) -> WorkflowExecutionDescription | None:
+    async def _run(self, workflow_id: str, run_id: str) -> Execution | None:
         """As `_describe`, once for each run: most children share one."""
         key = workflow_id, run_id
         if key not in self._runs:
             self._runs[key] = asyncio.create_task(self._describe(workflow_id, run_id))
         return await self._runs[key]
 
-    async def _describe(
-        self, workflow_id: str, run_id: str | None = None
-    ) -> WorkflowExecutionDescription | None:
-        handle = self._client.get_workflow_handle(workflow_id, run_id=run_id)
-        return await self._answered(handle.describe(rpc_timeout=self._time_left()))
+    async def _describe(self, workflow_id: str, run_id: str | None = None) -> Execution | None:
+        asked = describe(self._client, workflow_id, run_id, timeout=self._time_left())
+        return await self._answered(asked)
 
     async def _answered(self, call: Awaitable[T]) -> T | None:
         """What the server answers; None where it does not know the workflow, or has no list."""
@@ -259,8 +252,6 @@ class Descent:
             if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.UNIMPLEMENTED):
                 return None
             raise NoAnswer(f"{error.status.name}: {error.message}") from None
-        except Exception as error:  # noqa: BLE001 - an interceptor's, or a status not known here
-            raise NoAnswer(type(error).__name__) from None
 
     def _time_left(self) -> timedelta:
         seconds = self._deadline - time.monotonic()
@@ -286,10 +277,6 @@ def _kept_from(orphan: Orphan, child: ChildStatus | None) -> Orphan:
 def _few(names: Sequence[str], otherwise: list[str]) -> list[str]:
     """More names than a few are every name, or where they are given, none."""
     return list(names) if len(names) <= MAX_LIST else otherwise
-
-
-def _runs(row: WorkflowExecution) -> bool:
-    return row.status == WorkflowExecutionStatus.RUNNING
 
 
 def _quoted(workflow_id: str) -> str:

@@ -1,0 +1,264 @@
+"""What is known of a workflow that answers nothing now, since it is asleep or paused.
+
+Its place, and what stands there, are those of the run before it, or of its start where there is
+none, and of the messages that were sent to it meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Final
+
+from temporalio.api.common.v1 import Payload
+from temporalio.api.history.v1 import HistoryEvent
+from temporalio.client import Client
+from temporalio.common import RawValue
+from temporalio.converter import WorkflowSerializationContext
+from temporalio.service import RPCError, RPCStatusCode
+
+from ..errors import MessageRefused, NotStateful, NoWorkerAnswers, OperationFailed
+from ..node import limits
+from ..node.answers import HeldToken, NodeStatus, node_status
+from ..node.contract import MESSAGE, NODE_HEADER, STATUS_QUERY
+from ..node.headers import HeaderUnreadable, Start, is_readable
+from ..node.ledger import Ledger, Life, StateTooNew
+from ..node.status import TokenStatus
+from ..sealed.issuing import Said
+from ..sealed.keys import Issuer, verify
+from ..sealed.message import Message, parse
+from ..use.asking import decoded_payload, is_plain, read_answer
+from ..use.server import describe, history, never_ran
+
+_RUNS_THAT_NEVER_RAN: Final = 20
+_MESSAGES_LOOKED_AT: Final = 1_000
+"""Of those that were sent to a workflow that is asleep: the newest."""
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a workflow that answers nothing will go on from.
+
+    Attributes:
+        id, type: of the workflow.
+        run_before: the run before that ran; None where there is none, or the start has it all.
+        node: the last status of that run; None where it is past retention.
+        start: the state that it began with; None where it has none.
+        sent: the messages that it was sent meanwhile, the oldest first; nobody vouches for them.
+    """
+
+    id: str
+    type: str
+    run_before: str | None
+    node: NodeStatus | None
+    start: Start | None
+    sent: tuple[Message, ...]
+
+    def said(self, name: str, trusted: Mapping[str, Issuer]) -> Said:
+        """Its place, and the newest message of this name there that one of these issuers signed.
+
+        Raises:
+            NoWorkerAnswers: nothing is known of it.
+        """
+        said = self._said(name)
+        mine = [one for one in self.newest_first(name) if _is_signed(one, trusted)]
+        mine = [one for one in mine if one.claims.authority == self.id]
+        own = None if said.own is None else parse(said.own)
+        if not mine or (own is not None and own.order >= mine[0].order):
+            return said
+        token = next((one.text for one in mine if one.kind == "token"), None)
+        before = said.last if own is None or own.kind != "token" else said.own
+        return replace(said, own=mine[0].text, last=token or before)
+
+    def told(self, name: str) -> Message | None:
+        """What it begins with, or was sent since the run before; None where that is nothing."""
+        sent = self.newest_first(name)
+        if sent or self.run_before is not None or self.start is None:
+            return sent[0] if sent else None
+        return self._begins_with(self.start).in_force(name)
+
+    def newest_first(self, name: str) -> list[Message]:
+        """The messages of this name that it was sent."""
+        of_name = (one for one in self.sent if one.claims.name == name)
+        return sorted(of_name, key=lambda message: message.order, reverse=True)
+
+    def status(self, because: str) -> NodeStatus:
+        """What it will begin with, as far as it is known; it is still to accept what was sent.
+
+        Args:
+            because: why those below it are told nothing meanwhile.
+        """
+        if self.node is None:
+            return self._status_of_start()
+        tokens = {(one.status.name, one.authority): one for one in self.node.tokens}
+        for message in sorted(self.sent, key=lambda message: message.order):
+            name, authority = message.claims.name, message.claims.authority
+            before = tokens.pop((name, authority), None)
+            in_force = authority == self.id or (before is not None and before.in_force)
+            if before is None or before.version < message.claims.version:
+                before = _held(message, in_force=in_force)
+            tokens = {(name, authority): before, **tokens}
+        children = (replace(one, reason=one.reason or because) for one in self.node.children)
+        return replace(
+            self.node,
+            tokens=tuple(tokens.values()),
+            children=tuple(one for one in children if one.life is not Life.CLOSED),
+            undelivered=(),
+            replaced=(),
+        )
+
+    def _status_of_start(self) -> NodeStatus:
+        ledger = Ledger((self.id,), "") if self.start is None else self._begins_with(self.start)
+        for message in sorted(self.sent, key=lambda message: message.order):
+            ledger.held[message.claims.name, message.claims.authority] = message
+        held = [
+            _held(one, in_force=ledger.in_force(one.claims.name) == one)
+            for one in ledger.held.values()
+        ]
+        return NodeStatus(
+            root="" if self.start is None else ledger.path[0],
+            tree=ledger.tree,
+            type=self.type,
+            api_url=None,
+            tokens=tuple(held),
+            children=(),
+            withheld=ledger.withheld(),
+            undelivered=(),
+            waiting=(),
+            needs_set=False,
+            recovering=False,
+        )
+
+    def _said(self, name: str) -> Said:
+        if self.node is not None:
+            return said_of(self.node, self.id, name)
+        if self.start is None:
+            raise NoWorkerAnswers(
+                f"workflow {self.id} has not begun, and was started without a token, so that "
+                "nothing is known of it yet: set the token when it has begun, or start such "
+                "workflows with TokenClient.start_workflow"
+            )
+        ledger = self._begins_with(self.start)
+        own, last = ledger.held.get((name, self.id)), ledger.last.get(name)
+        return Said(
+            ledger.path[0],
+            ledger.tree,
+            None if own is None else own.text,
+            None if last is None else last.text,
+        )
+
+    def _begins_with(self, start: Start) -> Ledger:
+        try:
+            return Ledger.load(start.ledger)
+        except (ValueError, StateTooNew) as error:
+            raise NoWorkerAnswers(f"the start of workflow {self.id}: {error}") from None
+
+
+def _held(message: Message, *, in_force: bool) -> HeldToken:
+    claims = message.claims
+    status = TokenStatus.of_message(message)
+    if message.kind == "token":
+        status = replace(status, state="told")
+    return HeldToken(
+        status, claims.authority, claims.version, message.kind, claims.inherit, in_force
+    )
+
+
+def _is_signed(message: Message, trusted: Mapping[str, Issuer]) -> bool:
+    try:
+        verify(message, trusted)
+    except (MessageRefused, KeyError):
+        return False
+    return True
+
+
+async def what_is_left(client: Client, workflow_id: str, timeout: timedelta | None = None) -> Left:
+    """Learn from the server, and from the run before, what a workflow will go on from.
+
+    Raises:
+        OperationFailed: the server, or the run before, does not say.
+    """
+    wait = limits.LIMITS.client_question if timeout is None else timeout
+    try:
+        run = await describe(client, workflow_id, timeout=wait)
+        events = [one async for one in history(client, workflow_id, run.run_id, timeout=wait)]
+        started = events[0].workflow_execution_started_event_attributes
+        start = await _start(client, started.header.fields.get(NODE_HEADER))
+        before: str | None = started.continued_execution_run_id or None
+        node = None
+        if before is not None and (start is None or start.run != before):
+            before, node = await _status_before(client, workflow_id, before, wait)
+        sent = [one for event in events for one in await _sent(client, workflow_id, event)]
+    except RPCError as error:
+        raise OperationFailed(
+            f"the server does not say what workflow {workflow_id} goes on from: {error.message}"
+        ) from None
+    return Left(workflow_id, run.type, before, node, start, tuple(sent[-_MESSAGES_LOOKED_AT:]))
+
+
+async def _start(client: Client, header: Payload | None) -> Start | None:
+    """The state in a run's start."""
+    if header is not None and not is_readable(header):
+        header = await decoded_payload(client, header, None)
+    try:
+        return None if header is None else Start.from_headers({NODE_HEADER: header})
+    except (ValueError, StateTooNew, HeaderUnreadable):
+        return None
+
+
+async def _status_before(
+    client: Client, workflow_id: str, run_id: str, wait: timedelta
+) -> tuple[str | None, NodeStatus | None]:
+    """The nearest closed run that ran, and its last status.
+
+    Raises:
+        NoWorkerAnswers: it does not answer.
+        RPCError: the server does not say.
+    """
+    for _ in range(_RUNS_THAT_NEVER_RAN):
+        handle = client.get_workflow_handle(workflow_id, run_id=run_id)
+        try:
+            raw: object = await handle.query(STATUS_QUERY, result_type=RawValue, rpc_timeout=wait)
+            return run_id, read_answer(client, workflow_id, STATUS_QUERY, raw, node_status)
+        except Exception as error:  # noqa: BLE001 - a codec may raise anything
+            if isinstance(error, RPCError) and error.status == RPCStatusCode.NOT_FOUND:
+                return None, None  # past retention
+            if not await never_ran(client, workflow_id, run_id, timeout=wait):
+                if await is_plain(client, workflow_id, error, run_id=run_id, timeout=wait):
+                    raise NotStateful(f"workflow {workflow_id} is no StatefulWorkflow") from None
+                raise NoWorkerAnswers(
+                    f"run {run_id} of workflow {workflow_id}, the last before it fell asleep, did "
+                    f"not answer ({type(error).__name__}): is a worker running on its task queue?"
+                ) from None
+        async for first in history(client, workflow_id, run_id, timeout=wait, page=1):
+            run_id = first.workflow_execution_started_event_attributes.continued_execution_run_id
+            break
+        if not run_id:
+            break
+    return None, None
+
+
+async def _sent(client: Client, workflow_id: str, event: HistoryEvent) -> list[Message]:
+    """The message that an event holds, where it holds one."""
+    signalled = event.workflow_execution_signaled_event_attributes
+    updated = event.workflow_execution_update_accepted_event_attributes.accepted_request.input
+    for name, payloads in (
+        (signalled.signal_name, signalled.input.payloads),
+        (updated.name, updated.args.payloads),
+    ):
+        if name == MESSAGE and len(payloads) == 1:
+            context = WorkflowSerializationContext(client.namespace, workflow_id)
+            converter = client.data_converter.with_context(context)
+            with suppress(Exception):  # a codec may raise anything
+                return [parse((await converter.decode(payloads, [str]))[0])]
+    return []
+
+
+def said_of(node: NodeStatus, workflow_id: str, name: str) -> Said:
+    """What a status says of a workflow's place, and of what stands there."""
+    for held in node.tokens:
+        if held.status.name == name and held.authority == workflow_id:
+            return Said(node.root, node.tree, held.message, held.last)
+    return Said(node.root, node.tree)
