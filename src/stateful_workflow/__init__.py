@@ -5,6 +5,7 @@ have it, sealed on the way, the newest always winning. See docs/design.md.
 """
 
 from .client.client import TokenClient
+from .client.starting import NewToken
 from .errors import (
     AddressRefused,
     AnswerMalformed,
@@ -74,6 +75,7 @@ __all__ = [
     "Keyring",
     "KeyringError",
     "MessageRefused",
+    "NewToken",
     "NewestUnknown",
     "NoIssuerKey",
     "NoReaderKey",

@@ -57,10 +57,6 @@ class WrongTree(MessageRefused):
     """The message was made for another tree, or for an earlier one of the same workflow id."""
 
 
-class AddressRefused(MessageRefused, ValueError):
-    """An API address is no URL that a token may go to, or not within the signed origins."""
-
-
 class WrongAuthority(MessageRefused):
     """The message was set at a workflow that is neither this node nor above it."""
 
@@ -159,6 +155,10 @@ class NameNotInUse(OperationFailed):
 
 class OriginsMissing(OperationFailed):
     """No origins were given, and no token stands there whose origins could be kept."""
+
+
+class AddressRefused(StatefulError, ValueError):
+    """An API address is no URL that a token may go to, or not within the signed origins."""
 
 
 class OutcomeUnknown(OperationFailed):

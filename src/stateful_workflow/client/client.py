@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -27,6 +28,7 @@ from temporalio.types import (
 from typing_extensions import Unpack
 
 from ..errors import (
+    AuditFailed,
     KeyringError,
     MessageRefused,
     NotConverged,
@@ -50,7 +52,7 @@ from ..sealed.message import DEFAULT_NAME, Message, SealedToken, parse
 from ..sealed.token import ApiToken
 from ..use.parents import confirm_above
 from .calls import find_place, send, signal, token_at
-from .starting import StartOptions, TokenOptions, new_tree, start
+from .starting import StartOptions, TokenOptions, first_tokens, new_tree, start
 from .walk import TreeWalk
 
 Signed = tuple[Message, WorkflowAsleep | None]
@@ -154,36 +156,41 @@ class TokenClient:
 
         Args:
             workflow, arg, args, id, task_queue, result_type: as the SDK's `start_workflow`.
-            options: the SDK's own, and `TokenOptions`: ``api_token`` (the secret),
-                ``api_url`` (the workflow's API address), ``name``, ``origins`` (where the
-                token may be sent; None takes the origin of ``api_url``), ``expires_in``
-                (seconds or a timedelta), ``types`` and ``readers`` (as `set`), and `Note`.
+            options: the SDK's own, and `TokenOptions`: ``api_token`` (the secret), ``name``,
+                ``api_url``, ``origins`` (where the token may be sent; None takes the origin of
+                ``api_url``), ``expires_in`` (seconds or a timedelta), ``types`` and ``readers``
+                (as `set`), and `Note`; ``api_tokens`` has several by their names, each a secret
+                or a `NewToken` with terms of its own.
 
         Raises:
-            KeyringError, IssuerLimited, OriginsMissing, ValueError, TokenMalformed: the token
-                cannot be sealed.
+            KeyringError, IssuerLimited, OriginsMissing, AddressRefused, ValueError, TokenMalformed:
+                a token cannot be sealed.
             AuditFailed: it could not be put on record, and nothing was started.
             temporalio.exceptions.WorkflowAlreadyStartedError: as the SDK.
         """
         given = {key: options.pop(key) for key in TokenOptions.__annotations__ if key in options}
         token = cast("TokenOptions", given)
         note: Any = {key: options.pop(key) for key in Note.__annotations__ if key in options}
-        deed = Deed("set", **note).without(token.get("api_token") or "")
-        has_token = token.get("api_token") is not None
+        new, deed = first_tokens(token), Deed("set", **note)
         conflict = options.get("id_conflict_policy")
-        if has_token and conflict is temporalio.common.WorkflowIDConflictPolicy.USE_EXISTING:
+        if new and conflict is temporalio.common.WorkflowIDConflictPolicy.USE_EXISTING:
             raise ValueError(
                 "a workflow that is running already would not get this token: start it without "
                 "USE_EXISTING, or use set()"
             )
-        name = token.get("name", DEFAULT_NAME)
-        async with self._on_record(deed, id, name):
-            is_keyless = self._keyring is None and not has_token
-            keyring = Keyring() if is_keyless else self._require_keyring()
-            namespace = self._client.namespace
-            state, message = await asyncio.to_thread(new_tree, id, namespace, token, keyring)
+        tree, namespace = uuid.uuid4().hex, self._client.namespace
+        messages: list[Message] = []
+        for name, one in new.items():
+            async with self._on_record(deed.without(one.token), id, name):
+                place, keyring = Place(name, namespace, id, tree, id), self._require_keyring()
+                messages.append(await asyncio.to_thread(one.seal, place, keyring))
+        trusted = {} if self._keyring is None else self._keyring.current().trusted()
+        state = new_tree(id, tree, trusted, messages, token.get("api_url"))
         sdk = {"args": args, "id": id, "task_queue": task_queue, "result_type": result_type}
-        async with self._on_record(deed, id, name, message):
+        async with AsyncExitStack() as recorded:
+            for message in messages:
+                on_record = self._on_record(deed, id, message.claims.name, message)
+                await recorded.enter_async_context(on_record)
             return await start(self._client, state, workflow, arg, **sdk, **options)
 
     # --- set -----------------------------------------------------------------
@@ -579,5 +586,11 @@ class TokenClient:
         return self._keyring.current()
 
 
-_REFUSALS: Final = (MessageRefused, NotStateful, WorkflowNotFound, WorkflowAlreadyStartedError)
+_REFUSALS: Final = (
+    AuditFailed,  # of another token of the same start
+    MessageRefused,
+    NotStateful,
+    WorkflowNotFound,
+    WorkflowAlreadyStartedError,
+)
 """Errors that say that a message was not applied and never will be."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from typing import Any, Literal, TypedDict
 
@@ -23,14 +23,59 @@ from ..node.ledger import Ledger
 from ..record.event import Note
 from ..sealed.issuing import Place, Terms
 from ..sealed.keyring import Keyring
+from ..sealed.keys import Issuer
 from ..sealed.message import DEFAULT_NAME, Message, parse
-from ..sealed.origins import origin_of
+from ..sealed.origins import checked_address
+
+
+@dataclass(frozen=True)
+class NewToken:
+    """A token that a tree is started with, for `TokenClient.start_workflow`'s ``api_tokens``.
+
+    Attributes:
+        token: the secret.
+        origins, api_url, allow_http: where it may be sent, and the API's address. Where neither
+            of the first two is given, those of the call count.
+        expires_in, types, readers: as `TokenClient.set`; those of the call where None.
+    """
+
+    token: str = field(repr=False)
+    origins: Sequence[str] | None = None
+    expires_in: timedelta | float | None = None
+    types: Sequence[str] | Literal["any"] | None = None
+    readers: Sequence[str] | Literal["any"] | None = None
+    api_url: str | None = None
+    allow_http: Sequence[str] = ()
+
+    def or_as(self, common: NewToken) -> NewToken:
+        """The same, with the terms of another where this one says nothing."""
+        where = self if (self.origins, self.api_url) != (None, None) else common
+        return replace(
+            self,
+            origins=where.origins,
+            api_url=where.api_url,
+            allow_http=where.allow_http,
+            expires_in=common.expires_in if self.expires_in is None else self.expires_in,
+            types=common.types if self.types is None else self.types,
+            readers=common.readers if self.readers is None else self.readers,
+        )
+
+    def seal(self, place: Place, keyring: Keyring) -> Message:
+        """The token as it is set there now.
+
+        Raises:
+            KeyringError, OriginsMissing, AddressRefused, ValueError, TokenMalformed: it cannot be
+                sealed.
+        """
+        terms = {one.name: getattr(self, one.name) for one in fields(Terms)}
+        return parse(keyring.seal(place.token(Terms(**terms), time.time()), self.token))
 
 
 class TokenOptions(TypedDict, total=False):
-    """The token a tree is started with; see `TokenClient.start_workflow`."""
+    """The tokens a tree is started with; see `TokenClient.start_workflow`."""
 
     api_token: str | None
+    api_tokens: Mapping[str, str | NewToken] | None
     api_url: str | None
     name: str
     origins: Sequence[str] | None
@@ -65,34 +110,55 @@ class StartOptions(TokenOptions, Note, total=False):
     priority: temporalio.common.Priority
 
 
-def new_tree(
-    workflow_id: str, namespace: str, options: TokenOptions, keyring: Keyring
-) -> tuple[Start, Message | None]:
-    """The state a root is started with, and its first token where one is given.
+def first_tokens(options: TokenOptions) -> dict[str, NewToken]:
+    """The tokens that a tree is started with, by credential name, each with its terms.
 
     Raises:
-        KeyringError, OriginsMissing, ValueError, TokenMalformed: the token cannot be sealed.
+        ValueError: a name is given twice.
     """
-    api_url, origins = options.get("api_url"), options.get("origins")
-    own_origin = None if api_url is None else origin_of(api_url)
-    if origins is None and own_origin is not None:
-        origins = [own_origin]
-    ledger = Ledger((workflow_id,), uuid.uuid4().hex, keyring.trusted())
-    message: Message | None = None
-    secret = options.get("api_token")
+    given = dict(options.get("api_tokens") or {})
+    secret, name = options.get("api_token"), options.get("name", DEFAULT_NAME)
     if secret is not None:
-        terms = Terms(
-            origins,
-            options.get("expires_in"),
-            options.get("types"),
-            options.get("readers"),
-            allow_http=options.get("allow_http", ()),
-        )
-        name = options.get("name", DEFAULT_NAME)
-        place = Place(name, namespace, workflow_id, ledger.tree, workflow_id)
-        message = parse(keyring.seal(place.token(terms, time.time()), secret))
+        if name in given:
+            raise ValueError(f"api_token= and api_tokens= both have a {name}")
+        given[name] = secret
+    elif "name" in options and given:
+        raise ValueError("name= is for api_token=; in api_tokens= the names are the keys")
+    common = NewToken(
+        "",
+        options.get("origins"),
+        options.get("expires_in"),
+        options.get("types"),
+        options.get("readers"),
+        options.get("api_url"),
+        options.get("allow_http", ()),
+    )
+    return {
+        name: (one if isinstance(one, NewToken) else NewToken(one)).or_as(common)
+        for name, one in given.items()
+    }
+
+
+def new_tree(
+    workflow_id: str,
+    tree: str,
+    trusted: Mapping[str, Issuer],
+    tokens: Sequence[Message],
+    api_url: str | None,
+) -> Start:
+    """The state a root is started with: a tree's id, its issuers, and its first tokens.
+
+    An address belongs to the tokens; without one it is the workflow's own.
+
+    Raises:
+        AddressRefused: it is no URL that a token may go to.
+    """
+    if api_url is not None:
+        checked_address(api_url)
+    ledger = Ledger((workflow_id,), tree, trusted)
+    for message in tokens:
         ledger.accept(message, message.claims.version)
-    return Start(ledger.dump(), api_url=api_url), message
+    return Start(ledger.dump(), api_url=None if tokens else api_url)
 
 
 async def start(

@@ -330,6 +330,7 @@ class TreeWalk:
         of_name = (t for t in status.tokens if t.status.name == self._name and t.in_force)
         in_force = next(of_name, None)
         seen = None if in_force is None else in_force.status.at(time.time()).under(self._revoked)
+        used = status.api_url if seen is None else seen.api_url
         withheld = withheld or is_among(self._name, status.withheld)
         few = status.signals < limits.LIMITS.many_signals
         many = None if answer.closed or few else status.signals
@@ -351,7 +352,8 @@ class TreeWalk:
             version=None if in_force is None else in_force.version,
             fingerprint=None if seen is None else seen.fingerprint,
             authority=None if in_force is None else in_force.authority,
-            api_url=status.api_url,
+            api_url=used if status.api_url is None else status.api_url,
+            used_api_url=used,
             withheld=withheld,
             closed=answer.closed,
             current=answer.closed or not behind,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from ..sealed.message import DEFAULT_NAME, Message
+from ..sealed.origins import is_covered
 from ..text.times import utc
 from .answers import ChildStatus, HeldToken, Lacking, NodeStatus, TokenAnswer, Waiting
 from .headers import Use
@@ -37,7 +38,8 @@ class View:
         reasons: for children that could not be told, or not be found, why.
         recovering: the state of a run before is not there yet.
         lost: the state of a run before was lost.
-        api_url: the workflow's own API address.
+        own_url: the workflow's own API address.
+        begun_url: its parent's at its start.
     """
 
     ledger: Ledger
@@ -46,12 +48,32 @@ class View:
     reasons: Mapping[str, str] = field(default_factory=dict[str, str])
     recovering: bool = False
     lost: bool = False
-    api_url: str | None = None
+    own_url: str | None = None
+    begun_url: str | None = None
 
     @property
     def needs_set(self) -> bool:
         """Whether a state was lost, and nothing was set since."""
         return self.lost and not self.ledger.held
+
+    @property
+    def plain_url(self) -> str | None:
+        """The API's address where no token is in force."""
+        return self.begun_url if self.own_url is None else self.own_url
+
+    @property
+    def shown_url(self) -> str | None:
+        """The workflow's own address, used or not, or else the one that it follows."""
+        return self.api_url(DEFAULT_NAME) if self.own_url is None else self.own_url
+
+    def api_url(self, name: str) -> str | None:
+        """The API's address in use with a credential (docs/decisions/28-api-url.md)."""
+        message = self.ledger.in_force(name)
+        if message is None or message.kind != "token":
+            return self.plain_url
+        signed = (held.claims.api_url for held in self.ledger.held_here(name))
+        urls = (self.own_url, *signed, self.begun_url)
+        return next((url for url in urls if is_covered(url, message.claims.origins)), None)
 
     def status(self, name: str) -> TokenStatus:
         """What is known of a credential."""
@@ -64,7 +86,7 @@ class View:
             needs_set=self.needs_set,
             withheld=is_among(name, self.ledger.withheld()),
         )
-        return TokenStatus(name, state)
+        return TokenStatus(name, state, api_url=self.plain_url)
 
     def token(self, name: str) -> TokenAnswer | None:
         """The answer to the query `apiToken`; None where nothing of the name ever came here."""
@@ -86,7 +108,7 @@ class View:
             root=ledger.path[0],
             tree=ledger.tree,
             type=workflow_type,
-            api_url=self.api_url,
+            api_url=self.own_url,
             tokens=tuple(map(self._held, ledger.held.values())),
             children=tuple(map(self._child, {**ledger.closed, **ledger.children}.values())),
             withheld=ledger.withheld(),
@@ -134,16 +156,17 @@ class View:
         tokens: dict[str, Mapping[str, str | None]] = {}
         room = _USE_BYTES
         for name in ledger.names():
-            sealed = self._sealed(name)
+            sealed, status = self._sealed(name), self.status(name)
             room -= 0 if sealed is None else len(sealed)
             tokens[name] = {
-                "state": self.status(name).state,
+                "state": status.state,
+                "api_url": status.api_url,
                 "sealed": sealed if local or room >= 0 else None,
             }
         return Use(
             root=ledger.path[0],
             tree=ledger.tree,
-            api_url=self.api_url,
+            api_url=self.plain_url,
             tokens=tokens,
             own={
                 name: message.text
@@ -158,7 +181,9 @@ class View:
         return message.text if message is not None and message.kind == "token" else None
 
     def _status_of(self, message: Message) -> TokenStatus:
-        status = TokenStatus.of_message(message)
+        status, name = TokenStatus.of_message(message), message.claims.name
+        if self.ledger.in_force(name) is message:
+            status = replace(status, api_url=self.api_url(name))
         return replace(status, overtaken=self.ledger.overtaken(message)).at(self.now / 1000)
 
     def _held(self, message: Message) -> HeldToken:

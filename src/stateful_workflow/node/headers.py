@@ -32,7 +32,8 @@ class Start:
     Attributes:
         ledger: what `Ledger.dump` wrote.
         run: id of the run that wrote it by continuing as new; None at a start.
-        parent_api_url: for a child that has none of its own.
+        api_url: the workflow's own API address; None at a start.
+        parent_api_url: its parent's own at its start, or what that one's parent had.
         waiting: messages not judged yet.
         lost: the state of an earlier run was lost, and nothing was set since.
         since: when the first run began, in Unix milliseconds; None at a start.
@@ -92,11 +93,12 @@ class Use:
     """The `stateful-use` header: what an activity of a node may open, and where it stands.
 
     Attributes:
-        tokens: for each credential name its state and, where it is held and small
-            enough, the sealed token.
+        tokens: for each credential name its state, the API's address, and where it is held and
+            small enough the sealed token.
         own: for each name the revocation that stands at the workflow itself, where one does:
             what `seal_token` has to come after.
         last: for each such name the token that it revoked there, whose terms the next one keeps.
+        api_url: the API's address of a workflow without a token.
     """
 
     root: str

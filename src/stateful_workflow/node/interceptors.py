@@ -100,11 +100,11 @@ class NodeInbound(WorkflowInboundInterceptor):
         node.count_signal()
         if input.signal == MESSAGE:
             return node.on_signal(input.args)
-        if input.signal == URL:
-            return node.on_url(input.args)
         if input.signal == REPORT:
             return node.on_report(input.args)
         await node.ready()
+        if input.signal == URL:
+            return node.on_url(input.args)
         return await self._until_continued(
             node, lambda: super(NodeInbound, self).handle_signal(input)
         )
@@ -116,6 +116,8 @@ class NodeInbound(WorkflowInboundInterceptor):
             return node.validate_update(input.args)
         if node is not None and input.update == REPORT:
             return node.validate_report(input.args)
+        if node is not None and input.update == URL:
+            return node.validate_url(input.args)
         return super().handle_update_validator(input)
 
     async def handle_update_handler(self, input: HandleUpdateInput) -> Any:
@@ -128,6 +130,8 @@ class NodeInbound(WorkflowInboundInterceptor):
         await node.ready()
         if input.update == REPORT:
             return node.on_report(input.args)
+        if input.update == URL:
+            return node.take_url(input.args)
         return await super().handle_update_handler(input)
 
     async def handle_query(self, input: HandleQueryInput) -> Any:
@@ -142,7 +146,7 @@ class NodeInbound(WorkflowInboundInterceptor):
         if input.query == STATE_QUERY:
             return node.carried().to_json()
         if input.query == URL:
-            return node.api_url
+            return node.view().shown_url
         answer = await super().handle_query(input)
         if input.query == METADATA_QUERY and isinstance(answer, WorkflowMetadata):
             answer.current_details = node.view().details(answer.current_details)

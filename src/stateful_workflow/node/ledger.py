@@ -295,11 +295,15 @@ class Ledger:
 
     def in_force(self, name: str) -> Message | None:
         """The nearest authority's message: a token, a revocation that ends the search, or None."""
+        found = (m for m in self.held_here(name) if m.claims.inherit is not True)
+        return next(found, None)
+
+    def held_here(self, name: str) -> Iterator[Message]:
+        """What is held for a name and counts here, the nearest authority's first."""
         for authority in reversed(self.path[self._lowest(name) :]):
             message = self.held.get((name, authority))
-            if message is not None and message.claims.inherit is not True:
-                return message
-        return None
+            if message is not None:
+                yield message
 
     def names(self) -> list[str]:
         """The credential names anything is held for, sorted."""

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from ..errors import AnswerMalformed
 from ..sealed.message import MAX_LIST, MAX_VERSION, valid_name
+from ..sealed.origins import MAX_URL
 
 MAX_ENTRIES: Final = 16_384
 """Of a list in a status, which as this library writes it holds no more in the server's 2 MB.
@@ -160,6 +161,7 @@ FLAG: Final = that(lambda value: isinstance(value, bool), "boolean")
 NAME: Final = that(lambda value: isinstance(value, str) and valid_name(value), "credential name")
 ID: Final = text(1, 1_000)
 ANY: Final = text(0, 2 * 1024 * 1024)
+ADDRESS: Final = text(1, 4 * MAX_URL)
 VERSION: Final = integer(1)
 VERSIONS: Final[Check] = _versions
 CLAIMS: Final = list_of(text(1, 4_000), MAX_LIST)  # of up to 1,000 characters

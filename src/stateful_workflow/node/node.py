@@ -20,7 +20,7 @@ from temporalio.exceptions import FailureError, is_cancelled_exception
 
 from ..errors import MessageRefused, TokenForged, TokenKnown, TokenMalformed, TokenStale
 from ..sealed.message import Message, named_issuer, parse
-from ..sealed.origins import allowed_origin, is_allowed, origin_of
+from ..sealed.origins import allowed_origin, is_allowed, is_covered, origin_of
 from ..text.printable import printable
 from . import limits
 from .answers import NodeStatus
@@ -86,8 +86,8 @@ class Node:
         else:
             self.ledger = Ledger.load(header.ledger)
         self.ledger.confirm_children()
-        urls = (start.api_url, settings.api_url, start.parent_api_url)
-        self.api_url = next((url for url in urls if url is not None), None)
+        self.own_url = settings.api_url if start.api_url is None else start.api_url
+        self._begun_url = start.parent_api_url
         self._since = now_ms() if start.since is None else start.since
         self._written_by = start.run
         self._lost = start.lost
@@ -194,23 +194,44 @@ class Node:
         return held
 
     def on_url(self, args: Sequence[Any]) -> None:
-        """Take an API address from a signal; only one whose origin a held token is signed for."""
+        """Take an API address by signal; what is refused is counted."""
         try:
-            self.api_url = self._signalled_url(argument(args))
+            self.take_url(args)
         except TokenMalformed as error:
             self._inbox.reject(error)
 
-    def _signalled_url(self, url: object) -> str:
+    def validate_url(self, args: Sequence[Any]) -> None:
+        """Turn down an address before it enters history; raises as `take_url`."""
+        if not self.recovering:  # what is held is not known yet
+            self._told_url(argument(args))
+
+    def take_url(self, args: Sequence[Any]) -> str | None:
+        """Take an API address for the workflow's own, or null for none; returns what is shown.
+
+        Raises:
+            TokenMalformed: it is none, or no token in force is signed for it.
+        """
+        self.own_url = self._told_url(argument(args))
+        return self.view().shown_url
+
+    def _told_url(self, url: object) -> str | None:
+        where = f"workflow {self.ledger.path[-1]}: the API address"
+        if url is None:
+            return None
         if not isinstance(url, str):
-            raise TokenMalformed("the API address is not a string")
+            raise TokenMalformed(f"{where} is not a string")
+        in_force = filter(None, map(self.ledger.in_force, self.ledger.names()))
+        tokens = [message.claims for message in in_force]
+        if any(url == one.api_url and is_covered(url, one.origins) for one in tokens):
+            return url
         try:
-            origin = allowed_origin(url)  # by signal not even a path: only where, not what
+            # From outside not even a path: only where, not what.
+            origin = allowed_origin(url, allow_http=None)
             origin_of(url)
         except ValueError as error:
-            raise TokenMalformed(f"the API address is refused: {error}") from None
-        tokens = [self.ledger.in_force(name) for name in self.ledger.names()]
-        if not any(token and is_allowed(origin, token.claims.origins) for token in tokens):
-            raise TokenMalformed(f"{origin} is among the signed origins of no token held here")
+            raise TokenMalformed(f"{where} is refused: {error}") from None
+        if not any(is_allowed(origin, one.origins) for one in tokens):
+            raise TokenMalformed(f"{where} {origin} is not within the origins of a token in force")
         return origin
 
     # --- what is shown -------------------------------------------------------
@@ -224,7 +245,8 @@ class Node:
             self.telling.reasons,
             recovering=self.recovering,
             lost=self._lost,
-            api_url=self.api_url,
+            own_url=self.own_url,
+            begun_url=self._begun_url,
         )
 
     def describe(self) -> NodeStatus:
@@ -254,7 +276,7 @@ class Node:
         state, starting = self.ledger.start_child(child, with_messages=fits)
         for name in sorted(withheld):
             self._record.kept_from("withhold", child_id, child_type, name, "start")
-        return Start(state, parent_api_url=self.api_url).to_payload(), starting
+        return Start(state, parent_api_url=self.view().plain_url).to_payload(), starting
 
     def withhold(self, child_id: str, name: str | None) -> None:
         """Pass a name (None: all) to this child no more."""
@@ -326,7 +348,7 @@ class Node:
         self.ledger.confirm_children()
         self._lost = start.lost
         if start.api_url is not None:
-            self.api_url = start.api_url
+            self.own_url = start.api_url
         if start.since is not None:
             self._since = start.since
         self._inbox.queue(start.waiting, first=True)
@@ -346,8 +368,8 @@ class Node:
         return Start(
             self.ledger.dump(),
             run,
-            self.api_url,
-            None,
+            self.own_url,
+            self._begun_url,
             self._inbox.within(_CARRIED_WAITING_BYTES),
             self.recovering or self.view().needs_set,
             self._since,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, get_args
 
 from ..sealed.message import Message
-from .members import CLAIMS, ID, NAME, VERSION, VERSIONS, member, one_of, optional, to_json
+from .members import ADDRESS, CLAIMS, ID, NAME, VERSION, VERSIONS, member, one_of, optional, to_json
 
 TokenState = Literal[
     "none",
@@ -78,6 +78,7 @@ class TokenStatus:
         types: workflow types whose activities may open it; None means any.
         readers: audiences of the readers it is sealed for; None means any.
         expires_at: Unix seconds, or None.
+        api_url: the API's address in use with it there: the workflow's own, or the token's.
         overtaken: other issuers who had set one at that authority, which this one replaced:
             key id to version.
         asleep_until: Unix seconds at which the workflow goes on, where it is asleep.
@@ -93,6 +94,7 @@ class TokenStatus:
     types: tuple[str, ...] | None = member(optional(CLAIMS), None)
     readers: tuple[str, ...] | None = member(optional(CLAIMS), None)
     expires_at: int | None = member(optional(VERSION), None)
+    api_url: str | None = member(optional(ADDRESS), None)
     overtaken: Mapping[str, int] = field(
         default_factory=dict[str, int], metadata={"check": optional(VERSIONS, {})}
     )
@@ -113,6 +115,7 @@ class TokenStatus:
             types=claims.types,
             readers=claims.audiences,
             expires_at=claims.expires_at,
+            api_url=claims.api_url,
         )
 
     def at(self, now: float) -> TokenStatus:
@@ -138,7 +141,8 @@ class TreeNode:
         id, type: of the workflow.
         parent: workflow id above it in the tree, None for the node the walk began at.
         state, version, fingerprint, authority: of the token in force there; see `NodeState`.
-        api_url: the workflow's own API address.
+        api_url: the workflow's own API address, or else the one it follows.
+        used_api_url: the one in use: the token's where it is not signed for the workflow's own.
         withheld: the token is kept from it (at its start, or by its parent now).
         closed: the workflow has ended.
         current: it has accepted the newest version it is entitled to.
@@ -163,6 +167,7 @@ class TreeNode:
     fingerprint: str | None = None
     authority: str | None = None
     api_url: str | None = None
+    used_api_url: str | None = None
     withheld: bool = False
     closed: bool = False
     current: bool = True

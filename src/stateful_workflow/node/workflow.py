@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from ..errors import PluginMissing
 from ..sealed.message import DEFAULT_NAME, SealedToken, parse
-from ..sealed.origins import origin_of
+from ..sealed.origins import checked_address
 from .contract import MESSAGE, REPORT, STATE_QUERY, STATUS_QUERY, URL
 from .ledger import ALL
 from .node import Node, Settings
@@ -41,7 +41,7 @@ class StatefulWorkflow:
 
     - ``withhold``: workflow types the tokens are never passed to;
     - ``share``: the only workflow types they are passed to (``()`` for none);
-    - ``api_url``: the address of a workflow that is started without one.
+    - ``api_url``: the workflow's own API address.
     """
 
     _stateful_settings: ClassVar[Settings] = Settings()
@@ -68,7 +68,7 @@ class StatefulWorkflow:
         if withhold is not None:
             settings = replace(settings, share=None, withhold=tuple(withhold))
         if api_url is not None:
-            origin_of(api_url)
+            checked_address(api_url)
             settings = replace(settings, api_url=api_url)
         cls._stateful_settings = settings
 
@@ -92,18 +92,22 @@ class StatefulWorkflow:
 
     @property
     def api_url(self) -> str | None:
-        """This workflow's own API address.
+        """The API's address: this workflow's own, or else the one it follows, the token's.
 
-        Set at the start, by the class keyword, by this workflow's code, or by the `apiUrl`
-        signal; a child started without one begins with its parent's and keeps it.
+        It has one of its own by the class keyword, by setting this, or by `apiUrl` from outside;
+        None here lets it follow its token again. An own one that the token in force is not signed
+        for is not used: activities get the token's. Without a token's, a child has its parent's.
+
+        Raises:
+            AddressRefused: when it is set to what is no URL that a token may go to.
         """
-        return self.stateful_node.api_url
+        return self.stateful_node.view().shown_url
 
     @api_url.setter
     def api_url(self, url: str | None) -> None:
         if url is not None:
-            origin_of(url)
-        self.stateful_node.api_url = url
+            checked_address(url)
+        self.stateful_node.own_url = url
 
     @property
     def api_token_status(self) -> TokenStatus | None:
@@ -195,6 +199,14 @@ class StatefulWorkflow:
 
     @workflow.signal(name=URL)
     def _on_api_url(self, url: RawValue) -> None:
+        raise NotImplementedError
+
+    @workflow.update(name=URL)
+    async def _update_api_url(self, url: RawValue) -> str | None:
+        raise NotImplementedError
+
+    @_update_api_url.validator
+    def _validate_api_url(self, url: RawValue) -> None:
         raise NotImplementedError
 
     @workflow.query(name=URL)

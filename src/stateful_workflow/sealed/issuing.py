@@ -24,7 +24,7 @@ from ..errors import (
 )
 from .keys import Issuer, verify
 from .message import CLOCK_TOLERANCE_MS, Claims, Message, parse
-from .origins import allowed_origin, is_allowed, is_covered, origin_of
+from .origins import allowed_origin, checked_address, is_allowed, is_covered
 
 
 @dataclass(frozen=True)
@@ -210,18 +210,6 @@ def _verified(
             f"a message for {message.claims.name} was given for {name}; nothing was signed"
         )
     return message
-
-
-def checked_address(url: str) -> str:
-    """The origin of an API address.
-
-    Raises:
-        AddressRefused: it is no URL that a token may go to.
-    """
-    try:
-        return origin_of(url)
-    except ValueError as error:
-        raise AddressRefused(f"the API address is refused: {error}") from None
 
 
 def _expiry(expires_in: timedelta | float | None, now: float) -> int | None:

@@ -17,6 +17,8 @@ from urllib.parse import SplitResult, urlsplit
 
 import idna
 
+from ..errors import AddressRefused
+
 MAX_URL: Final = 2_048
 """Characters of an API address: it travels in the header of each activity."""
 
@@ -94,6 +96,18 @@ def is_allowed(origin: str, allowed: Iterable[str]) -> bool:
     ):
         covering.add(f"https://*.{parent}")
     return not covering.isdisjoint(allowed)
+
+
+def checked_address(url: str) -> str:
+    """The origin of an API address.
+
+    Raises:
+        AddressRefused: it is no URL that a token may go to.
+    """
+    try:
+        return origin_of(url)
+    except ValueError as error:
+        raise AddressRefused(f"the API address is refused: {error}") from None
 
 
 def is_covered(url: str | None, allowed: Iterable[str]) -> bool:

@@ -466,11 +466,14 @@ def current_token(name: str = DEFAULT_NAME) -> ApiToken:
     return activity_tokens().open(name)
 
 
-def current_api_url() -> str | None:
-    """The API address of the running activity's workflow, as it was when scheduled.
+def current_api_url(name: str = DEFAULT_NAME) -> str | None:
+    """The API's address that goes with a token of the running activity's workflow.
 
     Raises:
         PluginMissing: see `activity_tokens`.
     """
     use = activity_tokens().use
-    return None if use is None else use.api_url
+    if use is None:
+        return None
+    entry = use.tokens.get(name)
+    return use.api_url if entry is None else entry.get("api_url")
