@@ -61,10 +61,11 @@ class Api:
         valid: the tokens it takes now; a test changes it as it likes.
         calls: every call with or without a token, in order; gates left out.
         authorizations: the header of each of them, as it came.
+        refusal: the status and the body that everything else gets.
 
     Paths: ``/to?url=…`` redirects to that text as it is, whatever the token; ``/gate/NAME``
     answers (without asking for a token) when the test opens the gate; any other path
-    answers 200 to a valid token and 401 to everything else.
+    answers 200 to a valid token and `refusal` to everything else.
     """
 
     def __init__(self, origin: str) -> None:
@@ -72,6 +73,7 @@ class Api:
         self.valid: set[str] = set()
         self.calls: list[Call] = []
         self.authorizations: list[str] = []
+        self.refusal: tuple[int, str] = (401, "")
         self._at_gate: set[str] = set()
         self._open: set[str] = set()
         self.app = Starlette(
@@ -119,9 +121,9 @@ class Api:
         return response
 
     async def _answer(self, request: Request) -> Response:
-        status = 200 if _token(request) in self.valid else 401
+        status, text = (200, "") if _token(request) in self.valid else self.refusal
         await self._log(request, status)
-        return PlainTextResponse("", status)
+        return PlainTextResponse(text, status)
 
     async def _log(self, request: Request, status: int) -> None:
         body = await request.body()

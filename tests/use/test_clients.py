@@ -220,7 +220,7 @@ async def test_a_token_goes_in_the_scheme_that_the_api_wants(
 async def test_what_cannot_be_meant_is_an_error_where_it_is_said(
     kept: Kept, client: str, how: dict[str, Any]
 ) -> None:
-    with pytest.raises(ValueError, match="a header|a username|go together|an origin is") as raised:
+    with pytest.raises(ValueError, match=r"a header|a username|go together|an origin is") as raised:
         await in_activity(holding(kept, []), Asking(client, "https://api.example.com", how=how))
     assert "geheim" not in str(raised.value)
 

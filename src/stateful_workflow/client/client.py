@@ -570,7 +570,9 @@ class TokenClient:
             WorkflowNotFound, NotStateful, NoWorkerAnswers, OperationFailed: it cannot be asked.
         """
         answer = await token_at(self._client, workflow_id, name)
-        return None if answer is None else answer.status.at(time.time())
+        if answer is None or answer.status.state == "none":
+            return None
+        return answer.status.at(time.time())
 
     async def tree(self, workflow_id: str, name: str = DEFAULT_NAME) -> TokenTree:
         """Every node from a workflow down, with what it holds; asks each node once.
