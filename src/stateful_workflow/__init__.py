@@ -57,7 +57,13 @@ from .sealed.message import SealedToken
 from .sealed.token import ApiToken
 from .use.http import AsyncOriginTransport, OriginTransport, TokenAuth
 from .use.sealing import seal_token
-from .use.tokens import current_api_url, current_token
+from .use.tokens import (
+    current_api_url,
+    current_token,
+    current_token_async,
+    report_refused,
+    report_refused_async,
+)
 from .worker.plugin import StatefulPlugin
 
 __all__ = [
@@ -120,5 +126,8 @@ __all__ = [
     "WrongWorkflowType",
     "current_api_url",
     "current_token",
+    "current_token_async",
+    "report_refused",
+    "report_refused_async",
     "seal_token",
 ]

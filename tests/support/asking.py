@@ -131,6 +131,16 @@ async def status_of(client: Client, workflow_id: str) -> dict[str, Any]:
     return answer
 
 
+async def is_reported(client: Client, workflow_id: str, name: str = "apiToken") -> None:
+    """Wait until a workflow knows that an API refused the token that was set at it."""
+
+    async def knows_it() -> bool:
+        answer = await client.get_workflow_handle(workflow_id).query("apiToken", name)
+        return bool(answer["refused"])
+
+    await eventually(knows_it)
+
+
 async def sealed_at(client: Client, workflow_id: str) -> str:
     """The sealed token in force at a workflow."""
     answer: dict[str, Any] = await client.get_workflow_handle(workflow_id).query("apiToken")

@@ -18,14 +18,13 @@ from temporalio.client import (
     Interceptor,
     OutboundInterceptor,
     QueryWorkflowInput,
-    SignalWorkflowInput,
 )
 from temporalio.worker import SharedStateManager, Worker
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import EmbeddedEngine
 from tests.support.api import Api, start_api
-from tests.support.asking import events_of, eventually, lower, status_of
+from tests.support.asking import events_of, eventually, is_reported, lower, status_of
 from tests.support.use_places import (
     KINDS,
     NEVER_OLD,
@@ -264,62 +263,17 @@ async def test_a_refused_token_that_is_the_newest_is_reported_to_its_authority(
     monkeypatch: pytest.MonkeyPatch,
     key: bool,
 ) -> None:
-    lower(monkeypatch, newer_seconds=0.05)
     root = await start(tokens, queue, api)
     status = await tokens.status(queue)
     assert status is not None
+    assert not status.refused
     api.valid = set()
 
     assert await root.execute_update(Caller.do, place.job(api.url("x"), key=key)) == ["401"]
 
     assert api.tokens() == ["first"]
+    await is_reported(client, queue)
     assert (await status_of(client, queue))["reports"] == {"apiToken": {status.fingerprint: 1}}
-
-
-async def test_a_token_set_after_the_report_is_used_for_the_same_request(
-    tokens: TokenClient, client: Client, queue: str, api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lower(monkeypatch, newer_seconds=8.0)
-    root = await start(tokens, queue, api)
-    api.valid = {"second"}
-    running = asyncio.create_task(root.execute_update(Caller.do, Job([api.url("x")])))
-
-    async def reported() -> bool:
-        return bool((await status_of(client, queue))["reports"])
-
-    await eventually(reported)
-    await tokens.set(queue, "second")
-
-    assert await running == ["200"]
-    assert api.tokens() == ["first", "second"]
-
-
-async def test_a_newer_token_is_waited_for_after_a_report_however_long_that_took(
-    tokens: TokenClient,
-    engine: EmbeddedEngine,
-    keyring: Keyring,
-    queue: str,
-    api: Api,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Slow(Interceptor):
-        def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
-            class Outbound(OutboundInterceptor):
-                async def signal_workflow(self, input: SignalWorkflowInput) -> None:
-                    await super().signal_workflow(input)
-                    await asyncio.sleep(0.1)
-                    await tokens.set(queue, "second")
-
-            return Outbound(next)
-
-    lower(monkeypatch, fresh_seconds=NEVER_OLD)
-    lower(monkeypatch, newer_seconds=0.05)
-    root = await start(tokens, queue, api)
-    api.valid = {"second"}
-    async with place_of("async", await connect(engine, keyring, interceptors=[Slow()]), queue) as p:
-        assert await root.execute_update(Caller.do, p.job(api.url("x"))) == ["200"]
-
-    assert api.tokens() == ["first", "second"]
 
 
 async def test_a_thread_that_waits_in_vain_gives_its_question_up_and_the_activity_is_retried(
@@ -348,7 +302,7 @@ async def test_a_thread_that_waits_in_vain_gives_its_question_up_and_the_activit
             return Outbound(next)
 
     lower(monkeypatch, fresh_seconds=NEVER_OLD)
-    monkeypatch.setattr("stateful_workflow.use.tokens._THREAD_SECONDS", 0.1)
+    monkeypatch.setattr("stateful_workflow.use.newest._THREAD_SECONDS", 0.1)
     root = await start(tokens, queue, api)
     api.valid = set()
     user = await connect(engine, keyring, interceptors=[Hangs()])

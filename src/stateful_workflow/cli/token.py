@@ -249,7 +249,7 @@ def _show(options: AtWorkflow, status: TokenStatus | None, at: str | None = None
         overtaken = (f"issuer {kid}, version {at}" for kid, at in status.overtaken.items())
         rows |= {
             "name": options.name,
-            "state": status.state,
+            "state": f"{status.state}, refused by an API" if status.refused else status.state,
             "version": None if version is None else f"{version} ({_time(version / 1000)})",
             "fingerprint": status.fingerprint,
             "set at": status.authority,

@@ -40,6 +40,7 @@ class View:
         lost: the state of a run before was lost.
         own_url: the workflow's own API address.
         begun_url: its parent's at its start.
+        reports: for each name how often an API was said to have refused the token of a fingerprint.
     """
 
     ledger: Ledger
@@ -50,6 +51,7 @@ class View:
     lost: bool = False
     own_url: str | None = None
     begun_url: str | None = None
+    reports: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, "Mapping[str, int]"])
 
     @property
     def needs_set(self) -> bool:
@@ -100,7 +102,6 @@ class View:
         *,
         signals: int = 0,
         courier: str | None = None,
-        reports: Mapping[str, Mapping[str, int]] | None = None,
     ) -> NodeStatus:
         """The answer to the query `apiTokenStatus`, with what its run alone knows."""
         ledger = self.ledger
@@ -133,7 +134,7 @@ class View:
                 "counts": ledger.rejected,
                 "last": [rejection._asdict() for rejection in ledger.rejections],
             },
-            reports=reports or {},
+            reports=self.reports,
         )
 
     def details(self, theirs: str) -> str:
@@ -155,7 +156,8 @@ class View:
         ledger = self.ledger
         tokens: dict[str, Mapping[str, str | None]] = {}
         room = _USE_BYTES
-        for name in ledger.names():
+        waiting = (message.claims.name for message in self._shown_waiting())
+        for name in dict.fromkeys([*ledger.names(), *waiting]):
             sealed, status = self._sealed(name), self.status(name)
             room -= 0 if sealed is None else len(sealed)
             tokens[name] = {
@@ -184,7 +186,12 @@ class View:
         status, name = TokenStatus.of_message(message), message.claims.name
         if self.ledger.in_force(name) is message:
             status = replace(status, api_url=self.api_url(name))
-        return replace(status, overtaken=self.ledger.overtaken(message)).at(self.now / 1000)
+        status = replace(
+            status,
+            refused=message.fingerprint in self.reports.get(name, {}),
+            overtaken=self.ledger.overtaken(message),
+        )
+        return status.at(self.now / 1000)
 
     def _held(self, message: Message) -> HeldToken:
         claims, ledger = message.claims, self.ledger
@@ -246,6 +253,8 @@ def _details(status: TokenStatus, own: str, withheld: Collection[str]) -> str:
         line += f", expires {utc(status.expires_at) or 'never'}"
     if status.authority is not None and status.authority != own:
         line += f", set at {_code(status.authority)}"
+    if status.refused:
+        line += ", refused by an API"
     if status.state != "withheld" and is_among(status.name, withheld):
         line += ", withheld by a workflow above"
     return line

@@ -21,7 +21,7 @@ class Limits:
         request_bytes: of ids and types in one telling: the server ends a workflow that sends more
             than 2 MB.
         fresh_seconds: a token carried or asked for longer ago is asked for again before use.
-        newer_seconds: how long an activity waits for a newer token when the newest was refused.
+        wait_seconds: how long an activity that waits for a token waits before it asks again.
         activity_question: how long an activity's question to its workflow may take.
         client_question: the same of a `TokenClient`.
         update_alone_seconds: how long an update has to be answered before the same message is
@@ -33,7 +33,7 @@ class Limits:
     trust_every_ms: int = 60_000
     request_bytes: int = 500_000
     fresh_seconds: float = 5.0
-    newer_seconds: float = 1.0
+    wait_seconds: float = 1.0
     activity_question: timedelta = timedelta(seconds=5)
     client_question: timedelta = timedelta(seconds=10)
     update_alone_seconds: float = 3.0

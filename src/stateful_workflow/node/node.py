@@ -189,7 +189,7 @@ class Node:
         members = cast("dict[str, Any]", report)
         name = members.get("name")
         held = self.ledger.held.get((name, self.ledger.path[-1])) if isinstance(name, str) else None
-        if held is None or members.get("fingerprint") != held.fingerprint:
+        if held is None or held.kind != "token" or members.get("fingerprint") != held.fingerprint:
             raise TokenStale(f"workflow {self.ledger.path[-1]}: no such token stands here")
         return held
 
@@ -247,6 +247,7 @@ class Node:
             lost=self._lost,
             own_url=self.own_url,
             begun_url=self._begun_url,
+            reports=self._reports,
         )
 
     def describe(self) -> NodeStatus:
@@ -255,7 +256,6 @@ class Node:
             workflow.info().workflow_type,
             signals=self._signals,
             courier=courier_queue(),
-            reports=self._reports,
         )
 
     # --- children ------------------------------------------------------------

@@ -7,7 +7,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, get_args
 
 from ..sealed.message import Message
-from .members import ADDRESS, CLAIMS, ID, NAME, VERSION, VERSIONS, member, one_of, optional, to_json
+from .members import (
+    ADDRESS,
+    CLAIMS,
+    FLAG,
+    ID,
+    NAME,
+    VERSION,
+    VERSIONS,
+    member,
+    one_of,
+    optional,
+    to_json,
+)
 
 TokenState = Literal[
     "none",
@@ -79,6 +91,8 @@ class TokenStatus:
         readers: audiences of the readers it is sealed for; None means any.
         expires_at: Unix seconds, or None.
         api_url: the API's address in use with it there: the workflow's own, or the token's.
+        refused: an API refused this very version, as an activity reported. Only the workflow at
+            which it was set is told (see `authority`); it is always false at one below.
         overtaken: other issuers who had set one at that authority, which this one replaced:
             key id to version.
         asleep_until: Unix seconds at which the workflow goes on, where it is asleep.
@@ -95,6 +109,7 @@ class TokenStatus:
     readers: tuple[str, ...] | None = member(optional(CLAIMS), None)
     expires_at: int | None = member(optional(VERSION), None)
     api_url: str | None = member(optional(ADDRESS), None)
+    refused: bool = member(optional(FLAG, False), False)
     overtaken: Mapping[str, int] = field(
         default_factory=dict[str, int], metadata={"check": optional(VERSIONS, {})}
     )

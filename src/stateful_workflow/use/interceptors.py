@@ -23,6 +23,7 @@ from ..sealed.keyring import Keyring
 from .given_back import LATER, Gate
 from .parents import ConfirmedRoots
 from .sealing import confirm_root
+from .telling import Asking
 from .tokens import ActivityTokens, running
 
 
@@ -32,7 +33,7 @@ class ActivityInbound(ActivityInboundInterceptor):
     Args:
         next: what runs the activity.
         keyring: gives this process's keyring, or raises KeyringError.
-        client: gives the worker's client as it is now, which asks the workflow.
+        asking: asks workflows, with the worker's client.
         recorder: gives what is put on record with.
         roots: asks the server for the root of a workflow's tree.
     """
@@ -41,14 +42,14 @@ class ActivityInbound(ActivityInboundInterceptor):
         self,
         next: ActivityInboundInterceptor,
         keyring: Callable[[], Keyring],
-        client: Callable[[], Client],
+        asking: Asking,
         recorder: Callable[[], Recorder],
         roots: ConfirmedRoots,
     ) -> None:
         super().__init__(next)
         self._roots = roots
         self._keyring = keyring
-        self._client = client
+        self._asking = asking
         self._recorder = recorder
         self._outbound: _ActivityOutbound | None = None
 
@@ -59,13 +60,16 @@ class ActivityInbound(ActivityInboundInterceptor):
 
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:
         """Run the activity with its tokens; what holds one of them does not leave it."""
-        if USE_HEADER not in input.headers or activity.info().activity_type in ACTIVITIES:
+        info, has_use = activity.info(), USE_HEADER in input.headers
+        # Where nothing came along, the workflow may take part since, and be asked.
+        has_tokens = has_use or (info.workflow_id is not None and not info.is_local)
+        if not has_tokens or info.activity_type in ACTIVITIES:
             return await super().execute_activity(input)
         tokens = await self._tokens(input.headers)
-        gate = Gate(tokens, self._client().data_converter)
+        gate = Gate(tokens, self._asking.client().data_converter)
         if self._outbound is not None:
             self._outbound.gate = gate
-        await tokens.renew_all()
+        await tokens.newest.begin(takes_part=has_use)
         await confirm_root(tokens, self._roots)
         try:
             with LATER.possible(gate), running(tokens):
@@ -77,19 +81,21 @@ class ActivityInbound(ActivityInboundInterceptor):
                 raise
         else:
             return result
+        finally:
+            tokens.newest.end()
         # Outside the except clause, so that it does not carry what it replaces.
         raise scrubbed
 
     async def _tokens(self, headers: Mapping[str, Payload]) -> ActivityTokens:
         info = activity.info()
-        # A local activity's query would wait for the workflow task that waits for it.
-        client = None if info.is_local else self._client
-        age = (datetime.now(timezone.utc) - info.current_attempt_scheduled_time).total_seconds()
+        now = datetime.now(timezone.utc)
+        age = (now - info.scheduled_time).total_seconds()
         return ActivityTokens(
-            await _use(headers, self._client()),
+            await _use(headers, self._asking.client()),
             self._keyring,
             self._recorder(),
-            client,
+            # A local activity's query would wait for the workflow task that waits for it.
+            None if info.is_local else self._asking,
             time.monotonic() - max(age, 0.0),
             must_ask=info.attempt > 1,
         )
@@ -109,7 +115,7 @@ class _ActivityOutbound(ActivityOutboundInterceptor):
 async def _use(headers: Mapping[str, Payload], client: Client) -> Use | None:
     use = Use.from_headers(headers)
     codec = client.data_converter.payload_codec
-    if use is not None or codec is None:
+    if use is not None or codec is None or USE_HEADER not in headers:
         return use
     # Under HeaderCodecBehavior.WORKFLOW_ONLY_CODEC it arrives as the workflow side encoded it.
     (decoded,) = await codec.decode([headers[USE_HEADER]])

@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Literal
 
-from ..errors import PluginMissing, StatefulError, WrongTree
+from ..errors import StatefulError, WrongTree
 from ..sealed.issuing import Place, Said, Terms, verified_place
 from ..sealed.keyring import Keyring
 from ..sealed.message import DEFAULT_NAME, SealedToken, parse
@@ -42,7 +42,8 @@ def seal_token(
         api_url: the API's address, as `TokenClient.set` has it.
 
     Raises:
-        PluginMissing: see `current_token`.
+        PluginMissing: see `current_token`; the workflow scheduled the activity before it was a
+            StatefulWorkflow. Let it schedule it anew, or set the token with a `TokenClient`.
         KeyringError, NoIssuerKey, IssuerLimited, NoReaderKey: this worker may not seal it, or
             for nobody.
         OriginsMissing: no origins are given, and no verified token stands there.
@@ -68,9 +69,7 @@ def seal_token(
 
 def _place(tokens: ActivityTokens, name: str, keyring: Keyring) -> Place:
     """Where a token that is sealed here is set, and the verified message that stands there."""
-    use, message = tokens.use, tokens.standing(name).message
-    if use is None:
-        raise PluginMissing("this activity came without its workflow's place in the tree")
+    use, message = tokens.place, tokens.standing(name).message
     above = None if message is None else message.text
     own = use.own.get(name)
     if own is None and message is not None and message.claims.authority == tokens.workflow_id:

@@ -35,6 +35,7 @@ from ..text.printable import printable
 from ..use.given_back import LateGate
 from ..use.interceptors import ActivityInbound
 from ..use.parents import ConfirmedRoots
+from ..use.telling import Asking
 from .activities import OfPlugin
 from .courier import courier_beside
 from .pace import SignalPace
@@ -173,6 +174,7 @@ class _WorkerInterceptor(Interceptor):
         self.worker: Worker | None = None
         self._client = client
         self._metrics = Metrics.of(client)
+        self._asking = Asking(self._current_client)
         self._roots = ConfirmedRoots(self._current_client)
 
     def _current_client(self) -> Client:
@@ -198,7 +200,7 @@ class _WorkerInterceptor(Interceptor):
         if self._client is None:
             return next
         return ActivityInbound(
-            next, self.plugin.require_keyring, self._current_client, self.recorder, self._roots
+            next, self.plugin.require_keyring, self._asking, self.recorder, self._roots
         )
 
 

@@ -1,0 +1,374 @@
+"""What an activity knows of its tokens, and when it asks its workflow for the newest.
+
+The rule, in every kind of activity: what is older than 5 s, near its expiry, refused by the API, or
+carried by a retry is asked for again before it is used (docs/decisions/26-current-where-used.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import math
+import threading
+import time
+from collections.abc import Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from temporalio import activity
+from temporalio.client import WorkflowQueryFailedError
+
+from ..errors import (
+    NewestUnknown,
+    PluginMissing,
+    StatefulError,
+    TokenForged,
+    TokenNotSet,
+    TokenRevoked,
+)
+from ..node import limits
+from ..node.headers import Use
+from ..node.status import cure
+from ..sealed.message import DEFAULT_NAME, Message, parse
+from ..sealed.token import ApiToken
+from ..text.printable import printable
+from .asking import is_plain
+from .telling import Asking, ask_token
+
+NEAR_EXPIRY_SECONDS: Final = 60.0
+
+_THREAD_SECONDS: Final = 20.0  # far more than asking takes, unless the loop has stopped
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What is known of one credential: its state and, where it is held, the message.
+
+    Attributes:
+        api_url: the API's address that goes with it.
+        is_refused: its authority knows that an API refused it.
+        never: the workflow has answered that it never held, lost or was kept from one of this name.
+    """
+
+    state: str = "none"
+    message: Message | None = None
+    api_url: str | None = None
+    is_refused: bool = False
+    never: bool = False
+
+
+@dataclass(frozen=True)
+class _Question:
+    """The last question for a credential: when it was sent (`time.monotonic`), what comes of it."""
+
+    sent: float
+    answer: asyncio.Task[None]
+
+    def is_over(self, within: float) -> bool:
+        """Whether it says no more what was so within these seconds."""
+        if not self.answer.done():
+            return False
+        return self.answer.cancelled() or time.monotonic() - self.sent >= within
+
+
+class Newest:
+    """What one running activity knows of its tokens.
+
+    Args:
+        use: what came along, as `ActivityTokens` has it.
+        asking: asks the workflow; None where nobody can.
+        fresh_since: `time.monotonic` seconds at which `use` was true.
+        must_ask: nothing is used before the workflow has answered.
+    """
+
+    def __init__(
+        self, use: Use | None, asking: Asking | None, fresh_since: float, *, must_ask: bool
+    ) -> None:
+        self._info = activity.info()
+        self._where = f"workflow {self._info.workflow_id}"
+        self._asking = asking
+        self._loop = None if asking is None else asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._must_ask = must_ask
+        self._came_along = use is not None
+        self._known: dict[str, Standing] = {}
+        for name, entry in () if use is None else use.tokens.items():
+            message = _message(name, entry.get("sealed"))
+            self._known[name] = Standing(str(entry.get("state")), message, entry.get("api_url"))
+        self._carried_at = -math.inf if must_ask or use is None else fresh_since
+        self._known_at: dict[str, float] = {}
+        self._questions: dict[str, _Question] = {}
+        self._refused: set[str] = set()
+        self._unknown: dict[str, StatefulError] = {}
+        self._keepers: dict[str, asyncio.Task[None]] = {}
+
+    # --- what is known -----------------------------------------------------------------------
+
+    def standing(self, name: str) -> Standing:
+        """What is known of a name."""
+        return self._known.get(name, Standing())
+
+    def message(self, name: str) -> Message:
+        """The token that is held, as it is known now.
+
+        Raises:
+            TokenNotSet, TokenRevoked: there is none.
+            NewestUnknown, PluginMissing: the workflow did not answer, or takes no part.
+        """
+        if name in self._unknown:
+            raise self._unknown[name]
+        known = self.standing(name)
+        if known.state == "revoked":
+            raise TokenRevoked(
+                f"{name} is revoked at {self._where}; an issuer must set it again, or let it "
+                "inherit"
+            )
+        if known.message is not None:
+            return known.message
+        if known.state == "held":
+            raise NewestUnknown(f"{self._where} has not been asked for its {name} yet")
+        if not self._came_along and name not in self._known_at:
+            raise NewestUnknown(
+                f"nothing came along with this activity, and {self._where} cannot be asked for its "
+                f"{name} on the event loop: use `await current_token_async()`, or let the "
+                "activity be retried: its next attempt asks before it begins"
+            )
+        raise TokenNotSet(f"{self._where} has no {name}: {cure(known.state)}")
+
+    def is_newest(self, token: ApiToken) -> bool:
+        """Whether nothing else is known to have come in the place of a token."""
+        message = self.standing(token.name).message
+        return message is not None and message.hash == token.message.hash
+
+    def _is_usable(self, name: str, refused: ApiToken | None = None) -> bool:
+        """Whether a token is held that is neither the refused one nor past its expiry."""
+        message = self.standing(name).message
+        if message is None or (refused is not None and self.is_newest(refused)):
+            return False
+        expiry = message.claims.expires_at
+        return expiry is None or time.time() < expiry
+
+    def _is_stale(self, name: str) -> bool:
+        """Whether the workflow is asked before the next use."""
+        known_at = self._known_at.get(name, self._carried_at)
+        if time.monotonic() - known_at >= limits.LIMITS.fresh_seconds:
+            return True
+        known = self.standing(name)
+        if known.message is None:
+            return known.state in ("held", "waiting")  # too large for the header, or on its way
+        expiry = known.message.claims.expires_at
+        return expiry is not None and expiry - time.time() < NEAR_EXPIRY_SECONDS
+
+    # --- the activity's two ends -------------------------------------------------------------
+
+    async def begin(self, *, takes_part: bool) -> None:
+        """Ask before the activity begins, where it could not later; `message` raises the errors.
+
+        What came along is asked for where it may be old, and so is what activities of this type
+        take on the event loop. That alone where nothing came along: a plain workflow is not asked.
+
+        Args:
+            takes_part: whether something came along, readable or not.
+        """
+        if self._asking is None:
+            return
+        on_loop = self._asking.on_loop.get(self._info.activity_type, set[str]())
+        carried = {DEFAULT_NAME, *self._known} if takes_part else set[str]()
+        for name in sorted(carried | on_loop):
+            with suppress(StatefulError):
+                await self.renew_async(name)
+        for name in sorted(on_loop):
+            self._keep_fresh(name)
+
+    def end(self) -> None:
+        """Ask no more."""
+        for task in (*self._keepers.values(), *(one.answer for one in self._questions.values())):
+            task.cancel()
+
+    # --- the newest --------------------------------------------------------------------------
+
+    async def never_held_async(self, name: str) -> bool:
+        """Whether the workflow answers, by the rule, that nothing of this name ever reached it."""
+        if self._asking is None:
+            return False
+        try:
+            await self._ask(self._asking, name, limits.LIMITS.fresh_seconds)
+        except StatefulError:
+            return False
+        return self.standing(name).never
+
+    def never_held(self, name: str) -> bool:
+        """As `never_held_async`, in a thread; on the event loop what is known."""
+        if self._loop is not None and threading.get_ident() != self._thread:
+            return self._in(self._loop, self.never_held_async(name), name)
+        return self.standing(name).never
+
+    async def renew_async(
+        self, name: str, refused: ApiToken | None = None, wait: float = 0.0
+    ) -> bool:
+        """Ask where the rule says so, and whether there is something else than the refused then.
+
+        Args:
+            name: credential name.
+            refused: one that the API did not take; its authority is told where it is the newest.
+            wait: seconds to wait for a token that can be used, and is not the refused one.
+
+        Raises:
+            NewestUnknown: the workflow does not answer, and nothing else may be used.
+            PluginMissing: it takes no part in a tree.
+        """
+        if self._asking is None:
+            return refused is None
+        if refused is not None and self.is_newest(refused):
+            await self._look_for_another(self._asking, refused)
+        elif self._is_stale(name):
+            fresh = limits.LIMITS.fresh_seconds
+            within = fresh if self._is_usable(name) else limits.LIMITS.wait_seconds
+            try:
+                await self._ask(self._asking, name, within)
+            except StatefulError as error:
+                if self._must_ask or self.standing(name).message is None:
+                    self._unknown[name] = error
+                    raise
+        give_up = time.monotonic() + wait
+        while not self._is_usable(name, refused) and time.monotonic() < give_up:
+            await asyncio.sleep(min(wait, limits.LIMITS.wait_seconds))
+            with suppress(NewestUnknown):
+                await self._ask(self._asking, name, limits.LIMITS.wait_seconds)
+        return refused is None or not self.is_newest(refused)
+
+    def renew(self, name: str, refused: ApiToken | None = None, wait: float = 0.0) -> bool:
+        """As `renew_async`, in a thread.
+
+        On the event loop nobody can wait for an answer. There nothing is raised, and from the first
+        call on the workflow is asked in the background, whenever what is known is old.
+        """
+        if self._loop is not None and threading.get_ident() != self._thread:
+            if refused is None and self._is_usable(name) and not self._is_stale(name):
+                return True
+            return self._in(self._loop, self.renew_async(name, refused, wait), name, wait)
+        if self._asking is not None:
+            self._keep_fresh(name, refused)
+        return refused is None or not self.is_newest(refused)
+
+    def _in(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        asking: Coroutine[Any, Any, bool],
+        name: str,
+        wait: float = 0.0,
+    ) -> bool:
+        """What comes of asking in the worker's loop, in a thread that waits for it."""
+        within = _THREAD_SECONDS + wait
+        give_up = time.monotonic() + within
+        asked = asyncio.run_coroutine_threadsafe(asking, loop)
+        try:
+            while time.monotonic() < give_up:
+                # Not in one go: a thread hears of the activity's cancellation in between.
+                with suppress(concurrent.futures.TimeoutError):
+                    return asked.result(min(1.0, within))
+        finally:
+            asked.cancel()
+        raise NewestUnknown(
+            f"{self._where} was not heard of within {within:g} s for its newest {name}; the "
+            "activity is to be retried"
+        )
+
+    def _keep_fresh(self, name: str, refused: ApiToken | None = None) -> None:
+        """On the loop: ask in the background from now on, and now for another than the refused."""
+        assert self._asking is not None  # noqa: S101 - who calls has looked
+        self._asking.on_loop.setdefault(self._info.activity_type, set()).add(name)
+        keeper = self._keepers.get(name)
+        if keeper is None and self._is_usable(name) and self._is_stale(name):
+            activity.logger.warning(
+                printable(
+                    f"What this activity knows of its {name} is old, and on the event loop it "
+                    "cannot ask its workflow first: use `await current_token_async()`"
+                )
+            )
+        if keeper is not None and refused is not None and self.is_newest(refused):
+            keeper.cancel()  # another one looks at once
+            keeper = None
+        if keeper is None:
+            self._keepers[name] = asyncio.create_task(self._keep(name, refused))
+
+    async def _keep(self, name: str, refused: ApiToken | None) -> None:
+        while True:
+            with suppress(StatefulError):
+                await self.renew_async(name, refused)
+            refused = None
+            due = self._known_at.get(name, self._carried_at) + limits.LIMITS.fresh_seconds
+            left = due - time.monotonic()
+            await asyncio.sleep(left if left > 0 else limits.LIMITS.wait_seconds)
+
+    # --- questions ---------------------------------------------------------------------------
+
+    async def _look_for_another(self, asking: Asking, refused: ApiToken) -> None:
+        """Ask whether there is another than the one that was refused, and report where not.
+
+        The first refusal of a version asks, and the others no sooner than what they learned is old:
+        a dead token is not to make a storm.
+        """
+        is_first = refused.message.hash not in self._refused
+        self._refused.add(refused.message.hash)
+        await self._ask(asking, refused.name, 0.0 if is_first else limits.LIMITS.fresh_seconds)
+        if self.is_newest(refused) and not self.standing(refused.name).is_refused:
+            asking.report(refused)
+
+    async def _ask(self, asking: Asking, name: str, within: float) -> None:
+        """Know what the workflow says, or said within these seconds; one question for all who ask.
+
+        Raises:
+            NewestUnknown: it does not answer.
+            PluginMissing: it takes no part in a tree.
+        """
+        question = self._questions.get(name)
+        if question is None or question.is_over(within):
+            question = _Question(time.monotonic(), asyncio.create_task(self._learn(asking, name)))
+            question.answer.add_done_callback(_retrieve)
+            self._questions[name] = question
+        await asyncio.shield(question.answer)
+
+    async def _learn(self, asking: Asking, name: str) -> None:
+        sent, info, wait = time.monotonic(), self._info, limits.LIMITS.activity_question
+        client, own = asking.client(), info.workflow_id or ""
+        known = Standing(never=True)
+        try:
+            answer = await ask_token(client, own, name, wait, info.workflow_run_id)
+            if answer is not None:
+                status = answer.status
+                message = _message(name, answer.sealed)
+                known = Standing(status.state, message, status.api_url, status.refused)
+        except Exception as error:  # noqa: BLE001 - a codec may raise anything
+            if not self._came_along and isinstance(error, WorkflowQueryFailedError):
+                run = info.workflow_run_id
+                if await is_plain(client, own, error, run_id=run, timeout=wait):
+                    raise PluginMissing(
+                        f"{self._where} is no StatefulWorkflow: its activities have no {name}"
+                    ) from None
+            raise NewestUnknown(
+                f"{self._where} did not answer for its newest {name} "
+                f"({type(error).__name__}: {error}); the activity is to be retried"
+            ) from None
+        self._known[name] = known
+        self._known_at[name] = sent
+        self._unknown.pop(name, None)
+
+
+def _message(name: str, sealed: str | None) -> Message | None:
+    """The message that a workflow says it holds.
+
+    Raises:
+        MessageRefused: it is no message of this name.
+    """
+    message = None if sealed is None else parse(sealed)
+    if message is not None and message.claims.name != name:
+        raise TokenForged(f"another credential's message was given for {name}")
+    return message
+
+
+def _retrieve(answer: asyncio.Task[None]) -> None:
+    """Look at what came of a question, which nobody may be waiting for by now."""
+    if not answer.cancelled():
+        answer.exception()
