@@ -17,7 +17,7 @@ from ..text.times import utc
 from .answers import ChildStatus, HeldToken, Lacking, NodeStatus, TokenAnswer, Waiting
 from .headers import Use
 from .ledger import ALL, Child, Ledger, Life, is_among
-from .status import TokenStatus, state_without
+from .status import TokenStatus, TokenTree, TreeNode, state_without
 
 _SHOWN_WAITING: Final = 20
 _USE_BYTES: Final = 4096
@@ -136,6 +136,23 @@ class View:
             },
             reports=self.reports,
         )
+
+    def tree(self, name: str, workflow_type: str, behind: Iterable[Child]) -> TokenTree:
+        """This node and the children that are behind."""
+        own, status = self.ledger.path[-1], self.status(name)
+        said = (status.state, status.version, status.fingerprint, status.authority)
+        below = (
+            TreeNode(
+                child.id,
+                child.type,
+                own,
+                "unknown",
+                current=False,
+                problem=self._child(child).reason,
+            )
+            for child in behind
+        )
+        return TokenTree(name, (TreeNode(own, workflow_type, None, *said), *below))
 
     def details(self, theirs: str) -> str:
         """Temporal's own workflow details: what the user's code has there, and a line of ours."""

@@ -498,6 +498,16 @@ class Ledger:
             and not self._is_kept_from(child, message)
         ]
 
+    def lacking(self, message: Message) -> list[Child]:
+        """The children that should have a message and were given neither it nor a newer one."""
+        place = (message.claims.name, message.claims.authority)
+        return [
+            child
+            for child in self.children.values()
+            if child.delivered.get(place, (0, "")) < message.order
+            and not self._is_kept_from(child, message)
+        ]
+
     def to_tell(self) -> Iterator[tuple[Child, list[Message]]]:
         """The running children that lack something, with what they lack."""
         for child in self.children.values():

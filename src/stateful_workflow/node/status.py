@@ -56,6 +56,8 @@ _CURES: Final[Mapping[str, str]] = {
     "withheld": "it was started without it; only an issuer can set one at it",
     "waiting": "its issuer is not known here yet; give the workers the new public keyring",
     "needs_set": "the state of its last run was lost; set the token again",
+    "revoked": "an issuer must set it again, or let it inherit",
+    "expired": "an issuer must set a new one",
     "key_revoked": "the key that signed it is revoked; set the token again",
     "told": "it waits at a workflow that is asleep or paused",
 }

@@ -6,6 +6,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, ClassVar
 
 from temporalio import workflow
@@ -119,13 +120,48 @@ class StatefulWorkflow:
         status = self.stateful_node.view().status(name)
         return None if status.state == "none" else status
 
-    async def set_api_token(self, sealed: SealedToken) -> TokenStatus:
+    async def token_held(
+        self, timeout: timedelta | float | None = None, *, name: str = DEFAULT_NAME
+    ) -> TokenStatus:
+        """Wait until there is a token to use: held, not expired, of a key that is not revoked.
+
+        An activity that is started then has it at its first attempt.
+
+        Args:
+            timeout: seconds or a timedelta by the workflow's clock; None waits without an end.
+            name: credential name.
+
+        Raises:
+            TokenNotSet, TokenRevoked, TokenExpired: there was none by then; each is a
+                `TokenUnavailable`.
+        """
+        return await self.stateful_node.token_held(name, _seconds(timeout))
+
+    async def set_api_token(
+        self,
+        sealed: SealedToken,
+        *,
+        converged: bool = False,
+        timeout: timedelta | float = 60.0,
+    ) -> TokenStatus:
         """Set what an issuer's activity sealed with `seal_token`, for this tree from here down.
+
+        Args:
+            sealed: the token.
+            converged: wait until each child that may have it was given it, too. What is further
+                down hears of it from them.
+            timeout: seconds or a timedelta that this may take, by the workflow's clock.
 
         Raises:
             MessageRefused: where it is not taken; the subclass says why.
+            NotConverged: it stands, and some children were not given it in time: those behind in
+                its ``tree``.
         """
-        return await self.stateful_node.take(parse(sealed))
+        message = parse(sealed)
+        status = await self.stateful_node.take(message)
+        if converged:
+            await self.stateful_node.all_told(message, _seconds(timeout))
+        return status
 
     def withhold(self, child_id: str, *, name: str | None = None) -> None:
         """Pass a token (None: every one) to this child no more, from now on.
@@ -212,6 +248,10 @@ class StatefulWorkflow:
     @workflow.query(name=URL)
     def _query_api_url(self) -> str | None:
         raise NotImplementedError
+
+
+def _seconds(time: timedelta | float | None) -> timedelta | None:
+    return timedelta(seconds=time) if isinstance(time, int | float) else time
 
 
 def withheld_here() -> frozenset[str]:
