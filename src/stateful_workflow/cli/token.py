@@ -157,6 +157,33 @@ async def status(options: AtWorkflow) -> None:
     _show(options, await tokens.status(options.workflow_id, options.name))
 
 
+@app.command("api-url")
+@command
+async def api_url(
+    options: AtWorkflow,
+    url: Annotated[
+        str | None, typer.Argument(metavar="[URL]", help="Scheme, host and port.")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Follow the token's address again.")
+    ] = False,
+) -> None:
+    """Give one workflow an API address of its own, within the origins of a token that it holds.
+
+    The address of a whole tree belongs to its token: --api-url of set and rotate.
+    """
+    if (url is None) is not follow:
+        raise typer.BadParameter("give either a URL or --follow")
+    tokens = TokenClient(await connect(options.address, options.namespace))
+    await tokens.set_api_url(options.workflow_id, url)
+    if options.as_json:
+        print_json({"workflow": options.workflow_id, "api_url": url})
+    elif url is None:
+        say(f"{options.workflow_id} follows its token's address")
+    else:
+        say(f"{options.workflow_id} has the address {url} of its own")
+
+
 @app.command()
 @command
 async def reveal(options: WithKeys) -> None:
@@ -256,6 +283,7 @@ def _show(options: AtWorkflow, status: TokenStatus | None, at: str | None = None
             "issuer": status.issuer,
             "overtaken": ", ".join(overtaken),
             "origins": " ".join(status.origins),
+            "address": status.api_url,
             "types": None if status.types is None else " ".join(status.types) or "none",
             "readers": None if status.readers is None else " ".join(status.readers),
             "expires": None if expires is None else _time(expires),

@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Final, NoReturn
 
 import typer
@@ -115,9 +115,10 @@ def _terms(signed: TokenStatus) -> str:
         return "any" if of is None else ", ".join(of) or "none"
 
     origins = ", ".join(signed.origins) or "no origin"
+    address = "" if signed.api_url is None else f"; address {signed.api_url}"
     return (
         f"{signed.name} {signed.fingerprint} for {origins}; types {names(signed.types)}; "
-        f"readers {names(signed.readers)}"
+        f"readers {names(signed.readers)}{address}"
     )
 
 
@@ -130,11 +131,13 @@ def render(tree: TokenTree, now: float) -> Tree:
     """
     style = "green" if tree.usable else "yellow" if tree.converged and tree.holding else "red"
     drawn = Tree(Escaped((tree.name, "bold"), " ", (tree.glance, style)))
-    seen = {node.id for node in tree.nodes}
+    seen = {node.id: node.used_api_url for node in tree.nodes}
+    bare = {"api_url": None, "used_api_url": None}
+    nodes = [replace(node, **bare) if _follows(node, seen) else node for node in tree.nodes]
     children: defaultdict[str | None, list[TreeNode]] = defaultdict(list)
-    for node in tree.nodes:
+    for node in nodes:
         children[node.parent if node.parent in seen else None].append(node)
-    looks = _looks(tree.nodes, children, now)
+    looks = _looks(nodes, children, now)
     todo = [(drawn, children[None])]
     while todo:
         branch, siblings = todo.pop()
@@ -144,6 +147,12 @@ def render(tree: TokenTree, now: float) -> Tree:
                 line.append(", each with", "dim")
             todo.append((branch.add(line), below))
     return drawn
+
+
+def _follows(node: TreeNode, used: Mapping[str, str | None]) -> bool:
+    """Whether a node uses the address that is drawn for its parent already, and has no other."""
+    above = None if node.parent is None else used.get(node.parent)
+    return node.api_url == node.used_api_url == above
 
 
 def _looks(
@@ -199,6 +208,10 @@ def _what(node: TreeNode, now: float) -> Escaped:
         line.append(f" {state} {version}", "green" if is_well else "red")
     if node.set_here:
         line.append(" set here", "yellow")
+    if node.api_url is not None:
+        line.append(f" at {node.api_url}", "dim")
+        if node.api_url != node.used_api_url:
+            line.append(f", not signed: uses {node.used_api_url or 'no address'}", "yellow")
     if node.closed:
         line.append(" closed", "dim")
     if not node.current and not node.beside and node.state not in ("unknown", "failed"):

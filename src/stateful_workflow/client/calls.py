@@ -25,6 +25,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from .. import errors
 from ..errors import (
+    AddressRefused,
     AnswerMalformed,
     MessageRefused,
     NotStateful,
@@ -34,6 +35,7 @@ from ..errors import (
     StatefulError,
     TokenConflict,
     TokenKnown,
+    TokenMalformed,
     TokenStale,
     TooManyWaiting,
     WorkflowAsleep,
@@ -41,7 +43,7 @@ from ..errors import (
 )
 from ..node import limits
 from ..node.answers import NodeStatus, TokenAnswer, node_status, token_answer, token_status
-from ..node.contract import MESSAGE, STATUS_QUERY
+from ..node.contract import MESSAGE, STATUS_QUERY, URL
 from ..node.status import TokenStatus
 from ..sealed.issuing import Said
 from ..sealed.keys import Issuer
@@ -228,6 +230,32 @@ async def send(client: Client, workflow_id: str, message: Message) -> TokenStatu
         ) from None
     finally:
         update.cancel()
+
+
+async def send_url(client: Client, workflow_id: str, url: str | None) -> None:
+    """Give a workflow an API address of its own, or with None its token's again, by update.
+
+    Raises:
+        AddressRefused: the workflow did not take it.
+        OutcomeUnknown: no worker answered in time; it may be applied later.
+        WorkflowNotFound, NotStateful, OperationFailed: there is no such node.
+    """
+    update = client.get_workflow_handle(workflow_id).execute_update(URL, url, result_type=RawValue)
+    try:
+        await asyncio.wait_for(update, limits.LIMITS.confirm_seconds)
+    except WorkflowUpdateFailedError as error:
+        refusal = await _refusal(client, workflow_id, error)
+        if isinstance(refusal, TokenMalformed):
+            refusal = AddressRefused(str(refusal))
+        raise refusal from None
+    except (asyncio.TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError):
+        raise OutcomeUnknown(
+            f"workflow {workflow_id} was given an API address and did not answer ({_NO_ANSWER}); "
+            "repeat the call"
+        ) from None
+    except RPCError as error:
+        wait = limits.LIMITS.client_question
+        raise await what_it_means(client, workflow_id, error, wait) from None
 
 
 async def _stands(

@@ -51,7 +51,7 @@ from ..sealed.keyring import Keyring, KeyringSource
 from ..sealed.message import DEFAULT_NAME, Message, SealedToken, parse
 from ..sealed.token import ApiToken
 from ..use.parents import confirm_above
-from .calls import find_place, send, signal, token_at
+from .calls import find_place, send, send_url, signal, token_at
 from .starting import StartOptions, TokenOptions, first_tokens, new_tree, start
 from .walk import TreeWalk
 
@@ -374,6 +374,23 @@ class TokenClient:
             deadline = time.monotonic() + _HAND_DOWN_SECONDS
             await TreeWalk(self._client, name, deadline, message).run(workflow_id)
         return status
+
+    async def set_api_url(self, workflow_id: str, url: str | None) -> None:
+        """Give a workflow an API address of its own, which it uses in the place of its token's.
+
+        Rather move the token's own address, with `rotate` or `set`: the whole tree follows that.
+
+        Args:
+            workflow_id: of the one workflow that it is for.
+            url: scheme, host and port within the signed origins of a token that it holds, or the
+                address that was signed with one; None lets it follow its token's again.
+
+        Raises:
+            AddressRefused: the workflow did not take it.
+            OutcomeUnknown: no worker answered in time; it may be applied later.
+            WorkflowNotFound, NotStateful, OperationFailed: there is no such node.
+        """
+        await send_url(self._client, workflow_id, url)
 
     async def reseal(
         self,
