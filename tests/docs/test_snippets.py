@@ -295,7 +295,7 @@ async def the_move(reader: Reader, block: Block) -> None:
     await eventually(answers)
     await reader.run(block)
     nodes = (await tokens.tree("tenant-before")).nodes
-    assert [node.id for node in nodes if "not of this tree" in (node.problem or "")] == syncs
+    assert [node.id for node in nodes if node.beside] == syncs
 
     await reader.start_worker("worker.py")
     await reader.called_with(FIRST, *PATHS)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import pytest
+
+from stateful_workflow import NotConverged
 from tests.support.asking import events_of, eventually, next_run, run_id
 from tests.support.trees import URL, Tree
 from tests.support.workflows import BareNode, GrownNode, Plan
@@ -156,7 +159,7 @@ async def test_a_parent_sets_a_token_that_an_issuers_activity_sealed(tree: Tree)
     assert (token.reveal(), token.origins) == ("fetched", (URL,))
 
 
-async def test_a_child_started_before_its_parent_took_part_is_shown_as_outside_the_tree(
+async def test_a_child_that_ran_before_its_parent_took_part_keeps_the_tree_from_converging(
     unserved: Tree,
 ) -> None:
     tree = unserved
@@ -166,11 +169,16 @@ async def test_a_child_started_before_its_parent_took_part_is_shown_as_outside_t
         )
         await tree.exists("old")
     async with tree.worker(workflows=[GrownNode]):
-        seen = await tree.rotate("first", origins=[URL])
+        with pytest.raises(NotConverged) as raised:
+            await tree.rotate("first", origins=[URL])
 
-        [old] = [node for node in seen.nodes if node.id == tree.id("old")]
-        assert "not of this tree" in str(old.problem)
+        [old] = raised.value.tree.behind
+        assert (old.id, old.beside) == (tree.id("old"), True)
+        assert "set the token at it too" in str(old.problem)
         await tree.reveals("first", "")
+        await tree.set("own", "old")
+        [old] = (await tree.tokens.tree(tree.root)).behind
+        assert (old.state, old.authority) == ("held", tree.id("old")), "what it holds is shown"
 
 
 async def test_a_child_whose_id_is_started_again_is_told_and_so_is_what_an_earlier_one_left(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +15,15 @@ from rich.table import Table
 
 from ..audit import AuditFile
 from ..client.client import TokenClient
-from ..errors import AuditError, NotConverged, StatefulError
+from ..errors import AuditError, NotConverged, OperationFailed, StatefulError
 from ..node.status import TokenStatus
 from ..sealed.keyring import Keyring
 from ..sealed.origins import allowed_origin
-from ..text.output import out, print_json, say, unrepeated
+from ..text.output import Escaped, out, print_json, say, unrepeated
 from ..text.printable import printable
 from ..text.times import utc
-from .common import AtWorkflow, KeyringPath, command, connect, run
-from .tree import show_tree
+from .common import AtWorkflow, KeyringPath, command, connect, keyring_at_hand, run
+from .tree import NOT_CONVERGED, in_red, show_tree, some
 
 AUDIT_VARIABLE: Final = "STATEFUL_AUDIT"
 
@@ -85,10 +85,18 @@ class NewToken(WithKeys):
         typer.Option(metavar="URL", help="The API's address, which workflows follow."),
     ] = None
 
+    allow_http: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST",
+            help="Let a token go to an origin on this host in clear text; repeatable.",
+        ),
+    ] = None
+
     def read(self) -> dict[str, Any]:
         """What `TokenClient.set` and `rotate` take; waits for the token where it is typed in."""
         try:
-            origins = [allowed_origin(text) for text in self.origin or ()]
+            origins = [allowed_origin(text, self.allow_http or ()) for text in self.origin or ()]
         except ValueError as error:
             raise typer.BadParameter(f"--origin: {error}") from None
         return {
@@ -100,6 +108,7 @@ class NewToken(WithKeys):
             "types": self.workflow_type or None,
             "readers": self.reader or None,
             "api_url": self.api_url,
+            "allow_http": self.allow_http or (),
         }
 
 
@@ -129,11 +138,15 @@ def rotate(
     timeout: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="How long to wait.")
     ] = 60.0,
+    settle: Annotated[
+        bool, typer.Option("--settle", help="Wait also for running activities to ask again.")
+    ] = False,
 ) -> None:
     """Set a token as `set` does, and wait until every workflow that should have it has accepted it.
 
-    With exit status 0 the old token may be revoked at the API; 3 says that some workflow is
-    still behind, and the tree that is printed says which.
+    With exit status 0 the old token may be revoked at the API: at once with --settle, else once
+    running activities have asked again, some seconds later. 3 says that some workflow has not the
+    newest, or cannot use it, and the tree that is printed says which.
     """
     given = options.read()
 
@@ -141,7 +154,7 @@ def rotate(
         async with options.client() as tokens:
             try:
                 with out(err=True).status("waiting until every workflow has accepted it …"):
-                    tree = await tokens.rotate(**given, timeout=timeout)
+                    tree = await tokens.rotate(**given, timeout=timeout, settle=settle)
             except NotConverged as behind:
                 tree = behind.tree
         return show_tree(tree, as_json=options.as_json)
@@ -151,9 +164,10 @@ def rotate(
 
 @app.command()
 @command
-async def status(options: AtWorkflow) -> None:
+async def status(options: AtWorkflow, keyring: KeyringPath = None) -> None:
     """Show what a workflow holds, without opening it."""
-    tokens = TokenClient(await connect(options.address, options.namespace))
+    keys = keyring_at_hand(keyring)
+    tokens = TokenClient(await connect(options.address, options.namespace), keys)
     _show(options, await tokens.status(options.workflow_id, options.name))
 
 
@@ -213,11 +227,32 @@ async def reseal(options: WithKeys, reader: Readers = None) -> None:
 
 @app.command()
 @command
-async def revoke(options: WithKeys) -> None:
-    """Take the token from a workflow and all below it; one set further down stands."""
+async def revoke(
+    options: WithKeys,
+    below: Annotated[
+        bool, typer.Option("--below", help="Also where one is set further down, or beside it.")
+    ] = False,
+) -> int:
+    """Take the token from a workflow and all below it; one set further down stands.
+
+    Exit status 0 when no workflow from there down holds one to use any more, 3 when one does or
+    cannot be asked: the status names it.
+    """
     async with options.client(must_record=False) as tokens:
-        status = await tokens.revoke(options.workflow_id, options.name)
-    _show(options, status)
+        status = await tokens.revoke(options.workflow_id, options.name, below=below)
+        try:
+            tree = await tokens.tree(options.workflow_id, options.name)
+        except OperationFailed as error:
+            raise OperationFailed(
+                f"it is revoked; who holds it yet is not known: {error}"
+            ) from None
+    at = {
+        "revoked at": [n.id for n in tree.nodes if n.state == "revoked" and n.authority == n.id],
+        "held yet at": [node.id for node in tree.holding],
+        "not told yet": [node.id for node in tree.behind if not node.holds],
+    }
+    _show(options, status, more=at)
+    return NOT_CONVERGED if tree.holding or tree.behind else 0
 
 
 @app.command()
@@ -264,9 +299,16 @@ def _read_token(variable: str | None, mistaken: list[str] | None) -> str:
     return token
 
 
-def _show(options: AtWorkflow, status: TokenStatus | None, at: str | None = None) -> None:
+def _show(
+    options: AtWorkflow,
+    status: TokenStatus | None,
+    at: str | None = None,
+    more: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    more = more or {}
     if options.as_json:
-        print_json(None if status is None else status.to_json())
+        members = {label.replace(" ", "_"): list(ids) for label, ids in more.items()}
+        print_json(None if status is None else {**status.to_json(), **members})
         return
     rows: dict[str, str | None] = {"workflow": at or options.workflow_id}
     if status is None:
@@ -287,11 +329,13 @@ def _show(options: AtWorkflow, status: TokenStatus | None, at: str | None = None
             "types": None if status.types is None else " ".join(status.types) or "none",
             "readers": None if status.readers is None else " ".join(status.readers),
             "expires": None if expires is None else _time(expires),
-        }
+        } | {label: some(ids) for label, ids in more.items()}
     table = Table(box=None, show_header=False, pad_edge=False)
     for label, value in rows.items():
         if value:
             table.add_row(label, value)
+    if status is not None and (clear := in_red(status.origins)) != ("", "red"):
+        table.add_row("", Escaped(clear))
     out().print(table)
 
 

@@ -220,13 +220,14 @@ def _what(node: TreeNode, now: float) -> Escaped:
     if node.signals is not None:
         line.append(f" {node.signals:,} of {MAX_SIGNALS:,} signals: continue as new", "yellow")
     if node.undelivered:
-        line.append(f" undelivered: {_some(node.undelivered)}", "yellow")
+        line.append(f" undelivered: {some(node.undelivered)}", "yellow")
     if node.problem is not None:
         line.append(f" {node.problem}", "red")
     return line
 
 
-def _some(ids: Sequence[str]) -> str:
+def some(ids: Sequence[str]) -> str:
+    """The first few of these ids, and how many more there are."""
     shown = ", ".join(ids[:_ALIKE])
     return shown if len(ids) <= _ALIKE else f"{shown} and {len(ids) - _ALIKE} more"
 

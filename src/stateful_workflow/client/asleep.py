@@ -258,7 +258,8 @@ async def _sent(client: Client, workflow_id: str, event: HistoryEvent) -> list[M
 
 def said_of(node: NodeStatus, workflow_id: str, name: str) -> Said:
     """What a status says of a workflow's place, and of what stands there."""
+    in_use = node.names()
     for held in node.tokens:
         if held.status.name == name and held.authority == workflow_id:
-            return Said(node.root, node.tree, held.message, held.last)
-    return Said(node.root, node.tree)
+            return Said(node.root, node.tree, held.message, held.last, in_use=in_use)
+    return Said(node.root, node.tree, in_use=in_use)

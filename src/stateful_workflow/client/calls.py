@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -28,6 +28,7 @@ from ..errors import (
     AddressRefused,
     AnswerMalformed,
     MessageRefused,
+    NameNotInUse,
     NotStateful,
     NoWorkerAnswers,
     OperationFailed,
@@ -134,6 +135,19 @@ async def ask_place(client: Client, workflow_id: str, name: str) -> Said:
     if answer.closed:
         raise WorkflowNotFound(f"there is no open workflow {workflow_id}: it is closed")
     return said_of(answer.node, workflow_id, name)
+
+
+def check_in_use(name: str, names: Collection[str], workflow_id: str) -> None:
+    """Refuse a name that nobody knows where others are in use: it is mistyped.
+
+    Raises:
+        NameNotInUse: it is.
+    """
+    if names and name not in names:
+        raise NameNotInUse(
+            f"no {name} is known at workflow {workflow_id}; in use there: "
+            f"{', '.join(sorted(names))}. (A first one is set with its origins)"
+        )
 
 
 async def token_at(client: Client, workflow_id: str, name: str) -> TokenAnswer | None:

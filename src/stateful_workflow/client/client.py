@@ -31,8 +31,10 @@ from ..errors import (
     AuditFailed,
     KeyringError,
     MessageRefused,
+    NameNotInUse,
     NotConverged,
     NotStateful,
+    NoWorkerAnswers,
     OperationFailed,
     StatefulError,
     TokenForged,
@@ -42,16 +44,17 @@ from ..errors import (
     WorkflowAsleep,
     WorkflowNotFound,
 )
+from ..node import limits
 from ..node.status import TokenStatus, TokenTree, cure
 from ..record.event import AuditEvent, AuditSink, Deed, Note, Outcome, Scene
 from ..record.metrics import Metrics
 from ..record.recorder import FailureRule, Recorder, SinkWriter, writer_of
-from ..sealed.issuing import Place, Terms, capped, kept, verified_place
+from ..sealed.issuing import Place, Said, Terms, capped, kept, verified_place
 from ..sealed.keyring import Keyring, KeyringSource
 from ..sealed.message import DEFAULT_NAME, Message, SealedToken, parse
 from ..sealed.token import ApiToken
 from ..use.parents import confirm_above
-from .calls import find_place, send, send_url, signal, token_at
+from .calls import ask, check_in_use, find_place, send, send_url, signal, token_at
 from .starting import StartOptions, TokenOptions, first_tokens, new_tree, start
 from .walk import TreeWalk
 
@@ -67,8 +70,9 @@ class TokenClient:
 
     Args:
         client: a connected Temporal client.
-        keyring: seals (an issuer's private key) and opens (a reader's); None is enough
-            for `status` and `tree`. One that was loaded from a file follows that file.
+        keyring: seals (an issuer's private key) and opens (a reader's). None takes that of the
+            client's `StatefulPlugin`; where it has none either, `status` and `tree` work. One that
+            was loaded from a file follows that file.
         audit: where what is set and read here goes on record; None takes that of the client's
             `StatefulPlugin`, where it has one.
         audit_failure: as `StatefulPlugin`'s, for `audit`; None means "block".
@@ -88,8 +92,10 @@ class TokenClient:
         if audit is None and audit_failure is not None:
             raise ValueError("audit_failure= is for audit=; the client's plugin has its own")
         self._client = client
-        self._keyring = None if keyring is None else KeyringSource(keyring)
-        writer = writer_of(client.config(active_config=True)["plugins"])
+        plugins = client.config(active_config=True)["plugins"]
+        is_given = keyring is not None
+        self._keyring = KeyringSource(keyring) if is_given else KeyringSource.of_plugins(plugins)
+        writer = writer_of(plugins)
         if audit is not None:
             writer = SinkWriter(audit, audit_failure or "block")
         self._recorder = Recorder(writer, Metrics.of(client), client.identity)
@@ -206,6 +212,7 @@ class TokenClient:
         types: Sequence[str] | Literal["any"] | None = None,
         readers: Sequence[str] | Literal["any"] | None = None,
         api_url: str | None = None,
+        allow_http: Sequence[str] = (),
         **note: Unpack[Note],
     ) -> TokenStatus:
         """Set a token at a workflow; it reaches that workflow's subtree.
@@ -226,6 +233,8 @@ class TokenClient:
                 own follow it. It has to be within the origins; where none are given and those
                 that stand there do not cover it, its own origin is signed. None keeps the address
                 of the token that stands there.
+            allow_http: hosts of the origins to which the token may go in clear text, as in a mesh;
+                every other origin is https, or http to a literal loopback address.
             note: ``by=``, ``on_behalf_of=`` and ``reason=``, a text each: who had this done, for
                 whom and why. It goes on record as it is given.
 
@@ -241,11 +250,12 @@ class TokenClient:
             OutcomeUnknown: the worker went silent after the question; the message was signalled
                 as well and may be applied later.
             WorkflowNotFound, NotStateful, OperationFailed: there is no such node.
+            NameNotInUse: other names are in use there, and no origins are given for a first one.
             KeyringError, IssuerLimited, OriginsMissing, AddressRefused, ValueError, TokenMalformed:
                 it cannot be sealed.
             AuditFailed: it could not be put on record, and was not sent.
         """
-        terms = Terms(origins, expires_in, types, readers, api_url)
+        terms = Terms(origins, expires_in, types, readers, api_url, allow_http)
         status, _ = await self._set(workflow_id, token, name, terms, note)
         return status
 
@@ -260,6 +270,7 @@ class TokenClient:
         types: Sequence[str] | Literal["any"] | None = None,
         readers: Sequence[str] | Literal["any"] | None = None,
         api_url: str | None = None,
+        allow_http: Sequence[str] = (),
         **note: Unpack[Note],
     ) -> SealedToken:
         """Seal a token for a workflow, to be sent by whoever may: as the update named `name`.
@@ -267,12 +278,13 @@ class TokenClient:
         It counts at this workflow alone, and until a newer one is set there.
 
         Args:
-            workflow_id, token, name, origins, expires_in, types, readers, api_url, note: as `set`.
+            workflow_id, token, name, origins, expires_in, types, readers, api_url, allow_http,
+                note: as `set`.
 
         Raises:
             As `set`, but for what comes of sending it.
         """
-        terms = Terms(origins, expires_in, types, readers, api_url)
+        terms = Terms(origins, expires_in, types, readers, api_url, allow_http)
         deed = Deed("set", **note).without(token)
         message, _ = await self._sealing(deed, workflow_id, token, name, terms)()
         event = self._event(deed, workflow_id, name, message, "unknown")
@@ -291,7 +303,9 @@ class TokenClient:
         def seal(keyring: Keyring, place: Place) -> str:
             return keyring.seal(place.token(terms, time.time()), token)
 
-        return self._signing(deed, workflow_id, name, seal)
+        # Without either it is one more of a name, and not the first.
+        in_use = terms.origins is None and terms.api_url is None
+        return self._signing(deed, workflow_id, name, seal, in_use=in_use)
 
     async def rotate(
         self,
@@ -305,52 +319,96 @@ class TokenClient:
         types: Sequence[str] | Literal["any"] | None = None,
         readers: Sequence[str] | Literal["any"] | None = None,
         api_url: str | None = None,
+        allow_http: Sequence[str] = (),
+        settle: bool = False,
         **note: Unpack[Note],
     ) -> TokenTree:
         """Set a token and wait until every live entitled node has accepted it.
 
-        When it returns, the old token may be revoked at the API. The ``signed`` of what it returns
+        When it returns, the old token may be revoked at the API once running activities have asked
+        again, for which `settle` waits. The ``signed`` of what it returns
         are the terms that were set or carried on; look at them, since whoever polls a task queue
         in a worker's place can hand back an older message of yours (explicit `origins` are immune).
 
         Args:
             timeout: seconds or a timedelta to wait for convergence.
-            workflow_id, token, name, origins, expires_in, types, readers, api_url, note: as `set`.
+            settle: wait also until running activities have asked for the newest: the 5 s for which
+                they use what they have, and as long as a question may take.
+            workflow_id, token, name, origins, expires_in, types, readers, api_url, allow_http,
+                note: as `set`.
 
         Raises:
-            NotConverged: not within the timeout; its ``tree`` says which nodes are behind.
+            NotConverged: not within the timeout, or somebody runs beside the tree or failed when
+                told; its ``tree`` says which nodes are behind.
             As `set`.
         """
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         started = time.monotonic()
         deadline = started + seconds
-        terms = Terms(origins, expires_in, types, readers, api_url)
+        terms = Terms(origins, expires_in, types, readers, api_url, allow_http)
         _, message = await self._set(workflow_id, token, name, terms, note)
-        tree = await TreeWalk(self._client, name, deadline, message).run(workflow_id)
+        tree = await self._walk(name, deadline, message).run(workflow_id)
         tree = replace(tree, signed=TokenStatus.of_message(message))
         if not tree.converged:
             self._recorder.metrics.not_converged(name)
             behind = ", ".join(node.id for node in tree.behind[:5])
             raise NotConverged(
                 f"{len(tree.behind)} of {len(tree.nodes)} nodes do not hold the newest {name} "
-                f"after {seconds:g} s (such as {behind}); keep the old token alive and see "
-                f"`stateful tree {workflow_id}`",
+                f"after {time.monotonic() - started:.0f} s (such as {behind}); keep the old token "
+                f"alive and see `stateful tree {workflow_id}`",
                 tree,
             )
         self._recorder.metrics.converged(name, time.monotonic() - started)
+        if settle:
+            window = limits.LIMITS.activity_question.total_seconds() + limits.LIMITS.fresh_seconds
+            await asyncio.sleep(window)
         return tree
 
     async def revoke(
-        self, workflow_id: str, name: str = DEFAULT_NAME, **note: Unpack[Note]
+        self,
+        workflow_id: str,
+        name: str = DEFAULT_NAME,
+        *,
+        below: bool = False,
+        **note: Unpack[Note],
     ) -> TokenStatus:
         """Take the token away from a workflow and all below it, except where one is set lower.
 
-        It waits for those below for about 2 seconds; `tree` shows who is behind.
-        It is sent even where it cannot be put on record.
+        It waits for those below for about 2 seconds; `tree` shows who is behind, and who has a
+        token *set here*. It is sent even where it cannot be put on record.
 
-        Raises: as `set`, but for AuditFailed.
+        Args:
+            workflow_id, name, note: as `set`.
+            below: revoke also at each workflow below, and beside the tree, at which one is set.
+
+        Raises:
+            As `set`, but for AuditFailed. OperationFailed also where it was done here, and not at
+            each workflow below: it names them.
         """
-        return await self._revoke(Deed("revoke", **note), workflow_id, name)
+        deed = Deed("revoke", **note)
+        try:
+            status, tree = await self._revoke(deed, workflow_id, name)
+        except NameNotInUse:
+            if not below:
+                raise
+            await self.tree(workflow_id, name)  # it may be in use below alone
+            status, tree = await self._revoke(deed, workflow_id, name, in_use=False)
+        if below:
+            await self._revoke_below(deed, workflow_id, name, tree)
+        return status
+
+    async def _revoke_below(
+        self, deed: Deed, workflow_id: str, name: str, tree: TokenTree | None
+    ) -> None:
+        own = [] if tree is None else [node.id for node in tree.nodes if node.has_own]
+        tried = [self._revoke(deed, at, name) for at in own]
+        done = await asyncio.gather(*tried, return_exceptions=True)
+        left = [at for at, each in zip(own, done, strict=True) if not isinstance(each, tuple)]
+        if tree is None or left:
+            raise OperationFailed(
+                f"{name} is revoked at workflow {workflow_id}, and may stand yet at "
+                f"{', '.join(left) or 'workflows below, which could not be asked'}: repeat the call"
+            )
 
     async def inherit(
         self, workflow_id: str, name: str = DEFAULT_NAME, **note: Unpack[Note]
@@ -360,20 +418,24 @@ class TokenClient:
         It waits for those below, as `revoke` does.
         Raises: as `set`.
         """
-        return await self._revoke(Deed("inherit", **note), workflow_id, name)
+        status, _ = await self._revoke(Deed("inherit", **note), workflow_id, name)
+        return status
 
-    async def _revoke(self, deed: Deed, workflow_id: str, name: str) -> TokenStatus:
+    async def _revoke(
+        self, deed: Deed, workflow_id: str, name: str, *, in_use: bool = True
+    ) -> tuple[TokenStatus, TokenTree | None]:
         def sign(keyring: Keyring, place: Place) -> str:
             inherit = deed.action == "inherit"
             return keyring.revocation(place.revocation(time.time(), inherit=inherit))
 
-        signing = self._signing(deed, workflow_id, name, sign)
+        signing = self._signing(deed, workflow_id, name, sign, in_use=in_use)
         status, message = await self._send(deed, signing)
         # It stands; a workflow below that its parent cannot signal is handed it here.
+        tree: TokenTree | None = None
         with suppress(OperationFailed):
             deadline = time.monotonic() + _HAND_DOWN_SECONDS
-            await TreeWalk(self._client, name, deadline, message).run(workflow_id)
-        return status
+            tree = await self._walk(name, deadline, message).run(workflow_id)
+        return status, tree
 
     async def set_api_url(self, workflow_id: str, url: str | None) -> None:
         """Give a workflow an API address of its own, which it uses in the place of its token's.
@@ -435,6 +497,8 @@ class TokenClient:
         workflow_id: str,
         name: str,
         sign: Callable[[Keyring, Place], str],
+        *,
+        in_use: bool,
     ) -> Callable[[], Awaitable[Signed]]:
         """What signs for a workflow what its verified message and the server let one."""
         keyring = self._require_keyring()
@@ -443,7 +507,9 @@ class TokenClient:
         async def signed() -> Signed:
             nonlocal first
             async with self._on_record(deed, workflow_id, name):
-                said, asleep = await find_place(self._client, workflow_id, name, keyring.trusted())
+                said, asleep = await self._find_place(workflow_id, name, keyring)
+                if in_use:
+                    check_in_use(name, said.in_use, workflow_id)
                 place = verified_place(
                     said,
                     name=name,
@@ -452,6 +518,12 @@ class TokenClient:
                     trusted=keyring.trusted(),
                 )
                 await confirm_above(self._client, workflow_id, place.root)
+                if deed.action == "inherit" and place.root == workflow_id:
+                    raise OperationFailed(
+                        f"nothing was sent: workflow {workflow_id} is the root of its tree, and "
+                        f"has no ancestors whose {name} it could take; to end a revocation there, "
+                        "set a token"
+                    )
                 first = first or place
                 if deed.action != "revoke" and place.is_revoked and place.before != first.before:
                     raise TokenStale(
@@ -461,6 +533,14 @@ class TokenClient:
                 return parse(await asyncio.to_thread(sign, keyring, place)), asleep
 
         return signed
+
+    async def _find_place(
+        self, workflow_id: str, name: str, keyring: Keyring
+    ) -> tuple[Said, WorkflowAsleep | None]:
+        try:
+            return await find_place(self._client, workflow_id, name, keyring.trusted())
+        except NoWorkerAnswers as error:
+            raise NoWorkerAnswers(f"nothing was sent: {error}") from None
 
     async def _send(
         self, deed: Deed, make: Callable[[], Awaitable[Signed]]
@@ -585,19 +665,29 @@ class TokenClient:
 
         Raises:
             WorkflowNotFound, NotStateful, NoWorkerAnswers, OperationFailed: it cannot be asked.
+            NameNotInUse: nothing is known of this name, and others are in use there.
         """
         answer = await token_at(self._client, workflow_id, name)
         if answer is None or answer.status.state == "none":
+            names = (await ask(self._client, workflow_id)).node.names()
+            check_in_use(name, names, workflow_id)
             return None
-        return answer.status.at(time.time())
+        return answer.status.at(time.time()).under(self._revoked())
 
     async def tree(self, workflow_id: str, name: str = DEFAULT_NAME) -> TokenTree:
         """Every node from a workflow down, with what it holds; asks each node once.
 
         Raises:
             WorkflowNotFound, NotStateful, NoWorkerAnswers: the first node cannot be asked.
+            NameNotInUse: nobody in the tree knows this name, and others are in use.
         """
-        return await TreeWalk(self._client, name).run(workflow_id)
+        return await self._walk(name).run(workflow_id)
+
+    def _walk(self, name: str, *of: Any) -> TreeWalk:
+        return TreeWalk(self._client, name, *of, revoked=self._revoked())
+
+    def _revoked(self) -> tuple[str, ...]:
+        return () if self._keyring is None else self._keyring.current().revoked()
 
     def _require_keyring(self) -> Keyring:
         if self._keyring is None:

@@ -25,22 +25,16 @@ from temporalio.client import (
 from temporalio.common import RawValue
 from temporalio.service import RPCError
 
-from ..errors import (
-    NameNotInUse,
-    NotStateful,
-    OperationFailed,
-    WorkflowAsleep,
-    WorkflowNotFound,
-)
+from ..errors import NotStateful, OperationFailed, WorkflowAsleep, WorkflowNotFound
 from ..node import limits
 from ..node.answers import ChildStatus, NodeStatus
 from ..node.contract import MESSAGE
-from ..node.ledger import ALL, Life, is_among
+from ..node.ledger import Life, is_among
 from ..node.status import TokenTree, TreeNode, state_without
 from ..sealed.message import Message
 from ..sealed.origins import in_clear
 from .asleep import what_is_left
-from .calls import Answer, ask, signal
+from .calls import Answer, ask, check_in_use, signal
 
 MAX_CONCURRENT_QUERIES: Final = 50
 
@@ -326,7 +320,7 @@ class TreeWalk:
         self, answer: Answer, workflow_id: str, expected: Expected, *, withheld: bool
     ) -> TreeNode:
         status = answer.node
-        self._names |= names_in_use(status)
+        self._names |= status.names()
         of_name = (t for t in status.tokens if t.status.name == self._name and t.in_force)
         in_force = next(of_name, None)
         seen = None if in_force is None else in_force.status.at(time.time()).under(self._revoked)
@@ -428,25 +422,6 @@ class TreeWalk:
             return None
         left = timedelta(seconds=max(self._left(), _LAST_LOOK_SECONDS))
         return min(limits.LIMITS.client_question, left)
-
-
-def names_in_use(status: NodeStatus) -> set[str]:
-    """The credential names that a workflow knows of."""
-    held, waiting = (t.status.name for t in status.tokens), (one.name for one in status.waiting)
-    return {*held, *waiting, *status.withheld} - {ALL}
-
-
-def check_in_use(name: str, names: Collection[str], workflow_id: str) -> None:
-    """Refuse a name that nobody knows where others are in use: it is mistyped.
-
-    Raises:
-        NameNotInUse: it is.
-    """
-    if names and name not in names:
-        raise NameNotInUse(
-            f"no {name} was ever set at workflow {workflow_id}, above it or below it; in use: "
-            f"{', '.join(sorted(names))}"
-        )
 
 
 def _standing(status: NodeStatus, name: str) -> dict[str, int]:

@@ -154,6 +154,11 @@ class NodeStatus:
     rejections: Mapping[str, Any] = field(default_factory=dict[str, Any])
     reports: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, "dict[str, int]"])
 
+    def names(self) -> frozenset[str]:
+        """The credential names that it knows of."""
+        held, waits = (held.status.name for held in self.tokens), (one.name for one in self.waiting)
+        return frozenset({*held, *waits, *self.withheld} - {ALL})
+
 
 def node_status(answer: object) -> NodeStatus:
     """Read an answer to `apiTokenStatus`; raises as `token_status`."""

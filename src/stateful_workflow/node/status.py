@@ -197,6 +197,12 @@ class TreeNode:
     asleep_until: float | None = None
 
     @property
+    def has_own(self) -> bool:
+        """Whether it runs and has one of its own, which nothing revoked further up takes away."""
+        is_own = self.set_here or (self.beside and self.authority == self.id)
+        return is_own and not self.closed and self.state != "revoked"
+
+    @property
     def holds(self) -> bool:
         """Whether it runs and has a token to use, or will when it wakes."""
         return self.state in ("held", "told") and not self.closed

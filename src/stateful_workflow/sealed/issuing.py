@@ -61,6 +61,7 @@ class Said:
         own: the message that stands there with the workflow as its authority, as it travels.
         last: where that is a revocation, the token before it.
         above: a message in force there that was set above it.
+        in_use: the credential names that it knows of.
     """
 
     root: str
@@ -68,6 +69,7 @@ class Said:
     own: str | None = None
     last: str | None = None
     above: str | None = None
+    in_use: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

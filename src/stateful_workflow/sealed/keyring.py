@@ -498,6 +498,12 @@ class KeyringSource:
                     self._load_again()
             return self._keyring
 
+    @staticmethod
+    def of_plugins(plugins: Iterable[object]) -> KeyringSource | None:
+        """That of the first plugin that has one; None where none does."""
+        sources = (getattr(plugin, "keyring_source", None) for plugin in plugins)
+        return next((one for one in sources if isinstance(one, KeyringSource)), None)
+
     def _load_again(self) -> None:
         try:
             self._keyring = self._keyring.load_again()

@@ -25,6 +25,7 @@ def seal_token(
     types: Sequence[str] | Literal["any"] | None = None,
     readers: Sequence[str] | Literal["any"] | None = None,
     api_url: str | None = None,
+    allow_http: Sequence[str] = (),
 ) -> SealedToken:
     """Seal a token in an activity of an issuer, for the workflow's `set_api_token`.
 
@@ -40,6 +41,7 @@ def seal_token(
             workflow holds, "any" lifts the limit.
         readers: likewise the audiences of the readers it is sealed for.
         api_url: the API's address, as `TokenClient.set` has it.
+        allow_http: likewise hosts to which it may go in clear text.
 
     Raises:
         PluginMissing: see `current_token`; the workflow scheduled the activity before it was a
@@ -54,7 +56,7 @@ def seal_token(
         AuditFailed: it cannot be put on record (see `StatefulPlugin`).
     """
     tokens = activity_tokens()
-    terms = Terms(origins, expires_in, types, readers, api_url)
+    terms = Terms(origins, expires_in, types, readers, api_url, allow_http)
     try:
         keyring = tokens.keyring()
         place = _place(tokens, name, keyring)

@@ -81,7 +81,8 @@ class StatefulPlugin(SimplePlugin):
     ) -> None:
         if keyring is None and KEYRING_VARIABLE in os.environ:
             keyring = Keyring.load()
-        self._keyring = None if keyring is None else KeyringSource(keyring)
+        self.keyring_source = None if keyring is None else KeyringSource(keyring)
+        """Gives this process's keyring, as its file is now; None where there is none."""
         self.sink_writer = SinkWriter(audit, audit_failure)
         """Writes this process's events."""
         self._pace = SignalPace(max_signals_per_second)
@@ -96,11 +97,11 @@ class StatefulPlugin(SimplePlugin):
     @property
     def keyring(self) -> Keyring | None:
         """This process's keyring, as its file is now."""
-        return None if self._keyring is None else self._keyring.current()
+        return None if self.keyring_source is None else self.keyring_source.current()
 
     def look_at_keyring(self) -> Keyring | None:
         """This process's keyring, its file looked at now: a node asks once a minute at most."""
-        return None if self._keyring is None else self._keyring.current(look=True)
+        return None if self.keyring_source is None else self.keyring_source.current(look=True)
 
     def require_keyring(self) -> Keyring:
         """This process's keyring.
