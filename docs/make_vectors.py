@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from stateful_workflow import Keyring, KeyringError, StatefulError
+from stateful_workflow.node.describe import View
 from stateful_workflow.node.ledger import Child, Ledger
 from stateful_workflow.node.status import state_without
 from stateful_workflow.sealed.message import (
@@ -630,6 +631,49 @@ def started(genuine: list[Json]) -> list[Json]:
     return cases
 
 
+def joined(genuine: list[Json]) -> list[Json]:
+    """What a node answers to one that asks it for a place."""
+    texts = {entry["name"]: entry["message"] for entry in genuine}
+    named = {entry["message"]: entry["name"] for entry in genuine}
+    cases: list[Json] = []
+    path = [ACME["root"], CHILD]
+    asked: list[tuple[str, list[str], dict[str, list[str]], str, bool]] = [
+        ("one whose type is open", ["newer token"], {}, "nightly", True),
+        ("one whose type is not", ["newer token"], {}, "nightly", False),
+        ("a node that holds nothing", [], {}, "nightly", True),
+        ("a child that it started itself", ["newer token"], {"shop": []}, "shop", False),
+        ("a child that it withheld it from", ["newer token"], {"shop": ["*"]}, "shop", True),
+        ("one that stands above the node", ["newer token"], {}, ACME["root"], True),
+    ]
+    for about, accepted, started, asks, is_open in asked:
+        node = Ledger(tuple(path), ACME["tree"], keyring("issuer").trusted())
+        for child_id, withheld in started.items():
+            node.start_child(Child(child_id, "Shop", withheld=frozenset(withheld)))
+        for name in accepted:
+            node.accept(parse(texts[name]), NOW + 5000)
+        answer = View(node, NOW + 5000).place(Child(asks, "Nightly"), is_open=is_open)
+        state = answer.ledger
+        cases.append(
+            {
+                "about": about,
+                "node": {"path": path, "accepted": accepted, "started": started},
+                "asks": {"id": asks, "type": "Nightly"},
+                "is_open": is_open,
+                "refused": answer.refused,
+                "registered": answer.registered,
+                "ledger": None
+                if state is None
+                else {
+                    "path": state["path"],
+                    "boundary": state["boundary"],
+                    "held": [named[text] for text in state["held"]],
+                    "floors": state["floors"],
+                },
+            }
+        )
+    return cases
+
+
 def without() -> list[Json]:
     """The state that is said where no message is in force, of all that holds."""
     cases = itertools.product([True, False], repeat=3)
@@ -717,6 +761,7 @@ def make(old: Json) -> Json:
         "refused": Altered(genuine).all(),
         "judged": judged(genuine),
         "started": started(genuine),
+        "joined": joined(genuine),
         "without": without(),
         "keyrings": keyrings(),
     }

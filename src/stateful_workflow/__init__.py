@@ -15,6 +15,7 @@ from .errors import (
     EngineError,
     EngineNotFound,
     IssuerLimited,
+    JoinFailed,
     KeyringError,
     MessageRefused,
     NameNotInUse,
@@ -49,6 +50,7 @@ from .errors import (
     WrongTree,
     WrongWorkflowType,
 )
+from .node.home import TokenHome
 from .node.status import TokenState, TokenStatus, TokenTree, TreeNode
 from .node.workflow import StatefulWorkflow
 from .sealed.crypto import Opener, Signer
@@ -78,6 +80,7 @@ __all__ = [
     "EngineError",
     "EngineNotFound",
     "IssuerLimited",
+    "JoinFailed",
     "KeyInfo",
     "Keyring",
     "KeyringError",
@@ -108,6 +111,7 @@ __all__ = [
     "TokenExpired",
     "TokenExposed",
     "TokenForged",
+    "TokenHome",
     "TokenKnown",
     "TokenMalformed",
     "TokenNotSet",

@@ -61,6 +61,10 @@ class WrongAuthority(MessageRefused):
     """The message was set at a workflow that is neither this node nor above it."""
 
 
+class JoinFailed(StatefulError):
+    """A workflow could not join the tree that its code names; the message says why."""
+
+
 class TokenUnavailable(StatefulError):
     """There is no token to use."""
 

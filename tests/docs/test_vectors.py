@@ -21,13 +21,15 @@ from stateful_workflow import errors
 from stateful_workflow.errors import MessageRefused, StatefulError
 from stateful_workflow.node.contract import (
     ACTIVITIES,
+    PlaceRequest,
+    PlaceResult,
     RecoverResult,
     TellRequest,
     TellResult,
     TrustResult,
 )
 from stateful_workflow.node.describe import View
-from stateful_workflow.node.headers import Start, Use
+from stateful_workflow.node.headers import Joined, Start, Use
 from stateful_workflow.node.ledger import Child, Ledger, Life, Verdict
 from stateful_workflow.node.members import to_json
 from stateful_workflow.node.status import state_without
@@ -157,6 +159,29 @@ def test_a_child_starts_with_the_state_that_is_said(case: Json) -> None:
     assert {member: given[member] for member in expected} == expected
 
 
+@pytest.mark.parametrize("case", VECTORS["joined"], ids=lambda case: case["about"])
+def test_who_asks_for_a_place_is_answered_as_is_said(case: Json) -> None:
+    node = case["node"]
+    trusted = keyring("issuer").trusted()
+    ledger = Ledger(tuple(node["path"]), message("token").claims.tree, trusted)
+    for child_id, withheld in node["started"].items():
+        ledger.start_child(Child(child_id, "Shop", withheld=frozenset(withheld)))
+    for name in node["accepted"]:
+        ledger.accept(message(name), 1_800_000_005_000)
+    joiner = Child(case["asks"]["id"], case["asks"]["type"])
+    answer = View(ledger, 1_800_000_005_000).place(joiner, is_open=case["is_open"])
+    given: Json = json.loads(json.dumps(to_json(answer)))
+
+    assert (given["refused"], given["registered"]) == (case["refused"], case["registered"])
+    expected = case["ledger"]
+    if expected is None:
+        assert given["ledger"] is None
+    else:
+        held = [MESSAGES[name]["message"] for name in expected.pop("held")]
+        assert given["ledger"]["held"] == held
+        assert {member: given["ledger"][member] for member in expected} == expected
+
+
 @pytest.mark.parametrize("case", VECTORS["without"])
 def test_the_state_without_a_message_in_force_is_the_one_that_is_said(case: Json) -> None:
     assert state_without(**{name: case[name] for name in case.keys() - {"state"}}) == case["state"]
@@ -244,10 +269,9 @@ def test_the_answers_have_the_members_of_the_text() -> None:
     token = message("token")
     ledger.soft = {}
     ledger.children = {"tenant-acme-eu-1": Child("tenant-acme-eu-1", "Shop", Life.RUNNING)}
-    view = View(ledger, token.claims.version, [token])
-    status = to_json(
-        view.node("Region", courier="q:stateful", reports={"apiToken": {token.fingerprint: 1}})
-    )
+    reports = {"apiToken": {token.fingerprint: 1}}
+    view = View(ledger, token.claims.version, [token], reports=reports)
+    status = to_json(view.node("Region", courier="q:stateful"))
     written = block("undelivered", "rejections")
 
     assert written.keys() == status.keys()
@@ -258,8 +282,10 @@ def test_the_answers_have_the_members_of_the_text() -> None:
 
 
 def test_the_headers_have_the_members_of_the_text() -> None:
-    start = Start(a_node().dump(), "run", "https://api.example.com", None, ("",), since=1)
-    written = block("ledger", "parent_api_url")
+    joined = Joined(1, registered=True)
+    url = "https://api.example.com"
+    start = Start(a_node().dump(), "run", url, None, ("",), since=1, joined=joined)
+    written = block("ledger", "since")
     actual = json.loads(json.dumps(start.to_json()))
 
     assert KEYS["issuer"]["kid"] in written["ledger"]["trusted"]
@@ -275,9 +301,11 @@ def test_the_activities_are_those_of_the_text() -> None:
         "statefulTell": names_of(TellResult),
         "statefulTrust": names_of(TrustResult),
         "statefulRecover": names_of(RecoverResult),
+        "statefulJoin": names_of(PlaceResult),
     }
     taken = {name: members(arguments) for name, arguments, _ in rows}
     assert taken["statefulTell"] == names_of(TellRequest)
+    assert taken["statefulJoin"] == names_of(PlaceRequest)
 
 
 def members(cell: str) -> set[str]:

@@ -115,6 +115,7 @@ class _Controlled(StatefulWorkflow):
         self.carry_on = False
         self.fail = False
         self.handled: list[str] = []
+        self.argument: Any = Plan()
 
     async def start(self, plan: Plan) -> None:
         if plan.api_url is not None:
@@ -148,7 +149,7 @@ class _Controlled(StatefulWorkflow):
         if self.fail:
             raise ApplicationError("told to fail", non_retryable=False)
         if self.carry_on:
-            workflow.continue_as_new(Plan())
+            workflow.continue_as_new(self.argument)
         return "stopped"
 
     @workflow.signal
@@ -174,6 +175,12 @@ class _Controlled(StatefulWorkflow):
     @workflow.signal
     async def add_child(self, suffix: str, plan: Plan) -> None:
         await self.start_child(suffix, plan)
+
+    @workflow.signal
+    async def start_guest_withheld(self, suffix: str) -> None:
+        own = workflow.info().workflow_id
+        with self.withholding():
+            await workflow.start_child_workflow("Guest", own, id=f"{own}-{suffix}")
 
     @workflow.signal
     async def try_to_start(self, suffix: str) -> None:
@@ -291,6 +298,26 @@ class Cleanup(_Controlled):
     @workflow.run
     async def run(self, plan: Plan) -> str:
         await self.start(plan)
+        return await self.until_told()
+
+
+@workflow.defn
+class Host(_Controlled, open_to=("Guest",)):
+    @workflow.run
+    async def run(self, plan: Plan) -> str:
+        await self.start(plan)
+        return await self.until_told()
+
+
+@workflow.defn
+class Guest(_Controlled):
+    """Joins the workflow it is told of, and notes what its first activity opens then."""
+
+    @workflow.run
+    async def run(self, host: str, timeout: float = 40) -> str:
+        self.argument = host
+        await self.join(host, timeout=timeout)
+        self.note(await workflow.execute_activity(reveal, "apiToken", start_to_close_timeout=SOON))
         return await self.until_told()
 
 
@@ -500,7 +527,9 @@ WORKFLOWS: list[type] = [
     Brancher,
     Cleanup,
     Flaky,
+    Guest,
     Hermit,
+    Host,
     Liar,
     Node,
     Plain,

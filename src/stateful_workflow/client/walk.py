@@ -63,6 +63,10 @@ _FOREIGN: Final = (
     "beside this tree: it was started before its parent took part, and is a root of its own, so "
     "set the token at it too"
 )
+_JOINS: Final = (
+    "beside this tree: it was started before its parent took part, and joins when it is told what "
+    "is set above it"
+)
 _FAILED: Final = (
     "failed in the task in which it was told the newest: does an interceptor refuse the signal?"
 )
@@ -169,7 +173,8 @@ class TreeWalk:
         answer: Answer | None = None,
     ) -> None:
         node, answer = await self._watch(workflow_id, expected, withheld, of_parent, answer)
-        if node is None:
+        has_left = of_parent is not None and of_parent.joined and node is not None and node.closed
+        if node is None or (has_left and not (answer and answer.node.children)):
             return
         is_as_started = answer is not None and not node.closed and node.authority != workflow_id
         if of_parent is not None and of_parent.life is Life.UNTOLD and is_as_started:
@@ -207,10 +212,18 @@ class TreeWalk:
                         return None, None
                     except OperationFailed as error:
                         node = self._unseen(workflow_id, str(error))
+                        if _may_have_ended(of_parent):
+                            return replace(node, current=True), None
             if answer is not None:
                 self._root = self._root or answer.node.root
                 if answer.node.root not in ("", self._root):
-                    return self._foreign(answer, workflow_id), None
+                    if of_parent is not None and of_parent.joined:
+                        return None, None
+                    node = self._foreign(answer, workflow_id)
+                    if answer.closed or not expected:
+                        return node, None
+                    node, answer = replace(node, problem=_JOINS), None
+            if answer is not None:
                 self._couriers[workflow_id] = answer.node.courier
                 node = self._node(answer, workflow_id, expected, withheld=withheld)
                 if answer.failed and self._is_behind(answer.node, expected):
@@ -254,7 +267,7 @@ class TreeWalk:
             if child.id not in self._parents:
                 self._parents[child.id] = parent
                 self._children.setdefault(parent, []).append(child.id)
-            if child.life in _NOT_YET_SEEN:
+            if child.life in _NOT_YET_SEEN and not child.joined:
                 # It will hold what its parent wrote into its start, which may be old by now.
                 problem = child.reason or _NOT_YET_SEEN[child.life]
                 self._note(replace(self._unseen(child.id, problem), type=child.type))
@@ -388,7 +401,7 @@ class TreeWalk:
         children = answer.node.children
         if not node.current or node.asleep_until is not None:
             return not node.current
-        if any(child.life in _NOT_YET_SEEN for child in children):
+        if any(child.life in _NOT_YET_SEEN and not child.joined for child in children):
             return True
         # Whom it could not tell is looked at, and handed the message, all the same.
         failed = {child.id for child in children if child.reason is not None}
@@ -422,6 +435,11 @@ class TreeWalk:
             return None
         left = timedelta(seconds=max(self._left(), _LAST_LOOK_SECONDS))
         return min(limits.LIMITS.client_question, left)
+
+
+def _may_have_ended(child: ChildStatus | None) -> bool:
+    """Whether it said that it joined, and the server was not asked for it yet."""
+    return child is not None and child.joined and child.life is Life.IN_DOUBT
 
 
 def _standing(status: NodeStatus, name: str) -> dict[str, int]:

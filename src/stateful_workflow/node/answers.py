@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, get_args
+from typing import Any, Final, Literal, get_args
 
 from ..errors import AnswerMalformed
 from ..sealed.message import MAX_MESSAGE_BYTES, Kind, valid_name
@@ -32,6 +32,10 @@ from .members import (
     text,
 )
 from .status import TokenStatus
+
+Refusal = Literal["not_open", "no_token", "not_ready"]
+"""Why a node gives no state to one that asks to join: its class does not admit that type, it
+holds nothing, or it cannot say yet."""
 
 _TEXTS: Final = list_of(ANY)
 _KIND: Final = one_of(get_args(Kind))
@@ -88,6 +92,8 @@ class HeldToken:
 class ChildStatus:
     """A child as its parent says: `ledger.Child`, and the names that it is kept from now.
 
+    One that `joined` is none of the server's, and may never have had a state from here.
+
     The reason is why the parent could not tell it, or not find out about it.
     """
 
@@ -98,6 +104,7 @@ class ChildStatus:
     withheld: tuple[str, ...] = member(optional(_names, ()))
     shared: tuple[str, ...] = member(optional(_names, ()))
     hard: tuple[str, ...] = member(optional(_names, ()))
+    joined: bool = member(optional(FLAG, False), False)
 
     def is_kept_from(self, name: str) -> bool:
         """Whether its parent does not give it this name."""
@@ -148,8 +155,8 @@ class NodeStatus:
     replaced: tuple[str, ...] = member(optional(list_of(ID), ()), ())
     signals: int = member(optional(integer(0), 0), 0)
     courier: str | None = member(optional(ID), None)
+    parent: str | None = member(optional(ID), None)
     id: str = ""
-    parent: str | None = None
     waiting_count: int = 0
     rejections: Mapping[str, Any] = field(default_factory=dict[str, Any])
     reports: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, "dict[str, int]"])
@@ -166,6 +173,32 @@ def node_status(answer: object) -> NodeStatus:
     if len({child.id for child in status.children}) != len(status.children):
         raise AnswerMalformed("it names a child twice")
     return status
+
+
+@dataclass(frozen=True)
+class Joiner:
+    """The argument of `apiTokenJoin`: who asks for a place, or is to be told from now on."""
+
+    id: str = member(ID)
+    type: str = member(ID)
+
+
+@dataclass(frozen=True)
+class JoinAnswer:
+    """An answer to the query `apiTokenJoin`: the state of such a child, or why there is none.
+
+    `registered` says whether the node tells it what is set from now on.
+    """
+
+    ledger: Mapping[str, Any] | None = member(optional(OBJECT))
+    parent_api_url: str | None = member(optional(text(0, 2_048)))
+    refused: Refusal | None = member(optional(one_of(get_args(Refusal))))
+    registered: bool = member(FLAG)
+
+
+def join_answer(answer: object) -> JoinAnswer:
+    """Read an answer to the query `apiTokenJoin`; raises as `token_status`."""
+    return read(JoinAnswer, answer)
 
 
 def token_answer(answer: object, name: str) -> TokenAnswer | None:

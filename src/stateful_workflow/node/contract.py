@@ -18,11 +18,14 @@ METADATA_QUERY: Final = "__temporal_workflow_metadata"
 
 URL: Final = "apiUrl"
 REPORT: Final = "apiTokenReport"
+JOIN: Final = "apiTokenJoin"
+"""Query for the state that a workflow without a place would start with, and signal to be told."""
 
 TELL: Final = "statefulTell"
 TRUST: Final = "statefulTrust"
 RECOVER: Final = "statefulRecover"
-ACTIVITIES: Final = frozenset({TELL, TRUST, RECOVER})
+PLACE: Final = "statefulJoin"
+ACTIVITIES: Final = frozenset({TELL, TRUST, RECOVER, PLACE})
 
 FORMAT: Final = 1
 """Of the courier's requests; a courier that does not know it leaves the task to a later one."""
@@ -47,6 +50,7 @@ class TellRequest:
         targets: for each child its id, its type, and the indexes of its messages.
         in_doubt: ids of workflows that may be running children of this one.
         closed: id and type of closed children, whose own running children are to be found.
+        joined: id and type of workflows that say that they joined this one's tree.
         since: when this workflow's first run began, in Unix milliseconds.
         patient: the server repeats it until something comes of it, and whom its list does not have
             by now is not there.
@@ -60,6 +64,7 @@ class TellRequest:
     since: int
     patient: bool
     more: bool
+    joined: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     format: int = FORMAT
 
 
@@ -88,7 +93,7 @@ class TellResult:
         left: ids that were not tried in time.
         failed: ids that could not be told, found or asked, with the reason.
         plain: ids whose workflow takes no part; they are not told again.
-        mine: ids in doubt that are running children of this workflow.
+        mine: ids in doubt that are running children of this workflow, and such as joined it.
         orphans: for each closed child, also one that was a target, whom it leaves.
         gone: ids in doubt that are nobody's, or another's.
         more: as the request had it.
@@ -102,6 +107,31 @@ class TellResult:
     orphans: dict[str, list[Orphan]] = field(default_factory=dict[str, "list[Orphan]"])
     gone: list[str] = field(default_factory=list[str])
     more: bool = False
+
+
+@dataclass(frozen=True)
+class PlaceRequest:
+    """Whom to ask for the state of a child, on behalf of a workflow that has no place.
+
+    Attributes:
+        at: id of the workflow that is asked.
+        as_child: it is asked because it is the server's parent of this one; nobody else answers.
+        register: it is to tell this workflow from now on.
+    """
+
+    at: str
+    as_child: bool = False
+    register: bool = False
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class PlaceResult:
+    """What it answered: a state to begin with, or why there is none and will be none."""
+
+    ledger: dict[str, Any] | None = None
+    parent_api_url: str | None = None
+    refused: str | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,16 @@ from typing import Final
 from ..sealed.message import DEFAULT_NAME, Message
 from ..sealed.origins import is_covered
 from ..text.times import utc
-from .answers import ChildStatus, HeldToken, Lacking, NodeStatus, TokenAnswer, Waiting
+from .answers import (
+    ChildStatus,
+    HeldToken,
+    JoinAnswer,
+    Lacking,
+    NodeStatus,
+    Refusal,
+    TokenAnswer,
+    Waiting,
+)
 from .headers import Use
 from .ledger import ALL, Child, Ledger, Life, is_among
 from .status import TokenStatus, TokenTree, TreeNode, state_without
@@ -154,6 +163,25 @@ class View:
         )
         return TokenTree(name, (TreeNode(own, workflow_type, None, *said), *below))
 
+    def place(self, joiner: Child, *, is_open: bool) -> JoinAnswer:
+        """The answer to the query `apiTokenJoin`.
+
+        Args:
+            joiner: as it would be started here; of one that was, what was withheld then counts.
+            is_open: the node's class admits its type.
+        """
+        known = self.ledger.children.get(joiner.id)
+        started = None if known is None or known.joined else known
+        refused: Refusal | None = None
+        if self.recovering or (started is not None and started.life is Life.UNTOLD):
+            refused = "not_ready"
+        elif started is None and (joiner.id in self.ledger.path or not is_open):
+            refused = "not_open"
+        elif not self.ledger.held:
+            refused = "no_token"
+        state = None if refused else self.ledger.state_for(started or joiner).dump()
+        return JoinAnswer(state, self.plain_url, refused, known is not None)
+
     def details(self, theirs: str) -> str:
         """Temporal's own workflow details: what the user's code has there, and a line of ours."""
         withheld = self.ledger.withheld()
@@ -235,6 +263,7 @@ class View:
             self.ledger.withheld_from(child),
             self.ledger.shared_with(child),
             tuple(sorted(child.withheld)),
+            child.joined,
         )
 
     def _lacking(self, child: Child, message: Message) -> Lacking:

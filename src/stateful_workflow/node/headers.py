@@ -26,6 +26,19 @@ class HeaderUnreadable(Exception):
 
 
 @dataclass(frozen=True)
+class Joined:
+    """What a workflow that joined by its own code carries to its next run.
+
+    Attributes:
+        at: when what it was given was true, in Unix milliseconds.
+        registered: it is told what is set from then on.
+    """
+
+    at: int
+    registered: bool = False
+
+
+@dataclass(frozen=True)
 class Start:
     """The `stateful-node` header: the state a run wakes with.
 
@@ -37,6 +50,7 @@ class Start:
         waiting: messages not judged yet.
         lost: the state of an earlier run was lost, and nothing was set since.
         since: when the first run began, in Unix milliseconds; None at a start.
+        joined: of a workflow that joined by its own code; else None.
     """
 
     ledger: Mapping[str, Any]
@@ -46,10 +60,12 @@ class Start:
     waiting: tuple[str, ...] = ()
     lost: bool = False
     since: int | None = None
+    joined: Joined | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""
-        return {**vars(self), "waiting": list(self.waiting)}
+        joined = None if self.joined is None else vars(self.joined)
+        return {**vars(self), "waiting": list(self.waiting), "joined": joined}
 
     def to_payload(self) -> Payload:
         """The header's payload."""
@@ -83,6 +99,7 @@ class Start:
                 waiting=tuple(data["waiting"]),
                 lost=bool(data["lost"]),
                 since=None if data.get("since") is None else int(data["since"]),
+                joined=_joined(data.get("joined")),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"the header {NODE_HEADER} is malformed: {error}") from None
@@ -125,6 +142,10 @@ class Use:
 def is_readable(payload: Payload) -> bool:
     """Whether a header came as it was written, and not as a payload codec made it."""
     return payload.metadata.get("encoding") == b"json/plain"
+
+
+def _joined(data: Mapping[str, Any] | None) -> Joined | None:
+    return None if data is None else Joined(int(data["at"]), bool(data["registered"]))
 
 
 def _from_headers(headers: Mapping[str, Payload], name: str) -> dict[str, Any] | None:

@@ -39,6 +39,9 @@ _TRUST_FOR_UPDATE_MS: Final = 1_000
 _TRUST_ATTEMPT: Final = timedelta(seconds=5)
 _TRUST_AT_ONCE_BYTES: Final = 1_000_000
 _TRUST_ANSWERS: Final = 10
+_ASTRAY: Final = 100
+"""Messages for another tree that wait while this node's place is asked for."""
+
 _ANSWER_UPDATE_WITHIN: Final = timedelta(seconds=10)
 _UPDATES_WAITING: Final = 3
 """Updates of unknown issuers that a node lets wait at a time: the server lets ten be open."""
@@ -52,13 +55,23 @@ def now_ms() -> int:
 class Inbox:
     """What a node has been sent and has not judged, and the judging of it.
 
-    `accepted` is called after messages were accepted that had waited here.
+    `accepted` is called after messages were accepted that had waited here. `astray` is given a
+    message for another tree, and says whether this node's place is asked for again: `enter` then
+    judges it once more.
     """
 
-    def __init__(self, ledger: Ledger, record: NodeRecord, accepted: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        record: NodeRecord,
+        accepted: Callable[[], None],
+        astray: Callable[[Message], bool],
+    ) -> None:
         self._ledger = ledger
         self._record = record
         self._accepted = accepted
+        self._is_astray = astray
+        self._astray: dict[str, Message] = {}
         self._begun = False
         self._judging: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[None] | None = None
@@ -78,13 +91,14 @@ class Inbox:
 
     @property
     def waiting(self) -> list[Message]:
-        """The messages that wait for their issuer to be known."""
-        return list({**self._of_updates, **self._waiting}.values())
+        """The messages that wait for their issuer to be known, or for a place in their tree."""
+        return list({**self._of_updates, **self._waiting, **self._astray}.values())
 
     @property
     def _unknown(self) -> list[Message]:
         """Those whose issuer is not known yet; an update that is about to be judged is none."""
-        return [message for message in self.waiting if not self._is_known(message.issuer)]
+        waiting = {**self._of_updates, **self._waiting}.values()
+        return [message for message in waiting if not self._is_known(message.issuer)]
 
     def texts(self) -> list[str]:
         """What is not judged yet, each once."""
@@ -119,6 +133,31 @@ class Inbox:
     def begin(self) -> None:
         """Judge from now on what is queued, and look up issuers."""
         self._begun = True
+        self._run()
+
+    def pause(self) -> None:
+        """Judge nothing of what is sent before `begin` is called again."""
+        self._begun = False
+
+    def enter(self, state: Ledger) -> None:
+        """Take what stands in the state of a place above, and judge anew what waited for it."""
+        for message in self._ledger.enter(state):
+            try:
+                verdict = self._ledger.accept(message, now_ms())
+            except MessageRefused as error:
+                self.reject(error, message)
+                continue
+            if verdict is Verdict.ACCEPTED:
+                self._record.accepted(message, "join")
+            elif verdict is Verdict.WAITING:
+                self._waiting.setdefault(message.hash, message)
+        self.judge_again()
+
+    def judge_again(self) -> None:
+        """Judge anew what waits: it may be known now who signed it, or whether it is for here."""
+        self._queue.extendleft(reversed([*self._waiting.values(), *self._astray.values()]))
+        self._waiting.clear()
+        self._astray.clear()
         self._run()
 
     def queue(self, texts: Iterable[str], *, first: bool = False) -> None:
@@ -216,6 +255,9 @@ class Inbox:
         except MessageRefused as error:
             self.reject(error)
             return False
+        if len(self._astray) < _ASTRAY and self._is_astray(message):
+            self._astray[message.hash] = message
+            return False
         verdict: Verdict | None = None
         with suppress(MessageRefused):
             verdict = self.judge(message)
@@ -251,7 +293,7 @@ class Inbox:
             self._asking = asyncio.create_task(self._look_up_issuers())
 
     async def _judge_queue(self) -> None:
-        while self._queue:
+        while self._queue and self._begun:
             accepted = False
             while self._queue and self._may_judge(self._queue[0]):
                 accepted = self._judge(self._queue.popleft()) or accepted

@@ -36,6 +36,7 @@ from ..errors import TokenMalformed
 from ..sealed.message import DEFAULT_NAME, parse, valid_name
 from .contract import (
     ACTIVITIES,
+    JOIN,
     MESSAGE,
     METADATA_QUERY,
     NODE_HEADER,
@@ -105,6 +106,8 @@ class NodeInbound(WorkflowInboundInterceptor):
         await node.ready()
         if input.signal == URL:
             return node.on_url(input.args)
+        if input.signal == JOIN:
+            return node.on_join(input.args)
         return await self._until_continued(
             node, lambda: super(NodeInbound, self).handle_signal(input)
         )
@@ -143,6 +146,8 @@ class NodeInbound(WorkflowInboundInterceptor):
             return to_json(node.view().token(_name(input.args)))
         if input.query == STATUS_QUERY:
             return to_json(node.describe())
+        if input.query == JOIN:
+            return to_json(node.answer_join(input.args))
         if input.query == STATE_QUERY:
             return node.carried().to_json()
         if input.query == URL:

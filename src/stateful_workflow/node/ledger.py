@@ -90,6 +90,7 @@ class Child:
         withheld: names it was started without (hard); may contain `ALL`.
         delivered: the newest message it was given for each place.
         start: which of this node's starts it is; the same id can be started again.
+        joined: this node did not start it: it asked for its state, and to be told from then on.
     """
 
     id: str
@@ -98,6 +99,7 @@ class Child:
     withheld: frozenset[str] = frozenset()
     delivered: Mapping[Place, Order] = field(default_factory=dict[Place, Order])
     start: int = 0
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -323,22 +325,30 @@ class Ledger:
         Floors go to every child, messages to those they are not withheld from, or to
         none where `with_messages` is false (they are pending then).
         """
-        held = {
+        before = self.children.get(child.id)
+        state = self.state_for(child, with_messages=with_messages)
+        self._register(child, state)
+        accepted = self._accepted if with_messages else -1
+        return state.dump(), Starting(child.id, self._starts, before, accepted)
+
+    def state_for(self, child: Child, *, with_messages: bool = True) -> Ledger:
+        """The state that a child starts with, or one that joins; changes nothing."""
+        boundary = {**self.boundary, **dict.fromkeys(child.withheld, len(self.path))}
+        state = Ledger((*self.path, child.id), self.tree, self.trusted, boundary)
+        state.revoked = self.revoked
+        state.floors = self.floors
+        state.held = {
             place: message
             for place, message in self.held.items()
             if with_messages and not self._is_kept_from(child, message)
         }
+        return state
+
+    def _register(self, child: Child, state: Ledger) -> None:
+        """Note a child that holds what stands in the state that it was given."""
         self._starts += 1
-        before = self.children.get(child.id)
-        delivered = {place: message.order for place, message in held.items()}
+        delivered = {place: message.order for place, message in state.held.items()}
         self.children[child.id] = replace(child, start=self._starts, delivered=delivered)
-        boundary = {**self.boundary, **dict.fromkeys(child.withheld, len(self.path))}
-        state = Ledger((*self.path, child.id), self.tree, self.trusted, boundary)
-        state.revoked = self.revoked
-        state.held = held
-        state.floors = self.floors
-        accepted = self._accepted if with_messages else -1
-        return state.dump(), Starting(child.id, self._starts, before, accepted)
 
     def child_started(self, start: Starting) -> bool:
         """Note that a start is confirmed, so that the child of its id before it has closed.
@@ -384,6 +394,57 @@ class Ledger:
         self._live(start.id, Life.IN_DOUBT)
         return True
 
+    # --- who joins -----------------------------------------------------------
+
+    def join(self, child: Child, most: int) -> None:
+        """Tell a workflow that has asked for its state from now on, once the server knows it.
+
+        Not one of an id that this node started itself or stands below, nor more than so many.
+        """
+        known = self.children.get(child.id)
+        is_full = known is None and sum(one.joined for one in self.children.values()) >= most
+        if child.id in self.path or is_full or (known is not None and not known.joined):
+            return
+        child = replace(child, life=Life.IN_DOUBT, joined=True)
+        self._register(child, self.state_for(child))
+
+    def doubt_joined(self) -> None:
+        """Have the server asked for all who joined: one that ends says nothing of it."""
+        for child in list(self.children.values()):
+            if child.joined:
+                self._live(child.id, Life.IN_DOUBT)
+
+    def enter(self, state: Ledger) -> list[Message]:
+        """Take a place in another tree, or learn what was set above since this one was taken.
+
+        What this node and those above were started without stays so, no floor falls, and what was
+        set in a tree that it leaves falls away. Its own children lack all that it holds then.
+
+        Args:
+            state: as `state_for` gives it, for this very workflow.
+
+        Returns:
+            What is to be accepted now, of the state's messages.
+        """
+        lowest = [(name, self.path[index]) for name, index in self.boundary.items() if index > 0]
+        if (state.path, state.tree) != (self.path, self.tree):
+            self.path, self.tree, self.boundary = state.path, state.tree, {}
+            self.held, self.last = {}, {}
+            for child in self.children.values():
+                self.children[child.id] = replace(child, delivered={})
+        own = len(self.path) - 1
+        kept = {name: self.path.index(at) if at in self.path else own for name, at in lowest}
+        for name, index in (*kept.items(), *state.boundary.items()):
+            self.boundary[name] = max(index, self.boundary.get(name, 0))
+        self.trust(state.trusted, state.revoked)
+        for place, orders in state.floors.items():
+            floors = self.floors.setdefault(place, {})
+            for issuer, order in orders.items():
+                floors[issuer] = max(order, floors.get(issuer, order))
+        return list(state.held.values())
+
+    # --- children in doubt, closed and taken over ----------------------------
+
     def take_back(self, child_id: str) -> None:
         """Take one in doubt for a child, which an earlier start of this node began.
 
@@ -391,6 +452,9 @@ class Ledger:
         withheld from now on: it still gets revocations.
         """
         child = self.children[child_id]
+        if child.joined:
+            self._live(child_id, Life.RUNNING)
+            return
         self.children[child_id] = replace(
             child, life=Life.RUNNING, withheld=frozenset(), delivered={}
         )
@@ -543,6 +607,7 @@ class Ledger:
                     "life": child.life.value,
                     "withheld": sorted(child.withheld),
                     "delivered": [[*place, *order] for place, order in child.delivered.items()],
+                    "joined": child.joined,
                 }
                 for child in (*self.children.values(), *self.closed.values())
             ],
@@ -641,4 +706,5 @@ def _child(data: Mapping[str, Any]) -> Child:
             (str(name), str(authority)): (int(version), str(digest))
             for name, authority, version, digest in data["delivered"]
         },
+        joined=bool(data.get("joined", False)),
     )

@@ -27,6 +27,10 @@ class Limits:
         update_alone_seconds: how long an update has to be answered before the same message is
             signalled as well.
         confirm_seconds: how long it may take then to stand at the workflow.
+        join_seconds: how long after its join a workflow asks to be told what is set from then on.
+            Those that end sooner cost whom they joined nothing.
+        joiners: how many of them one node tells.
+        joins_until_a_look: so many later those that have ended are looked for.
     """
 
     many_signals: int = 8_000
@@ -38,6 +42,9 @@ class Limits:
     client_question: timedelta = timedelta(seconds=10)
     update_alone_seconds: float = 3.0
     confirm_seconds: float = 15.0
+    join_seconds: float = 5.0
+    joiners: int = 1_000
+    joins_until_a_look: int = 200
 
 
 LIMITS = Limits()

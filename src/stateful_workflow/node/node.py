@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Final, Literal, cast
 
@@ -19,6 +19,7 @@ from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import FailureError, is_cancelled_exception
 
 from ..errors import (
+    AnswerMalformed,
     MessageRefused,
     NotConverged,
     TokenExpired,
@@ -33,11 +34,12 @@ from ..sealed.message import Message, named_issuer, parse
 from ..sealed.origins import allowed_origin, is_allowed, is_covered, origin_of
 from ..text.printable import printable
 from . import limits
-from .answers import NodeStatus
-from .contract import MAX_SIGNALS, NODE_HEADER, RECOVER, RecoverResult
+from .answers import JoinAnswer, Joiner, NodeStatus
+from .contract import MAX_SIGNALS, NODE_HEADER, RECOVER, PlaceResult, RecoverResult
 from .describe import View
 from .headers import Start
 from .inbox import Inbox, now_ms
+from .joining import Joining
 from .ledger import (
     ALL,
     Child,
@@ -48,6 +50,7 @@ from .ledger import (
     StateUnreadable,
     Verdict,
 )
+from .members import read
 from .record import NodeRecord
 from .status import TokenStatus, cure
 from .telling import Telling, courier_queue
@@ -73,6 +76,7 @@ class Settings:
     share: tuple[str, ...] | None = None
     withhold: tuple[str, ...] = ()
     api_url: str | None = None
+    open_to: tuple[str, ...] = ()
 
     def withholds(self, child_type: str) -> bool:
         """Whether a child of this type is started without the tokens."""
@@ -107,20 +111,33 @@ class Node:
         self._written_by = start.run
         self._lost = start.lost
         # Retries and cron runs wake with the first header (docs/decisions/23-retried-runs.md).
-        self.recovering = info.continued_run_id not in (None, start.run)
+        self._recovers = info.continued_run_id not in (None, start.run)
         self._first_held: dict[Place, Message] = {}
-        if self.recovering:
+        if self._recovers:
             self._first_held, self.ledger.held = self.ledger.held, {}
         self._record = NodeRecord()
         self.telling = Telling(self.ledger, self._since, takes_part=header is not None)
-        self._inbox = Inbox(self.ledger, self._record, self.telling.accepted)
+        self._inbox = Inbox(
+            self.ledger,
+            self._record,
+            self.telling.accepted,
+            lambda message: self.joining.is_astray(message),
+        )
         self._inbox.queue(start.waiting)
+        self.joining = Joining(
+            self.ledger, self._inbox, self._entered, start.joined, has_place=header is not None
+        )
         self._reports: dict[str, dict[str, int]] = {}
-        self._signals = 0
+        self.signals = 0
         self._updates = 0
         self._header_bytes = 0
         self._header_at = 0
         self._record_start()
+
+    @property
+    def recovering(self) -> bool:
+        """Whether it is not known yet what this run holds, from one before or by joining."""
+        return self._recovers or self.joining.is_under_way
 
     def _record_start(self) -> None:
         reason = "start" if workflow.info().continued_run_id is None else "continued"
@@ -269,7 +286,7 @@ class Node:
         """The answer of the `apiTokenStatus` query; sealed, only what was set at this node."""
         return self.view().node(
             workflow.info().workflow_type,
-            signals=self._signals,
+            signals=self.signals,
             courier=courier_queue(),
         )
 
@@ -329,19 +346,55 @@ class Node:
         self, child_id: str, child_type: str, withheld: frozenset[str]
     ) -> tuple[Payload, Starting]:
         """Register a child about to start and return its header."""
-        if self._settings.withholds(child_type):
-            withheld |= {ALL}
+        child = self._child(child_id, child_type, withheld)
         now = workflow.time_ns()
         if now != self._header_at:
             self._header_at, self._header_bytes = now, 0
         self._header_bytes += sum(len(message.text) for message in self.ledger.held.values())
         # The server ends a parent whose one task carries too much (docs/decisions/22-headers.md).
         fits = self._header_bytes <= _HEADER_BYTES_A_TASK
-        child = Child(child_id, child_type, withheld=withheld)
         state, starting = self.ledger.start_child(child, with_messages=fits)
-        for name in sorted(withheld):
+        for name in sorted(child.withheld):
             self._record.kept_from("withhold", child_id, child_type, name, "start")
         return Start(state, parent_api_url=self.view().plain_url).to_payload(), starting
+
+    def _child(self, id: str, type: str, withheld: frozenset[str] = frozenset()) -> Child:
+        if self._settings.withholds(type):
+            withheld |= {ALL}
+        return Child(id, type, withheld=withheld)
+
+    # --- who joins -----------------------------------------------------------
+
+    def open_to(self, types: Sequence[str]) -> None:
+        """Admit workflows of these types, whatever the class says."""
+        self._settings = replace(self._settings, open_to=tuple(types))
+
+    def answer_join(self, args: Sequence[Any]) -> JoinAnswer:
+        """The state of a child that asks for it: one that this node started, or that may join.
+
+        Raises:
+            TokenMalformed: the question is not in the wire format.
+        """
+        joiner = _joiner(args)
+        child = self._child(joiner.id, joiner.type)
+        return self.view().place(child, is_open=joiner.type in self._settings.open_to)
+
+    def on_join(self, args: Sequence[Any]) -> None:
+        """Tell who joined from now on, if it may; nothing is raised."""
+        with suppress(TokenMalformed):
+            joiner = _joiner(args)
+            if joiner.type in self._settings.open_to:
+                child = self._child(joiner.id, joiner.type)
+                self.ledger.join(child, limits.LIMITS.joiners)
+            self.telling.joined()
+
+    def _entered(self, answer: PlaceResult) -> None:
+        """This node has its place, or knows what was set above it since."""
+        self._lost = False
+        self._begun_url = answer.parent_api_url
+        self.telling.accepted()
+
+    # --- what is withheld ----------------------------------------------------
 
     def withhold(self, child_id: str, name: str | None) -> None:
         """Pass a name (None: all) to this child no more."""
@@ -360,10 +413,10 @@ class Node:
 
     def count_signal(self) -> None:
         """Count a signal that this run takes, a user's too, and warn when it takes few more."""
-        self._signals += 1
-        if self._signals == limits.LIMITS.many_signals:
+        self.signals += 1
+        if self.signals == limits.LIMITS.many_signals:
             warn(
-                f"Workflow {self.ledger.path[-1]} has taken {self._signals:,} of the "
+                f"Workflow {self.ledger.path[-1]} has taken {self.signals:,} of the "
                 f"{MAX_SIGNALS:,} signals that a run may have. Let it continue as new"
             )
 
@@ -371,11 +424,12 @@ class Node:
         """Judge and tell, now that the run begins or its state is recovered."""
         self._inbox.begin()
         self.telling.begin()
+        self.joining.begin()
 
     # --- the run's ends ------------------------------------------------------
 
     async def ready(self) -> None:
-        """Wait until the state of a run before this one is recovered: nothing is used before."""
+        """Wait until it is known what this run holds: nothing is used before."""
         if self.recovering:
             await workflow.wait_condition(lambda: not self.recovering)
 
@@ -403,13 +457,20 @@ class Node:
             )
         self._first_held = {}
         self.telling.resume(self._since)
-        self.recovering = False
+        self._recovers = False
         self._record_start()
 
     def _resume(self, start: Start) -> None:
-        if tuple(start.ledger.get("path", ())) != self.ledger.path:
+        path = tuple(start.ledger.get("path", ()))
+        # Its first header knows nothing of a place that it was given later.
+        may_move = start.joined is not None or path[-2:-1] == _parent()
+        is_own = path[-1:] == self.ledger.path[-1:]
+        if path != self.ledger.path and not (may_move and is_own):
             raise StateUnreadable("the run before stood at another place in the tree")
         self.ledger.restore(start.ledger)
+        if start.joined is not None:
+            self.joining.resume(start.joined)
+            self._begun_url = start.parent_api_url
         self.ledger.confirm_children()
         self._lost = start.lost
         if start.api_url is not None:
@@ -436,8 +497,9 @@ class Node:
             self.own_url,
             self._begun_url,
             self._inbox.within(_CARRIED_WAITING_BYTES),
-            self.recovering or self.view().needs_set,
+            self._recovers or self.view().needs_set,
             self._since,
+            self.joining.joined,
         )
 
     async def drain(self) -> None:
@@ -490,11 +552,27 @@ def _read_start(headers: Mapping[str, Payload]) -> Start | None:
     info = workflow.info()
     path: object = start.ledger.get("path")
     *above, own = cast("list[object]", path) if isinstance(path, list) and path else [None]
-    parent = [] if info.parent is None else [info.parent.workflow_id]
-    if own != info.workflow_id or above[-1:] not in ([], parent):
+    is_next_run = start.run is not None and start.run == info.continued_run_id
+    if start.joined is not None and not is_next_run:
+        return None  # in a retry the run before says where it has joined
+    is_placed = start.joined is not None or tuple(above[-1:]) in ((), _parent())
+    if own != info.workflow_id or not is_placed:
         warn(f"The header {NODE_HEADER} was not written for this workflow; it is taken for a root")
         return None
     return start
+
+
+def _parent() -> tuple[str, ...]:
+    """The id of the workflow that the server names as the parent, if it names one."""
+    parent = workflow.info().parent
+    return () if parent is None else (parent.workflow_id,)
+
+
+def _joiner(args: Sequence[Any]) -> Joiner:
+    try:
+        return read(Joiner, argument(args))
+    except AnswerMalformed as error:
+        raise TokenMalformed(f"that is no question for a place: {error}") from None
 
 
 async def _ask_closed_run(written_by: str | None) -> RecoverResult:

@@ -70,7 +70,12 @@ class Telling:
         """Take over what an earlier run left undone, which is in the ledger now."""
         self._since = since
         self._is_parent = bool(self._ledger.children or self._ledger.closed)
-        if self._ledger.closed or self._in_doubt() or next(self._ledger.to_tell(), None):
+        self._joins = len(self._in_doubt(joined=True))
+        if (
+            self._ledger.closed
+            or self._in_doubt(joined=False)
+            or next(self._ledger.to_tell(), None)
+        ):
             self._events.due = 1
 
     def begin(self) -> None:
@@ -123,6 +128,17 @@ class Telling:
         if not self._ledger.close_child(start):
             return
         if not settled or len(self._ledger.closed) % _LOOKED_FOR_AT_ONCE == 0:
+            self.changed()
+
+    def joined(self) -> None:
+        """Somebody has joined: it is looked for with the next change, or with many others.
+
+        Whether it was let in follows from the class, and is not to decide which commands are sent.
+        """
+        self._is_parent = True
+        self._joins += 1
+        if self._joins % limits.LIMITS.joins_until_a_look == 0:
+            self._ledger.doubt_joined()
             self.changed()
 
     @property
@@ -191,7 +207,8 @@ class Telling:
             told[child.id] = lacking[child.id]
             indexes = [messages.setdefault(m.text, len(messages)) for m in told[child.id]]
             targets.append((child.id, child.type, indexes))
-        in_doubt = [child.id for child in room.that_fit(self._in_doubt())]
+        in_doubt = [child.id for child in room.that_fit(self._in_doubt(joined=False))]
+        joined = [(child.id, child.type) for child in room.that_fit(self._in_doubt(joined=True))]
         closed = {child.id: child for child in room.that_fit(self._ledger.closed.values())}
         request = TellRequest(
             list(messages),
@@ -201,6 +218,7 @@ class Telling:
             self._since,
             patient,
             room.left_out,
+            joined,
         )
         children = dict(self._ledger.children)
         attempt = _Attempt(request, told, children, closed, self._start(request))
@@ -228,8 +246,9 @@ class Telling:
             retry_policy=RetryPolicy(maximum_interval=_LONGEST_BACKOFF),
         )
 
-    def _in_doubt(self) -> list[Child]:
-        return [c for c in self._ledger.children.values() if c.life is Life.IN_DOUBT]
+    def _in_doubt(self, *, joined: bool) -> list[Child]:
+        children = self._ledger.children.values()
+        return [c for c in children if c.life is Life.IN_DOUBT and c.joined is joined]
 
     # --- what came of it -----------------------------------------------------
 
@@ -258,7 +277,7 @@ class Telling:
                 is_same = bool(self._same(attempt, [child_id]))
             if is_same:
                 ledger.adopt(child_id, orphans)
-        tried = {*attempt.closed, *request.in_doubt, *told}
+        tried = {*attempt.closed, *request.in_doubt, *dict(request.joined), *told}
         untried = {id: why for id, why in self.reasons.items() if id not in tried}
         self.reasons = {**untried, **result.failed}
         self._unfinished = self._unfinished or _is_unfinished(result)

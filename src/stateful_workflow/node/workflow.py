@@ -16,7 +16,7 @@ from typing_extensions import Self
 from ..errors import PluginMissing
 from ..sealed.message import DEFAULT_NAME, SealedToken, parse
 from ..sealed.origins import checked_address
-from .contract import MESSAGE, REPORT, STATE_QUERY, STATUS_QUERY, URL
+from .contract import JOIN, MESSAGE, REPORT, STATE_QUERY, STATUS_QUERY, URL
 from .ledger import ALL
 from .node import Node, Settings
 from .record import RECORDER
@@ -42,6 +42,7 @@ class StatefulWorkflow:
 
     - ``withhold``: workflow types the tokens are never passed to;
     - ``share``: the only workflow types they are passed to (``()`` for none);
+    - ``open_to``: workflow types that may `join` below; without it nobody may;
     - ``api_url``: the workflow's own API address.
     """
 
@@ -55,10 +56,11 @@ class StatefulWorkflow:
         share: Sequence[str] | None = None,
         withhold: Sequence[str] | None = None,
         api_url: str | None = None,
+        open_to: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init_subclass__(**kwargs)
-        for keyword, value in (("share", share), ("withhold", withhold)):
+        for keyword, value in (("share", share), ("withhold", withhold), ("open_to", open_to)):
             if isinstance(value, str):
                 raise TypeError(f"{cls.__name__}: {keyword}= takes a tuple of workflow types")
         if share is not None and withhold is not None:
@@ -71,6 +73,8 @@ class StatefulWorkflow:
         if api_url is not None:
             checked_address(api_url)
             settings = replace(settings, api_url=api_url)
+        if open_to is not None:
+            settings = replace(settings, open_to=tuple(open_to))
         cls._stateful_settings = settings
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -163,6 +167,27 @@ class StatefulWorkflow:
             await self.stateful_node.all_told(message, _seconds(timeout))
         return status
 
+    async def join(self, workflow_id: str, *, timeout: timedelta | float = 60.0) -> None:
+        """Take a place below another workflow, in a tree that this one was not started in.
+
+        For workflows that a schedule, a person, an activity or a Nexus operation starts. Once it
+        returns, the workflow holds what a child of that workflow would start with, and what is set
+        from then on reaches it. In a later run of the same workflow it returns at once, or after
+        asking for what was set meanwhile.
+
+        Args:
+            workflow_id: an open workflow whose class admits this type (``open_to=``).
+            timeout: seconds or a timedelta, for which it is waited until that workflow is there
+                and holds a token.
+
+        Raises:
+            JoinFailed: it is not there, closed, holds no token or admits other types only; or this
+                workflow has a place already, as it has where it was started with a token or by a
+                `StatefulWorkflow`.
+        """
+        within = timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout)
+        await self.stateful_node.joining.join(workflow_id, within)
+
     def withhold(self, child_id: str, *, name: str | None = None) -> None:
         """Pass a token (None: every one) to this child no more, from now on.
 
@@ -219,6 +244,14 @@ class StatefulWorkflow:
 
     @workflow.query(name=STATE_QUERY)
     def _query_state(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    @workflow.query(name=JOIN)
+    def _query_api_token_join(self, joiner: RawValue) -> dict[str, Any]:
+        raise NotImplementedError
+
+    @workflow.signal(name=JOIN)
+    def _on_api_token_join(self, joiner: RawValue) -> None:
         raise NotImplementedError
 
     @workflow.signal(name=REPORT)

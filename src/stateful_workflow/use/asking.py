@@ -19,7 +19,8 @@ from temporalio.converter import (
 )
 
 from ..errors import AnswerMalformed
-from ..node.contract import MESSAGE, METADATA_QUERY, STATUS_QUERY
+from ..node.answers import JoinAnswer, join_answer
+from ..node.contract import JOIN, MESSAGE, METADATA_QUERY, STATUS_QUERY
 from ..node.members import ANY, OBJECT, list_of, optional
 
 T = TypeVar("T")
@@ -28,6 +29,7 @@ MAX_BYTES: Final[Mapping[str, int]] = {
     STATUS_QUERY: 2 * 1024 * 1024,
     METADATA_QUERY: 2 * 1024 * 1024,
     MESSAGE: 64 * 1024,
+    JOIN: 1024 * 1024,
 }
 """Of an answer, by the name of what was asked. The server takes no larger status."""
 
@@ -79,6 +81,24 @@ async def decoded_payload(
     except Exception:  # noqa: BLE001 - a codec may raise anything
         return None
     return value.payload if isinstance(value, RawValue) else None
+
+
+async def ask_for_place(
+    client: Client, at: str, workflow_id: str, workflow_type: str, timeout: timedelta
+) -> JoinAnswer:
+    """Ask a node for the state that a child of this id and type would start with.
+
+    Raises:
+        WorkflowQueryFailedError, RPCError: it cannot be asked.
+        AnswerMalformed: it answers something else.
+    """
+    joiner = {"id": workflow_id, "type": workflow_type}
+    handle = client.get_workflow_handle(at)
+    raw: object = await handle.query(JOIN, joiner, result_type=RawValue, rpc_timeout=timeout)
+    answer = read_answer(client, at, JOIN, raw, join_answer)
+    if answer.refused is None and (answer.ledger or {}).get("path", [])[-2:] != [at, workflow_id]:
+        raise AnswerMalformed(f"workflow {at} answered {JOIN} with a state for another place")
+    return answer
 
 
 # --- whether it takes part --------------------------------------------------------------------

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -22,10 +22,13 @@ from ..errors import KeyringError
 from ..node.contract import (
     FORMAT,
     MESSAGE,
+    PLACE,
     RECOVER,
     STATE_QUERY,
     TELL,
     TRUST,
+    PlaceRequest,
+    PlaceResult,
     RecoverResult,
     TellRequest,
     TellResult,
@@ -39,6 +42,7 @@ from ..use.asking import is_plain
 from ..use.server import Execution, history, never_ran
 from .descent import RPC_TIMEOUT, Descent, NoAnswer
 from .pace import SignalPace
+from .places import place_of
 
 MAX_CONCURRENT_SIGNALS: Final = 100
 """Signals in flight from one courier, whatever the number of nodes it runs for."""
@@ -91,7 +95,7 @@ class CourierActivities:
 
     def all(self) -> list[Callable[..., Any]]:
         """What to register with the courier's worker."""
-        return [self.tell, self.trust, self.recover]
+        return [self.tell, self.trust, self.recover, self.place]
 
     @activity.defn(name=TELL)
     async def tell(self, request: TellRequest) -> TellResult:
@@ -101,11 +105,7 @@ class CourierActivities:
             ApplicationError: nothing came of a patient request, or its format is a later one; the
                 server is to repeat it.
         """
-        if request.format > FORMAT:
-            raise ApplicationError(
-                f"format {request.format} is known to later versions of stateful-workflow only; "
-                "upgrade this worker"
-            )
+        _require_known(request.format)
         beat = asyncio.create_task(_beat())
         try:
             result = TellResult(more=request.more)
@@ -206,7 +206,11 @@ class CourierActivities:
             datetime.fromtimestamp(request.since / 1000, timezone.utc),
             time.monotonic() + _LOOKED_FOR_WITHIN,
         )
-        in_doubt = [self._resolve(descent, id, closed, result) for id in request.in_doubt]
+        in_doubt = [self._resolve(id, descent.child(id), closed, result) for id in request.in_doubt]
+        in_doubt += [
+            self._resolve(id, descent.joined(id, type), closed, result)
+            for id, type in request.joined
+        ]
         await asyncio.gather(*in_doubt)
         closed = list(dict.fromkeys(closed))
         if not request.patient:
@@ -225,10 +229,14 @@ class CourierActivities:
         )
 
     async def _resolve(
-        self, descent: Descent, child_id: str, closed: list[str], result: TellResult
+        self,
+        child_id: str,
+        asked: Awaitable[Execution | None],
+        closed: list[str],
+        result: TellResult,
     ) -> None:
         async with self._asking(child_id, result):
-            child = await descent.child(child_id)
+            child = await asked
             if child is not None and child.is_open:
                 result.mine.append(child_id)
             else:
@@ -301,6 +309,17 @@ class CourierActivities:
             run_id = before
         return RecoverResult(asked=False)
 
+    # --- place ---------------------------------------------------------------
+
+    @activity.defn(name=PLACE)
+    async def place(self, request: PlaceRequest) -> PlaceResult:
+        """Ask a workflow for the state that a child of its would start with; see `place_of`."""
+        _require_known(request.format)
+        info = activity.info()
+        return await place_of(
+            self._client(), request, info.workflow_id or "", info.workflow_type or ""
+        )
+
 
 async def _last_state(client: Client, workflow_id: str, run_id: str) -> RecoverResult | None:
     """What a closed run answers; None where it closed before its first task."""
@@ -328,6 +347,14 @@ async def _run_before(client: Client, workflow_id: str, run_id: str) -> str | No
         started = event.workflow_execution_started_event_attributes
         return started.continued_execution_run_id or None
     return None
+
+
+def _require_known(format: int) -> None:
+    if format > FORMAT:
+        raise ApplicationError(
+            f"format {format} is known to later versions of stateful-workflow only; upgrade this "
+            "worker"
+        )
 
 
 def _came_of_it(request: TellRequest, result: TellResult) -> bool:

@@ -84,6 +84,15 @@ class Descent:
             return None  # a later workflow of the parent's id has nothing to do with it
         return described
 
+    async def joined(self, workflow_id: str, workflow_type: str) -> Execution | None:
+        """A workflow that says that it joined; None where none of its id is of that type.
+
+        Raises:
+            NoAnswer: the server does not say.
+        """
+        described = await self._describe(workflow_id)
+        return described if described is not None and described.type == workflow_type else None
+
     async def listed(self, parent_ids: Sequence[str]) -> Mapping[str, list[Execution]]:
         """What the server lists as children of each of these.
 

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from temporalio import workflow
 from temporalio.client import Client
@@ -23,6 +23,7 @@ from temporalio.worker import (
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from ..errors import KeyringError, PluginMissing, StatefulError
+from ..node.home import TokenHome
 from ..node.interceptors import NodeInbound
 from ..node.record import RECORDER
 from ..node.workflow import StatefulWorkflow
@@ -91,6 +92,7 @@ class StatefulPlugin(SimplePlugin):
             "stateful-workflow",
             workflow_runner=_pass_through,
             interceptors=[LateGate(), self._interceptor],
+            workflows=_with_home,
             workflow_failure_exception_types=[StatefulError],
         )
 
@@ -217,10 +219,20 @@ def _pass_through(runner: WorkflowRunner | None) -> WorkflowRunner:
     )
 
 
+def _with_home(workflows: Sequence[type[Any]] | None) -> Sequence[type[Any]]:
+    """A worker's workflows, where it has any with the library's own, unless one has its name."""
+    if not workflows or _HOME in _takes_part(workflows):
+        return workflows or []
+    return [*workflows, TokenHome]
+
+
 def _ours(config: WorkerConfig) -> _WorkerInterceptor | None:
     """Our interceptor among those of a worker."""
     all_ = config.get("interceptors", ())
     return next((one for one in all_ if isinstance(one, _WorkerInterceptor)), None)
+
+
+_HOME: Final = "TokenHome"
 
 
 def _takes_part(workflows: Iterable[type[Any]]) -> dict[str, bool]:
