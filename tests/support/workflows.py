@@ -208,10 +208,12 @@ class _Controlled(StatefulWorkflow):
         )
 
     @workflow.signal
-    async def add_elsewhere(self, suffix: str, queue: str = "nobody") -> None:
+    async def add_elsewhere(
+        self, suffix: str, queue: str = "nobody", child_type: str = "Node"
+    ) -> None:
         """Start a child on another task queue, which no worker polls where none is named."""
         await workflow.start_child_workflow(
-            "Node", Plan(), id=f"{workflow.info().workflow_id}-{suffix}", task_queue=queue
+            child_type, Plan(), id=f"{workflow.info().workflow_id}-{suffix}", task_queue=queue
         )
 
     @workflow.signal

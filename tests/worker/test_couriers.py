@@ -235,9 +235,9 @@ async def test_a_type_that_takes_part_in_one_of_two_versions_is_not_plain(
     one, another = (SimpleNamespace(client=client, task_queue=queue) for _ in range(2))
     async with beside(one, A=False, B=False):
         (shared,) = (c for c in courier._couriers if len(c.workers) == 1)
-        assert [shared._is_plain(name) for name in "ABC"] == [True, True, False]
+        assert [shared._takes_part(name) for name in "ABC"] == [False, False, None]
         async with beside(another, B=True, C=False):
-            assert [shared._is_plain(name) for name in "ABC"] == [True, False, True]
+            assert [shared._takes_part(name) for name in "ABC"] == [False, True, False]
 
 
 class WithoutCourier(StatefulPlugin):

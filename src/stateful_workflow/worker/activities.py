@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any, Final, cast
 
 from temporalio import activity
@@ -52,6 +52,12 @@ _LOOKED_FOR_WITHIN: Final = 30.0
 _INDEX_LAG_SECONDS: Final = 2.0
 """After this the server's list holds what there is: a cluster's index lags by about a second."""
 
+_ASKED_WITHIN: Final = timedelta(seconds=2)
+"""Whether it takes part; a child without a worker does not answer, and is told all the same."""
+
+_NOT_ASKED_SECONDS: Final = 300.0
+_TYPES_REMEMBERED: Final = 1_000
+
 _BEAT_SECONDS: Final = 3.0
 _RUNS_THAT_NEVER_RAN: Final = 20
 """In a row, that are gone back over for one that did."""
@@ -82,15 +88,20 @@ class CourierActivities:
     Args:
         plugin: see `OfPlugin`.
         client: gives the client that children are told through.
-        is_plain: says whether the workers run a workflow type that takes no part in a tree.
+        takes_part: says of a workflow type whether it takes part in a tree; None where the workers
+            do not run it.
     """
 
     def __init__(
-        self, plugin: OfPlugin, client: Callable[[], Client], is_plain: Callable[[str], bool]
+        self,
+        plugin: OfPlugin,
+        client: Callable[[], Client],
+        takes_part: Callable[[str], bool | None],
     ) -> None:
         self._plugin = plugin
         self._client = client
-        self._is_plain = is_plain
+        self._takes_part = takes_part
+        self._not_asked: dict[str, float] = {}
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_SIGNALS)
 
     def all(self) -> list[Callable[..., Any]]:
@@ -138,13 +149,14 @@ class CourierActivities:
         result: TellResult,
     ) -> str | None:
         """Signal one child what it lacks; its id where the server knows no such open workflow."""
-        if self._is_plain(child_type):
-            result.plain.append(child_id)
-            return None
         handle = self._client().get_workflow_handle(child_id)
         sent = 0
         try:
             async with self._slots:
+                if await self._is_plain(child_id, child_type):
+                    result.plain.append(child_id)
+                    sent = len(messages)
+                    return None
                 for message in messages:
                     at = self._plugin.pace.take(time.monotonic(), deadline)
                     if at is None:
@@ -166,6 +178,24 @@ class CourierActivities:
             if sent < len(messages):
                 result.sent[child_id] = sent
         return None
+
+    async def _is_plain(self, child_id: str, child_type: str) -> bool:
+        """Whether a child takes no part: another team's need not see the tree's messages even once.
+
+        One of a type that these workers do not run is asked before its first. Where one takes part,
+        or nobody answers, others of its type are not asked for a while, and are told.
+        """
+        takes_part = self._takes_part(child_type)
+        if takes_part is not None:
+            return not takes_part
+        if time.monotonic() < self._not_asked.get(child_type, 0.0):
+            return False
+        if await is_plain(self._client(), child_id, timeout=_ASKED_WITHIN):
+            return True
+        if len(self._not_asked) >= _TYPES_REMEMBERED:
+            self._not_asked.clear()
+        self._not_asked[child_type] = time.monotonic() + _NOT_ASKED_SECONDS
+        return False
 
     def _record(
         self, child_id: str, child_type: str, message: Message, why: str | None = None
@@ -194,7 +224,7 @@ class CourierActivities:
         """Find which of those in doubt are children, and whom the closed ones leave."""
         closed = [*not_open]
         for child_id, child_type in request.closed:
-            if self._is_plain(child_type):
+            if self._takes_part(child_type) is False:
                 result.orphans[child_id] = []
             else:
                 closed.append(child_id)

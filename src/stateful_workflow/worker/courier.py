@@ -69,7 +69,7 @@ class _Courier:
     def __init__(self, first: Worker, plugin: OfPlugin) -> None:
         self.workers: list[_Beside] = []
         self._queue = courier_queue_of(first.task_queue)
-        activities = CourierActivities(plugin, lambda: self._worker.client, self._is_plain)
+        activities = CourierActivities(plugin, lambda: self._worker.client, self._takes_part)
         self._worker = Worker(
             _bare(first.client),
             task_queue=self._queue,
@@ -92,10 +92,10 @@ class _Courier:
             and theirs.service_client is ours.service_client
         )
 
-    def _is_plain(self, workflow_type: str) -> bool:
+    def _takes_part(self, workflow_type: str) -> bool | None:
         """Of two versions of a program, one may have made a workflow type take part."""
-        said = {beside.takes_part.get(workflow_type) for beside in self.workers}
-        return said - {None} == {False}
+        said = {beside.takes_part.get(workflow_type) for beside in self.workers} - {None}
+        return any(said) if said else None
 
     async def _follow_clients(self) -> None:
         """Temporal has no hook for it: a worker's client is replaced to renew its certificate."""
