@@ -8,6 +8,7 @@ from .client.client import TokenClient
 from .client.starting import NewToken
 from .errors import (
     AddressRefused,
+    AlreadyRunning,
     AnswerMalformed,
     AuditBroken,
     AuditError,
@@ -44,6 +45,7 @@ from .errors import (
     TokenWithheld,
     TooManyWaiting,
     UseRefused,
+    WorkflowAsleep,
     WorkflowNotFound,
     WrongAuthority,
     WrongNamespace,
@@ -71,6 +73,7 @@ from .worker.plugin import StatefulPlugin
 
 __all__ = [
     "AddressRefused",
+    "AlreadyRunning",
     "AnswerMalformed",
     "ApiToken",
     "AsyncOriginTransport",
@@ -125,6 +128,7 @@ __all__ = [
     "TooManyWaiting",
     "TreeNode",
     "UseRefused",
+    "WorkflowAsleep",
     "WorkflowNotFound",
     "WrongAuthority",
     "WrongNamespace",

@@ -79,7 +79,7 @@ async def test_what_is_set_at_a_sleeper_keeps_the_terms_of_what_it_was_sent_and_
     await tree.start(run=Flaky.run, retry_policy=LATER)
     await fall_asleep(tree)
     elsewhere = "https://elsewhere.example.com"
-    await tree.tokens.set(tree.root, "second", origins=[elsewhere])
+    await tree.tokens.set(tree.root, "second", origins=[elsewhere], api_url=elsewhere)
     assert (await tree.tokens.revoke(tree.root)).state == "told"
 
     status = await tree.tokens.set(tree.root, "third")

@@ -24,6 +24,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
 from stateful_workflow import (
+    AlreadyRunning,
     Keyring,
     KeyringError,
     NoIssuerKey,
@@ -435,6 +436,20 @@ async def test_a_running_workflow_is_not_given_a_token_by_a_start(
         tokens, queue, api_token=None, id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING
     )
 
+    assert (await tokens.get(queue)).reveal() == "first"
+
+
+@pytest.mark.usefixtures("worker")
+async def test_a_start_with_a_signal_says_where_the_workflow_ran_already_so_that_it_set_nothing(
+    tokens: TokenClient, queue: str
+) -> None:
+    noted: dict[str, Any] = {"start_signal": "note", "start_signal_args": ["called"]}
+    root = await start(tokens, queue, api_token="first", **noted)
+    with pytest.raises(AlreadyRunning, match="set\\(\\) or rotate\\(\\)"):
+        await start(tokens, queue, api_token="second", **noted)
+    await start(tokens, queue, api_token=None, **noted)
+
+    assert len(await events_of(root, "WORKFLOW_EXECUTION_SIGNALED")) == 3
     assert (await tokens.get(queue)).reveal() == "first"
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
 
-from temporalio.api.common.v1 import Payload
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client
 from temporalio.common import RawValue
@@ -185,7 +184,7 @@ async def what_is_left(client: Client, workflow_id: str, timeout: timedelta | No
         run = await describe(client, workflow_id, timeout=wait)
         events = [one async for one in history(client, workflow_id, run.run_id, timeout=wait)]
         started = events[0].workflow_execution_started_event_attributes
-        start = await _start(client, started.header.fields.get(NODE_HEADER))
+        start = await start_of(client, events[0])
         before: str | None = started.continued_execution_run_id or None
         node = None
         if before is not None and (start is None or start.run != before):
@@ -198,8 +197,10 @@ async def what_is_left(client: Client, workflow_id: str, timeout: timedelta | No
     return Left(workflow_id, run.type, before, node, start, tuple(sent[-_MESSAGES_LOOKED_AT:]))
 
 
-async def _start(client: Client, header: Payload | None) -> Start | None:
-    """The state in a run's start."""
+async def start_of(client: Client, first: HistoryEvent) -> Start | None:
+    """The state in a run's first event; None where there is none that can be read."""
+    fields = first.workflow_execution_started_event_attributes.header.fields
+    header = fields.get(NODE_HEADER)
     if header is not None and not is_readable(header):
         header = await decoded_payload(client, header, None)
     try:

@@ -28,6 +28,7 @@ from temporalio.types import (
 from typing_extensions import Unpack
 
 from ..errors import (
+    AlreadyRunning,
     AuditFailed,
     KeyringError,
     MessageRefused,
@@ -55,7 +56,14 @@ from ..sealed.message import DEFAULT_NAME, Message, SealedToken, parse
 from ..sealed.token import ApiToken
 from ..use.parents import confirm_above
 from .calls import ask, check_in_use, find_place, send, send_url, signal, token_at
-from .starting import StartOptions, TokenOptions, first_tokens, new_tree, start
+from .starting import (
+    StartOptions,
+    TokenOptions,
+    confirm_started,
+    first_tokens,
+    new_tree,
+    start,
+)
 from .walk import TreeWalk
 
 Signed = tuple[Message, WorkflowAsleep | None]
@@ -173,6 +181,8 @@ class TokenClient:
                 a token cannot be sealed.
             AuditFailed: it could not be put on record, and nothing was started.
             temporalio.exceptions.WorkflowAlreadyStartedError: as the SDK.
+            AlreadyRunning: with ``start_signal`` and a token, where the workflow was running: it
+                got the signal alone.
         """
         given = {key: options.pop(key) for key in TokenOptions.__annotations__ if key in options}
         token = cast("TokenOptions", given)
@@ -197,7 +207,10 @@ class TokenClient:
             for message in messages:
                 on_record = self._on_record(deed, id, message.claims.name, message)
                 await recorded.enter_async_context(on_record)
-            return await start(self._client, state, workflow, arg, **sdk, **options)
+            handle = await start(self._client, state, workflow, arg, **sdk, **options)
+            if messages and options.get("start_signal") is not None:
+                await confirm_started(self._client, handle, tree)
+            return handle
 
     # --- set -----------------------------------------------------------------
 
@@ -701,5 +714,6 @@ _REFUSALS: Final = (
     NotStateful,
     WorkflowNotFound,
     WorkflowAlreadyStartedError,
+    AlreadyRunning,
 )
 """Errors that say that a message was not applied and never will be."""

@@ -16,7 +16,10 @@ from temporalio.client import (
     StartWorkflowInput,
     WorkflowHandle,
 )
+from temporalio.service import RPCError
 
+from ..errors import AlreadyRunning, OutcomeUnknown
+from ..node import limits
 from ..node.contract import NODE_HEADER
 from ..node.headers import Start
 from ..node.ledger import Ledger
@@ -26,6 +29,8 @@ from ..sealed.keyring import Keyring
 from ..sealed.keys import Issuer
 from ..sealed.message import DEFAULT_NAME, Message, parse
 from ..sealed.origins import checked_address
+from ..use.server import history
+from .asleep import start_of
 
 
 @dataclass(frozen=True)
@@ -170,6 +175,32 @@ async def start(
     config["plugins"] = []  # they have configured this already
     handle: WorkflowHandle[Any, Any] = await Client(**config).start_workflow(*args, **options)
     return handle
+
+
+async def confirm_started(client: Client, handle: WorkflowHandle[Any, Any], tree: str) -> None:
+    """Check that a start with a signal began this run: one that ran already is signalled alone.
+
+    Raises:
+        AlreadyRunning: it did not.
+        OutcomeUnknown: the server does not say.
+    """
+    begun = None
+    wait = limits.LIMITS.client_question
+    try:
+        run_id = handle.result_run_id or ""
+        async for first in history(client, handle.id, run_id, timeout=wait, page=1):
+            begun = await start_of(client, first)
+            break
+    except RPCError as error:
+        raise OutcomeUnknown(
+            f"workflow {handle.id} was started or signalled, and the server does not say which "
+            f"({error.message}): look at its status"
+        ) from None
+    if begun is None or begun.ledger.get("tree") != tree:
+        raise AlreadyRunning(
+            f"workflow {handle.id} was running already: it got the signal and not this token. Set "
+            "the token with set() or rotate()"
+        )
 
 
 class _StartHeader(Interceptor):
