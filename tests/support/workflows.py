@@ -21,6 +21,7 @@ with workflow.unsafe.imports_passed_through():
     from stateful_workflow import (
         MessageRefused,
         NoReaderKey,
+        NotConverged,
         SealedToken,
         StatefulWorkflow,
         TokenUnavailable,
@@ -67,7 +68,21 @@ async def reveal_again() -> str:
 
 @activity.defn
 async def reveal_address() -> str | None:
-    return current_api_url()
+    try:
+        return current_api_url()
+    except UseRefused as error:
+        return type(error).__name__
+
+
+@activity.defn
+async def reveal_next_address() -> str | None:
+    """In flight until its address is another than at first; its workflow has a note of that."""
+    first = current_api_url()
+    handle = activity.client().get_workflow_handle(str(activity.info().workflow_id))
+    await handle.signal("note", f"at {first}")
+    while (found := current_api_url()) == first:
+        await asyncio.sleep(0.05)
+    return found
 
 
 @activity.defn
@@ -257,12 +272,31 @@ class _Controlled(StatefulWorkflow):
         self.api_url = url
 
     @workflow.update
-    async def fetch_token(self, token: str, origins: list[str] | None) -> str:
+    async def fetch_token(
+        self, token: str, origins: list[str] | None, converged_within: float | None = None
+    ) -> str:
+        """Set a token here; its state, or the children that were not given it in time."""
         sealed = await workflow.execute_activity(
             fetch_and_seal, args=[token, origins], start_to_close_timeout=SOON
         )
-        status = await self.set_api_token(sealed)
+        try:
+            status = await self.set_api_token(
+                sealed, converged=converged_within is not None, timeout=converged_within or 0
+            )
+        except NotConverged as error:
+            return " ".join(node.id for node in error.tree.behind)
         return status.state
+
+    @workflow.update
+    async def use_token_once_held(self, within: float | None) -> str:
+        """What the only attempt of an activity opens once there is a token, or why none was."""
+        try:
+            await self.token_held(within)
+        except TokenUnavailable as error:
+            return f"{type(error).__name__}: {error}"
+        return await workflow.execute_activity(
+            reveal, start_to_close_timeout=SOON, retry_policy=RetryPolicy(maximum_attempts=1)
+        )
 
     @workflow.update
     async def use_token(self, name: str) -> str:
@@ -281,6 +315,10 @@ class _Controlled(StatefulWorkflow):
     @workflow.update
     async def use_address(self) -> str | None:
         return await workflow.execute_activity(reveal_address, start_to_close_timeout=SOON)
+
+    @workflow.update
+    async def use_next_address(self) -> str | None:
+        return await workflow.execute_activity(reveal_next_address, start_to_close_timeout=SOON * 4)
 
     @workflow.query
     def notes(self) -> list[str]:
@@ -541,4 +579,10 @@ WORKFLOWS: list[type] = [
     Sharer,
     Ticker,
 ]
-ACTIVITIES: list[Any] = [fetch_and_seal, reveal, reveal_address, reveal_again]
+ACTIVITIES: list[Any] = [
+    fetch_and_seal,
+    reveal,
+    reveal_address,
+    reveal_again,
+    reveal_next_address,
+]

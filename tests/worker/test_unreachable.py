@@ -117,6 +117,8 @@ async def test_a_child_that_cannot_be_told_is_listed_with_the_reason(
             assert "limit for signal" in undelivered[0]["reason"]
 
         await eventually(is_listed)
+        # The root's own code, which waits for its children, is told their names.
+        assert await root.execute_update("fetch_token", args=["of its own", None, 1.0]) == "q-far"
         async with start_worker(few_signals, "nobody"):
             await tokens.rotate("q", "third", timeout=20)
 

@@ -18,6 +18,7 @@ from ..record.event import Action, AuditEvent, Outcome, Scene
 from ..record.recorder import Recorder
 from ..sealed.keyring import Keyring
 from ..sealed.message import DEFAULT_NAME, Message
+from ..sealed.origins import is_covered
 from ..sealed.token import ApiToken
 from .exposure import OpenedSecrets
 from .newest import Newest, Standing
@@ -332,13 +333,25 @@ def _there(token: ApiToken | None) -> ApiToken:
 def current_api_url(name: str = DEFAULT_NAME) -> str | None:
     """The API's address that goes with a token of the running activity's workflow.
 
-    It is as current as `current_token(name)`.
+    It is as current as `current_token(name)`: the workflow's own, or else the one that was signed
+    with the token; None where there is neither.
 
     Raises:
         PluginMissing: see `activity_tokens`; nothing came along with the activity.
         NewestUnknown: the workflow could not be asked, and nothing else may be used.
+        OriginNotAllowed: there is only one that the token is not signed for.
     """
     tokens = activity_tokens()
     tokens.newest.renew(name)
     known = tokens.standing(name)
-    return tokens.place.api_url if known.state == "none" else known.api_url
+    if known.message is None:
+        return tokens.place.api_url if known.state == "none" else known.api_url
+    carried = None if tokens.use is None else tokens.use.api_url
+    url = carried if known.api_url is None else known.api_url
+    origins = known.message.claims.origins
+    if url is not None and not is_covered(url, origins):
+        raise OriginNotAllowed(
+            f"workflow {tokens.workflow_id} has the API address {url}, for which its {name} is not "
+            f"signed (but for {', '.join(origins) or 'no origin'}): set or rotate it with api_url="
+        )
+    return known.api_url
