@@ -70,7 +70,16 @@ class TokenUnavailable(StatefulError):
 
 
 class TokenNotSet(TokenUnavailable):
-    """No token of this name was set at this workflow or above it."""
+    """No token of this name was set at this workflow or above it.
+
+    Attributes:
+        withheld: the workflow was started without it, so that trying again changes nothing: an
+            activity that ends with this error is not retried.
+    """
+
+    def __init__(self, message: str, *, withheld: bool = False) -> None:
+        super().__init__(message)
+        self.withheld = withheld
 
 
 class TokenRevoked(TokenUnavailable):

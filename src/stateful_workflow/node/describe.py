@@ -202,7 +202,7 @@ class View:
         tokens: dict[str, Mapping[str, str | None]] = {}
         room = _USE_BYTES
         waiting = (message.claims.name for message in self._shown_waiting())
-        for name in dict.fromkeys([*ledger.names(), *waiting]):
+        for name in dict.fromkeys([*ledger.names(), *waiting, *ledger.withheld()]):
             sealed, status = self._sealed(name), self.status(name)
             room -= 0 if sealed is None else len(sealed)
             tokens[name] = {

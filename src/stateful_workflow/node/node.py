@@ -49,6 +49,7 @@ from .ledger import (
     Starting,
     StateUnreadable,
     Verdict,
+    is_among,
 )
 from .members import read
 from .record import NodeRecord
@@ -403,6 +404,14 @@ class Node:
 
     def share(self, child_id: str, name: str | None) -> None:
         """Pass it again, the newest at once."""
+        child = self.ledger.children.get(child_id)
+        hard = frozenset[str]() if child is None else child.withheld
+        if (name is None and hard) or (name is not None and is_among(name, hard)):
+            warn(
+                f"share() changes nothing for child {child_id}, which was started without "
+                f"{'any token' if ALL in hard else ', '.join(sorted(hard))}: only an issuer can "
+                "set one at it"
+            )
         self.ledger.share(child_id, name)
         self._record_kept("share", child_id, name)
         self.telling.changed()

@@ -10,12 +10,14 @@ from typing import Any
 from temporalio import activity
 from temporalio.api.common.v1 import Payload
 from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
 from temporalio.worker import (
     ActivityInboundInterceptor,
     ActivityOutboundInterceptor,
     ExecuteActivityInput,
 )
 
+from ..errors import StatefulError, TokenNotSet
 from ..node.contract import ACTIVITIES, USE_HEADER
 from ..node.headers import Use
 from ..record.recorder import Recorder
@@ -77,6 +79,8 @@ class ActivityInbound(ActivityInboundInterceptor):
             gate.check("return", [result])
         except BaseException as error:
             scrubbed = gate.scrubbed(error)
+            if scrubbed is None and isinstance(error, TokenNotSet) and error.withheld:
+                raise _final(error) from None
             if scrubbed is None:
                 raise
         else:
@@ -99,6 +103,11 @@ class ActivityInbound(ActivityInboundInterceptor):
             time.monotonic() - max(age, 0.0),
             must_ask=info.attempt > 1,
         )
+
+
+def _final(error: StatefulError) -> ApplicationError:
+    """The same as a failure that the server does not let be tried again."""
+    return ApplicationError(str(error), type=type(error).__name__, non_retryable=True)
 
 
 class _ActivityOutbound(ActivityOutboundInterceptor):

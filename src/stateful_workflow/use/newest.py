@@ -29,6 +29,7 @@ from ..errors import (
 )
 from ..node import limits
 from ..node.headers import Use
+from ..node.ledger import ALL
 from ..node.status import cure
 from ..sealed.message import DEFAULT_NAME, Message, parse
 from ..sealed.token import ApiToken
@@ -96,6 +97,8 @@ class Newest:
         for name, entry in () if use is None else use.tokens.items():
             message = _message(name, entry.get("sealed"))
             self._known[name] = Standing(str(entry.get("state")), message, entry.get("api_url"))
+        # Where the workflow was started without any token.
+        self._others = self._known.pop(ALL, Standing())
         self._carried_at = -math.inf if must_ask or use is None else fresh_since
         self._known_at: dict[str, float] = {}
         self._questions: dict[str, _Question] = {}
@@ -107,7 +110,7 @@ class Newest:
 
     def standing(self, name: str) -> Standing:
         """What is known of a name."""
-        return self._known.get(name, Standing())
+        return self._known.get(name, self._others)
 
     def message(self, name: str) -> Message:
         """The token that is held, as it is known now.
@@ -134,7 +137,8 @@ class Newest:
                 f"{name} on the event loop: use `await current_token_async()`, or let the "
                 "activity be retried: its next attempt asks before it begins"
             )
-        raise TokenNotSet(f"{self._where} has no {name}: {cure(known.state)}")
+        is_withheld = known.state == "withheld"
+        raise TokenNotSet(f"{self._where} has no {name}: {cure(known.state)}", withheld=is_withheld)
 
     def is_newest(self, token: ApiToken) -> bool:
         """Whether nothing else is known to have come in the place of a token."""
