@@ -147,8 +147,8 @@ class Joining:
 
         Then it is judged again once that is known.
         """
-        claims, path = message.claims, self._ledger.path
-        if (claims.root, claims.tree) == (path[0], self._ledger.tree) or self.is_under_way:
+        claims, (path, tree) = message.claims, self._place
+        if (claims.root, claims.tree) == (path[0], tree) or self.is_under_way:
             return False
         above = self._above()
         if above is None or path[-1] in (claims.root, claims.authority):
@@ -160,6 +160,10 @@ class Joining:
             self._asking = asyncio.create_task(self._ask_above(above))
         return True
 
+    @property
+    def _place(self) -> tuple[tuple[str, ...], str]:
+        return self._ledger.path, self._ledger.tree
+
     def _above(self) -> str | None:
         if self.joined is not None:
             return self._ledger.path[-2]
@@ -167,8 +171,9 @@ class Joining:
         return None if parent is None else parent.workflow_id
 
     async def _ask_above(self, above: str) -> None:
+        place = self._place
         await self._learn(PlaceRequest(above, as_child=self.joined is None))
-        self._asked_at = now_ms()
+        self._asked_at = now_ms() if self._place == place else None
         self._asking = None
         self._inbox.judge_again()
 
