@@ -61,6 +61,7 @@ from .sealed.keys import KeyInfo
 from .sealed.message import SealedToken
 from .sealed.token import ApiToken
 from .use.http import AsyncOriginTransport, OriginTransport, TokenAuth
+from .use.providing import TokenProvider
 from .use.sealing import seal_token
 from .use.tokens import (
     current_api_url,
@@ -118,6 +119,7 @@ __all__ = [
     "TokenKnown",
     "TokenMalformed",
     "TokenNotSet",
+    "TokenProvider",
     "TokenRevoked",
     "TokenStale",
     "TokenState",

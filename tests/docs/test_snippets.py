@@ -53,6 +53,7 @@ WALKED: Final = {
 """Documents whose blocks have a test of their own."""
 
 FIRST, SECOND, BILLING = "snippet-token-1", "snippet-token-2", "snippet-billing"
+KEY_ID: Final = "snippet-key-id"
 PATHS: Final = ("/accounts/ada", "/accounts/bob")
 
 
@@ -121,6 +122,7 @@ async def the_rotation(reader: Reader, block: Block) -> None:
 BESIDE: Final = """\
 import asyncio
 import os
+from collections.abc import Callable
 from datetime import timedelta
 
 import httpx
@@ -155,12 +157,12 @@ class Cleanup(StatefulWorkflow):
 
 
 class Client:
-    def __init__(self, base_url: str, api_key: str) -> None:
-        headers = {"Authorization": f"Bearer {api_key}"}
-        self._http = httpx.Client(base_url=base_url, headers=headers)
+    def __init__(self, base_url: str, api_key: Callable[[], str]) -> None:
+        self._http = httpx.Client(base_url=base_url)
+        self._api_key = api_key
 
     def get(self, path: str) -> httpx.Response:
-        return self._http.get(path)
+        return self._http.get(path, headers={"Authorization": f"Bearer {self._api_key()}"})
 """
 """What the guides' activities and workflows are put behind; `Client` is that of some API."""
 
@@ -199,13 +201,14 @@ async def the_withholding(reader: Reader, block: Block) -> None:
 
 async def the_activities(reader: Reader, block: Block) -> None:
     """Each activity calls the API, with the tokens that its text names."""
-    reader.api.valid.add(BILLING)
+    reader.api.valid |= {BILLING, KEY_ID}
     wanted = [SECOND, BILLING] if "billing" in block.text else [SECOND]
     async with reader.worker_of(BESIDE + block.text) as (tokens, module):
         handle = await tokens.start_workflow(
             "Sync", id="caller", task_queue="snippets", api_token=SECOND, api_url=reader.api.origin
         )
         await tokens.set("caller", BILLING, name="billing", origins=[reader.api.origin])
+        await tokens.set("caller", f"{KEY_ID}:{SECOND}", name="aws", origins=[reader.api.origin])
         activities = {
             name: it
             for name, it in vars(module).items()
@@ -216,7 +219,7 @@ async def the_activities(reader: Reader, block: Block) -> None:
             (parameter,) = inspect.signature(it).parameters
             argument = f"/{name}" if parameter == "path" else reader.api.url(name)
             assert await handle.execute_update("call", args=[name, argument]) == 200
-            assert reader.api.tokens(name) == wanted
+            assert reader.api.tokens(name) == wanted or reader.api.calls[-1].token == KEY_ID
         await handle.terminate()
 
 
@@ -318,8 +321,11 @@ CLAIMS: Final[dict[tuple[str, str, str], Callable[[Reader, Block], Awaitable[Non
     ("docs/guide-manage.md", "console", "From the command line"): the_console,
     ("docs/guide-manage.md", "python", "From inside a workflow"): the_renewal,
     ("docs/guide-use.md", "python", "With httpx"): the_activities,
-    ("docs/guide-use.md", "python", "In another header"): the_activities,
-    ("docs/guide-use.md", "python", "Without httpx"): the_activities,
+    ("docs/guide-use.md", "python", "With requests and aiohttp"): the_activities,
+    ("docs/guide-use.md", "python", "In another header, in another scheme"): the_activities,
+    ("docs/guide-use.md", "python", "With any other client"): the_activities,
+    ("docs/guide-use.md", "python", "When the API refuses the token"): the_activities,
+    ("docs/guide-use.md", "python", "Before there is a token"): the_activities,
     ("docs/guide-use.md", "sh", "Several credentials"): the_commands,
     ("docs/guide-use.md", "python", "Several credentials"): the_activities,
     ("docs/guide-share.md", "python", "Before a child starts"): the_withholding,

@@ -12,6 +12,7 @@ import ipaddress
 import socket
 import threading
 import time
+from base64 import b64decode
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +41,8 @@ class Call:
 
     Attributes:
         path: without the query.
-        token: from ``Authorization: Bearer`` or ``X-API-Key``; None where it carried none.
+        token: from ``Authorization`` (of Basic the password, of AWS the key's id) or ``X-API-Key``;
+            None where it carried none.
         status: what was answered.
         body: what was sent.
         host: the Host header.
@@ -134,6 +136,10 @@ class Api:
 
 def _token(request: Request) -> str | None:
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme == "Basic":
+        return b64decode(token).decode().partition(":")[2]
+    if scheme.startswith("AWS4"):
+        return token.partition("Credential=")[2].partition("/")[0]  # the id of the key
     return token if scheme == "Bearer" else request.headers.get("X-API-Key")
 
 

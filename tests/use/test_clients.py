@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 from temporalio.testing import ActivityEnvironment
 
-from stateful_workflow import OriginNotAllowed, current_token
+from stateful_workflow import OriginNotAllowed, PluginMissing, TokenProvider, current_token
 from stateful_workflow.use.tokens import running
 from tests.support.api import Api, start_api
 from tests.support.builders import TOKEN
@@ -249,3 +250,38 @@ def test_a_token_is_given_for_a_signed_url_alone_and_that_is_on_record(kept: Kep
         ("https://db.example.com:5432", "unknown"),
     ]
     assert len(kept.said("refuse")) == 3
+
+
+# --- what an SDK calls ---------------------------------------------------------------------------
+
+
+def test_a_provider_gives_the_token_in_a_thread_of_an_sdk_for_its_url_alone(kept: Kept) -> None:
+    tokens = holding(kept, ["https://api.example.com"])
+
+    def ask() -> str:
+        with running(tokens()), ThreadPoolExecutor(1) as threads:
+            with pytest.raises(OriginNotAllowed):
+                threads.submit(TokenProvider("https://evil.example")).result()
+            return threads.submit(TokenProvider("https://api.example.com/v1")).result()
+
+    assert ActivityEnvironment().run(ask) == TOKEN
+    assert [(origin, outcome) for _, origin, _, _, outcome, _ in kept.said()] == [
+        ("https://api.example.com", "unknown")
+    ]
+    assert len(kept.said("refuse")) == 1
+
+
+async def test_a_provider_gives_nothing_outside_its_activity(kept: Kept) -> None:
+    def ask() -> TokenProvider:
+        with running(holding(kept, ["https://api.example.com"])()):
+            return TokenProvider("https://api.example.com")
+
+    secret = ActivityEnvironment().run(ask)
+
+    with pytest.raises(PluginMissing, match="has ended"):
+        secret()
+    with pytest.raises(PluginMissing, match="has ended"):
+        await secret.call_async()
+    with pytest.raises(PluginMissing):
+        TokenProvider("https://api.example.com")
+    assert kept.events == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -12,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from temporalio import activity, workflow
 from temporalio.client import Client, WorkflowHandle
@@ -25,12 +27,12 @@ with workflow.unsafe.imports_passed_through():
         StatefulPlugin,
         StatefulWorkflow,
         TokenClient,
+        TokenProvider,
     )
     from stateful_workflow.engine import EmbeddedEngine
     from tests.support.api import Api, start_api
     from tests.support.asking import Silent, eventually, lower, status_of
     from tests.support.clients import ASYNC, CLIENTS, SYNC, Asking, Kept, send, send_async
-    from tests.support.use_places import NEVER_OLD
 
 BY = pytest.mark.parametrize("by", CLIENTS)
 
@@ -57,6 +59,37 @@ def ask(key: str) -> list[str]:
             said.append(str(send(asking).status))
         except StatefulError as error:
             said.append(type(error).__name__)
+    return said
+
+
+@activity.defn
+def ask_by_provider(key: str) -> list[str]:
+    """What an SDK does that takes a callable, and calls it in a thread of its own."""
+    url = ASKED[key][0].url
+    secret = TokenProvider(url)
+
+    def call() -> int:
+        return httpx.get(url, headers={"X-API-Key": secret()}).status_code
+
+    with ThreadPoolExecutor(1) as threads:
+        said = [threads.submit(call).result()]
+        while not threads.submit(secret.report_refused).result():
+            time.sleep(0.05)
+        said.append(threads.submit(call).result())
+    return [str(status) for status in said]
+
+
+@activity.defn
+async def ask_by_provider_async(key: str) -> list[str]:
+    url = ASKED[key][0].url
+    secret = TokenProvider(url)
+    said: list[str] = []
+    async with httpx.AsyncClient() as http:
+        for _ in range(2):
+            answer = await http.get(url, headers={"X-API-Key": await secret.call_async()})
+            said.append(str(answer.status_code))
+            while answer.status_code == 401 and not await secret.report_refused_async():
+                await asyncio.sleep(0.05)
     return said
 
 
@@ -113,7 +146,7 @@ async def shared(
             client,
             task_queue=queue,
             workflows=[Asker],
-            activities=[ask, ask_async],
+            activities=[ask, ask_async, ask_by_provider, ask_by_provider_async],
             activity_executor=threads,
         ):
             yield queue
@@ -131,7 +164,7 @@ def start(
     tokens: TokenClient, shared: str, queue: str, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Any]:
     """Starts a workflow with the token "first", which the API does not take."""
-    lower(monkeypatch, fresh_seconds=NEVER_OLD, newer_seconds=0.2)
+    lower(monkeypatch, fresh_seconds=0.3, wait_seconds=0.1)
 
     async def started(**options: Any) -> Root:
         given: dict[str, Any] = {"api_token": "first", "api_url": api.origin, **options}
@@ -143,7 +176,8 @@ def start(
 async def asks(root: Root, *asking: Asking) -> list[str]:
     """What an activity says that sends these."""
     ASKED[root.id] = list(asking)
-    name = "ask" if asking[0].client in SYNC else "ask_async"
+    by = asking[0].client
+    name = by if by.startswith("ask") else "ask" if by in SYNC else "ask_async"
     return await root.execute_update(Asker.ask, args=[name, root.id])
 
 
@@ -239,6 +273,19 @@ async def test_a_refusal_of_the_newest_is_reported_and_is_the_answer(
         return list(reports) == ["apiToken"]
 
     await eventually(reported)
+
+
+@pytest.mark.parametrize("by", ["ask_by_provider", "ask_by_provider_async"])
+async def test_a_client_of_another_library_reports_a_refusal_and_gets_the_newer_token(
+    start: Callable[..., Any], tokens: TokenClient, by: str, api: Api, kept: Kept
+) -> None:
+    root = await start()
+
+    assert await set_once_refused(tokens, root, api, Asking(by, api.url("x"))) == ["401", "200"]
+
+    assert api.tokens() == ["first", "second"]
+    used = ("apiToken", api.origin, None, None, "unknown", None)
+    assert kept.said()[-2:] == [used, used]
 
 
 # --- what is a refusal ---------------------------------------------------------------------------

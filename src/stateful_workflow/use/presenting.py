@@ -18,7 +18,7 @@ from ..errors import OriginNotAllowed, StatefulError, TokenMalformed, TokenNotSe
 from ..sealed.message import DEFAULT_NAME
 from ..sealed.origins import allowed_origin, is_allowed, origin_of
 from ..sealed.token import ApiToken, require_signed
-from .tokens import ActivityTokens
+from .tokens import ActivityTokens, there
 
 # RFC 9110 section 5.5: no control characters, no white space at the ends.
 _FIELD_VALUE: Final = re.compile(r"[^\x00-\x20\x7f]+(?:[ \t]+[^\x00-\x20\x7f]+)*")
@@ -133,22 +133,22 @@ class Presenter:
             StatefulError: as `stateful_workflow.current_token`.
         """
         if self._fallback is None:
-            return _given(tokens.current(self.name, wait=self._wait))
+            return there(tokens.current(self.name, wait=self._wait))
         try:
-            return _given(tokens.current(self.name))
+            return there(tokens.current(self.name))
         except TokenNotSet:
             return self._fallback if tokens.never_held(self.name) else tokens.open(self.name)
 
     async def current_async(self, tokens: ActivityTokens) -> ApiToken | Fallback:
         """As `current`, in the worker's loop."""
         if self._fallback is None:
-            return _given(await tokens.current_async(self.name, wait=self._wait))
+            return there(await tokens.current_async(self.name, wait=self._wait))
         try:
-            return _given(await tokens.current_async(self.name))
+            return there(await tokens.current_async(self.name))
         except TokenNotSet:
             if await tokens.never_held_async(self.name):
                 return self._fallback
-            return _given(await tokens.current_async(self.name))
+            return there(await tokens.current_async(self.name))
 
     def after_refusal(
         self, tokens: ActivityTokens, refused: ApiToken | Fallback, may_resend: bool | None
@@ -242,11 +242,6 @@ class Presenter:
         """Put on record that a request carried the token; no status where nothing came back."""
         message = token.message if isinstance(token, ApiToken) else None
         tokens.used(self.name, message, request.origin, request.method, status)
-
-
-def _given(token: ApiToken | None) -> ApiToken:
-    assert token is not None  # noqa: S101 - that there is no other is said of a refused one alone
-    return token
 
 
 def scheme_in(header: str) -> str | None:

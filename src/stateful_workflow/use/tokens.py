@@ -52,6 +52,7 @@ class ActivityTokens:
         self.info = activity.info()
         self.workflow_id = self.info.workflow_id or ""
         self.process = os.getpid()
+        self.has_ended = False
         self.use = use
         self.keyring = keyring
         self.recorder = recorder
@@ -249,6 +250,7 @@ def running(tokens: ActivityTokens) -> Generator[None, None, None]:
     try:
         yield
     finally:
+        tokens.has_ended = True
         _current.reset(reset)
 
 
@@ -289,7 +291,7 @@ def current_token(name: str = DEFAULT_NAME) -> ApiToken:
         AuditFailed: it cannot be put on record (see `StatefulPlugin`).
         TokenForged, WrongNamespace, WrongWorkflowType: its issuer did not sign it for this.
     """
-    return _there(activity_tokens().current(name))
+    return there(activity_tokens().current(name))
 
 
 async def current_token_async(name: str = DEFAULT_NAME) -> ApiToken:
@@ -298,7 +300,7 @@ async def current_token_async(name: str = DEFAULT_NAME) -> ApiToken:
     Raises:
         StatefulError: as `current_token`.
     """
-    return _there(await activity_tokens().current_async(name))
+    return there(await activity_tokens().current_async(name))
 
 
 def report_refused(token: ApiToken) -> bool:
@@ -325,7 +327,8 @@ async def report_refused_async(token: ApiToken) -> bool:
     return await activity_tokens().report_refused_async(token)
 
 
-def _there(token: ApiToken | None) -> ApiToken:
+def there(token: ApiToken | None) -> ApiToken:
+    """What `ActivityTokens.current` gives where no token was refused."""
     assert token is not None  # noqa: S101 - there is one, or an error, where none was refused
     return token
 

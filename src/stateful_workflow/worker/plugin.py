@@ -43,7 +43,11 @@ from .pace import SignalPace
 
 _log = logging.getLogger(__name__)
 
-_PASSED_THROUGH = ("stateful_workflow", "joserfc", "cryptography", "httpx", "idna")
+# What this library imports, where there is one.
+_PASSED_THROUGH = (
+    *("stateful_workflow", "joserfc", "cryptography", "idna"),
+    *("httpx", "requests", "aiohttp"),
+)
 
 
 class StatefulPlugin(SimplePlugin):
