@@ -27,6 +27,7 @@ from stateful_workflow import (
     AlreadyRunning,
     Keyring,
     KeyringError,
+    NewToken,
     NoIssuerKey,
     NoReaderKey,
     NotConverged,
@@ -252,6 +253,49 @@ async def test_the_first_token_needs_an_origin_and_the_next_ones_keep_it(
     status = await tokens.set(queue, "second")
 
     assert status.origins == (URL,)
+
+
+@pytest.mark.usefixtures("worker")
+async def test_a_tree_starts_with_several_tokens_each_with_its_own_terms(
+    tokens: TokenClient, queue: str
+) -> None:
+    other = "https://other.example.com"
+    ordinary = "eyJhbGciOi" * 120
+    await tokens.start_workflow(
+        Caller.run,
+        id=queue,
+        task_queue=queue,
+        api_tokens={
+            "plain": ordinary,
+            "own": NewToken(ordinary, [other], types=["Caller"], expires_in=60),
+            "moved": NewToken("3", api_url=f"{other}/v2", types="any"),
+        },
+        api_token="default",
+        api_url=f"{URL}/v1",
+        types=["Caller", "Sync"],
+    )
+
+    seen = {name: await tokens.get(queue, name) for name in ("apiToken", "plain", "own", "moved")}
+    assert [token.reveal() for token in seen.values()] == ["default", ordinary, ordinary, "3"]
+    where = {name: (token.origins, token.message.claims.api_url) for name, token in seen.items()}
+    assert where == {
+        "apiToken": ((URL,), f"{URL}/v1"),
+        "plain": ((URL,), f"{URL}/v1"),
+        "own": ((other,), None),
+        "moved": ((other,), f"{other}/v2"),
+    }
+    assert [token.message.claims.types for token in seen.values()] == [
+        ("Caller", "Sync"),
+        ("Caller", "Sync"),
+        ("Caller",),
+        None,
+    ]
+    assert [token.expires_at is not None for token in seen.values()] == [False, False, True, False]
+    with pytest.raises(ValueError, match="both have a plain"):
+        await start(tokens, f"{queue}-2", api_tokens={"plain": "1"}, name="plain")
+    with pytest.raises(ValueError, match="the names are the keys"):
+        await start(tokens, f"{queue}-2", api_tokens={"plain": "1"}, api_token=None, name="plain")
+    assert ordinary not in repr(NewToken(ordinary))
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 from stateful_workflow import Keyring
+from stateful_workflow.node.describe import View
 from stateful_workflow.node.ledger import Child, Ledger, Life
-from stateful_workflow.sealed.message import Claims
+from stateful_workflow.sealed.message import Claims, parse
 from tests.support.asking import WITHIN, eventually
-from tests.support.builders import NOW, ROOT, TREE, token, trusted
+from tests.support.builders import CLAIMS, NOW, ROOT, TREE, keyring, token, trusted
 from tests.support.trees import URL, Tree
 from tests.support.workflows import Plan
 
@@ -86,3 +88,17 @@ def test_a_child_lacks_a_message_until_it_was_given_that_or_a_newer_one() -> Non
 
     assert [child.id for child in ledger.lacking(older)] == ["starting"]
     assert [child.id for child in ledger.lacking(newer)] == ["starting"]
+
+
+def test_an_activity_carries_two_ordinary_tokens_to_its_first_attempt() -> None:
+    ledger = Ledger((ROOT,), TREE, trusted("ours"))
+    for name in ("apiToken", "billing"):
+        sealed = keyring().seal(replace(CLAIMS, name=name), "eyJhbGciOi" * 120)
+        ledger.accept(parse(sealed), NOW)
+
+    carried = View(ledger, NOW).use(local=False).tokens
+
+    assert {name: entry["sealed"] is not None for name, entry in carried.items()} == {
+        "apiToken": True,
+        "billing": True,
+    }

@@ -29,7 +29,9 @@ from .ledger import ALL, Child, Ledger, Life, is_among
 from .status import TokenStatus, TokenTree, TreeNode, state_without
 
 _SHOWN_WAITING: Final = 20
-_USE_BYTES: Final = 4096
+_USE_BYTES: Final = 8192
+"""Of sealed tokens: room for two JWTs of 1,200 characters, each sealed for two readers."""
+
 _UNTOLD: Final = (
     "not told, since nobody can say what its closed parent kept from it: set a token at it, or let "
     "its parent's code share() it"
