@@ -180,6 +180,8 @@ async def run_job(job: Job) -> list[str]:
         "retry_policy": retries,
     }
     if job.local:
+        # So short that every retry waits for a timer, outside a workflow task.
+        options["local_retry_threshold"] = timedelta(milliseconds=1)
         return await workflow.execute_local_activity(job.activity, job, **options)
     return await workflow.execute_activity(job.activity, job, task_queue=job.queue, **options)
 

@@ -455,6 +455,25 @@ async def test_a_local_activity_uses_what_it_carries_and_never_asks(
     assert seen == ["first", api.origin]
 
 
+async def test_a_local_activity_that_a_timer_schedules_again_has_what_came_meanwhile(
+    tokens: TokenClient, queue: str, api: Api
+) -> None:
+    root = await start(tokens, queue, api)
+    api.valid = {"second"}
+    job = Job([api.url("x")], local=True, attempts=0, insist=True)
+    running = asyncio.create_task(root.execute_update(Caller.do, job))
+
+    async def waits() -> bool:
+        return bool(await events_of(root, "TIMER_STARTED"))
+
+    await eventually(waits)
+    await tokens.set(queue, "second")
+
+    assert await running == ["200"]
+    assert set(api.tokens()[:-1]) == {"first"}
+    assert api.tokens()[-1] == "second"
+
+
 # --- what may not be used ------------------------------------------------------------------------
 
 

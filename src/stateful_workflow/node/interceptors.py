@@ -6,7 +6,7 @@ Workflows that are no `StatefulWorkflow` pass through untouched.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from temporalio import workflow
@@ -198,13 +198,41 @@ class NodeOutbound(WorkflowOutboundInterceptor):
 
     def start_activity(self, input: StartActivityInput) -> workflow.ActivityHandle[Any]:
         """Give the activity what it may open."""
-        input.headers = _with_use(input.activity, input.headers, local=False)
+        node = _node()
+        if node is not None and input.activity not in ACTIVITIES:
+            use = node.view().use(local=False)
+            input.headers = {**input.headers, USE_HEADER: use.to_payload()}
         return super().start_activity(input)
 
     def start_local_activity(self, input: StartLocalActivityInput) -> workflow.ActivityHandle[Any]:
         """Give the local activity what it may open."""
-        input.headers = _with_use(input.activity, input.headers, local=True)
+        node = _node()
+        if node is not None:
+            input.headers = _LocalHeaders(input.headers, node)
         return super().start_local_activity(input)
+
+
+class _LocalHeaders(Mapping[str, Payload]):
+    """Of a local activity: what it may open is written when the SDK schedules it.
+
+    Where a retry waits for a timer, the SDK schedules it anew with the same input. It could not ask
+    for what came meanwhile, since its query would wait for the workflow task that waits for it.
+    """
+
+    def __init__(self, theirs: Mapping[str, Payload], node: Node) -> None:
+        self._theirs = theirs
+        self._node = node
+
+    def __getitem__(self, name: str) -> Payload:
+        if name == USE_HEADER:
+            return self._node.view().use(local=True).to_payload()
+        return self._theirs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._theirs, USE_HEADER: None})
+
+    def __len__(self) -> int:
+        return len(set(self))
 
 
 def _name(args: Sequence[Any]) -> str:
@@ -228,12 +256,3 @@ def _note_end(node: Node, child: Starting, handle: asyncio.Task[Any]) -> None:
         node.telling.child_closed(
             child, settled=not isinstance(cause, TerminatedError | TimeoutError)
         )
-
-
-def _with_use(
-    activity: str, headers: Mapping[str, Payload], *, local: bool
-) -> Mapping[str, Payload]:
-    node = _node()
-    if node is None or activity in ACTIVITIES:
-        return headers
-    return {**headers, USE_HEADER: node.view().use(local=local).to_payload()}
