@@ -171,6 +171,18 @@ def messages(old: Json) -> list[Json]:
             {**ACME, "ver": NOW + 200, "origins": ORIGINS[:1], "api_url": f"{ORIGINS[0]}/v2"},
             secret="tok-6-example",
         ),
+        token(
+            kept,
+            "token with an address elsewhere",
+            "the address is not within the token's origins, and counts as absent",
+            {
+                **ACME,
+                "ver": NOW + 300,
+                "origins": ORIGINS[:1],
+                "api_url": "https://api.example.net",
+            },
+            secret="tok-7-example",
+        ),
         revocation(
             "revocation", "no token at the child or below it", {**at_child, "ver": NOW + 2000}
         ),
@@ -674,6 +686,37 @@ def joined(genuine: list[Json]) -> list[Json]:
     return cases
 
 
+def addressed(genuine: list[Json]) -> list[Json]:
+    """Which API address a node's activities use."""
+    texts = {entry["name"]: entry["message"] for entry in genuine}
+    mine, above, away = f"{ORIGINS[0]}/mine", f"{ORIGINS[0]}/above", "https://api.example.net"
+    cases: list[Json] = []
+    for about, accepted, own, parent in (
+        ("the token's", ["token with an address"], None, above),
+        ("the workflow's own before that", ["token with an address"], mine, above),
+        ("its own is not within the origins", ["token with an address"], away, above),
+        (
+            "a nearer token without one",
+            ["token with an address", "token at the child"],
+            None,
+            above,
+        ),
+        ("the token has none", ["newer token"], None, above),
+        ("the token has none, and neither is there another", ["newer token"], away, away),
+        ("the token's is not within its origins", ["token with an address elsewhere"], None, None),
+        ("no token", [], away, above),
+        ("no token, and none of its own", [], None, away),
+        ("a revocation", ["token with an address", "revocation"], away, None),
+    ):
+        ledger = Ledger((ACME["root"], CHILD), ACME["tree"], keyring("issuer").trusted())
+        for name in accepted:
+            ledger.accept(parse(texts[name]), NOW + 5000)
+        view = View(ledger, NOW + 5000, own_url=own, begun_url=parent)
+        node = {"path": [*ledger.path], "accepted": accepted, "own": own, "parent": parent}
+        cases.append({"about": about, "node": node, "used": view.api_url("apiToken")})
+    return cases
+
+
 def without() -> list[Json]:
     """The state that is said where no message is in force, of all that holds."""
     cases = itertools.product([True, False], repeat=3)
@@ -762,6 +805,7 @@ def make(old: Json) -> Json:
         "judged": judged(genuine),
         "started": started(genuine),
         "joined": joined(genuine),
+        "addressed": addressed(genuine),
         "without": without(),
         "keyrings": keyrings(),
     }

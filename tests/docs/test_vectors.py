@@ -182,6 +182,18 @@ def test_who_asks_for_a_place_is_answered_as_is_said(case: Json) -> None:
         assert {member: given["ledger"][member] for member in expected} == expected
 
 
+@pytest.mark.parametrize("case", VECTORS["addressed"], ids=lambda case: case["about"])
+def test_the_address_in_use_is_the_one_that_is_said(case: Json) -> None:
+    node = case["node"]
+    tree, trusted = message("token").claims.tree, keyring("issuer").trusted()
+    ledger = Ledger(tuple(node["path"]), tree, trusted)
+    for name in node["accepted"]:
+        ledger.accept(message(name), 1_800_000_005_000)
+    view = View(ledger, 1_800_000_005_000, own_url=node["own"], begun_url=node["parent"])
+
+    assert view.api_url("apiToken") == case["used"]
+
+
 @pytest.mark.parametrize("case", VECTORS["without"])
 def test_the_state_without_a_message_in_force_is_the_one_that_is_said(case: Json) -> None:
     assert state_without(**{name: case[name] for name in case.keys() - {"state"}}) == case["state"]
