@@ -359,3 +359,12 @@ def test_a_version_that_the_api_has_only_refused_is_found() -> None:
     found = only([*mixed, *refused, use(9, 3)])
     assert (found.kind, found.count, found.evidence) == ("unaccepted", 3, tuple(refused))
     assert review([*mixed, *refused, use(9, 2)]) == []
+
+
+def test_a_fallback_is_no_version_that_could_be_refused() -> None:
+    none: Any = None
+    refused = [
+        replace(use(n, status=401, reason="fallback"), version=none, authority=none)
+        for n in range(1, 9)
+    ]
+    assert review(refused) == []

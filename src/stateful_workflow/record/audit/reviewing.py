@@ -282,7 +282,9 @@ class _Review:
             self._report(kind, (credential, value), what, event)
 
     def _answered(self, event: AuditEvent) -> None:
-        """Note what the API said of a version."""
+        """Note what the API said of a version; a fallback has none."""
+        if event.version is None:
+            return
         version = (event.namespace, _place(event), event.version)
         if event.status not in (None, _UNAUTHORIZED):
             self._welcome.add(version)
