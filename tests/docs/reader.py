@@ -164,9 +164,9 @@ class Reader:
 
     @asynccontextmanager
     async def worker_of(
-        self, text: str
+        self, text: str, task_queue: str = "snippets"
     ) -> AsyncGenerator[tuple[TokenClient, types.ModuleType], None]:
-        """A worker of the task queue "snippets" with the workflows and activities of a text."""
+        """A worker of a task queue with the workflows and activities of a text."""
         name = f"snippet_{uuid.uuid4().hex}"  # importable, as a worker's sandbox needs it
         (self.home / f"{name}.py").write_text(text, "utf-8")
         importlib.invalidate_caches()
@@ -176,7 +176,7 @@ class Reader:
         with ThreadPoolExecutor(max_workers=4) as threads:
             async with Worker(
                 client,
-                task_queue="snippets",
+                task_queue=task_queue,
                 workflows=[it for it in defined if hasattr(it, "__temporal_workflow_definition")],
                 activities=[it for it in defined if hasattr(it, "__temporal_activity_definition")],
                 activity_executor=threads,

@@ -129,7 +129,7 @@ import httpx
 from temporalio import activity, workflow
 from temporalio.common import RetryPolicy
 
-from stateful_workflow import SealedToken, StatefulWorkflow, seal_token
+from stateful_workflow import SealedToken, StatefulWorkflow, TokenAuth, current_api_url, seal_token
 
 
 @workflow.defn
@@ -197,6 +197,56 @@ async def the_withholding(reader: Reader, block: Block) -> None:
 
         await eventually(only_the_sync_has_it)
         await handle.terminate()
+
+
+JOINING: Final = """\
+from temporalio.client import Schedule, ScheduleActionStartWorkflow, ScheduleSpec
+
+from stateful_workflow import TokenHome
+"""
+
+
+async def the_joining(reader: Reader, block: Block) -> None:
+    async with reader.worker_of(BESIDE + block.text) as (tokens, _):
+        account = await tokens.start_workflow(
+            "Account",
+            id="account",
+            task_queue="snippets",
+            api_token=SECOND,
+            api_url=reader.api.origin,
+        )
+        started = reader.names["client"].execute_workflow
+        ended = await started("Nightly", "account", id="nightly", task_queue="snippets")
+        assert ended == 200
+        await account.terminate()
+
+
+async def the_home(reader: Reader, block: Block) -> None:
+    """Started by the reader's issuer, for the workflow of the section before."""
+    reader.api.valid.add(FIRST)
+    exec(JOINING, reader.names)
+    [nightly] = [b for b in BLOCKS if (b.document, b.heading) == (block.document, "Join a tree")]
+    [commands] = [b for b in BLOCKS if b.document == block.document and b.kind == "sh"]
+    async with reader.worker_of(BESIDE + nightly.text, "nightly") as (tokens, _):
+        await reader.python(block)
+        client: Client = reader.names["client"]
+        await client.get_schedule_handle("nightly").trigger()
+
+        async def has_called() -> None:
+            assert reader.api.tokens("accounts").count(FIRST) == 1
+
+        reader.api.calls.clear()
+        await eventually(has_called)
+        await client.get_schedule_handle("nightly").delete()
+        await reader.run(commands)
+        assert await client.get_workflow_handle("nightly-now").result() == 200
+        assert (await tokens.get("home")).reveal() == SECOND
+        await client.get_workflow_handle("home").terminate()
+    reader.api.valid.discard(FIRST)
+
+
+async def the_commands_of_the_home(reader: Reader, block: Block) -> None:
+    """Run with the home."""
 
 
 async def the_activities(reader: Reader, block: Block) -> None:
@@ -298,7 +348,7 @@ async def the_move(reader: Reader, block: Block) -> None:
     await eventually(answers)
     await reader.run(block)
     nodes = (await tokens.tree("tenant-before")).nodes
-    assert [node.id for node in nodes if node.beside] == syncs
+    assert [node.id for node in nodes if node.authority == "tenant-before"][1:] == syncs
 
     await reader.start_worker("worker.py")
     await reader.called_with(FIRST, *PATHS)
@@ -330,6 +380,9 @@ CLAIMS: Final[dict[tuple[str, str, str], Callable[[Reader, Block], Awaitable[Non
     ("docs/guide-use.md", "python", "Several credentials"): the_activities,
     ("docs/guide-share.md", "python", "Before a child starts"): the_withholding,
     ("docs/guide-share.md", "python", "From outside"): the_python,
+    ("docs/guide-join.md", "python", "Join a tree"): the_joining,
+    ("docs/guide-join.md", "python", "A home for a token"): the_home,
+    ("docs/guide-join.md", "sh", "A home for a token"): the_commands_of_the_home,
     ("docs/guide-record.md", "python", "Write it"): the_record,
     ("docs/limits.md", "sh", "A running child that its parent does not know"): the_commands,
     ("docs/limits.md", "sh", "A workflow with a token of its own"): the_commands,
