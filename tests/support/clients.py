@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, ExitStack
@@ -82,7 +83,8 @@ def send(asking: Asking) -> Answer:
             return Answer(response.status_code, response.text)
         session = stack.enter_context(requests.Session())
         header = {} if asking.header is None else {"header": asking.header}
-        session.mount("http://", TokenAdapter(asking.name, **header, **asking.how))
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, TokenAdapter(asking.name, **header, **asking.how))
         try:
             answer = session.request(
                 asking.method,
@@ -114,7 +116,11 @@ async def send_async(asking: Asking) -> Answer:
             return Answer(response.status_code, response.text)
         header = {} if asking.header is None else {"header": asking.header}
         middleware = TokenMiddleware(asking.name, **header, **asking.how)
-        session = await stack.enter_async_context(aiohttp.ClientSession(middlewares=[middleware]))
+        # aiohttp makes its own context when it is imported.
+        connector = aiohttp.TCPConnector(ssl=ssl.create_default_context())
+        session = await stack.enter_async_context(
+            aiohttp.ClientSession(connector=connector, middlewares=[middleware], trust_env=True)
+        )
         try:
             answer = await stack.enter_async_context(
                 session.request(

@@ -35,9 +35,18 @@ with workflow.unsafe.imports_passed_through():
     from tests.support.clients import ASYNC, CLIENTS, SYNC, Asking, Kept, send, send_async
 
 BY = pytest.mark.parametrize("by", CLIENTS)
+TWO = pytest.mark.parametrize("by", ["requests", "httpx.async"])
+"""For what does not depend on the client: one in a thread, and one on the event loop."""
 
 ASKED: dict[str, list[Asking]] = {}
 """What the activity of a task queue is to send, in order: no argument could hold a stream."""
+
+
+ONCE: dict[str, Any] = {
+    "result_type": list[str],
+    "start_to_close_timeout": timedelta(seconds=50),
+    "retry_policy": RetryPolicy(maximum_attempts=1),
+}
 
 
 @activity.defn
@@ -107,13 +116,20 @@ class Asker(StatefulWorkflow):
 
     @workflow.update
     async def ask(self, name: str, key: str) -> list[str]:
-        return await workflow.execute_activity(
-            name,
-            key,
-            result_type=list[str],
-            start_to_close_timeout=timedelta(seconds=50),
-            retry_policy=RetryPolicy(maximum_attempts=1),
-        )
+        return await workflow.execute_activity(name, key, **ONCE)
+
+    @workflow.update
+    async def ask_locally(self, name: str, key: str) -> list[str]:
+        return await workflow.execute_local_activity(name, key, **ONCE)
+
+
+@workflow.defn
+class PlainAsker:
+    """Takes no part in a tree."""
+
+    @workflow.run
+    async def run(self, name: str, key: str) -> list[str]:
+        return await workflow.execute_activity(name, key, **ONCE)
 
 
 Root = WorkflowHandle[Asker, None]
@@ -145,7 +161,7 @@ async def shared(
         async with Worker(
             client,
             task_queue=queue,
-            workflows=[Asker],
+            workflows=[Asker, PlainAsker],
             activities=[ask, ask_async, ask_by_provider, ask_by_provider_async],
             activity_executor=threads,
         ):
@@ -255,7 +271,7 @@ async def test_a_body_that_streams_is_sent_once_and_the_next_request_has_the_new
     assert [(call.token, len(call.body)) for call in api.calls] == [("first", 700), ("second", 700)]
 
 
-@BY
+@TWO
 @pytest.mark.parametrize("streamed", [False, True], ids=["bytes", "stream"])
 async def test_a_refusal_of_the_newest_is_reported_and_is_the_answer(
     start: Callable[..., Any], by: str, api: Api, streamed: bool, engine: EmbeddedEngine
@@ -322,7 +338,7 @@ async def test_the_user_says_what_a_refusal_is(
 # --- what is waited for --------------------------------------------------------------------------
 
 
-@BY
+@TWO
 @pytest.mark.parametrize("state", ["expired", "not set"])
 async def test_a_token_that_comes_late_is_waited_for(
     start: Callable[..., Any], tokens: TokenClient, by: str, api: Api, state: str
@@ -353,8 +369,9 @@ def bridged(by: str, url: str, *origins: str, header: str | None = None) -> Aski
     return Asking(by, url, header=header, how=how)
 
 
-@BY
-@pytest.mark.parametrize("header", [None, "X-API-Key"], ids=["bearer", "key"])
+@pytest.mark.parametrize(
+    ("by", "header"), [*((by, None) for by in CLIENTS), ("httpx.async", "X-API-Key")]
+)
 async def test_the_fallback_is_used_until_there_is_a_token_and_is_on_record(
     start: Callable[..., Any],
     tokens: TokenClient,
@@ -393,7 +410,7 @@ async def test_the_fallback_goes_to_its_own_origins_alone(
         assert other.calls == []
 
 
-@BY
+@TWO
 async def test_the_fallback_does_not_take_the_place_of_a_token_that_was_taken_away(
     start: Callable[..., Any], tokens: TokenClient, client: Client, by: str, api: Api
 ) -> None:
@@ -422,13 +439,29 @@ async def test_the_fallback_is_not_for_whom_the_token_is_withheld_from(
     assert api.calls == []
 
 
-@BY
+@TWO
 async def test_the_fallback_is_not_for_a_workflow_that_does_not_answer(
     start: Callable[..., Any], by: str, api: Api, silent: Silent
 ) -> None:
     root = await start(api_token=None)
     silent.workflow_id = root.id
 
-    assert await asks(root, bridged(by, api.url("x"), api.origin)) == ["TokenNotSet"]
+    (told,) = await asks(root, bridged(by, api.url("x"), api.origin))
+    assert told in ("TokenNotSet", "NewestUnknown")
     assert silent.asked > 0
+    assert api.calls == []
+
+
+async def test_the_fallback_is_not_for_who_cannot_ask_or_takes_no_part(
+    start: Callable[..., Any], client: Client, shared: str, queue: str, api: Api
+) -> None:
+    root = await start(api_token=None)
+    ASKED[queue] = [bridged("httpx.async", api.url("x"), api.origin)]
+
+    said = await root.execute_update(Asker.ask_locally, args=["ask_async", queue])
+    assert said == ["TokenNotSet"]
+    said = await client.execute_workflow(
+        PlainAsker.run, args=["ask_async", queue], id=f"{queue}-plain", task_queue=shared
+    )
+    assert said == ["PluginMissing"]
     assert api.calls == []
