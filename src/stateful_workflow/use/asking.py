@@ -8,11 +8,13 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Final, TypeVar
 
+from temporalio import activity
 from temporalio.api.common.v1 import Payload
 from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.client import Client, WorkflowQueryFailedError
 from temporalio.common import RawValue
 from temporalio.converter import (
+    ActivitySerializationContext,
     DefaultPayloadConverter,
     SerializationContext,
     WorkflowSerializationContext,
@@ -67,6 +69,19 @@ def _decoded(client: Client, workflow_id: str, answer: object, most: int) -> obj
             f"it cannot be decoded ({type(error).__name__}): has this client the data converter "
             "and the payload codec of the workflow's worker?"
         ) from None
+
+
+def activity_context(info: activity.Info) -> ActivitySerializationContext:
+    """What the payloads of an activity are bound to."""
+    return ActivitySerializationContext(
+        namespace=info.namespace,
+        workflow_id=info.workflow_id,
+        workflow_type=info.workflow_type,
+        activity_type=info.activity_type,
+        activity_id=info.activity_id,
+        activity_task_queue=info.task_queue,
+        is_local=info.is_local,
+    )
 
 
 async def decoded_payload(

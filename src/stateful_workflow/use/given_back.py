@@ -22,10 +22,11 @@ from temporalio.client import (
     OutboundInterceptor,
     ReportCancellationAsyncActivityInput,
 )
-from temporalio.converter import ActivitySerializationContext, DataConverter
+from temporalio.converter import DataConverter
 from temporalio.exceptions import ApplicationError
 
 from ..errors import TokenExposed
+from .asking import activity_context
 from .tokens import ActivityTokens
 
 MAX_LATER: Final = 1_000
@@ -46,19 +47,9 @@ class Gate:
     """What an activity gives back passes here, before anything is encoded by a codec."""
 
     def __init__(self, tokens: ActivityTokens, converter: DataConverter) -> None:
-        info = tokens.info
-        context = ActivitySerializationContext(
-            namespace=info.namespace,
-            workflow_id=info.workflow_id,
-            workflow_type=info.workflow_type,
-            activity_type=info.activity_type,
-            activity_id=info.activity_id,
-            activity_task_queue=info.task_queue,
-            is_local=info.is_local,
-        )
-        self.info = info
+        self.info = info = tokens.info
         self._secrets = tokens.secrets
-        self._converter = converter.with_context(context)
+        self._converter = converter.with_context(activity_context(info))
         self._where = f"activity {info.activity_type} of workflow {info.workflow_id}"
 
     def check(self, what: str, values: Any) -> None:

@@ -19,9 +19,10 @@ from temporalio.worker import (
 
 from ..errors import StatefulError, TokenNotSet
 from ..node.contract import ACTIVITIES, USE_HEADER
-from ..node.headers import Use
+from ..node.headers import Use, is_readable
 from ..record.recorder import Recorder
 from ..sealed.keyring import Keyring
+from .asking import activity_context, decoded_payload
 from .given_back import LATER, Gate
 from .parents import ConfirmedRoots
 from .sealing import confirm_root
@@ -122,10 +123,8 @@ class _ActivityOutbound(ActivityOutboundInterceptor):
 
 
 async def _use(headers: Mapping[str, Payload], client: Client) -> Use | None:
-    use = Use.from_headers(headers)
-    codec = client.data_converter.payload_codec
-    if use is not None or codec is None or USE_HEADER not in headers:
-        return use
-    # Under HeaderCodecBehavior.WORKFLOW_ONLY_CODEC it arrives as the workflow side encoded it.
-    (decoded,) = await codec.decode([headers[USE_HEADER]])
-    return Use.from_headers({USE_HEADER: decoded})
+    header = headers.get(USE_HEADER)
+    if header is not None and not is_readable(header):
+        # Under HeaderCodecBehavior.WORKFLOW_ONLY_CODEC it arrives as the workflow side encoded it.
+        header = await decoded_payload(client, header, activity_context(activity.info()))
+    return None if header is None else Use.from_headers({USE_HEADER: header})
