@@ -3,10 +3,29 @@
 The names stand in histories, so they never change.
 """
 
+# ruff: noqa: RUF009 - what `member` gives is a field
+
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
+
+from .members import (
+    ANY,
+    FLAG,
+    ID,
+    OBJECT,
+    Check,
+    integer,
+    list_of,
+    mapping_of,
+    member,
+    optional,
+    read,
+    text,
+)
 
 MESSAGE: Final = "apiToken"
 """Signal and update that take a message, and the query for a status with the sealed token."""
@@ -35,6 +54,19 @@ MAX_SIGNALS: Final = 10_000
 
 NODE_HEADER: Final = "stateful-node"
 USE_HEADER: Final = "stateful-use"
+
+
+_MOST_IDS: Final = 1_000_000
+"""In one result; the server takes 2 MB of it."""
+
+
+def _ids(value: object) -> list[str]:
+    return list(list_of(ID, _MOST_IDS)(value))
+
+
+def _filled(empty: Callable[[], Any], check: Check) -> Any:
+    """A member of a result, which a courier fills."""
+    return field(default_factory=empty, metadata={"check": check})
 
 
 def courier_queue_of(task_queue: str) -> str:
@@ -78,10 +110,14 @@ class Orphan:
             where nobody can say, since its parent is gone or did not name it.
     """
 
-    id: str
-    type: str
-    hard: list[str]
-    soft: dict[str, bool] | None
+    id: str = member(ID)
+    type: str = member(text(0, 1_000))
+    hard: list[str] = member(_ids)
+    soft: dict[str, bool] | None = member(optional(mapping_of(FLAG)))
+
+
+def _orphans(value: object) -> list[Orphan]:
+    return list(list_of(partial(read, Orphan))(value))
 
 
 @dataclass(frozen=True)
@@ -99,14 +135,14 @@ class TellResult:
         more: as the request had it.
     """
 
-    sent: dict[str, int] = field(default_factory=dict[str, int])
-    left: list[str] = field(default_factory=list[str])
-    failed: dict[str, str] = field(default_factory=dict[str, str])
-    plain: list[str] = field(default_factory=list[str])
-    mine: list[str] = field(default_factory=list[str])
-    orphans: dict[str, list[Orphan]] = field(default_factory=dict[str, "list[Orphan]"])
-    gone: list[str] = field(default_factory=list[str])
-    more: bool = False
+    sent: dict[str, int] = _filled(dict[str, int], mapping_of(integer(0)))
+    left: list[str] = _filled(list[str], _ids)
+    failed: dict[str, str] = _filled(dict[str, str], mapping_of(ANY))
+    plain: list[str] = _filled(list[str], _ids)
+    mine: list[str] = _filled(list[str], _ids)
+    orphans: dict[str, list[Orphan]] = _filled(dict[str, "list[Orphan]"], mapping_of(_orphans))
+    gone: list[str] = _filled(list[str], _ids)
+    more: bool = member(FLAG, False)
 
 
 @dataclass(frozen=True)
@@ -129,9 +165,9 @@ class PlaceRequest:
 class PlaceResult:
     """What it answered: a state to begin with, or why there is none and will be none."""
 
-    ledger: dict[str, Any] | None = None
-    parent_api_url: str | None = None
-    refused: str | None = None
+    ledger: dict[str, Any] | None = member(optional(OBJECT), None)
+    parent_api_url: str | None = member(optional(ANY), None)
+    refused: str | None = member(optional(ANY), None)
 
 
 @dataclass(frozen=True)
@@ -143,13 +179,13 @@ class RecoverResult:
         state: its last state, or None where it takes no part in a tree.
     """
 
-    asked: bool
-    state: dict[str, Any] | None = None
+    asked: bool = member(FLAG)
+    state: dict[str, Any] | None = member(optional(OBJECT), None)
 
 
 @dataclass(frozen=True)
 class TrustResult:
     """The issuers this worker's keyring knows, as `Issuer.to_json` writes them, and revoked ids."""
 
-    trusted: dict[str, Any]
-    revoked: list[str]
+    trusted: dict[str, Any] = member(OBJECT)
+    revoked: list[str] = member(_ids)

@@ -18,13 +18,18 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import FailureError
 
-from ..errors import MessageRefused, TokenForged, TokenKnown, TooManyWaiting
+from ..errors import (
+    AnswerMalformed,
+    MessageRefused,
+    TokenForged,
+    TokenKnown,
+    TooManyWaiting,
+)
 from ..sealed.message import Message, named_issuer, parse
-from . import limits
+from . import couriers, limits
 from .contract import TRUST, TrustResult
 from .ledger import Ledger, Verdict, read_trusted
 from .record import NodeRecord
-from .telling import courier_queue
 
 # The SDK takes an activation of 2 s for a deadlock (docs/decisions/04-floods.md).
 _JUDGED_AT_ONCE: Final = 1_000
@@ -339,17 +344,16 @@ class Inbox:
         self._looked_up = {message.issuer for message in self._unknown}
         self._is_asking = True
         try:
-            answer = await workflow.execute_activity(
+            answer = await couriers.ask(
                 TRUST,
-                result_type=TrustResult,
-                task_queue=courier_queue(),
+                answers=TrustResult,
                 start_to_close_timeout=_TRUST_ATTEMPT,
                 retry_policy=RetryPolicy(
                     initial_interval=timedelta(milliseconds=200), maximum_attempts=3
                 ),
             )
             trusted = read_trusted(answer.trusted)
-        except (FailureError, ValueError):
+        except (FailureError, AnswerMalformed, ValueError):
             self._failures = min(self._failures + 1, _MOST_DOUBLINGS)
             return
         finally:

@@ -17,15 +17,14 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError, FailureError, is_cancelled_exception
 
-from ..errors import JoinFailed
+from ..errors import AnswerMalformed, JoinFailed
 from ..sealed.message import Message
 from ..text.printable import printable
-from . import limits
+from . import couriers, limits
 from .contract import PLACE, PlaceRequest, PlaceResult
 from .headers import Joined
 from .inbox import Inbox, now_ms
 from .ledger import Ledger, StateTooNew, StateUnreadable
-from .telling import courier_queue
 
 _ATTEMPT: Final = timedelta(seconds=20)
 _SOON: Final = timedelta(milliseconds=200)
@@ -101,7 +100,7 @@ class Joining:
         try:
             answer = await self._asked(at, timeout)
             self._enter(at, answer)
-        except StateUnreadable as error:
+        except (AnswerMalformed, StateUnreadable) as error:
             raise JoinFailed(f"workflow {own} could not join {at}: {error}") from None
         finally:
             self.is_under_way = False
@@ -192,7 +191,7 @@ class Joining:
             if is_cancelled_exception(error):
                 raise
             why = _why(error)
-        except (StateUnreadable, StateTooNew) as error:
+        except (AnswerMalformed, StateUnreadable, StateTooNew) as error:
             why = error
         said = f"Workflow {self._ledger.path[-1]} has no newer state from {request.at}: {why}"
         workflow.logger.warning(printable(said))
@@ -210,11 +209,10 @@ class Joining:
 
 
 async def _ask(request: PlaceRequest, timeout: timedelta | None = None) -> PlaceResult:
-    return await workflow.execute_activity(
+    return await couriers.ask(
         PLACE,
         vars(request),
-        result_type=PlaceResult,
-        task_queue=courier_queue(),
+        answers=PlaceResult,
         start_to_close_timeout=_ATTEMPT,
         schedule_to_close_timeout=timeout,
         retry_policy=RetryPolicy(

@@ -152,6 +152,11 @@ def list_of(check: Check, most: int = MAX_ENTRIES) -> Check:
     return lambda value: tuple(map(check, entries(value)))
 
 
+def mapping_of(check: Check) -> Check:
+    """An object with ids as names."""
+    return lambda value: {ID(name): check(inner) for name, inner in OBJECT(value).items()}
+
+
 def _versions(value: object) -> dict[str, int]:
     return {ID(issuer): VERSION(version) for issuer, version in OBJECT(value).items()}
 

@@ -33,7 +33,7 @@ from ..errors import (
 from ..sealed.message import Message, named_issuer, parse
 from ..sealed.origins import allowed_origin, is_allowed, is_covered, origin_of
 from ..text.printable import printable
-from . import limits
+from . import couriers, limits
 from .answers import JoinAnswer, Joiner, NodeStatus
 from .contract import MAX_SIGNALS, NODE_HEADER, RECOVER, PlaceResult, RecoverResult
 from .describe import View
@@ -54,7 +54,7 @@ from .ledger import (
 from .members import read
 from .record import NodeRecord
 from .status import TokenStatus, cure
-from .telling import Telling, courier_queue
+from .telling import Telling
 
 _DRAIN: Final = timedelta(seconds=10)
 _RECOVERY_ATTEMPT: Final = timedelta(seconds=10)
@@ -288,7 +288,7 @@ class Node:
         return self.view().node(
             workflow.info().workflow_type,
             signals=self.signals,
-            courier=courier_queue(),
+            courier=couriers.courier_queue(),
         )
 
     # --- what workflow code waits for ----------------------------------------
@@ -587,15 +587,19 @@ def _joiner(args: Sequence[Any]) -> Joiner:
 async def _ask_closed_run(written_by: str | None) -> RecoverResult:
     info = workflow.info()
     try:
-        return await workflow.execute_activity(
+        return await couriers.ask(
             RECOVER,
-            args=[info.workflow_id, info.continued_run_id, written_by],
-            result_type=RecoverResult,
-            task_queue=courier_queue(),
+            info.workflow_id,
+            info.continued_run_id,
+            written_by,
+            answers=RecoverResult,
             start_to_close_timeout=_RECOVERY_ATTEMPT,
             retry_policy=RetryPolicy(maximum_attempts=_RECOVERY_ATTEMPTS),
         )
     except FailureError as error:
         if is_cancelled_exception(error):
             raise
+        return RecoverResult(asked=False)
+    except AnswerMalformed as error:
+        warn(f"The state of run {info.continued_run_id}: {error}")
         return RecoverResult(asked=False)

@@ -14,17 +14,19 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
+from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import FailureError
 
+from ..errors import AnswerMalformed
 from ..sealed.message import Message
-from . import limits
-from .contract import TELL, TellRequest, TellResult, courier_queue_of
+from . import couriers, limits
+from .contract import TELL, TellRequest, TellResult
 from .ledger import Child, Ledger, Life, Starting
 
 _ATTEMPT: Final = timedelta(seconds=60)
@@ -34,11 +36,6 @@ _HEARTBEAT: Final = timedelta(seconds=15)
 _LONGEST_BACKOFF: Final = timedelta(minutes=5)
 _LOOKED_FOR_AT_ONCE: Final = 200
 """Closed children that wait for the next telling, which looks for whom they leave."""
-
-
-def courier_queue() -> str:
-    """The task queue of the couriers of this workflow's workers."""
-    return courier_queue_of(workflow.info().task_queue)
 
 
 class Telling:
@@ -60,6 +57,7 @@ class Telling:
         self._updates = _Lane()
         self._unfinished = False
         self._is_patient = False
+        self._is_in_vain = False
         self._context = contextvars.copy_context()
         self._under_way: list[_Attempt] = []
         self.reasons: dict[str, str] = {}
@@ -166,8 +164,17 @@ class Telling:
                 await workflow.wait_condition(lambda: True)
                 self._events.due = 0
                 await self._tell()
+            elif self._is_in_vain:
+                await self._pause()
             else:
                 await self._tell_patiently()
+
+    async def _pause(self) -> None:
+        """Ask again much later whom nobody but a courier should answer for: see `couriers`."""
+        self._is_patient, self._is_in_vain, self._unfinished = True, False, True
+        with suppress(asyncio.TimeoutError):
+            await workflow.wait_condition(lambda: self._events.due > 0, timeout=_LONGEST_BACKOFF)
+        self._is_patient = False
 
     async def _after_updates(self) -> None:
         while self._updates.due:
@@ -235,12 +242,10 @@ class Telling:
                 lacking[child.id] = rest
         return lacking
 
-    def _start(self, request: TellRequest) -> workflow.ActivityHandle[TellResult]:
-        return workflow.start_activity(
+    def _start(self, request: TellRequest) -> workflow.ActivityHandle[RawValue]:
+        return couriers.start(
             TELL,
             vars(request),  # the converter would copy a dataclass deeply first, in each replay too
-            result_type=TellResult,
-            task_queue=courier_queue(),
             start_to_close_timeout=_ATTEMPT,
             heartbeat_timeout=_HEARTBEAT,
             retry_policy=RetryPolicy(maximum_interval=_LONGEST_BACKOFF),
@@ -256,9 +261,13 @@ class Telling:
         self._under_way.remove(attempt)
         request, told = attempt.request, attempt.told
         try:
-            result = attempt.handle.result()
+            result = couriers.result(attempt.handle, TellResult)
         except FailureError as error:
             result = TellResult(failed={target[0]: str(error) for target in request.targets})
+        except AnswerMalformed as error:
+            meant = (*told, *request.in_doubt, *attempt.closed, *dict(request.joined))
+            result = TellResult(failed=dict.fromkeys(meant, str(error)), more=request.more)
+            self._is_in_vain = True
         ledger = self._ledger
         untold = {*result.left, *result.failed, *result.orphans, *result.plain}
         for child_id in self._same(attempt, told):
@@ -319,7 +328,7 @@ class _Attempt:
     told: Mapping[str, list[Message]]
     children: Mapping[str, Child]
     closed: Mapping[str, Child]
-    handle: workflow.ActivityHandle[TellResult]
+    handle: workflow.ActivityHandle[RawValue]
 
 
 def _is_unfinished(result: TellResult) -> bool:
@@ -349,6 +358,6 @@ class _Room:
             yield child
 
 
-def _drop(handle: asyncio.Task[TellResult]) -> None:
+def _drop(handle: asyncio.Task[RawValue]) -> None:
     if not handle.cancelled():
         handle.exception()  # else asyncio logs that nobody looked at it

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from temporalio import activity
 from temporalio.client import Client, WorkflowQueryFailedError
@@ -28,12 +28,12 @@ from ..node.contract import (
     TELL,
     TRUST,
     PlaceRequest,
-    PlaceResult,
     RecoverResult,
     TellRequest,
     TellResult,
     TrustResult,
 )
+from ..node.members import to_json
 from ..record.event import Scene
 from ..record.recorder import Recorder
 from ..sealed.keyring import Keyring
@@ -109,14 +109,14 @@ class CourierActivities:
         return [self.tell, self.trust, self.recover, self.place]
 
     @activity.defn(name=TELL)
-    async def tell(self, request: TellRequest) -> TellResult:
+    async def tell(self, request: TellRequest) -> dict[str, Any]:
         """Signal each target its messages, and find whom the workflow lost sight of.
 
         Raises:
             ApplicationError: nothing came of a patient request, or its format is a later one; the
                 server is to repeat it.
         """
-        _require_known(request.format)
+        request = _known(TellRequest, request)
         beat = asyncio.create_task(_beat())
         try:
             result = TellResult(more=request.more)
@@ -136,7 +136,7 @@ class CourierActivities:
                 "; ".join(reasons[:_SHOWN]) or "not done in time",
                 category=ApplicationErrorCategory.BENIGN,  # it is shown and recorded elsewhere
             )
-        return result
+        return _written(result)
 
     # --- tell ----------------------------------------------------------------
 
@@ -299,7 +299,7 @@ class CourierActivities:
     # --- trust and recover ---------------------------------------------------
 
     @activity.defn(name=TRUST)
-    async def trust(self) -> TrustResult:
+    async def trust(self) -> dict[str, Any]:
         """The issuers of this worker's keyring.
 
         Raises:
@@ -312,10 +312,12 @@ class CourierActivities:
                 "give it the public keyring"
             )
         trusted = {kid: issuer.to_json() for kid, issuer in keyring.trusted().items()}
-        return TrustResult(trusted, list(keyring.revoked()))
+        return _written(TrustResult(trusted, list(keyring.revoked())))
 
     @activity.defn(name=RECOVER)
-    async def recover(self, workflow_id: str, run_id: str, written_by: str | None) -> RecoverResult:
+    async def recover(
+        self, workflow_id: str, run_id: str, written_by: str | None
+    ) -> dict[str, Any]:
         """Ask a closed run for the state it last had, or the one before it where it never ran.
 
         Args:
@@ -330,24 +332,25 @@ class CourierActivities:
             try:
                 answer = await _last_state(client, workflow_id, run_id)
                 if answer is not None:
-                    return answer
+                    return _written(answer)
                 before = await _run_before(client, workflow_id, run_id)
             except RPCError as error:
                 raise ApplicationError(f"{error.status.name}: {error.message}") from None
             if before is None or before == written_by:
-                return RecoverResult(asked=True)
+                return _written(RecoverResult(asked=True))
             run_id = before
-        return RecoverResult(asked=False)
+        return _written(RecoverResult(asked=False))
 
     # --- place ---------------------------------------------------------------
 
     @activity.defn(name=PLACE)
-    async def place(self, request: PlaceRequest) -> PlaceResult:
+    async def place(self, request: PlaceRequest) -> dict[str, Any]:
         """Ask a workflow for the state that a child of its would start with; see `place_of`."""
-        _require_known(request.format)
-        info = activity.info()
-        return await place_of(
-            self._client(), request, info.workflow_id or "", info.workflow_type or ""
+        request, info = _known(PlaceRequest, request), activity.info()
+        return _written(
+            await place_of(
+                self._client(), request, info.workflow_id or "", info.workflow_type or ""
+            )
         )
 
 
@@ -379,12 +382,24 @@ async def _run_before(client: Client, workflow_id: str, run_id: str) -> str | No
     return None
 
 
-def _require_known(format: int) -> None:
-    if format > FORMAT:
+Request = TypeVar("Request", TellRequest, PlaceRequest)
+
+
+def _known(cls: type[Request], request: Request | dict[str, Any]) -> Request:
+    """A request of a known format; the user's converter may give a dictionary for a dataclass."""
+    asked: Any = request if isinstance(request, dict) else vars(request)
+    if asked["format"] > FORMAT:
         raise ApplicationError(
-            f"format {format} is known to later versions of stateful-workflow only; upgrade this "
-            "worker"
+            f"format {asked['format']} is known to later versions of stateful-workflow only; "
+            "upgrade this worker"
         )
+    return cls(**asked)
+
+
+def _written(result: object) -> dict[str, Any]:
+    """A result as plain JSON, whatever the user's converter makes of a dataclass."""
+    written: dict[str, Any] = to_json(result)
+    return written
 
 
 def _came_of_it(request: TellRequest, result: TellResult) -> bool:

@@ -1,0 +1,65 @@
+"""Ask this workflow's couriers, and read what they answer.
+
+Whoever polls their task queue may have answered, another program's activity of any name too. So an
+answer is held against its type before anything of it is believed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final, TypeVar
+
+from temporalio import workflow
+from temporalio.common import RawValue
+
+from ..errors import AnswerMalformed
+from .contract import courier_queue_of
+from .members import read
+
+_LARGEST: Final = 2 * 1024 * 1024
+"""Bytes of a payload that the server takes."""
+
+T = TypeVar("T")
+
+
+def courier_queue() -> str:
+    """The task queue of the couriers of this workflow's workers."""
+    return courier_queue_of(workflow.info().task_queue)
+
+
+def start(activity: str, *args: Any, **options: Any) -> workflow.ActivityHandle[RawValue]:
+    """Start an activity of a courier; its options are the SDK's."""
+    return workflow.start_activity(
+        activity, args=args, result_type=RawValue, task_queue=courier_queue(), **options
+    )
+
+
+def result(handle: asyncio.Task[RawValue], cls: type[T]) -> T:
+    """What a courier answered, once it has.
+
+    Raises:
+        FailureError: the activity failed.
+        AnswerMalformed: the answer is not what it has to be.
+    """
+    answer: Any = handle.result()
+    try:
+        if isinstance(answer, RawValue):  # the user's converter may know no raw values
+            if answer.payload.ByteSize() > _LARGEST:
+                raise AnswerMalformed("it is too large")
+            answer = workflow.payload_converter().from_payload(answer.payload)
+        return read(cls, answer)
+    except AnswerMalformed as error:
+        why = str(error)
+    except Exception as error:  # noqa: BLE001 - the converter is the user's, and may raise anything
+        why = f"it cannot be decoded: {type(error).__name__}"
+    raise AnswerMalformed(
+        f"what was answered on task queue {courier_queue()} is no courier's answer ({why}): only "
+        "workers with StatefulPlugin may poll that queue"
+    )
+
+
+async def ask(activity: str, *args: Any, answers: type[T], **options: Any) -> T:
+    """Ask a courier and wait; raises as `result`."""
+    handle = start(activity, *args, **options)
+    await handle
+    return result(handle, answers)
