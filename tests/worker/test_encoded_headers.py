@@ -2,68 +2,32 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from temporalio.api.common.v1 import Payload
 from temporalio.client import Client
 from temporalio.common import HeaderCodecBehavior
 from temporalio.converter import (
-    ActivitySerializationContext,
     DataConverter,
     ExternalStorage,
-    PayloadCodec,
-    SerializationContext,
     StorageDriver,
     StorageDriverClaim,
     StorageDriverRetrieveContext,
     StorageDriverStoreContext,
-    WithSerializationContext,
-    WorkflowSerializationContext,
 )
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import EmbeddedEngine
 from tests.support.asking import events_of, eventually
+from tests.support.codecs import encrypting
 from tests.support.trees import Tree
 from tests.support.workflows import Node, Plan
 
 URL = "https://api.example.com"
 ENCODED, PLAIN = HeaderCodecBehavior.CODEC, HeaderCodecBehavior.NO_CODEC
 BETWEEN_WORKERS = HeaderCodecBehavior.WORKFLOW_ONLY_CODEC
-
-
-class Encrypts(PayloadCodec, WithSerializationContext):
-    """AES-GCM; where it is bound to a context, to that one's workflow id."""
-
-    def __init__(self, key: bytes, *, binds: bool = False, bound: bytes = b"") -> None:
-        self._key, self._binds, self._bound = key, binds, bound
-
-    def with_context(self, context: SerializationContext) -> Encrypts:
-        known = isinstance(context, WorkflowSerializationContext | ActivitySerializationContext)
-        bound = str(context.workflow_id).encode() if known and self._binds else b""
-        return Encrypts(self._key, binds=self._binds, bound=bound)
-
-    async def encode(self, payloads: Sequence[Payload]) -> list[Payload]:
-        return [self._encrypted(payload) for payload in payloads]
-
-    async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
-        return [self._decrypted(payload) for payload in payloads]
-
-    def _encrypted(self, payload: Payload) -> Payload:
-        nonce, cipher = os.urandom(12), AESGCM(self._key)
-        data = nonce + cipher.encrypt(nonce, payload.SerializeToString(), self._bound)
-        return Payload(metadata={"encoding": b"binary/encrypted"}, data=data)
-
-    def _decrypted(self, payload: Payload) -> Payload:
-        if payload.metadata.get("encoding") != b"binary/encrypted":
-            return payload
-        data, cipher = payload.data, AESGCM(self._key)
-        return Payload.FromString(cipher.decrypt(data[:12], data[12:], self._bound))
 
 
 class Stores(StorageDriver):
@@ -102,10 +66,6 @@ async def tree_of(
         header_codec_behavior=headers,
     )
     return Tree(client, TokenClient(client, keyring), queue, queue)
-
-
-def encrypting(**options: Any) -> DataConverter:
-    return DataConverter(payload_codec=Encrypts(b"k" * 32, **options))
 
 
 CONVERTERS = {

@@ -17,11 +17,12 @@ from temporalio.client import Client
 from temporalio.envconfig import ClientConfig
 from temporalio.service import RPCError
 
-from ..errors import OperationFailed, StatefulError
+from ..errors import AnswerMalformed, OperationFailed, StatefulError
 from ..sealed.keyring import Keyring
 from ..sealed.keyring_file import KEYRING_VARIABLE
 from ..sealed.message import DEFAULT_NAME
 from ..text.output import Failed
+from .payloads import RemoteCodec, converter_of
 
 CONNECT_SECONDS: Final = 15
 """How long the server may take to answer the first call."""
@@ -46,7 +47,35 @@ class AtWorkflow:
         typer.Option(help="host:port of the server, over $TEMPORAL_ADDRESS and the profile."),
     ] = None
     namespace: Namespace = None
+    codec_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            envvar="TEMPORAL_CODEC_ENDPOINT", metavar="URL", help="Codec server of the payloads."
+        ),
+    ] = None
+    codec_auth: Annotated[
+        str | None,
+        typer.Option(
+            envvar="TEMPORAL_CODEC_AUTH",
+            metavar="HEADER",
+            help="Authorization header for it; a secret is better given by the variable.",
+        ),
+    ] = None
+    data_converter: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:NAME", help="Python data converter of the payloads."),
+    ] = None
     as_json: Json = False
+
+    async def connect(self) -> Client:
+        """Connect; raises as `connect`, and OperationFailed for a data converter that is not."""
+        client = await connect(self.address, self.namespace)
+        codec = None
+        if self.codec_endpoint is not None:
+            codec = RemoteCodec(self.codec_endpoint, client.namespace, self.codec_auth)
+        config = client.config(active_config=True)
+        config["data_converter"] = converter_of(self.data_converter, codec)
+        return Client(**config)
 
 
 def command(function: Callable[..., Coroutine[Any, Any, int | None] | None]) -> Callable[..., None]:
@@ -119,6 +148,8 @@ def reported() -> Generator[None, None, None]:
     """Turn the library's errors and the server's into one line on stderr and status 1."""
     try:
         yield
+    except AnswerMalformed as error:
+        raise Failed(f"{error} (--codec-endpoint, --data-converter)") from None
     except StatefulError as error:
         raise Failed(str(error)) from None
     except RPCError as error:

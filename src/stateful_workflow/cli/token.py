@@ -22,7 +22,7 @@ from ..sealed.origins import allowed_origin
 from ..text.output import Escaped, out, print_json, say, unrepeated
 from ..text.printable import printable
 from ..text.times import utc
-from .common import AtWorkflow, KeyringPath, command, connect, keyring_at_hand, run
+from .common import AtWorkflow, KeyringPath, command, keyring_at_hand, run
 from .tree import NOT_CONVERGED, in_red, show_tree, some
 
 AUDIT_VARIABLE: Final = "STATEFUL_AUDIT"
@@ -53,7 +53,7 @@ class WithKeys(AtWorkflow):
     async def client(self, *, must_record: bool = True) -> AsyncGenerator[TokenClient, None]:
         """Connect, with these keys and this record."""
         keyring = Keyring.load(self.keyring)  # first: the cheaper thing to be wrong
-        client = await connect(self.address, self.namespace)
+        client = await self.connect()
         # Last, since nobody else can write to the file meanwhile.
         with _record(self.audit, must_record=must_record) as record:
             yield TokenClient(client, keyring, audit=record)
@@ -167,7 +167,7 @@ def rotate(
 async def status(options: AtWorkflow, keyring: KeyringPath = None) -> None:
     """Show what a workflow holds, without opening it."""
     keys = keyring_at_hand(keyring)
-    tokens = TokenClient(await connect(options.address, options.namespace), keys)
+    tokens = TokenClient(await options.connect(), keys)
     _show(options, await tokens.status(options.workflow_id, options.name))
 
 
@@ -188,7 +188,7 @@ async def api_url(
     """
     if (url is None) is not follow:
         raise typer.BadParameter("give either a URL or --follow")
-    tokens = TokenClient(await connect(options.address, options.namespace))
+    tokens = TokenClient(await options.connect())
     await tokens.set_api_url(options.workflow_id, url)
     if options.as_json:
         print_json({"workflow": options.workflow_id, "api_url": url})

@@ -23,7 +23,7 @@ from ..node.status import TokenStatus, TokenTree, TreeNode
 from ..sealed.origins import in_clear
 from ..text.output import Escaped, out, print_json, say
 from ..text.printable import printable
-from .common import AtWorkflow, KeyringPath, command, connect, keyring_at_hand, run
+from .common import AtWorkflow, KeyringPath, command, keyring_at_hand, run
 
 NOT_CONVERGED = 3
 """Exit status: not every node that should have the newest version holds a usable one."""
@@ -57,7 +57,7 @@ def tree(
     keys = keyring_at_hand(keyring)
 
     async def looking() -> int:
-        tokens = TokenClient(await connect(options.address, options.namespace), keys)
+        tokens = TokenClient(await options.connect(), keys)
         seen = await tokens.tree(options.workflow_id, options.name)
         if watch:
             await _watch(tokens, seen, options)

@@ -206,7 +206,7 @@ async def signal(
     wait = limits.LIMITS.client_question
     try:
         await handle.signal(MESSAGE, message.text, rpc_timeout=wait)
-    except RPCError as error:
+    except Exception as error:  # noqa: BLE001 - a codec may raise anything
         raise await what_it_means(client, workflow_id, error, wait) from None
     return _told(message, asleep)
 
@@ -233,7 +233,7 @@ async def send(client: Client, workflow_id: str, message: Message) -> TokenStatu
             why = str(error)
         try:
             await handle.signal(MESSAGE, message.text, rpc_timeout=wait)
-        except RPCError as error:
+        except Exception as error:  # noqa: BLE001 - a codec may raise anything
             raise await what_it_means(client, workflow_id, error, wait) from None
         stands = _stands(client, workflow_id, message, update)
         return await asyncio.wait_for(stands, limits.LIMITS.confirm_seconds)
@@ -322,6 +322,8 @@ async def _answer_of(
             wait = limits.LIMITS.client_question
             raise await what_it_means(client, workflow_id, error, wait) from None
         raise _NoRoom(error.message) from None
+    except OperationFailed:
+        raise
     except Exception as error:  # noqa: BLE001 - a codec may raise anything
         raise OutcomeUnknown(str(_undecodable(workflow_id, error))) from None
     return read_answer(client, workflow_id, MESSAGE, answer, token_status).at(time.time())
@@ -342,6 +344,8 @@ async def what_it_means(
     run_id: str | None = None,
 ) -> OperationFailed:
     """Say what a failed question, or a signal, means and what to do; the server is asked."""
+    if isinstance(error, OperationFailed) and not isinstance(error, AnswerMalformed):
+        return error
     if isinstance(error, WorkflowQueryFailedError | AnswerMalformed):
         if await is_plain(client, workflow_id, error, run_id=run_id, timeout=timeout):
             return NotStateful(
@@ -388,8 +392,9 @@ def _asleep(run: Execution) -> WorkflowAsleep:
 
 def _undecodable(workflow_id: str, error: Exception) -> AnswerMalformed:
     return AnswerMalformed(
-        f"the answer of workflow {workflow_id} cannot be decoded ({type(error).__name__}): has "
-        "this client the data converter and the payload codec of the workflow's worker?"
+        f"what is said to workflow {workflow_id}, or by it, cannot be encoded or decoded "
+        f"({type(error).__name__}): has this client the data converter and the payload codec of "
+        "the workflow's worker?"
     )
 
 
