@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from ..errors import (
@@ -25,13 +25,8 @@ from ..errors import (
 )
 from ..sealed.keys import Issuer, verify
 from ..sealed.message import CLOCK_TOLERANCE_MS, Message, parse
+from .children import Child, Life, Order, Place, Starting
 from .contract import Orphan
-
-Order = tuple[int, str]
-"""Version, then SHA-256 of the message: newer compares greater."""
-
-Place = tuple[str, str]
-"""Credential name and authority: where a message stands."""
 
 ALL: Final = "*"
 """In a set of withheld names: every name."""
@@ -61,68 +56,6 @@ class StateTooNew(Exception):
     It fails the workflow task, not the workflow (as a `StatefulError` would), so that the
     state stays in the history until a newer worker takes the task over.
     """
-
-
-class Life(enum.Enum):
-    """What a parent knows of a child's life."""
-
-    STARTING = "starting"
-    """Its start is neither confirmed nor refused."""
-
-    RUNNING = "running"
-    """Its start is confirmed, so that "not found" means it has closed."""
-
-    IN_DOUBT = "in_doubt"
-    """Its start was refused since its id runs, or was given up; the server is to be asked."""
-
-    UNTOLD = "untold"
-    """It runs, and is told nothing: nobody can say what its closed parent kept from it."""
-
-    CLOSED = "closed"
-    """Its own running children are still to be found."""
-
-
-@dataclass(frozen=True)
-class Child:
-    """A child as its parent knows it.
-
-    Attributes:
-        withheld: names it was started without (hard); may contain `ALL`.
-        delivered: the newest message it was given for each place.
-        start: which of this node's starts it is; the same id can be started again.
-        joined: this node did not start it: it asked for its state, and to be told from then on.
-    """
-
-    id: str
-    type: str
-    life: Life = Life.STARTING
-    withheld: frozenset[str] = frozenset()
-    delivered: Mapping[Place, Order] = field(default_factory=dict[Place, Order])
-    start: int = 0
-    joined: bool = False
-
-
-@dataclass(frozen=True)
-class Starting:
-    """A start of a child, from its header to its end.
-
-    Attributes:
-        id: of the child.
-        start: which of the node's starts it is.
-        before: the child of that id before it.
-        accepted: how many messages the node had accepted that the header holds; -1 where it
-            holds none.
-    """
-
-    id: str
-    start: int
-    before: Child | None = None
-    accepted: int = 0
-
-    @property
-    def known(self) -> Child | None:
-        """The child before it, unless that was starting itself: nobody knows what became of it."""
-        return None if self.before is None or self.before.life is Life.STARTING else self.before
 
 
 class Rejection(NamedTuple):
@@ -601,15 +534,7 @@ class Ledger:
             "last": [message.text for message in self.last.values()],
             "floors": [[*place, orders] for place, orders in self.floors.items()],
             "children": [
-                {
-                    "id": child.id,
-                    "type": child.type,
-                    "life": child.life.value,
-                    "withheld": sorted(child.withheld),
-                    "delivered": [[*place, *order] for place, order in child.delivered.items()],
-                    "joined": child.joined,
-                }
-                for child in (*self.children.values(), *self.closed.values())
+                child.to_json() for child in (*self.children.values(), *self.closed.values())
             ],
             "soft": self.soft,
             "rejected": self.rejected,
@@ -654,7 +579,7 @@ class Ledger:
             }
             for name, authority, orders in data["floors"]
         }
-        children = [_child(child) for child in data["children"]]
+        children = [Child.from_json(child) for child in data["children"]]
         ledger.children = {child.id: child for child in children if child.life is not Life.CLOSED}
         ledger.closed = {child.id: child for child in children if child.life is Life.CLOSED}
         ledger.soft = {
@@ -694,17 +619,3 @@ def read_trusted(data: Mapping[str, object]) -> dict[str, Issuer]:
 
 def _is_on(soft: Mapping[str, bool], name: str) -> bool:
     return soft.get(name, soft.get(ALL, False))
-
-
-def _child(data: Mapping[str, Any]) -> Child:
-    return Child(
-        id=str(data["id"]),
-        type=str(data["type"]),
-        life=Life(data["life"]),
-        withheld=frozenset(str(name) for name in data["withheld"]),
-        delivered={
-            (str(name), str(authority)): (int(version), str(digest))
-            for name, authority, version, digest in data["delivered"]
-        },
-        joined=bool(data.get("joined", False)),
-    )
