@@ -43,3 +43,21 @@ async def test_the_first_report_counts_and_what_says_nothing_new_enters_no_histo
     assert (await tree[""].query("apiTokenStatus"))["reports"] == {
         "apiToken": {status.fingerprint: 1}
     }
+
+
+async def test_only_a_token_that_stands_is_said_to_be_refused(tree: Tree) -> None:
+    await tree.start()
+    first = await tree.tokens.status(tree.root)
+    assert first is not None
+    await report(tree, first)
+    reported = await tree.tokens.status(tree.root)
+    assert reported is not None
+    assert (first.refused, reported.refused) == (False, True)
+
+    await tree.tokens.revoke(tree.root)
+    revoked = await tree.tokens.status(tree.root)
+    assert revoked is not None
+
+    assert not revoked.refused
+    assert await report(tree, first) == "TokenStale"
+    assert await report(tree, revoked) == "TokenStale"
