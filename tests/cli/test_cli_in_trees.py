@@ -135,6 +135,36 @@ async def test_a_token_is_set_shown_revealed_revoked_and_inherited(
     assert json.loads(inherited.stdout)["fingerprint"] == status["fingerprint"]
 
 
+async def test_addresses_are_given_refused_and_shown(root: str, run: Run) -> None:
+    child, other = f"{root}-a", "https://other.example.com"
+    origins = ("--origin", ORIGIN, "--origin", other)
+    moved = await run("token", "rotate", root, *origins, "--api-url", f"{ORIGIN}/v2")
+    assert moved.returncode == 0, moved.stderr
+    signed, _, first, *below = moved.stdout.splitlines()
+    assert signed.endswith(f"; address {ORIGIN}/v2")
+    assert first.endswith(f" at {ORIGIN}/v2")
+    assert not any(" at " in line for line in below)
+
+    given = await run("token", "api-url", child, f"{other}/")
+    assert (given.returncode, given.stderr) == (0, "")
+    assert f"at {other}" in (await run("tree", root)).stdout
+    assert other in (await run("token", "status", child)).stdout
+
+    narrowed = await run("token", "rotate", root, "--origin", ORIGIN)
+    assert narrowed.returncode == 0, narrowed.stderr
+    assert f"at {other}, not signed: uses {ORIGIN}/v2" in " ".join(narrowed.stdout.split())
+    refused = await run("token", "api-url", child, "https://elsewhere.example.com")
+    assert refused.returncode == 1
+    assert "is not within the origins" in refused.stderr
+    uncovered = await run("token", "rotate", root, "--origin", other)
+    assert uncovered.returncode == 1
+    assert "--api-url" in uncovered.stderr
+    assert (await run("token", "api-url", child)).returncode == 2
+
+    assert (await run("token", "api-url", child, "--follow")).returncode == 0
+    assert other not in (await run("tree", root)).stdout
+
+
 async def test_a_rotation_is_awaited_and_its_tree_shown(
     tokens: TokenClient, root: str, run: Run
 ) -> None:

@@ -20,6 +20,7 @@ from stateful_workflow import (
     ApiToken,
     AsyncOriginTransport,
     Keyring,
+    NewToken,
     NotConverged,
     OriginTransport,
     SealedToken,
@@ -62,6 +63,7 @@ def pull_in_a_thread(url: str) -> int:
     assert_type(token.origins, tuple[str, ...])
     assert_type(token.expires_at, int | None)
     assert_type(current_api_url(), str | None)
+    assert_type(current_api_url("billing"), str | None)
     transport = OriginTransport(httpx.HTTPTransport(), header="X-API-Key", name="billing")
     with httpx.Client(transport=transport) as http:
         return http.get(url, headers={"X-Token": token.reveal()}).status_code
@@ -101,6 +103,8 @@ class Tenant(StatefulWorkflow, share=("Sync",), withhold=("Cleanup",)):
                 renew, "a handle", start_to_close_timeout=timedelta(seconds=30)
             )
             await self.set_api_token(sealed)
+            assert_type(await self.set_api_token(sealed, converged=True, timeout=5), TokenStatus)
+        assert_type(await self.token_held(timedelta(minutes=1), name="billing"), TokenStatus)
 
 
 async def work(client: Client) -> None:
@@ -128,6 +132,14 @@ async def administer(client: Client) -> None:
     assert_type(tenant, WorkflowHandle[Tenant, None])
     sync = await tokens.start_workflow(Sync.run, "/orders", id="sync", task_queue="tenants")
     assert_type(await sync.result(), int)
+    await tokens.start_workflow(
+        Tenant.run,
+        id="several",
+        task_queue="tenants",
+        api_tokens={"apiToken": "secret", "billing": NewToken("other", types=["Sync"])},
+        api_url="https://api.example.com",
+    )
+    await tokens.set_api_url("sync", "https://eu.example.com")
     assert_type(await tokens.set("tenant", "secret", types="any", readers=["eu"]), TokenStatus)
     try:
         tree = await tokens.rotate("tenant", "next", timeout=timedelta(minutes=1), expires_in=3600)
