@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
+import httpx
 import pytest
 from temporalio.testing import ActivityEnvironment
 
@@ -175,6 +178,23 @@ async def test_a_request_that_got_no_answer_is_on_record_and_its_error_shows_no_
     assert answer.status is None
     assert TOKEN not in answer.text + answer.shown
     assert kept.said() == [used("http://127.0.0.1:1", None)]
+
+
+@CLIENT
+async def test_no_client_logs_the_token(
+    api: Api, kept: Kept, client: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.refusal = (401, "")
+    with caplog.at_level(logging.DEBUG):
+        for url in (f"{api.url('to')}?url=/x", "http://127.0.0.1:1/x"):
+            tokens = holding(kept, [api.origin, "http://127.0.0.1:1"])
+            for how in ({}, {"scheme": "Basic", "username": "admin"}):
+                with suppress(httpx.ConnectError):
+                    await in_activity(tokens, Asking(client, url, how=how))
+
+    assert len(api.calls) == 4
+    pair = base64.b64encode(f"admin:{TOKEN}".encode()).decode()
+    assert not [text for text in (TOKEN, pair) if text in caplog.text]
 
 
 # --- schemes -------------------------------------------------------------------------------------

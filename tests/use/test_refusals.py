@@ -16,8 +16,9 @@ from typing import Any
 import httpx
 import pytest
 from temporalio import activity, workflow
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.common import RetryPolicy
+from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
 
 with workflow.unsafe.imports_passed_through():
@@ -69,6 +70,14 @@ def ask(key: str) -> list[str]:
         except StatefulError as error:
             said.append(type(error).__name__)
     return said
+
+
+@activity.defn
+async def ask_and_tell(key: str) -> list[str]:
+    """Gives back what it sent."""
+    (asking,) = ASKED[key]
+    await send_async(asking)
+    return [asking.how["fallback"]]
 
 
 @activity.defn
@@ -162,7 +171,7 @@ async def shared(
             client,
             task_queue=queue,
             workflows=[Asker, PlainAsker],
-            activities=[ask, ask_async, ask_by_provider, ask_by_provider_async],
+            activities=[ask, ask_async, ask_and_tell, ask_by_provider, ask_by_provider_async],
             activity_executor=threads,
         ):
             yield queue
@@ -465,3 +474,19 @@ async def test_the_fallback_is_not_for_who_cannot_ask_or_takes_no_part(
     )
     assert said == ["PluginMissing"]
     assert api.calls == []
+
+
+async def test_an_activity_cannot_give_a_fallback_back(
+    start: Callable[..., Any], queue: str, api: Api
+) -> None:
+    root = await start(api_token=None)
+    how = {"fallback": "of the environment", "origins": [api.origin]}
+    ASKED[queue] = [Asking("httpx.async", api.url("x"), how=how)]
+
+    with pytest.raises(WorkflowUpdateFailedError) as failed:
+        await root.execute_update(Asker.ask, args=["ask_and_tell", queue])
+
+    assert len(api.calls) == 1
+    cause = failed.value.cause.__cause__
+    assert isinstance(cause, ApplicationError)
+    assert cause.type == "TokenExposed"

@@ -111,7 +111,7 @@ class TokenAuth(httpx.Auth):
             fallback=fallback,
             origins=origins,
         )
-        self._is_refusal = is_401 if refused is None else refused
+        self._is_refusal = _is_401 if refused is None else refused
 
     def sync_auth_flow(
         self, request: httpx.Request
@@ -222,7 +222,7 @@ class _KeyAuth(TokenAuth):
 
     def __init__(self, presenter: Presenter, refused: IsRefusal | None) -> None:
         self._presenter = presenter
-        self._is_refusal = is_401 if refused is None else refused
+        self._is_refusal = _is_401 if refused is None else refused
 
     def _also(self, url: httpx.URL) -> list[Outgoing]:
         return []
@@ -320,7 +320,7 @@ def _next(flow: _Flow, answer: object) -> _Step | None:
         return None
 
 
-def is_401(response: httpx.Response) -> bool:
+def _is_401(response: httpx.Response) -> bool:
     """Whether an answer says that the API does not take the token, where the user says nothing."""
     return response.status_code == 401
 

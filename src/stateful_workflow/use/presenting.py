@@ -206,6 +206,8 @@ class Presenter:
             TokenMalformed: no header may have it.
         """
         secret = token.reveal()
+        if isinstance(token, Fallback):
+            tokens.secrets.add(self.name, secret)
         try:
             _require_allowed(token, request)
             for other in also:
