@@ -23,11 +23,14 @@ from temporalio.client import (
 from temporalio.common import RetryPolicy
 
 from stateful_workflow import JoinFailed, TokenHome
+from stateful_workflow.client.starting import start
+from stateful_workflow.node.headers import Joined, Start
+from stateful_workflow.node.ledger import Ledger
 from tests.support.asking import events_of, eventually, lower, next_run, run_id, start_worker
 from tests.support.trees import URL, Tree
-from tests.support.workflows import SOON, Guest, Host, Node, Plan
+from tests.support.workflows import SOON, Guest, Host, Node, Plan, shown
 
-Start = Callable[[Tree, str], Awaitable[str]]
+Way = Callable[[Tree, str], Awaitable[str]]
 """Starts a `Guest` of a tree's root under an id, and returns the id that it has."""
 
 
@@ -124,7 +127,7 @@ async def by_nexus(tree: Tree, id: str) -> str:
     return id
 
 
-WAYS: list[Start] = [start_guest, by_a_schedule, by_an_activity, by_nexus]
+WAYS: list[Way] = [start_guest, by_a_schedule, by_an_activity, by_nexus]
 
 
 def guest(tree: Tree, id: str) -> WorkflowHandle[Any, Any]:
@@ -180,7 +183,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 async def test_a_run_that_joins_has_the_token_at_its_first_activity_and_the_next_one_too(
-    soon: None, tree: Tree, way: Start
+    soon: None, tree: Tree, way: Way
 ) -> None:
     await tree.start(run=Host.run)
     id = await way(tree, tree.id("guest"))
@@ -482,3 +485,34 @@ async def test_an_issuer_sets_a_token_at_a_guest_alone(tree: Tree) -> None:
 
     assert await guest(tree, id).execute_update("use_token", "apiToken") == "own"
     assert (await tree.tokens.get(tree.root)).reveal() == "first"
+
+
+# --- who claims a place --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", [None, "of-nobody"])
+async def test_a_start_that_claims_to_have_joined_is_taken_for_a_root(
+    tree: Tree, run: str | None
+) -> None:
+    await tree.start(run=Host.run)
+    theirs = await tree.status()
+    ledger = Ledger((tree.root, tree.id("forged")), theirs["tree"])
+    forged = Start(ledger.dump(), run, joined=Joined(0, registered=True))
+    await start(tree.client, forged, "Node", Plan(), id=tree.id("forged"), task_queue=tree.queue)
+    await tree.exists("forged")
+    await tree.signal("forged", "apiToken", await tree.sealed())
+
+    assert (await tree.status("forged"))["root"] == tree.id("forged")
+    assert await tree.opened("forged") == ["TokenNotSet"]
+
+
+async def test_no_history_of_a_join_holds_the_token(soon: None, tree: Tree) -> None:
+    secret = "canary-of-a-join-7c1f9a44e2"
+    await tree.start(run=Host.run, api_token=secret)
+    id = await start_guest(tree, tree.id("guest"))
+    assert await notes(tree, id) == [shown(secret)]
+    await names_it(tree, id)
+
+    for handle in (tree[""], guest(tree, id)):
+        history = await handle.fetch_history()
+        assert secret.encode() not in b"".join(e.SerializeToString() for e in history.events)

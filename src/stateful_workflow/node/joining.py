@@ -166,8 +166,9 @@ class Joining:
     def _above(self) -> str | None:
         if self.joined is not None:
             return self._ledger.path[-2]
-        parent = workflow.info().parent
-        return None if parent is None else parent.workflow_id
+        info = workflow.info()
+        is_here = info.parent is not None and info.parent.namespace == info.namespace
+        return info.parent.workflow_id if info.parent is not None and is_here else None
 
     async def _ask_above(self, above: str) -> None:
         place = self._place
