@@ -179,9 +179,10 @@ class Newest:
             return
         on_loop = self._asking.on_loop.get(self._info.activity_type, set[str]())
         carried = {DEFAULT_NAME, *self._known} if takes_part else set[str]()
-        for name in sorted(carried | on_loop):
-            with suppress(StatefulError):
-                await self.renew_async(name)
+        asked = [self.renew_async(name) for name in sorted(carried | on_loop)]
+        for failed in await asyncio.gather(*asked, return_exceptions=True):
+            if isinstance(failed, BaseException) and not isinstance(failed, StatefulError):
+                raise failed
         for name in sorted(on_loop):
             self._keep_fresh(name)
 
