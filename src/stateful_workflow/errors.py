@@ -25,6 +25,10 @@ class TokenMalformed(MessageRefused):
     """The message is not in the wire format (see docs/wire-format.md)."""
 
 
+class NotSealed(TokenMalformed):
+    """What a node was sent has not the form of a message: it may be a token in clear text."""
+
+
 class TokenForged(MessageRefused):
     """The signature is not that of an issuer who is trusted here."""
 

@@ -388,6 +388,56 @@ async def test_what_the_command_sets_and_reveals_stands_in_the_audit_file(
     assert "second" not in file.read_text()
 
 
+async def test_who_has_it_done_is_this_systems_user_where_nothing_is_said(
+    root: str, run: Run, tmp_path: Path
+) -> None:
+    file = tmp_path / "audit.jsonl"
+    here = {"STATEFUL_AUDIT": str(file), "LOGNAME": "mia"}
+    said = ("--by", "ada", "--on-behalf-of", "Acme Ltd", "--reason", "ticket 7")
+    for command, options in (("set", ()), ("rotate", said), ("reseal", said), ("revoke", said)):
+        done = await run("token", command, root, *options, **here)
+        assert done.returncode == 0, done.stderr
+
+    for event in read(file):
+        why = (event.by, event.on_behalf_of, event.said_reason)
+        if event.action != "read":
+            is_first = event.sequence < 4
+            assert why == (("mia", None, None) if is_first else ("ada", "Acme Ltd", "ticket 7"))
+    refused = await run("token", "set", root, "--reason", "it is second")
+    assert refused.returncode == 2
+    assert "never the token" in refused.stderr
+
+
+async def test_a_token_is_sealed_for_somebody_else_to_send(
+    client: Client, tokens: TokenClient, root: str, run: Run
+) -> None:
+    sealed = (await run("token", "seal", root)).stdout.strip()
+    assert (await tokens.get(root)).reveal() == "first"
+    as_json = json.loads((await run("token", "seal", root, "--json")).stdout)
+    assert as_json.keys() == {"name", "sealed"}
+
+    await client.get_workflow_handle(root).execute_update("apiToken", sealed)
+
+    assert (await tokens.get(root)).reveal() == "second"
+
+
+async def test_the_status_shows_what_may_be_a_token_in_clear_text(
+    client: Client, queue: str, run: Run
+) -> None:
+    async with start_worker(client, queue):
+        handle = await client.start_workflow(Node.run, Plan(), id=queue, task_queue=queue)
+        await handle.signal("apiToken", "third-in-clear-text")
+
+        async def is_shown() -> None:
+            for options in ((), ("--json",)):
+                shown = (await run("token", "status", queue, *options)).stdout
+                assert "no sealed message" in " ".join(shown.split())
+                assert "third" not in shown
+
+        await eventually(is_shown)
+        assert "no sealed message" in (await run("tree", queue)).stdout
+
+
 async def test_a_revocation_is_sent_even_where_it_cannot_be_recorded(
     tokens: TokenClient, root: str, run: Run, tmp_path: Path
 ) -> None:

@@ -369,6 +369,7 @@ CLAIMS: Final[dict[tuple[str, str, str], Callable[[Reader, Block], Awaitable[Non
     ("docs/guide-manage.md", "python", "Look at it"): the_python,
     ("docs/guide-manage.md", "sh", "From the command line"): the_command_line,
     ("docs/guide-manage.md", "console", "From the command line"): the_console,
+    ("docs/guide-manage.md", "sh", "Send one by hand"): the_commands,
     ("docs/guide-manage.md", "python", "The API's address"): the_python,
     ("docs/guide-manage.md", "python", "From inside a workflow"): the_renewal,
     ("docs/guide-use.md", "python", "With httpx"): the_activities,

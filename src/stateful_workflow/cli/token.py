@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -14,9 +15,11 @@ import typer
 from rich.table import Table
 
 from ..audit import AuditFile
+from ..client.calls import ask
 from ..client.client import TokenClient
 from ..errors import AuditError, NotConverged, OperationFailed, StatefulError
 from ..node.status import TokenStatus
+from ..record.event import MAX_NOTE, Deed, Note
 from ..sealed.keyring import Keyring
 from ..sealed.origins import allowed_origin
 from ..text.output import Escaped, out, print_json, say, unrepeated
@@ -60,7 +63,38 @@ class WithKeys(AtWorkflow):
 
 
 @dataclass(frozen=True)
-class NewToken(WithKeys):
+class Noted(WithKeys):
+    """Options of a command that changes something: who has it done, for whom, and why."""
+
+    by: Annotated[
+        str | None,
+        typer.Option(metavar="WHO", help="Who has it done; else this system's user. On record."),
+    ] = None
+    on_behalf_of: Annotated[
+        str | None, typer.Option(metavar="WHOM", help="For whom, such as a customer. On record.")
+    ] = None
+    reason: Annotated[
+        str | None, typer.Option(metavar="WHY", help="Why, such as a ticket. On record.")
+    ] = None
+
+    def note(self, token: str = "") -> Note:
+        """What `TokenClient` takes of it; the token must not stand in it."""
+        by = self.by
+        with suppress(OSError, KeyError, ImportError):  # a container may have no user
+            by = getpass.getuser() if by is None else by
+        note = Note(by=by, on_behalf_of=self.on_behalf_of, reason=self.reason)
+        try:
+            Deed("set", **note).without(token)
+        except ValueError:
+            raise typer.BadParameter(
+                "--by, --on-behalf-of and --reason go on record: each takes up to "
+                f"{MAX_NOTE:,} characters, and never the token"
+            ) from None
+        return note
+
+
+@dataclass(frozen=True)
+class NewToken(Noted):
     """Options of a command that sets a token."""
 
     # Taken so that a token given here by mistake is not echoed by the parser's own error.
@@ -99,14 +133,16 @@ class NewToken(WithKeys):
             origins = [allowed_origin(text, self.allow_http or ()) for text in self.origin or ()]
         except ValueError as error:
             raise typer.BadParameter(f"--origin: {error}") from None
+        token = _read_token(self.from_env, self.mistaken)
         return {
             "workflow_id": self.workflow_id,
-            "token": _read_token(self.from_env, self.mistaken),
+            "token": token,
             "name": self.name,
             "origins": origins or None,
             "expires_in": self.expires_in,
             "types": self.workflow_type or None,
             "readers": self.reader or None,
+            **self.note(token),
             "api_url": self.api_url,
             "allow_http": self.allow_http or (),
         }
@@ -164,11 +200,33 @@ def rotate(
 
 @app.command()
 @command
+def seal(options: NewToken) -> None:
+    """Seal a token as `set` does, and print the sealed message instead of sending it.
+
+    Whoever may update the workflow sends it, as the update that is named apiToken. It counts at
+    this workflow alone, and until a newer one is set there.
+    """
+    given = options.read()
+
+    async def sealing() -> None:
+        async with options.client() as tokens:
+            sealed = await tokens.seal(**given)
+        print_json({"name": options.name, "sealed": sealed}) if options.as_json else say(sealed)
+
+    run(sealing())
+
+
+@app.command()
+@command
 async def status(options: AtWorkflow, keyring: KeyringPath = None) -> None:
     """Show what a workflow holds, without opening it."""
     keys = keyring_at_hand(keyring)
-    tokens = TokenClient(await options.connect(), keys)
-    _show(options, await tokens.status(options.workflow_id, options.name))
+    client = await options.connect()
+    status = await TokenClient(client, keys).status(options.workflow_id, options.name)
+    problem: str | None = None
+    with suppress(OperationFailed):
+        problem = (await ask(client, options.workflow_id)).node.clear_text(options.name)
+    _show(options, status, problem=problem)
 
 
 @app.command("api-url")
@@ -214,21 +272,23 @@ async def reveal(options: WithKeys) -> None:
 
 @app.command()
 @command
-async def reseal(options: WithKeys, reader: Readers = None) -> None:
+async def reseal(options: Noted, reader: Readers = None) -> None:
     """Seal the token a workflow holds anew, for the readers the keyring has now.
 
     The token stays the same, so this shuts nobody out who could open it before: after a reader
     key was stolen, rotate. Needs an issuer and a reader key.
     """
     async with options.client() as tokens:
-        status = await tokens.reseal(options.workflow_id, options.name, readers=reader or None)
+        status = await tokens.reseal(
+            options.workflow_id, options.name, readers=reader or None, **options.note()
+        )
     _show(options, status, at=status.authority)
 
 
 @app.command()
 @command
 async def revoke(
-    options: WithKeys,
+    options: Noted,
     below: Annotated[
         bool, typer.Option("--below", help="Also where one is set further down, or beside it.")
     ] = False,
@@ -239,7 +299,9 @@ async def revoke(
     cannot be asked: the status names it.
     """
     async with options.client(must_record=False) as tokens:
-        status = await tokens.revoke(options.workflow_id, options.name, below=below)
+        status = await tokens.revoke(
+            options.workflow_id, options.name, below=below, **options.note()
+        )
         try:
             tree = await tokens.tree(options.workflow_id, options.name)
         except OperationFailed as error:
@@ -257,10 +319,10 @@ async def revoke(
 
 @app.command()
 @command
-async def inherit(options: WithKeys) -> None:
+async def inherit(options: Noted) -> None:
     """Give a workflow its ancestors' token again, after a set or a revoke of its own."""
     async with options.client() as tokens:
-        status = await tokens.inherit(options.workflow_id, options.name)
+        status = await tokens.inherit(options.workflow_id, options.name, **options.note())
     _show(options, status)
 
 
@@ -304,11 +366,17 @@ def _show(
     status: TokenStatus | None,
     at: str | None = None,
     more: Mapping[str, Sequence[str]] | None = None,
+    problem: str | None = None,
 ) -> None:
     more = more or {}
     if options.as_json:
-        members = {label.replace(" ", "_"): list(ids) for label, ids in more.items()}
-        print_json(None if status is None else {**status.to_json(), **members})
+        shown = None if status is None else status.to_json()
+        members: dict[str, Any] = {
+            label.replace(" ", "_"): list(ids) for label, ids in more.items()
+        }
+        if problem is not None:
+            members["problem"] = problem
+        print_json({**(shown or {}), **members} if members else shown)
         return
     rows: dict[str, str | None] = {"workflow": at or options.workflow_id}
     if status is None:
@@ -330,6 +398,7 @@ def _show(
             "readers": None if status.readers is None else " ".join(status.readers),
             "expires": None if expires is None else _time(expires),
         } | {label: some(ids) for label, ids in more.items()}
+    rows["problem"] = problem
     table = Table(box=None, show_header=False, pad_edge=False)
     for label, value in rows.items():
         if value:

@@ -286,7 +286,7 @@ class TokenClient:
         allow_http: Sequence[str] = (),
         **note: Unpack[Note],
     ) -> SealedToken:
-        """Seal a token for a workflow, to be sent by whoever may: as the update named `name`.
+        """Seal a token for a workflow, to be sent by whoever may: as the update `apiToken`.
 
         It counts at this workflow alone, and until a newer one is set there.
 

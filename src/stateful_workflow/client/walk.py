@@ -368,6 +368,7 @@ class TreeWalk:
                 sorted({one.id for one in status.undelivered if one.name == self._name})
             ),
             signals=many,
+            problem=status.clear_text(self._name),
             set_here=(
                 parent is not None and in_force is not None and in_force.authority == workflow_id
             ),

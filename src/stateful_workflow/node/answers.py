@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Literal, get_args
 
-from ..errors import AnswerMalformed
+from ..errors import AnswerMalformed, NotSealed
 from ..sealed.message import MAX_MESSAGE_BYTES, Kind, valid_name
+from ..text.times import utc
 from .ledger import ALL, Life, is_among
 from .members import (
     ANY,
@@ -133,6 +134,27 @@ class Waiting:
 
 
 @dataclass(frozen=True)
+class Rejected:
+    """A message that was not taken: when (Unix milliseconds), why, and which."""
+
+    at: int = member(VERSION)
+    reason: str = member(ID)
+    fingerprint: str | None = None
+    issuer: str | None = None
+
+
+@dataclass(frozen=True)
+class Rejections:
+    """How many messages were not taken, by reason, and the last few."""
+
+    counts: Mapping[str, int] = field(default_factory=dict[str, int])
+    last: tuple[Rejected, ...] = member(optional(list_of(partial(read, Rejected)), ()), ())
+
+
+_NONE: Final = Rejections()
+
+
+@dataclass(frozen=True)
 class NodeStatus:
     """An answer to `apiTokenStatus`; an empty root where the run closed before it ran.
 
@@ -158,13 +180,26 @@ class NodeStatus:
     parent: str | None = member(optional(ID), None)
     id: str = ""
     waiting_count: int = 0
-    rejections: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    rejections: Rejections = member(optional(partial(read, Rejections), _NONE), _NONE)
     reports: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, "dict[str, int]"])
 
     def names(self) -> frozenset[str]:
         """The credential names that it knows of."""
         held, waits = (held.status.name for held in self.tokens), (one.name for one in self.waiting)
         return frozenset({*held, *waits, *self.withheld} - {ALL})
+
+    def clear_text(self, name: str) -> str | None:
+        """What is amiss where something came by signal that is no sealed message, and no token of
+        this name was set since: it may have been that token."""
+        last = self.rejections.last
+        at = max((one.at for one in last if one.reason == NotSealed.__name__), default=0)
+        of_name = (one.version for one in self.tokens if one.status.name == name)
+        if at <= max(of_name, default=0):
+            return None
+        return (
+            f"what came by signal at {utc(at / 1000)} is no sealed message: if it was a token in "
+            "clear text, it stands in the history; rotate that token"
+        )
 
 
 def node_status(answer: object) -> NodeStatus:

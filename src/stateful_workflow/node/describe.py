@@ -21,6 +21,8 @@ from .answers import (
     Lacking,
     NodeStatus,
     Refusal,
+    Rejected,
+    Rejections,
     TokenAnswer,
     Waiting,
 )
@@ -141,10 +143,9 @@ class View:
             id=ledger.path[-1],
             parent=ledger.path[-2] if len(ledger.path) > 1 else None,
             waiting_count=len(self.waiting),
-            rejections={
-                "counts": ledger.rejected,
-                "last": [rejection._asdict() for rejection in ledger.rejections],
-            },
+            rejections=Rejections(
+                ledger.rejected, tuple(Rejected(*one) for one in ledger.rejections)
+            ),
             reports=self.reports,
         )
 

@@ -21,11 +21,14 @@ from temporalio.exceptions import FailureError
 from ..errors import (
     AnswerMalformed,
     MessageRefused,
+    NotSealed,
     TokenForged,
     TokenKnown,
+    TokenMalformed,
     TooManyWaiting,
 )
-from ..sealed.message import Message, named_issuer, parse
+from ..sealed.message import Message, has_message_form, named_issuer, parse
+from ..text.printable import printable
 from . import couriers, limits
 from .contract import TRUST, TrustResult
 from .ledger import Ledger, Verdict, read_trusted
@@ -55,6 +58,23 @@ _UPDATES_WAITING: Final = 3
 def now_ms() -> int:
     """The workflow's clock, in Unix milliseconds."""
     return workflow.time_ns() // 1_000_000
+
+
+def read_message(text: object) -> Message:
+    """Read a message that a node was sent.
+
+    Raises:
+        TokenMalformed: as `parse`. `NotSealed`: it has not even the form of one.
+    """
+    try:
+        return parse(text)
+    except TokenMalformed:
+        if has_message_form(text):
+            raise
+    raise NotSealed(
+        "what was sent is no sealed message; if it is a token in clear text, give it to `stateful "
+        "token set`, or seal it first: `stateful token seal`"
+    )
 
 
 class Inbox:
@@ -196,6 +216,16 @@ class Inbox:
         """Count a refusal, and put it on record."""
         self._ledger.reject(error, now_ms(), message)
         self._record.rejected(error, message)
+        count = self._ledger.rejected.get(NotSealed.__name__, 0)
+        # Anybody can send thousands.
+        if isinstance(error, NotSealed) and count & (count - 1) == 0:
+            workflow.logger.warning(
+                "What came by signal to workflow %s is no sealed message (for the %d. time). If it "
+                "is a token in clear text, it stands in the history: rotate that token, and revoke "
+                "the old one at the API",
+                printable(self._ledger.path[-1]),
+                count,
+            )
 
     def admit_update(self, message: Message) -> None:
         """Judge the message of an update before it enters history, and change nothing.
@@ -256,7 +286,7 @@ class Inbox:
     def _judge(self, entry: str | Message) -> bool:
         """Judge what was queued or sent by signal; whether it was accepted."""
         try:
-            message = parse(entry) if isinstance(entry, str) else entry
+            message = read_message(entry) if isinstance(entry, str) else entry
         except MessageRefused as error:
             self.reject(error)
             return False

@@ -30,7 +30,7 @@ from ..errors import (
     TokenRevoked,
     TokenStale,
 )
-from ..sealed.message import Message, named_issuer, parse
+from ..sealed.message import Message, named_issuer
 from ..sealed.origins import allowed_origin, is_allowed, is_covered, origin_of
 from ..text.printable import printable
 from . import couriers, limits
@@ -38,7 +38,7 @@ from .answers import JoinAnswer, Joiner, NodeStatus
 from .contract import MAX_SIGNALS, NODE_HEADER, RECOVER, PlaceResult, RecoverResult
 from .describe import View
 from .headers import Start
-from .inbox import Inbox, now_ms
+from .inbox import Inbox, now_ms, read_message
 from .joining import Joining
 from .ledger import (
     ALL,
@@ -152,9 +152,8 @@ class Node:
     def on_signal(self, args: Sequence[Any]) -> None:
         """Take a message from the `apiToken` signal; whatever it is, nothing is raised."""
         try:
-            text = argument(args)
-            if not isinstance(text, str):
-                raise TokenMalformed("the message is not a string")
+            given = argument(args)
+            text = given if isinstance(given, str) else read_message(given).text
         except TokenMalformed as error:
             self._inbox.reject(error)
             return
@@ -171,7 +170,7 @@ class Node:
         """
         message: Message | None = None
         try:
-            message = parse(argument(args))
+            message = read_message(argument(args))
             if not self.recovering:
                 self._inbox.admit_update(message)
         except MessageRefused as error:

@@ -240,13 +240,23 @@ def named_issuer(text: str) -> str:
 
     For sorting what is not read yet: nothing is checked.
     """
+    kid = _unchecked_header(text).get("kid")
+    return kid if isinstance(kid, str) else ""
+
+
+def has_message_form(text: object) -> bool:
+    """Whether a text begins as a message does; what does not may be a token in clear text."""
+    typ = _unchecked_header(text).get("typ") if isinstance(text, str) else None
+    return isinstance(typ, str) and typ in _KIND
+
+
+def _unchecked_header(text: str) -> dict[str, object]:
     segment = text[: MAX_HEADER_BYTES + 1].partition(".")[0]
     try:
         header = json.loads(base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4)))
-        kid: object = header["kid"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return ""
-    return kid if isinstance(kid, str) else ""
+    except (ValueError, RecursionError):
+        return {}
+    return cast("dict[str, object]", header) if isinstance(header, dict) else {}
 
 
 def valid_name(name: str) -> bool:
