@@ -26,7 +26,7 @@ class TokenMalformed(MessageRefused):
 
 
 class NotSealed(TokenMalformed):
-    """What a node was sent has not the form of a message: it may be a token in clear text."""
+    """A signal brought what has not the form of a message: it may be a token in clear text."""
 
 
 class TokenForged(MessageRefused):

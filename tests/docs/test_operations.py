@@ -26,7 +26,7 @@ from temporalio.common import RetryPolicy
 from stateful_workflow import Keyring, NotConverged, StatefulPlugin, TokenClient
 from stateful_workflow.audit import AuditEvent, AuditFile
 from stateful_workflow.engine import EmbeddedEngine, start_engine
-from stateful_workflow.errors import MessageRefused, TokenForged
+from stateful_workflow.errors import MessageRefused, TokenForged, TokenMalformed
 from stateful_workflow.sealed.message import parse
 from tests.conftest import DELETE_SOON
 from tests.docs.reader import BLOCKS, PROJECT, Block, Reader
@@ -280,7 +280,7 @@ async def test_a_run_takes_no_more_signals(site: Site) -> None:
 
 async def test_messages_are_rejected(site: Site) -> None:
     def both_are_counted(said: Any) -> bool:
-        return said["rejections"]["counts"] == {"TokenMalformed": 1, "TokenForged": 1}
+        return said["rejections"]["counts"] == {"NotSealed": 1, "TokenForged": 1}
 
     await site.start_tree()
     held = parse(await sealed_at(site.client, ROOT))
@@ -295,7 +295,7 @@ async def test_messages_are_rejected(site: Site) -> None:
     look, rotate = blocks("Messages are rejected")
     printed = await site.run(look, FOUND)
     assert "intruder@elsewhere" in printed
-    for reason in ("TokenMalformed", "TokenForged"):
+    for reason in ("NotSealed", "TokenForged"):
         assert reason in printed
     await site.run(rotate)
     await site.all_open(SECOND)
@@ -305,7 +305,8 @@ async def test_messages_are_rejected(site: Site) -> None:
 def test_every_reason_for_a_rejection_is_explained() -> None:
     text = (PROJECT / DOCUMENT).read_text("utf-8")
     section = text.partition("\n## Messages are rejected\n")[2].partition("\n## ")[0]
-    for error in (*MessageRefused.__subclasses__(), *TokenForged.__subclasses__()):
+    kinds = (MessageRefused, TokenForged, TokenMalformed)
+    for error in (error for kind in kinds for error in kind.__subclasses__()):
         assert f"`{error.__name__}`" in section
 
 

@@ -74,7 +74,7 @@ async def test_an_update_refuses_one_before_it_enters_history_and_takes_a_sealed
         await handle.execute_update("apiToken", SECRET)
     cause = refused.value.cause
     assert isinstance(cause, ApplicationError)
-    assert cause.type == "NotSealed"
+    assert cause.type == "TokenMalformed"
     assert "stateful token seal" in cause.message
 
     sealed = await tokens.seal(queue, SECRET, origins=[ORIGIN])

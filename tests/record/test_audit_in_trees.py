@@ -263,7 +263,7 @@ async def test_what_is_refused_stands_on_record_with_its_reason(
     # An update to a workflow that is in no cache gives its last task again, as new.
     reasons = dict.fromkeys((e.reason, e.fingerprint) for e in rejected)
     assert list(reasons) == [
-        ("TokenMalformed", None),
+        ("NotSealed", None),
         ("TokenForged", parse(as_trusted).fingerprint),
         ("TokenStale", parse(old).fingerprint),
     ]

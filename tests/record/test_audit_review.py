@@ -294,6 +294,64 @@ def test_rejected_messages_are_found_by_workflow_issuer_and_reason() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("reason", "said"), [("NotSealed", "in clear text"), ("TokenMalformed", "no message")]
+)
+def test_of_what_is_no_message_no_issuer_is_named(reason: str, said: str) -> None:
+    finding = only([event(1, "reject", "failure", reason=reason, kind=None, version=None)])
+    assert said in finding.message
+    assert "None" not in finding.message
+
+
+def test_that_a_token_is_withheld_is_no_refusal() -> None:
+    def refused(at: float, reason: str = "TokenNotSet", **more: Any) -> AuditEvent:
+        return event(at, "refuse", "failure", reason=reason, **more)
+
+    withheld = event(2, "withhold", workflow=ROOT, child_id=CHILD, name="*")
+    assert review([withheld, refused(3), refused(4, "TokenWithheld", workflow="elsewhere")]) == []
+    shared = event(5, "share", workflow=ROOT, child_id=CHILD, name="*")
+    assert kinds([withheld, shared, refused(6)]) == ["refused"]
+    assert kinds([withheld, refused(7, "TokenForged")]) == ["refused"]
+
+
+def set_with(at: float, action: Action = "set", **terms: Any) -> AuditEvent:
+    given: dict[str, Any] = {"origins": "https://*.example.com", "types": "Order", "readers": "eu"}
+    return event(at, action, workflow=ROOT, version=int(at), **{**given, **terms})
+
+
+@pytest.mark.parametrize(
+    ("terms", "said"),
+    [
+        ({"origins": "https://api.example.com https://evil.example"}, "to https://evil.example"),
+        ({"types": "Order Bill"}, "to the workflow types Bill"),
+        ({"types": None}, "to all workflow types"),
+        ({"readers": "us"}, "to the readers us"),
+        ({"readers": None, "types": None}, "to all workflow types, to all readers"),
+    ],
+)
+def test_a_token_that_reaches_further_than_the_one_before_it_is_found(
+    terms: dict[str, Any], said: str
+) -> None:
+    before, revoked_then = set_with(1), event(2, "revoke", workflow=ROOT, kind="revocation")
+    again: tuple[Action, ...] = ("set", "reseal")
+    for action in again:
+        wider = set_with(3, action, **terms)
+        finding = only([before, revoked_then, wider, set_with(4, **terms)])
+        assert (finding.kind, finding.count) == ("widened", 1)
+        assert finding.message == f"apiToken that was set at orders reaches further: {said}"
+        assert finding.evidence == (before, wider)
+    sealed = replace(set_with(3, **terms), outcome="unknown", activity_id="1")
+    assert kinds([before, sealed]) == ["widened"]
+
+
+def test_one_that_reaches_less_far_or_was_never_set_is_not() -> None:
+    narrow: dict[str, Any] = {"origins": "https://api.example.com", "types": ""}
+    failed = replace(set_with(3, types=None), outcome="failure")
+    assert review([set_with(1), set_with(2, **narrow), failed]) == []
+    assert review([set_with(1, types=None, readers=None), set_with(2)]) == []
+    assert review([set_with(1), set_with(2, types=None, name="other")]) == []
+
+
 def test_refusals_are_found_by_reason_and_origin() -> None:
     trail = [
         event(1, "refuse", "failure", reason="OriginNotAllowed", origin="https://evil.example"),

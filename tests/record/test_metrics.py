@@ -221,7 +221,7 @@ async def test_rejected_messages_are_counted_by_reason(
     async def are_counted() -> None:
         seen = await own.scrape()
         assert seen.by("reason", "stateful_messages", action="reject", outcome="failure") == {
-            "TokenMalformed": 1,
+            "NotSealed": 1,
             "TokenStale": 2,
             "WrongTree": 1,
         }

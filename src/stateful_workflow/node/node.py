@@ -22,6 +22,7 @@ from ..errors import (
     AnswerMalformed,
     MessageRefused,
     NotConverged,
+    NotSealed,
     TokenExpired,
     TokenForged,
     TokenKnown,
@@ -173,6 +174,10 @@ class Node:
             message = read_message(argument(args))
             if not self.recovering:
                 self._inbox.admit_update(message)
+        except NotSealed as error:
+            malformed = TokenMalformed(str(error))  # it has not come into the history
+            self._record.rejected(malformed, None)
+            raise malformed from None
         except MessageRefused as error:
             self._record.rejected(error, message)
             raise

@@ -41,6 +41,9 @@ ACTIONS: Final[tuple[Action, ...]] = get_args(Action)
 OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 
 
+WITHHELD: Final = "TokenWithheld"
+"""The reason of a `refuse` at a workflow that was started without the token, as it was meant."""
+
 MAX_NOTE: Final = 1_000
 """Characters of each part of a `Note`."""
 

@@ -12,9 +12,16 @@ from typing import Any
 
 from temporalio import activity
 
-from ..errors import KeyringError, NewestUnknown, OriginNotAllowed, PluginMissing, StatefulError
+from ..errors import (
+    KeyringError,
+    NewestUnknown,
+    OriginNotAllowed,
+    PluginMissing,
+    StatefulError,
+    TokenNotSet,
+)
 from ..node.headers import Use
-from ..record.event import Action, AuditEvent, Outcome, Scene
+from ..record.event import WITHHELD, Action, AuditEvent, Outcome, Scene
 from ..record.recorder import Recorder
 from ..sealed.keyring import Keyring
 from ..sealed.message import DEFAULT_NAME, Message
@@ -228,7 +235,8 @@ class ActivityTokens:
         self, name: str, message: Message | None, error: StatefulError, **about: str | None
     ) -> None:
         """Put on record that a token was not opened, or not sent to an origin."""
-        why = type(error).__name__
+        is_meant = isinstance(error, TokenNotSet) and error.withheld
+        why = WITHHELD if is_meant else type(error).__name__
         event = self.event("refuse", "failure", name, message, reason=why, **about)
         self.recorder.record(event)
 

@@ -71,7 +71,7 @@ async def is_counted_and_not_kept(tree: Tree, at: str, flood: list[str]) -> None
     state = await tree[at].query("statefulState")
     ledger = state["ledger"]
     half = len(flood) // 2
-    assert ledger["rejected"] == {"TokenMalformed": half, "TokenForged": half}
+    assert ledger["rejected"] == {"NotSealed": half, "TokenForged": half}
     assert len(ledger["rejections"]) == 20
     assert ledger["held"] == [await tree.sealed(at)]
     assert state["waiting"] == []

