@@ -154,6 +154,7 @@ def test_a_configuration_that_cannot_be_read_is_not_quoted(tmp_path: Path) -> No
         (["x", "secret"], ""),
         (["x"], ""),
         (["x"], "\n"),
+        (["x"], "two\nlines"),
         (["x"], b"\xff\xfe"),
         (["x", "--from-env", "NOT_SET_ANYWHERE"], "secret"),
         (["x", "--origin", "https://api.example.com/path"], "secret"),

@@ -349,7 +349,7 @@ def _read_token(variable: str | None, mistaken: list[str] | None) -> str:
         token = os.environ.get(variable, "")
         if not token:
             raise typer.BadParameter("the variable of --from-env is not set or empty")
-        return token
+        return _of_one_line(token, "the variable of --from-env")
     if sys.stdin.isatty():
         return str(typer.prompt("Token", hide_input=True, err=True))
     try:
@@ -358,6 +358,12 @@ def _read_token(variable: str | None, mistaken: list[str] | None) -> str:
         raise typer.BadParameter("stdin is not text") from None
     if not token:
         raise typer.BadParameter("no token on stdin")
+    return _of_one_line(token, "stdin")
+
+
+def _of_one_line(token: str, where: str) -> str:
+    if "\n" in token or "\r" in token:
+        raise typer.BadParameter(f"{where} has several lines, and a token is one")
     return token
 
 

@@ -330,6 +330,8 @@ class Keyring:
         readers = self._readers(claims)
         if not token or token != token.strip():
             raise TokenMalformed("the token is empty, or begins or ends with white space")
+        if "\n" in token or "\r" in token:
+            raise TokenMalformed("the token has several lines, which no header can carry")
         # The error of `encode` would hold the token.
         plaintext = token.encode(errors="replace")
         if plaintext.decode() != token:
