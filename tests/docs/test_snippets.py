@@ -253,6 +253,8 @@ async def the_activities(reader: Reader, block: Block) -> None:
     """Each activity calls the API, with the tokens that its text names."""
     reader.api.valid |= {BILLING, KEY_ID}
     wanted = [SECOND, BILLING] if "billing" in block.text else [SECOND]
+    if '"aws"' in block.text:
+        wanted = [KEY_ID]
     async with reader.worker_of(BESIDE + block.text) as (tokens, module):
         handle = await tokens.start_workflow(
             "Sync", id="caller", task_queue="snippets", api_token=SECOND, api_url=reader.api.origin
@@ -269,7 +271,8 @@ async def the_activities(reader: Reader, block: Block) -> None:
             (parameter,) = inspect.signature(it).parameters
             argument = f"/{name}" if parameter == "path" else reader.api.url(name)
             assert await handle.execute_update("call", args=[name, argument]) == 200
-            assert reader.api.tokens(name) == wanted or reader.api.calls[-1].token == KEY_ID
+            calls = [call for call in reader.api.calls if call.path.split("/")[1] == name]
+            assert [call.token for call in calls] == wanted
         await handle.terminate()
 
 
