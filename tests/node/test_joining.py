@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
@@ -13,6 +14,7 @@ from temporalio import activity, nexus, workflow
 from temporalio.api.nexus.v1 import EndpointSpec, EndpointTarget
 from temporalio.api.operatorservice.v1 import CreateNexusEndpointRequest
 from temporalio.client import (
+    Client,
     Schedule,
     ScheduleActionExecutionStartWorkflow,
     ScheduleActionStartWorkflow,
@@ -487,7 +489,58 @@ async def test_an_issuer_sets_a_token_at_a_guest_alone(tree: Tree) -> None:
     assert (await tree.tokens.get(tree.root)).reveal() == "first"
 
 
-# --- who claims a place --------------------------------------------------------------------------
+# --- who claims a place, or gives one ------------------------------------------------------------
+
+
+@workflow.defn(sandboxed=False)
+class LyingHost:
+    """Answers a question for a place with what it was started with."""
+
+    @workflow.run
+    async def run(self, answer: Any) -> None:
+        self.answer = answer
+        await workflow.wait_condition(lambda: False)
+
+    @workflow.query(name="apiTokenJoin")
+    def place(self, joiner: dict[str, str]) -> Any:
+        return self.answer
+
+
+def lies(host: str, guest: str) -> dict[str, Any]:
+    """What a host may answer, by what is amiss with it."""
+    good = Ledger((host, guest), "a-tree").dump()
+    answer = {"ledger": good, "parent_api_url": None, "refused": None, "registered": False}
+    return {
+        "nothing": None,
+        "no object": [answer],
+        "a word that is not known": {**answer, "refused": "later"},
+        "neither a state nor a reason": {**answer, "ledger": None},
+        "a state for another": {**answer, "ledger": {**good, "path": [host, "another"]}},
+        "a state below another": {**answer, "ledger": {**good, "path": ["another", guest]}},
+        "a state of a later format": {**answer, "ledger": {**good, "format": 99}},
+        "a malformed state": {**answer, "ledger": {**good, "held": ["no message"]}},
+        "more than a megabyte": {**answer, "ledger": {**good, "rejected": {"x" * 1_200_000: 1}}},
+    }
+
+
+async def test_a_host_that_answers_something_else_gives_no_place(
+    client: Client, queue: str
+) -> None:
+    async def why(number: int, lie: str) -> str:
+        host, guest = f"{queue}-{number}", f"{queue}-{number}-guest"
+        await client.start_workflow(
+            LyingHost.run, lies(host, guest)[lie], id=host, task_queue=queue
+        )
+        handle = await client.start_workflow(
+            Guest.run, args=[host, 4.0], id=guest, task_queue=queue
+        )
+        return await failure(handle)
+
+    async with start_worker(client, queue, workflows=[LyingHost, Guest]):
+        reasons = await asyncio.gather(*[why(*lie) for lie in enumerate(lies("", ""))])
+
+    for lie, said in zip(lies("", ""), reasons, strict=True):
+        assert f"could not join {queue}-" in said, lie
 
 
 @pytest.mark.parametrize("run", [None, "of-nobody"])
