@@ -18,6 +18,7 @@ import pprint
 import secrets
 import sqlite3
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -31,6 +32,7 @@ from typing import Any
 import httpx
 import pytest
 from temporalio.client import Client, WorkflowFailureError
+from temporalio.testing import ActivityEnvironment
 from temporalio.worker import Worker
 
 import stateful_workflow
@@ -38,6 +40,7 @@ from stateful_workflow import (
     ApiToken,
     AsyncOriginTransport,
     Keyring,
+    NewToken,
     NotConverged,
     OriginTransport,
     StatefulError,
@@ -45,16 +48,20 @@ from stateful_workflow import (
     StatefulWorkflow,
     TokenAuth,
     TokenClient,
+    TokenProvider,
     TokenStatus,
     TokenTree,
     TreeNode,
+    WorkflowAsleep,
 )
 from stateful_workflow.demo.api import TokenApi
 from stateful_workflow.engine import start_engine
+from stateful_workflow.node.headers import Use
 from stateful_workflow.sealed.message import Claims, parse
+from stateful_workflow.use.tokens import ActivityTokens, running
 from tests.support.api import Api, start_api
 from tests.support.asking import eventually, next_run, run_id, sealed_at, status_of
-from tests.support.builders import jwks, keyring_of
+from tests.support.builders import jwks, keyring_of, unrecorded
 from tests.support.use_workflows import ASYNC_ACTIVITIES, USE_WORKFLOWS, Caller, Clumsy, Job
 
 # --- the search ----------------------------------------------------------------------------------
@@ -295,6 +302,15 @@ def objects(keyring: Keyring, client: Client) -> dict[str, object]:
     status = TokenStatus("apiToken", "held", version=1, fingerprint=message.fingerprint)
     node = TreeNode("acme", "Tenant", None, "held")
     tree = TokenTree("apiToken", (node,))
+
+    def provider() -> TokenProvider:
+        holds = {"apiToken": {"state": "held", "sealed": message.text}}
+        use = Use("acme", "tree", None, holds, own={}, last={})
+        with running(ActivityTokens(use, lambda: keyring, unrecorded(), None, time.monotonic())):
+            made = TokenProvider("https://a.example")
+            assert made() == SECRET
+        return made
+
     plain: dict[str, object] = {
         "ApiToken": token,
         "AsyncOriginTransport": AsyncOriginTransport(httpx.AsyncHTTPTransport()),
@@ -306,12 +322,17 @@ def objects(keyring: Keyring, client: Client) -> dict[str, object]:
         "StatefulWorkflow": StatefulWorkflow(),
         "TokenAuth": TokenAuth(),
         "TokenClient": TokenClient(client, keyring),
+        "TokenProvider": ActivityEnvironment().run(provider),
         "TokenStatus": status,
         "TokenTree": tree,
         "TreeNode": node,
     }
+    arguments: dict[type, tuple[Any, ...]] = {
+        NotConverged: ("behind", tree),
+        WorkflowAsleep: ("asleep", 0.0),
+    }
     errors = {
-        name: NotConverged("behind", tree) if kind is NotConverged else kind("why")
+        name: kind(*arguments.get(kind, ("why",)))
         for name, kind in vars(stateful_workflow).items()
         if isinstance(kind, type) and issubclass(kind, StatefulError)
     }
@@ -331,9 +352,13 @@ def test_no_public_object_prints_a_secret(client: Client) -> None:
         "report_refused_async",
         "seal_token",
     }
+    # What a caller gives in clear text; its members are what was given.
+    assert found(SECRET, repr(NewToken(SECRET)).encode()) == []
+    functions.add("NewToken")
     assert set(stateful_workflow.__all__) - printed.keys() == functions | {
         "Opener",
         "Signer",
+        "TokenHome",
         "TokenState",
     }
     for name, text in printed.items():
