@@ -78,6 +78,7 @@ def test_a_child_lacks_a_message_until_it_was_given_that_or_a_newer_one() -> Non
         "starting": Child("starting", "Sync"),
         "kept": Child("kept", "Sync", Life.RUNNING, withheld=frozenset({"apiToken"})),
     }
+    ledger.children["joined"] = Child("joined", "Sync", Life.IN_DOUBT, joined=True)
     ledger.withhold("softly", None)
     ledger.children["softly"] = Child("softly", "Sync", Life.RUNNING)
     ledger.accept(older, NOW)

@@ -496,13 +496,17 @@ class Ledger:
         ]
 
     def lacking(self, message: Message) -> list[Child]:
-        """The children that should have a message and were given neither it nor a newer one."""
+        """The children that should have a message and were given neither it nor a newer one.
+
+        Not those who joined and of whom nobody knows whether they run still.
+        """
         place = (message.claims.name, message.claims.authority)
         return [
             child
             for child in self.children.values()
             if child.delivered.get(place, (0, "")) < message.order
             and not self._is_kept_from(child, message)
+            and not (child.joined and child.life is Life.IN_DOUBT)
         ]
 
     def to_tell(self) -> Iterator[tuple[Child, list[Message]]]:

@@ -21,14 +21,10 @@ from temporalio.exceptions import FailureError, is_cancelled_exception
 from ..errors import (
     AnswerMalformed,
     MessageRefused,
-    NotConverged,
     NotSealed,
-    TokenExpired,
     TokenForged,
     TokenKnown,
     TokenMalformed,
-    TokenNotSet,
-    TokenRevoked,
     TokenStale,
 )
 from ..sealed.message import Message, named_issuer
@@ -54,7 +50,7 @@ from .ledger import (
 )
 from .members import read
 from .record import NodeRecord
-from .status import TokenStatus, cure
+from .status import TokenStatus
 from .telling import Telling
 
 _DRAIN: Final = timedelta(seconds=10)
@@ -62,11 +58,6 @@ _RECOVERY_ATTEMPT: Final = timedelta(seconds=10)
 _RECOVERY_ATTEMPTS: Final = 5
 _HEADER_BYTES_A_TASK: Final = 1_000_000
 _CARRIED_WAITING_BYTES: Final = 500_000
-_UNAVAILABLE: Final = {
-    "expired": TokenExpired,
-    "revoked": TokenRevoked,
-    "key_revoked": TokenRevoked,
-}
 _LARGEST_ARGUMENT: Final = 32_768
 """Bytes of a payload: the largest message in any encoding a converter is likely to give it."""
 
@@ -294,56 +285,6 @@ class Node:
             signals=self.signals,
             courier=couriers.courier_queue(),
         )
-
-    # --- what workflow code waits for ----------------------------------------
-
-    async def token_held(self, name: str, timeout: timedelta | None) -> TokenStatus:
-        """Wait until there is a token to use.
-
-        Raises:
-            TokenUnavailable: there was none in time; the subclass says why.
-        """
-        found = self._usable(name)
-
-        def is_held() -> bool:
-            nonlocal found
-            found = self._usable(name)
-            return found.state == "held"
-
-        if not is_held():
-            with suppress(asyncio.TimeoutError):
-                await workflow.wait_condition(is_held, timeout=timeout)
-        if found.state != "held" and not is_held():
-            error = _UNAVAILABLE.get(found.state, TokenNotSet)
-            where = f"workflow {self.ledger.path[-1]}"
-            raise error(f"{where} had no {name} to use within {timeout}: {cure(found.state)}")
-        return found
-
-    def _usable(self, name: str) -> TokenStatus:
-        return self.view().status(name).under(self.ledger.revoked)
-
-    async def all_told(self, message: Message, timeout: timedelta | None) -> None:
-        """Wait until every child that may have a message was given it, or a newer one.
-
-        Raises:
-            NotConverged: some were not in time.
-        """
-
-        def are_told() -> bool:
-            return self.telling.is_settled and not self.ledger.lacking(message)
-
-        if not are_told():
-            with suppress(asyncio.TimeoutError):
-                await workflow.wait_condition(are_told, timeout=timeout)
-        behind = self.ledger.lacking(message)
-        if behind:
-            name, named = message.claims.name, ", ".join(child.id for child in behind[:5])
-            raise NotConverged(
-                f"{len(behind)} of {len(self.ledger.children)} children of workflow "
-                f"{self.ledger.path[-1]} were not given its newest {name} within {timeout} "
-                f"(such as {named}); each is told as soon as it can be",
-                self.view().tree(name, workflow.info().workflow_type, behind),
-            )
 
     # --- children ------------------------------------------------------------
 

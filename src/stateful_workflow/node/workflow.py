@@ -21,6 +21,7 @@ from .ledger import ALL
 from .node import Node, Settings
 from .record import RECORDER
 from .status import TokenStatus
+from .waiting import all_told, token_held
 
 _withheld_here: ContextVar[frozenset[str]] = ContextVar(
     "stateful-withholding", default=frozenset[str]()
@@ -139,7 +140,7 @@ class StatefulWorkflow:
             TokenNotSet, TokenRevoked, TokenExpired: there was none by then; each is a
                 `TokenUnavailable`.
         """
-        return await self.stateful_node.token_held(name, _seconds(timeout))
+        return await token_held(self.stateful_node, name, _seconds(timeout))
 
     async def set_api_token(
         self,
@@ -164,7 +165,7 @@ class StatefulWorkflow:
         message = parse(sealed)
         status = await self.stateful_node.take(message)
         if converged:
-            await self.stateful_node.all_told(message, _seconds(timeout))
+            await all_told(self.stateful_node, message, _seconds(timeout))
         return status
 
     async def join(self, workflow_id: str, *, timeout: timedelta | float = 60.0) -> None:
