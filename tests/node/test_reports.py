@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.client import WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 
@@ -53,6 +54,10 @@ async def test_only_a_token_that_stands_is_said_to_be_refused(tree: Tree) -> Non
     reported = await tree.tokens.status(tree.root)
     assert reported is not None
     assert (first.refused, reported.refused) == (False, True)
+    shown: WorkflowMetadata = await tree[""].query(
+        "__temporal_workflow_metadata", result_type=WorkflowMetadata
+    )
+    assert "refused by an API" in shown.current_details
 
     await tree.tokens.revoke(tree.root)
     revoked = await tree.tokens.status(tree.root)
