@@ -143,6 +143,21 @@ def keyring_at_hand(path: Path | None) -> Keyring | None:
         return None if path is None else Keyring.load(path)
 
 
+_IN_OPTIONS: Final = {
+    "api_url= or --api-url": "--api-url",
+    "origins=[…]": "--origin",
+    "allow_http=": "--allow-http",
+    "give a path or set $": "give --keyring or set $",
+}
+
+
+def in_options(text: str) -> str:
+    """The library's words in those of the command: its options in the place of arguments."""
+    for argument, option in _IN_OPTIONS.items():
+        text = text.replace(argument, option)
+    return text
+
+
 @contextmanager
 def reported() -> Generator[None, None, None]:
     """Turn the library's errors and the server's into one line on stderr and status 1."""
@@ -151,7 +166,7 @@ def reported() -> Generator[None, None, None]:
     except AnswerMalformed as error:
         raise Failed(f"{error} (--codec-endpoint, --data-converter)") from None
     except StatefulError as error:
-        raise Failed(str(error)) from None
+        raise Failed(in_options(str(error))) from None
     except RPCError as error:
         raise Failed(f"the server answered {error.status.name}: {error.message}") from None
 

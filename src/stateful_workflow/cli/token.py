@@ -22,10 +22,10 @@ from ..node.status import TokenStatus
 from ..record.event import MAX_NOTE, Deed, Note
 from ..sealed.keyring import Keyring
 from ..sealed.origins import allowed_origin
-from ..text.output import Escaped, out, print_json, say, unrepeated
+from ..text.output import Command, Escaped, out, print_json, say, unrepeated
 from ..text.printable import printable
 from ..text.times import utc
-from .common import AtWorkflow, KeyringPath, command, keyring_at_hand, run
+from .common import AtWorkflow, KeyringPath, command, in_options, keyring_at_hand, run
 from .tree import NOT_CONVERGED, in_red, show_tree, some
 
 AUDIT_VARIABLE: Final = "STATEFUL_AUDIT"
@@ -132,7 +132,7 @@ class NewToken(Noted):
         try:
             origins = [allowed_origin(text, self.allow_http or ()) for text in self.origin or ()]
         except ValueError as error:
-            raise typer.BadParameter(f"--origin: {error}") from None
+            raise typer.BadParameter(f"--origin: {in_options(str(error))}") from None
         token = _read_token(self.from_env, self.mistaken)
         return {
             "workflow_id": self.workflow_id,
@@ -148,7 +148,7 @@ class NewToken(Noted):
         }
 
 
-@app.command("set")
+@app.command("set", cls=Command)
 @command
 def set_token(options: NewToken) -> None:
     """Set a token at a workflow and all below it, and print its status.
@@ -167,7 +167,7 @@ def set_token(options: NewToken) -> None:
     run(setting())
 
 
-@app.command()
+@app.command(cls=Command)
 @command
 def rotate(
     options: NewToken,
@@ -198,7 +198,7 @@ def rotate(
     run(rotating())
 
 
-@app.command()
+@app.command(cls=Command)
 @command
 def seal(options: NewToken) -> None:
     """Seal a token as `set` does, and print the sealed message instead of sending it.

@@ -11,6 +11,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Final
 
+from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
 from temporalio.client import (
     Client,
     WorkflowExecutionStatus,
@@ -356,6 +357,8 @@ async def what_it_means(
         return NoWorkerAnswers(f"workflow {workflow_id} could not answer: {error}")
     is_rpc = isinstance(error, RPCError)
     if is_rpc and error.status == RPCStatusCode.NOT_FOUND:
+        if any(one.Is(NamespaceNotFoundFailure.DESCRIPTOR) for one in error.grpc_status.details):
+            return OperationFailed(f"there is no namespace {client.namespace} on this server")
         return WorkflowNotFound(f"there is no open workflow {workflow_id}: {error.message}")
     if is_rpc and error.status not in _NO_WORKER:
         return OperationFailed(

@@ -8,6 +8,7 @@ activities, never in workflow code.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -45,7 +46,7 @@ from .keys import (
     verify,
     write_set,
 )
-from .message import TYP, Claims, Message, SealedToken, encode_base64url, parse
+from .message import MAX_MESSAGE_BYTES, TYP, Claims, Message, SealedToken, encode_base64url, parse
 
 _LOOK_EVERY_SECONDS: Final = 1.0
 
@@ -336,7 +337,15 @@ class Keyring:
         plaintext = token.encode(errors="replace")
         if plaintext.decode() != token:
             raise TokenMalformed("the token is not valid Unicode")
-        return SealedToken(_sign(issuer, claims, encrypt(plaintext, claims.encode(), readers)))
+        payload = encrypt(plaintext, claims.encode(), readers)
+        # In base64url within base64url; the rest of a message has some 240 characters.
+        excess = math.ceil((len(payload) * 4 / 3 + 240 - MAX_MESSAGE_BYTES) * 9 / 16)
+        if excess > 0:
+            raise TokenMalformed(
+                f"the token is too large: it has {len(plaintext):,} bytes, and sealed with these "
+                f"claims for {len(readers)} readers it may have {len(plaintext) - excess:,} at most"
+            )
+        return SealedToken(_sign(issuer, claims, payload))
 
     def revocation(self, claims: Claims) -> str:
         """Sign a revocation.
@@ -399,7 +408,7 @@ class Keyring:
         if reader is None:
             raise NoReaderKey(
                 f"{name} is sealed for readers {', '.join(message.readers)}; "
-                "this process has the private key of none of them"
+                f"{self._named} has the private key of none of them"
             )
         try:
             plaintext = reader.decrypt(message)
@@ -437,7 +446,7 @@ class Keyring:
                     return entry.key
         if refused is not None:
             raise refused
-        raise NoIssuerKey("this keyring has no issuer's private key, so it cannot seal or revoke")
+        raise NoIssuerKey(f"{self._named} has no issuer's private key to seal or revoke with")
 
     def _readers(self, claims: Claims) -> list[Key]:
         active = [entry for entry in self._all("reader") if entry.info.is_active]
@@ -445,10 +454,14 @@ class Keyring:
         wanted = known if claims.audiences is None else claims.audiences
         for audience in wanted:
             if audience not in known:
-                raise NoReaderKey(f"the keyring has no reader for audience {audience}")
+                raise NoReaderKey(f"{self._named} has no reader for audience {audience}")
         if not wanted:
-            raise NoReaderKey("there is no reader to seal the token for")
+            raise NoReaderKey(f"{self._named} has no reader to seal the token for")
         return [entry.key for entry in active if entry.info.audience in wanted]
+
+    @property
+    def _named(self) -> str:
+        return "this keyring" if self.path is None else f"the keyring {self.path}"
 
     def __repr__(self) -> str:
         return f"Keyring({', '.join(f'{info.kind} {info.kid}' for info in self.keys())})"

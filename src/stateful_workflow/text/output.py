@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from .printable import printable
 
@@ -74,6 +74,16 @@ class Failed(typer.BadParameter):
     """Ends a command with a text and status 1; `typer.BadParameter` does with status 2."""
 
     exit_code = 1
+
+
+class Command(TyperCommand):
+    """A command whose usage does not show an argument that is taken to be refused."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """What it is called with."""
+        shown = [one for one in self.get_params(ctx) if not getattr(one, "hidden", False)]
+        pieces = [piece for param in shown for piece in param.get_usage_pieces(ctx)]
+        return [self.options_metavar or "", *pieces]
 
 
 class Commands(TyperGroup):
