@@ -25,6 +25,7 @@ import stateful_workflow
 from stateful_workflow.cli import token as token_commands
 from stateful_workflow.cli import tree as tree_command
 from stateful_workflow.cli.app import app
+from stateful_workflow.cli.common import IN_OPTIONS, in_options
 from stateful_workflow.cli.tree import render
 from stateful_workflow.errors import NoWorkerAnswers, StatefulError, TokenNotSet, WorkflowNotFound
 from stateful_workflow.node.status import TokenStatus, TokenTree, TreeNode
@@ -516,3 +517,66 @@ def test_an_error_names_the_option_and_what_it_takes(
     assert (result.exit_code, result.stdout) == (status, "")
     assert said in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+# --- what a command says of itself ----------------------------------------------------------
+
+
+def test_the_usage_shows_no_argument_that_is_only_taken_to_be_refused() -> None:
+    for command in ("set", "rotate"):
+        assert "mistaken" not in stateful("token", command, "--help").stdout
+        refused = stateful("token", command, "x", "secret")
+        assert "a token is not taken from the command line" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("give origins=[…]: where it may be sent", "give --origin: where it may be sent"),
+        ("or allow_http= where a token", "or --allow-http where a token"),
+        ("no keyring: give a path or set $X", "no keyring: give --keyring or set $X"),
+        ("by api_url= or --api-url; nothing", "by --api-url; nothing"),
+    ],
+)
+def test_an_error_names_the_options_of_the_command(said: str, told: str) -> None:
+    assert in_options(said) == told
+
+
+def test_the_library_says_what_the_command_puts_into_its_own_words() -> None:
+    """Else `in_options` would look for texts that nobody writes."""
+    library = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py"))
+    for argument in IN_OPTIONS:
+        assert library.count(argument) > 1, argument
+
+
+def test_plain_http_is_taken_where_the_host_is_named() -> None:
+    set_it = ("token", "set", "x", "--origin", "http://api.internal:8080")
+    refused = stateful(*set_it, stdin="secret")
+    assert "or --allow-http where a token may go to that host in clear text" in refused.stderr
+    local = stateful("token", "set", "x", "--origin", "http://localhost:8080", stdin="secret")
+    assert "write 127.0.0.1" in local.stderr
+    taken = stateful(*set_it, "--allow-http", "api.internal", "--keyring", "none", stdin="secret")
+    assert "keyring" in taken.stderr, "it goes on to the next thing"
+
+
+def test_a_token_that_goes_out_in_clear_text_is_seen() -> None:
+    node = TreeNode("a", "Sync", None, "held", 40_000, "bb" * 8, http=("http://api.internal:8080",))
+    line = drawn(node)[1]
+    assert line.endswith("in clear text to http://api.internal:8080")
+
+
+def test_in_a_tree_it_is_said_what_was_set_here_or_failed() -> None:
+    assert drawn(
+        held("tenant", None),
+        TreeNode("own", "Sync", "tenant", "held", 40_000, "bb" * 8, set_here=True),
+        TreeNode("old", "Sync", "tenant", "key_revoked", 40_000, "cc" * 8),
+        TreeNode("f", "Sync", "tenant", "failed", closed=True, current=False, problem="why"),
+        TreeNode("b", "Sync", "tenant", beside=True, current=False, problem="beside this tree"),
+    ) == [
+        "apiToken not converged · 1 failed · 1 beside · 1 set here · 1 key revoked",
+        f"tenant Sync held {'aa' * 8} 30 s old",
+        f"own Sync held {'bb' * 8} 2 min old set here",
+        f"old Sync key revoked {'cc' * 8} 2 min old",
+        "f Sync failed closed why",
+        "b Sync none beside this tree",
+    ]

@@ -289,7 +289,9 @@ async def test_what_went_wrong_is_one_line_that_says_what_to_do(
             "token", "set", queue, "--origin", ORIGIN, STATEFUL_KEYRING=str(public)
         )
         assert "origin" in await error("token", "set", queue)
-        assert "amespace" in await error("tree", queue, "--namespace", "elsewhere")
+        said = await error("tree", queue, "--namespace", "elsewhere")
+        assert "there is no namespace" in said
+        assert "no open workflow" not in said
 
 
 def start_dev(*arguments: str) -> subprocess.Popen[str]:

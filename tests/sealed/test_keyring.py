@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -406,3 +407,30 @@ def test_no_error_holds_a_private_key(tmp_path: Path, broken: Callable[[bytes], 
         Keyring.load(path)
     for secret in secrets_of(keyring()):
         assert secret not in said_by(caught.value)
+
+
+# --- errors name what they are about -----------------------------------------------------------
+
+
+def test_an_error_about_a_missing_key_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "keyring.json"
+    keyring().public().save(path)
+    public = Keyring.load(path)
+    with pytest.raises(NoIssuerKey, match=re.escape(f"the keyring {path} has no issuer's private")):
+        public.seal(CLAIMS, TOKEN)
+    sealed = parse(keyring().seal(CLAIMS, TOKEN))
+    with pytest.raises(NoReaderKey, match=re.escape(f"the keyring {path} has the private key of")):
+        public.open(sealed, now=0, namespace=CLAIMS.namespace, workflow_type=None)
+
+
+@pytest.mark.parametrize("readers", [1, 2, 5])
+def test_a_token_that_is_too_large_is_told_how_large_it_may_be(readers: int) -> None:
+    ring = keyring()
+    for _ in range(readers - 1):
+        ring = ring.add_reader()
+    with pytest.raises(TokenMalformed, match=f"20,000 bytes.*for {readers} readers") as raised:
+        ring.seal(CLAIMS, "x" * 20_000)
+    largest = int(str(raised.value).rsplit(" at most", 1)[0].rsplit(" ", 1)[1].replace(",", ""))
+    assert len(ring.seal(CLAIMS, "x" * largest)) > MAX_MESSAGE_BYTES - 400
+    with pytest.raises(TokenMalformed, match="at most"):
+        ring.seal(CLAIMS, "x" * (largest + 1))

@@ -26,6 +26,9 @@ from temporalio.converter import DataConverter, PayloadCodec
 from temporalio.plugin import SimplePlugin
 from temporalio.worker import (
     Worker,
+    WorkflowInstance,
+    WorkflowInstanceDetails,
+    WorkflowRunner,
 )
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
@@ -34,6 +37,7 @@ from stateful_workflow.engine import EmbeddedEngine, start_engine
 from stateful_workflow.sealed.message import Claims
 from tests.support.asking import Unreachable, events_of, eventually, nodes_run, status_of
 from tests.support.asking import start_worker as worker_for
+from tests.support.imported_anew import Plainly
 from tests.support.lone import Lone
 from tests.support.workflows import ACTIVITIES, WORKFLOWS, Node, Plan, shown
 
@@ -418,3 +422,35 @@ async def test_forged_messages_leave_the_worker_process_alive(
         counts = (await status_of(client, queue))["rejections"]["counts"]
         assert counts == {"TokenForged": 20}
         assert (await rotated(tokens, queue)).converged
+
+
+# --- a runner of one's own -------------------------------------------------------------------
+
+
+class _Wraps(WorkflowRunner):
+    """Wraps the SDK's sandbox, so that the plugin cannot see it."""
+
+    def __init__(self, inner: SandboxedWorkflowRunner) -> None:
+        self._inner = inner
+
+    def prepare_workflow(self, defn: Any) -> None:
+        self._inner.prepare_workflow(defn)
+
+    def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
+        return self._inner.create_instance(det)
+
+    def set_worker_level_failure_exception_types(
+        self, types: Sequence[type[BaseException]]
+    ) -> None:
+        self._inner.set_worker_level_failure_exception_types(types)
+
+
+async def test_a_runner_that_wraps_the_sandbox_needs_not_know_what_to_pass_through(
+    client: Client, queue: str
+) -> None:
+    runner = _Wraps(SandboxedWorkflowRunner())
+    async with Worker(client, task_queue=queue, workflows=[Plainly], workflow_runner=runner):
+        run = await TokenClient(client).start_workflow(
+            Plainly.run, id=queue, task_queue=queue, api_token="first", origins=[URL]
+        )
+        assert await run.result() == "held"

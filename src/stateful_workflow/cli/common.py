@@ -143,7 +143,7 @@ def keyring_at_hand(path: Path | None) -> Keyring | None:
         return None if path is None else Keyring.load(path)
 
 
-_IN_OPTIONS: Final = {
+IN_OPTIONS: Final = {
     "api_url= or --api-url": "--api-url",
     "origins=[…]": "--origin",
     "allow_http=": "--allow-http",
@@ -153,7 +153,7 @@ _IN_OPTIONS: Final = {
 
 def in_options(text: str) -> str:
     """The library's words in those of the command: its options in the place of arguments."""
-    for argument, option in _IN_OPTIONS.items():
+    for argument, option in IN_OPTIONS.items():
         text = text.replace(argument, option)
     return text
 

@@ -13,7 +13,7 @@ from temporalio import workflow
 from temporalio.common import RawValue
 from typing_extensions import Self
 
-from ..errors import PluginMissing
+from ..errors import AddressRefused, PluginMissing
 from ..sealed.message import DEFAULT_NAME, SealedToken, parse
 from ..sealed.origins import checked_address
 from .contract import JOIN, MESSAGE, REPORT, STATE_QUERY, STATUS_QUERY, URL
@@ -64,6 +64,12 @@ class StatefulWorkflow:
         for keyword, value in (("share", share), ("withhold", withhold), ("open_to", open_to)):
             if isinstance(value, str):
                 raise TypeError(f"{cls.__name__}: {keyword}= takes a tuple of workflow types")
+        if "api_url" in cls.__dict__:
+            raise TypeError(
+                f"{cls.__name__}: api_url is the property of StatefulWorkflow that has the API's "
+                'address; give it as a class keyword, class Name(StatefulWorkflow, api_url="…"), '
+                "or call an attribute of your own by another name"
+            )
         if share is not None and withhold is not None:
             raise TypeError(f"{cls.__name__}: give share= or withhold=, not both")
         settings = cls._stateful_settings
@@ -111,6 +117,12 @@ class StatefulWorkflow:
 
     @api_url.setter
     def api_url(self, url: str | None) -> None:
+        if url is not None and not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise AddressRefused(
+                f"self.api_url was set to a {type(url).__name__}: it is the property of "
+                "StatefulWorkflow that has the API's address; call an attribute of your own "
+                "by another name"
+            )
         if url is not None:
             checked_address(url)
         self.stateful_node.own_url = url
