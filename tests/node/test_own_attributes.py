@@ -24,7 +24,7 @@ def test_a_class_that_has_its_own_api_url_is_told_of_the_property(value: Any) ->
 class OwnAttribute(StatefulWorkflow):
     @workflow.run
     async def run(self) -> None:
-        self.api_url = {"prod": "https://api.example.com"}  # type: ignore[assignment]
+        self.api_url = {"prod": "https://api.example.com"}  # pyright: ignore[reportAttributeAccessIssue]
 
 
 async def test_a_workflow_that_keeps_something_else_in_it_fails_and_says_so(
