@@ -10,7 +10,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
+import requests
 from temporalio import activity, workflow
 from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import Worker
@@ -28,6 +30,7 @@ from stateful_workflow import (
     StatefulWorkflow,
     TokenAuth,
     TokenClient,
+    TokenProvider,
     TokenState,
     TokenStatus,
     TokenTree,
@@ -37,6 +40,7 @@ from stateful_workflow import (
     current_token,
     seal_token,
 )
+from stateful_workflow.aiohttp import TokenMiddleware
 from stateful_workflow.audit import (
     AuditEvent,
     AuditFile,
@@ -48,6 +52,7 @@ from stateful_workflow.audit import (
     verify,
 )
 from stateful_workflow.engine import start_engine
+from stateful_workflow.requests import TokenAdapter
 
 
 @activity.defn
@@ -67,6 +72,35 @@ def pull_in_a_thread(url: str) -> int:
     transport = OriginTransport(httpx.HTTPTransport(), header="X-API-Key", name="billing")
     with httpx.Client(transport=transport) as http:
         return http.get(url, headers={"X-Token": token.reveal()}).status_code
+
+
+def is_refusal(response: httpx.Response) -> bool:
+    return response.status_code in (401, 403)
+
+
+async def is_refusal_of_aiohttp(response: aiohttp.ClientResponse) -> bool:
+    return "expired" in await response.text()
+
+
+@activity.defn
+async def pull_otherwise(url: str) -> int:
+    basic = TokenAuth(scheme="Basic", username="admin", refused=is_refusal, wait_for_newer=10)
+    bridged = TokenAuth(fallback=lambda: "x", origins=[url], wait_for_newer=timedelta(seconds=1))
+    async with httpx.AsyncClient(auth=basic) as http:
+        await http.get(url, auth=bridged)
+    late = TokenMiddleware("billing", refused=is_refusal_of_aiohttp, wait_for_newer=10)
+    async with aiohttp.ClientSession(middlewares=[late]) as session, session.get(url) as answer:
+        assert_type(await TokenProvider(url).call_async(), str)
+        return answer.status
+
+
+@activity.defn
+def pull_with_requests(url: str) -> int:
+    session = requests.Session()
+    session.mount(url, TokenAdapter(header="X-API-Key", refused=lambda answer: not answer.ok))
+    assert_type(TokenProvider(url)(), str)
+    assert_type(current_token().for_url(url), str)
+    return session.get(url).status_code
 
 
 @activity.defn
