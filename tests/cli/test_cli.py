@@ -22,6 +22,7 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 import stateful_workflow
+from stateful_workflow.cli import common
 from stateful_workflow.cli import token as token_commands
 from stateful_workflow.cli import tree as tree_command
 from stateful_workflow.cli.app import app
@@ -198,6 +199,17 @@ def held(node_id: str, parent: str | None, *, behind: bool = False) -> TreeNode:
     return TreeNode(node_id, "Sync", parent, "held", 100_000, "aa" * 8, current=not behind)
 
 
+def test_a_node_that_is_asleep_is_drawn_so_and_counted() -> None:
+    asleep = TreeNode(
+        "r", "Node", None, "told", version=1_000, fingerprint="f1", asleep_until=1_800_000_000
+    )
+
+    assert drawn(asleep) == [
+        "apiToken converged · 1 asleep",
+        "r Node told f1 2 min old, asleep until 2027-01-15T08:00:00Z",
+    ]
+
+
 def test_a_tree_is_drawn_with_what_each_node_holds() -> None:
     assert drawn(
         TreeNode("tenant", "Tenant", None, "held", 100_000, "aa" * 8, undelivered=("old",)),
@@ -358,9 +370,9 @@ def liar(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Liar]]:
     async def connect(*_: object) -> None: ...
 
     monkeypatch.setattr(tree_command, "_LOOK_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(common.AtWorkflow, "connect", connect)
     for module in (token_commands, tree_command):
         monkeypatch.setattr(module, "TokenClient", Liar)
-        monkeypatch.setattr(module, "connect", connect)
     yield Liar
     Liar.error = None
 

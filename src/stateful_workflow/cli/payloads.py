@@ -93,16 +93,22 @@ def _imported(name: str) -> DataConverter:
     module, _, attribute = name.partition(":")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
+    found: object = None
     try:
-        found: object = importlib.import_module(module)
+        found = importlib.import_module(module)
         for part in attribute.split("."):
-            found = getattr(found, part)
+            found = getattr(found, part, None)
     except Exception as error:  # noqa: BLE001 - a module may raise anything as it is imported
-        why = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise OperationFailed(f"--data-converter {name}: {why}") from None
+        # What was given is not repeated: it may be a secret that was meant for something else.
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if module and missing not in (module, module.partition(".")[0]):
+            said = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise OperationFailed(
+                f"--data-converter: its module cannot be imported: {said}"
+            ) from None
     if not isinstance(found, DataConverter):
         raise OperationFailed(
-            f"--data-converter {name}: that is no temporalio.converter.DataConverter, but a "
-            f"{type(found).__name__}; give MODULE:NAME of the one that the workers' client has"
+            "--data-converter: there is no data converter at that MODULE:NAME; give the one that "
+            "the workers' client has"
         )
     return found

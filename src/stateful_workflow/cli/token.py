@@ -393,6 +393,7 @@ def _show(
         rows |= {
             "name": options.name,
             "state": f"{status.state}, refused by an API" if status.refused else status.state,
+            "asleep until": None if status.asleep_until is None else _time(status.asleep_until),
             "version": None if version is None else f"{version} ({_time(version / 1000)})",
             "fingerprint": status.fingerprint,
             "set at": status.authority,

@@ -23,6 +23,7 @@ from ..node.status import TokenStatus, TokenTree, TreeNode
 from ..sealed.origins import in_clear
 from ..text.output import Escaped, out, print_json, say
 from ..text.printable import printable
+from ..text.times import utc
 from .common import AtWorkflow, KeyringPath, command, keyring_at_hand, run
 
 NOT_CONVERGED = 3
@@ -204,8 +205,10 @@ def _what(node: TreeNode, now: float) -> Escaped:
     elif not version:
         line.append(f" {state}", "dim")
     else:
-        is_well = node.current and node.state in ("held", "revoked")
+        is_well = node.current and node.state in ("held", "revoked", "told")
         line.append(f" {state} {version}", "green" if is_well else "red")
+    if node.asleep_until is not None:
+        line.append(f", asleep until {utc(node.asleep_until)}", "yellow")
     if node.set_here:
         line.append(" set here", "yellow")
     if node.api_url is not None:
