@@ -358,7 +358,7 @@ async def test_what_a_codec_cannot_decode_is_a_problem_of_that_workflow_alone(
     seen = by_suffix(await TokenClient(await connect(engine, data_converter=codec)).tree(tree.root))
 
     assert {suffix for suffix, node in seen.items() if not node.current} == {"-liar0"}
-    assert "cannot be decoded: ValueError" in str(seen["-liar0"].problem)
+    assert "cannot be encoded or decoded (ValueError)" in str(seen["-liar0"].problem)
 
 
 async def test_a_workflow_in_a_state_that_the_sdk_does_not_know_is_not_closed(

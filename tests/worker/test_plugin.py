@@ -106,6 +106,23 @@ async def test_activities_that_another_plugin_adds_to_a_worker_are_run(
         assert await root.execute_update("use_token", "apiToken") == "first"
 
 
+@pytest.mark.parametrize("adds", [True, False], ids=["activities", "nothing"])
+@pytest.mark.parametrize("first", [True, False], ids=["before ours", "after ours"])
+async def test_another_plugin_may_add_activities_or_none_before_ours_or_after_it(
+    engine: EmbeddedEngine, keyring: Keyring, queue: str, adds: bool, first: bool
+) -> None:
+    another = SimplePlugin("another", activities=ACTIVITIES if adds else None)
+    ours = StatefulPlugin(keyring)
+    client = await connect(engine, *((another, ours) if first else (ours, another)))
+    tokens = TokenClient(client, keyring)
+    own = [] if adds else ACTIVITIES
+    async with Worker(client, task_queue=queue, workflows=WORKFLOWS, activities=own):
+        root = await start(tokens, queue, Plan({"a": Plan()}))
+        await rotated(tokens, queue)
+
+        assert await root.execute_update("use_token", "apiToken") == "second"
+
+
 # --- where the plugin is given -------------------------------------------------------------------
 
 

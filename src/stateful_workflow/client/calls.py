@@ -96,8 +96,10 @@ async def ask(client: Client, workflow_id: str, timeout: timedelta | None = None
     try:
         try:
             answer: object = await query(reject_condition=QueryRejectCondition.NOT_OPEN)
-        except WorkflowQueryRejectedError as error:
-            closed, failed = True, error.status is WorkflowExecutionStatus.FAILED
+        except (WorkflowQueryRejectedError, ValueError) as error:
+            # For a status that the SDK does not know it raises a ValueError: that is not closed.
+            closed = isinstance(error, WorkflowQueryRejectedError)
+            failed = getattr(error, "status", None) is WorkflowExecutionStatus.FAILED
             answer = await query(reject_condition=QueryRejectCondition.NONE)
         node = read_answer(client, workflow_id, STATUS_QUERY, answer, node_status)
     except Exception as error:  # noqa: BLE001 - a codec may raise anything
