@@ -369,10 +369,14 @@ class Liar:
 def liar(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Liar]]:
     async def connect(*_: object) -> None: ...
 
+    async def ask(*_: object) -> None:
+        raise NoWorkerAnswers("the status has told it")
+
     monkeypatch.setattr(tree_command, "_LOOK_EVERY_SECONDS", 0.01)
     monkeypatch.setattr(common.AtWorkflow, "connect", connect)
     for module in (token_commands, tree_command):
         monkeypatch.setattr(module, "TokenClient", Liar)
+    monkeypatch.setattr(token_commands, "ask", ask)
     yield Liar
     Liar.error = None
 

@@ -9,13 +9,14 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final
 
 import typer
 
+from ..client.principals import principals
 from ..errors import AuditBroken, AuditError
 from ..record.audit.chain import (
     Checkpoint,
@@ -35,7 +36,7 @@ from ..sealed.keyring import Keyring
 from ..text.output import Escaped, out, print_json, say, unrepeated
 from ..text.strict_json import json_object
 from ..text.times import rfc3339
-from .common import Json, KeyringPath, reported, run
+from .common import AtWorkflow, Json, KeyringPath, reported, run
 
 POLL_SECONDS: Final = 0.2
 
@@ -51,6 +52,8 @@ Files = Annotated[
 
 _CLAIMED: Final = ("reject", "set", "reseal", "revoke", "inherit")
 """The actions with a message that somebody sends, so that its issuer is shown."""
+
+_SENT: Final = ("set", "reseal", "revoke", "inherit")
 
 _COLOURS: Final = {"success": "green", "failure": "red", "unknown": "yellow"}
 
@@ -82,6 +85,16 @@ def verify(
             help="The public JWK that must have signed the checkpoints, kept elsewhere.",
         ),
     ] = None,
+    with_history: Annotated[
+        bool,
+        typer.Option(
+            "--with-history",
+            help="Also ask the server who brought each message, where it records a principal.",
+        ),
+    ] = False,
+    address: Annotated[
+        str | None, typer.Option(help="host:port of that server, over $TEMPORAL_ADDRESS.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show that the files of one record are what was written, as far as that can be known.
@@ -95,10 +108,16 @@ def verify(
         removed = None if removed_to is None else _checkpoints(removed_to)[-1]
         jwk = None if key is None else _jwk(key)
         found = verify_files(files, anchors=anchors, removed_to=removed, key=jwk)
+        seen = asyncio.run(_joined(files, address)) if with_history else []
     if as_json:
-        print_json({**asdict(found), "says": str(found)})
-    else:
-        say(f"{files[0]}: {found}")
+        history = {"history": [asdict(one) for one in seen]} if with_history else {}
+        print_json({**asdict(found), "says": str(found), **history})
+        return
+    say(f"{files[0]}: {found}")
+    for one in seen:
+        what = f"{one.action} {one.name} {one.fingerprint} at {one.workflow_id}"
+        by = "" if one.by is None else f", by {one.by}"
+        say(f"line {one.sequence}: {what}{by}: {one.said}")
 
 
 @app.command()
@@ -185,6 +204,48 @@ def key(file: File) -> None:
 
 
 # --- verify ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """A line of the record, and what the server says of the same message."""
+
+    sequence: int
+    action: str
+    name: str | None
+    fingerprint: str
+    workflow_id: str
+    by: str | None
+    principal: str | None
+    said: str
+
+
+async def _joined(files: list[Path], address: str | None) -> list[_Joined]:
+    sent: dict[tuple[str | None, str], list[RecordedEvent]] = {}
+    for event in read_chain(one_chain(files)):
+        is_sent = event.action in _SENT and event.outcome == "success"
+        if is_sent and event.fingerprint is not None and event.workflow_id is not None:
+            sent.setdefault((event.namespace, event.workflow_id), []).append(event)
+    joined: list[_Joined] = []
+    for (namespace, workflow_id), events in sent.items():
+        at = AtWorkflow(
+            workflow_id,
+            address=address,
+            namespace=namespace,
+            codec_endpoint=os.environ.get("TEMPORAL_CODEC_ENDPOINT"),
+            codec_auth=os.environ.get("TEMPORAL_CODEC_AUTH"),
+        )
+        client = await at.connect()
+        seen = await principals(client, workflow_id, {str(event.fingerprint) for event in events})
+        for event in events:
+            mark = str(event.fingerprint)
+            who = seen.get(mark)
+            said = "it is in no history that is kept"
+            if mark in seen:
+                said = "the server recorded nobody" if who is None else f"the server saw {who}"
+            about = (event.sequence, event.action, event.name, mark, workflow_id, event.by)
+            joined.append(_Joined(*about, who, said))
+    return sorted(joined, key=lambda one: one.sequence)
 
 
 def _without_companions(files: list[Path]) -> list[Path]:
