@@ -165,6 +165,26 @@ async def test_addresses_are_given_refused_and_shown(root: str, run: Run) -> Non
     assert other not in (await run("tree", root)).stdout
 
 
+async def test_a_revocation_says_who_holds_one_yet_and_takes_those_below_along_where_asked(
+    root: str, run: Run
+) -> None:
+    child = f"{root}-a"
+    assert (await run("token", "set", child, "--origin", ORIGIN)).returncode == 0
+    seen = json.loads((await run("tree", root, "--json")).stdout)
+    assert (seen["usable"], seen["counts"]) == (True, {"set here": 1, "withheld": 1})
+
+    revoked = await run("token", "revoke", root, "--json")
+    assert (revoked.returncode, json.loads(revoked.stdout)["held_yet_at"]) == (3, [child])
+
+    revoked = await run("token", "revoke", root, "--below", "--json")
+    assert (revoked.returncode, revoked.stderr) == (0, "")
+    assert json.loads(revoked.stdout)["revoked_at"] == [root, child]
+
+    tree = await run("tree", root)
+    assert tree.returncode == 3, "where nothing is held a tree is not well"
+    assert tree.stdout.startswith("apiToken nothing usable is held · 1 set here · 2 revoked")
+
+
 async def test_a_rotation_is_awaited_and_its_tree_shown(
     tokens: TokenClient, root: str, run: Run
 ) -> None:
