@@ -19,6 +19,7 @@ from stateful_workflow import (
     NoWorkerAnswers,
     StatefulPlugin,
     TokenClient,
+    WorkflowAsleep,
 )
 from stateful_workflow.engine import EmbeddedEngine, start_engine
 from tests.support.asking import (
@@ -81,6 +82,9 @@ async def test_what_is_set_at_a_sleeper_keeps_the_terms_of_what_it_was_sent_and_
     elsewhere = "https://elsewhere.example.com"
     await tree.tokens.set(tree.root, "second", origins=[elsewhere], api_url=elsewhere)
     assert (await tree.tokens.revoke(tree.root)).state == "told"
+
+    with pytest.raises(WorkflowAsleep, match="asleep until"):
+        await tree.tokens.set_api_url(tree.root, elsewhere)
 
     status = await tree.tokens.set(tree.root, "third")
 

@@ -255,8 +255,10 @@ async def send_url(client: Client, workflow_id: str, url: str | None) -> None:
     Raises:
         AddressRefused: the workflow did not take it.
         OutcomeUnknown: no worker answered in time; it may be applied later.
+        WorkflowAsleep: it is asleep, and an update would wake it; nothing was sent.
         WorkflowNotFound, NotStateful, OperationFailed: there is no such node.
     """
+    await ask(client, workflow_id)
     update = client.get_workflow_handle(workflow_id).execute_update(URL, url, result_type=RawValue)
     try:
         await asyncio.wait_for(update, limits.LIMITS.confirm_seconds)
