@@ -142,7 +142,7 @@ class Reader:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=150,
         )
         printed = done.stdout + done.stderr
         assert done.returncode == status, f"{place}: status {done.returncode}\n{printed}"
