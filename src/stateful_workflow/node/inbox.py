@@ -96,7 +96,7 @@ class Inbox:
         self._record = record
         self._accepted = accepted
         self._is_astray = astray
-        self._astray: dict[str, Message] = {}
+        self._astray: list[Message] = []
         self._begun = False
         self._judging: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[None] | None = None
@@ -117,7 +117,8 @@ class Inbox:
     @property
     def waiting(self) -> list[Message]:
         """The messages that wait for their issuer to be known, or for a place in their tree."""
-        return list({**self._of_updates, **self._waiting, **self._astray}.values())
+        astray = {message.hash: message for message in self._astray}
+        return list({**self._of_updates, **self._waiting, **astray}.values())
 
     @property
     def _unknown(self) -> list[Message]:
@@ -180,7 +181,7 @@ class Inbox:
 
     def judge_again(self) -> None:
         """Judge anew what waits: it may be known now who signed it, or whether it is for here."""
-        self._queue.extendleft(reversed([*self._waiting.values(), *self._astray.values()]))
+        self._queue.extendleft(reversed([*self._waiting.values(), *self._astray]))
         self._waiting.clear()
         self._astray.clear()
         self._run()
@@ -291,7 +292,7 @@ class Inbox:
             self.reject(error)
             return False
         if len(self._astray) < _ASTRAY and self._is_astray(message):
-            self._astray[message.hash] = message
+            self._astray.append(message)
             return False
         verdict: Verdict | None = None
         with suppress(MessageRefused):
