@@ -60,6 +60,9 @@ class Joining:
         self._entered = entered
         self.joined = joined
         self._has_place = has_place
+        info = workflow.info()
+        is_here = info.parent is not None and info.parent.namespace == info.namespace
+        self._parent = info.parent.workflow_id if info.parent is not None and is_here else None
         self._is_current = joined is not None
         self._registering: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[None] | None = None
@@ -146,11 +149,13 @@ class Joining:
 
         Then it is judged again once that is known.
         """
+        above = self._above()
+        if above is None:
+            return False  # first: thousands of messages may come at once
         claims, (path, tree) = message.claims, self._place
         if (claims.root, claims.tree) == (path[0], tree) or self.is_under_way:
             return False
-        above = self._above()
-        if above is None or path[-1] in (claims.root, claims.authority):
+        if path[-1] in (claims.root, claims.authority):
             return False
         if self._asking is None or self._asking.done():
             since = None if self._asked_at is None else now_ms() - self._asked_at
@@ -166,9 +171,7 @@ class Joining:
     def _above(self) -> str | None:
         if self.joined is not None:
             return self._ledger.path[-2]
-        info = workflow.info()
-        is_here = info.parent is not None and info.parent.namespace == info.namespace
-        return info.parent.workflow_id if info.parent is not None and is_here else None
+        return self._parent
 
     async def _ask_above(self, above: str) -> None:
         place = self._place
