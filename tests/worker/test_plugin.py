@@ -93,7 +93,7 @@ async def test_a_worker_registers_no_activity_of_ours(
 ) -> None:
     worker = worker_for(client, queue, workflows=workflows)
 
-    assert set(registered(worker)) == {"fetch_and_seal", "reveal", "reveal_address", "reveal_again"}
+    assert set(registered(worker)) == {run.__name__ for run in ACTIVITIES}
 
 
 async def test_activities_that_another_plugin_adds_to_a_worker_are_run(
