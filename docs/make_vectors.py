@@ -649,27 +649,31 @@ def joined(genuine: list[Json]) -> list[Json]:
     named = {entry["message"]: entry["name"] for entry in genuine}
     cases: list[Json] = []
     path = [ACME["root"], CHILD]
-    asked: list[tuple[str, list[str], dict[str, list[str]], str, bool]] = [
-        ("one whose type is open", ["newer token"], {}, "nightly", True),
-        ("one whose type is not", ["newer token"], {}, "nightly", False),
-        ("a node that holds nothing", [], {}, "nightly", True),
-        ("a child that it started itself", ["newer token"], {"shop": []}, "shop", False),
-        ("a child that it withheld it from", ["newer token"], {"shop": ["*"]}, "shop", True),
-        ("one that stands above the node", ["newer token"], {}, ACME["root"], True),
+    newer = ["newer token"]
+    asked: list[tuple[str, list[str], dict[str, list[str]], str, bool, bool]] = [
+        ("one whose type is open", newer, {}, "nightly", True, False),
+        ("one whose type is not", newer, {}, "nightly", False, False),
+        ("a node that holds nothing", [], {}, "nightly", True, False),
+        ("a child that it started itself", newer, {"shop": []}, "shop", False, True),
+        ("another that has that child's id", newer, {"shop": []}, "shop", False, False),
+        ("a child that it withheld it from", newer, {"shop": ["*"]}, "shop", True, True),
+        ("one that stands above the node", newer, {}, ACME["root"], True, False),
     ]
-    for about, accepted, started, asks, is_open in asked:
+    for about, accepted, started, asks, is_open, as_child in asked:
         node = Ledger(tuple(path), ACME["tree"], keyring("issuer").trusted())
         for child_id, withheld in started.items():
             node.start_child(Child(child_id, "Shop", withheld=frozenset(withheld)))
         for name in accepted:
             node.accept(parse(texts[name]), NOW + 5000)
-        answer = View(node, NOW + 5000).place(Child(asks, "Nightly"), is_open=is_open)
+        answer = View(node, NOW + 5000).place(
+            Child(asks, "Nightly"), is_open=is_open, as_child=as_child
+        )
         state = answer.ledger
         cases.append(
             {
                 "about": about,
                 "node": {"path": path, "accepted": accepted, "started": started},
-                "asks": {"id": asks, "type": "Nightly"},
+                "asks": {"id": asks, "type": "Nightly", "as_child": as_child},
                 "is_open": is_open,
                 "refused": answer.refused,
                 "registered": answer.registered,

@@ -19,6 +19,7 @@ from temporalio.converter import DataConverter
 import stateful_workflow
 from stateful_workflow import errors
 from stateful_workflow.errors import MessageRefused, StatefulError
+from stateful_workflow.node.answers import Joiner
 from stateful_workflow.node.contract import (
     ACTIVITIES,
     PlaceRequest,
@@ -31,7 +32,7 @@ from stateful_workflow.node.contract import (
 from stateful_workflow.node.describe import View
 from stateful_workflow.node.headers import Joined, Start, Use
 from stateful_workflow.node.ledger import Child, Ledger, Life, Verdict
-from stateful_workflow.node.members import to_json
+from stateful_workflow.node.members import read, to_json
 from stateful_workflow.node.status import state_without
 from stateful_workflow.sealed.keyring import Keyring
 from stateful_workflow.sealed.keys import verify
@@ -168,8 +169,10 @@ def test_who_asks_for_a_place_is_answered_as_is_said(case: Json) -> None:
         ledger.start_child(Child(child_id, "Shop", withheld=frozenset(withheld)))
     for name in node["accepted"]:
         ledger.accept(message(name), 1_800_000_005_000)
-    joiner = Child(case["asks"]["id"], case["asks"]["type"])
-    answer = View(ledger, 1_800_000_005_000).place(joiner, is_open=case["is_open"])
+    asks = read(Joiner, case["asks"])
+    answer = View(ledger, 1_800_000_005_000).place(
+        Child(asks.id, asks.type), is_open=case["is_open"], as_child=asks.as_child
+    )
     given: Json = json.loads(json.dumps(to_json(answer)))
 
     assert (given["refused"], given["registered"]) == (case["refused"], case["registered"])

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from stateful_workflow.errors import MessageRefused, TokenWithheld
-from stateful_workflow.node.ledger import ALL, Child, Ledger, Life
+from stateful_workflow.node.ledger import ALL, Child, Ledger, Life, StateUnreadable, Verdict
+from stateful_workflow.sealed.message import DEFAULT_NAME
 from tests.support.builders import (
     NOW,
     ROOT,
@@ -86,13 +87,34 @@ def test_a_node_has_so_many_joined_and_one_that_joins_again_finds_its_place() ->
     assert host.children.keys() == {"a", "child"}
 
 
-def test_one_that_joins_again_was_given_what_is_held_then() -> None:
+@pytest.mark.parametrize("type", ["Guest", "Other"])
+def test_whoever_says_that_one_joins_again_keeps_nothing_from_it(type: str) -> None:
     host = node()
     host.join(GUEST, MANY)
-    host.accept(token(), NOW)
-    host.join(GUEST, MANY)
     host.take_back("guest")
-    assert told(host) == {}
+    host.accept(token(), NOW)
+
+    host.join(Child("guest", type), MANY)
+
+    assert host.children["guest"].type == "Guest"
+    assert told(host) == {"guest": [token()]}
+
+
+def test_floors_that_nobody_can_have_accepted_do_not_count() -> None:
+    state = placed(node())
+    far = 2**53 - 1
+    state.floors = {(DEFAULT_NAME, ROOT): {issuer(): (far, "f" * 64)}}
+    guest = entered(alone(), state)
+
+    assert guest.accept(token(), NOW) is Verdict.ACCEPTED
+    assert guest.floors[(DEFAULT_NAME, ROOT)][issuer()] == token().order
+
+
+@pytest.mark.parametrize("index", [-1, 2, 99])
+def test_a_place_with_a_boundary_outside_its_path_is_none(index: int) -> None:
+    data = node().state_for(GUEST).dump()
+    with pytest.raises(StateUnreadable):
+        Ledger.load({**data, "boundary": {"*": index}})
 
 
 def test_those_that_joined_are_doubted_together_and_others_are_not() -> None:

@@ -212,10 +212,15 @@ def node_status(answer: object) -> NodeStatus:
 
 @dataclass(frozen=True)
 class Joiner:
-    """The argument of `apiTokenJoin`: who asks for a place, or is to be told from now on."""
+    """The argument of `apiTokenJoin`: who asks for a place, or is to be told from now on.
+
+    `as_child` says that the server names the node as its parent: another one of the id of a child
+    has no part in what that child may have.
+    """
 
     id: str = member(ID)
     type: str = member(ID)
+    as_child: bool = member(optional(FLAG, False), False)
 
 
 @dataclass(frozen=True)

@@ -166,24 +166,27 @@ class View:
         )
         return TokenTree(name, (TreeNode(own, workflow_type, None, *said), *below))
 
-    def place(self, joiner: Child, *, is_open: bool) -> JoinAnswer:
+    def place(self, joiner: Child, *, is_open: bool, as_child: bool) -> JoinAnswer:
         """The answer to the query `apiTokenJoin`.
 
         Args:
             joiner: as it would be started here; of one that was, what was withheld then counts.
             is_open: the node's class admits its type.
+            as_child: the server names this node as its parent, so that it is the one that was
+                started here, and not another that has its id before or after it.
         """
         known = self.ledger.children.get(joiner.id)
         started = None if known is None or known.joined else known
         refused: Refusal | None = None
         if self.recovering or (started is not None and started.life is Life.UNTOLD):
             refused = "not_ready"
-        elif started is None and (joiner.id in self.ledger.path or not is_open):
+        elif not (as_child and started) and (joiner.id in self.ledger.path or not is_open):
             refused = "not_open"
         elif not self.ledger.held:
             refused = "no_token"
         state = None if refused else self.ledger.state_for(started or joiner).dump()
-        return JoinAnswer(state, self.plain_url, refused, known is not None)
+        is_told = known is not None and (started is known or known.type == joiner.type)
+        return JoinAnswer(state, self.plain_url, refused, is_told)
 
     def details(self, theirs: str) -> str:
         """Temporal's own workflow details: what the user's code has there, and a line of ours."""

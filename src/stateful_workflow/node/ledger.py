@@ -145,7 +145,12 @@ class Ledger:
         # Before the floors: the answer of the keyring may take the one in the way.
         if message.issuer not in self.trusted:
             return Verdict.WAITING
-        floors = [(order, issuer) for issuer, order in self._floors(place).items()]
+        # A floor ahead of that was never accepted by anybody, whoever's state it came with.
+        floors = [
+            (order, issuer)
+            for issuer, order in self._floors(place).items()
+            if order[0] <= now + CLOCK_TOLERANCE_MS
+        ]
         floor, by = max(floors, default=((0, ""), ""))
         # One exactly at the floor was accepted above this node and never reached it.
         if message.order < floor:
@@ -332,11 +337,11 @@ class Ledger:
     def join(self, child: Child, most: int) -> None:
         """Tell a workflow that has asked for its state from now on, once the server knows it.
 
-        Not one of an id that this node started itself or stands below, nor more than so many.
+        Not one of an id that this node started itself or stands below, nor more than so many. Of
+        one that is known nothing changes: anybody may say that it joins, and with another type.
         """
-        known = self.children.get(child.id)
-        is_full = known is None and sum(one.joined for one in self.children.values()) >= most
-        if child.id in self.path or is_full or (known is not None and not known.joined):
+        is_full = sum(one.joined for one in self.children.values()) >= most
+        if child.id in self.path or child.id in self.children or is_full:
             return
         child = replace(child, life=Life.IN_DOUBT, joined=True)
         self._register(child, self.state_for(child))
@@ -573,6 +578,8 @@ class Ledger:
             read_trusted(data["trusted"]),
             {str(name): int(index) for name, index in data["boundary"].items()},
         )
+        if not all(0 <= index < len(ledger.path) for index in ledger.boundary.values()):
+            raise ValueError("a boundary is not in the path")
         ledger.revoked = {str(kid) for kid in data["revoked"]}
         messages = [parse(text) for text in data["held"]]
         ledger.held = {(m.claims.name, m.claims.authority): m for m in messages}

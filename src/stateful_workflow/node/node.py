@@ -323,7 +323,8 @@ class Node:
         """
         joiner = _joiner(args)
         child = self._child(joiner.id, joiner.type)
-        return self.view().place(child, is_open=joiner.type in self._settings.open_to)
+        is_open = joiner.type in self._settings.open_to
+        return self.view().place(child, is_open=is_open, as_child=joiner.as_child)
 
     def on_join(self, args: Sequence[Any]) -> None:
         """Tell who joined from now on, if it may; nothing is raised."""

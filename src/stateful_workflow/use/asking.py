@@ -99,15 +99,27 @@ async def decoded_payload(
 
 
 async def ask_for_place(
-    client: Client, at: str, workflow_id: str, workflow_type: str, timeout: timedelta
+    client: Client,
+    at: str,
+    workflow_id: str,
+    workflow_type: str,
+    timeout: timedelta,
+    *,
+    as_child: bool = False,
 ) -> JoinAnswer:
     """Ask a node for the state that a child of this id and type would start with.
+
+    Args:
+        client: asks it.
+        at, workflow_id, workflow_type: the node, and who is to have the state.
+        timeout: of the question.
+        as_child: the server says that it is a child of the node.
 
     Raises:
         WorkflowQueryFailedError, RPCError: it cannot be asked.
         AnswerMalformed: it answers something else.
     """
-    joiner = {"id": workflow_id, "type": workflow_type}
+    joiner = {"id": workflow_id, "type": workflow_type, "as_child": as_child}
     handle = client.get_workflow_handle(at)
     raw: object = await handle.query(JOIN, joiner, result_type=RawValue, rpc_timeout=timeout)
     answer = read_answer(client, at, JOIN, raw, join_answer)

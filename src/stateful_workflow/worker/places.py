@@ -43,7 +43,7 @@ async def place_of(client: Client, request: PlaceRequest, id: str, type: str) ->
         return PlaceResult(refused=f"the server does not say that {id} is a child of {at}")
     if request.register:
         await _register(client, at, id, type)
-    answer = await _answer(client, at, id, type)
+    answer = await _answer(client, at, id, type, request.as_child)
     if isinstance(answer, str):
         return PlaceResult(refused=answer) if request.as_child else _later(answer)
     refused = answer.refused
@@ -90,10 +90,10 @@ async def _register(client: Client, at: str, id: str, type: str) -> None:
         _later(f"workflow {at} could not be signalled: {error.message}")
 
 
-async def _answer(client: Client, at: str, id: str, type: str) -> JoinAnswer | str:
+async def _answer(client: Client, at: str, id: str, type: str, as_child: bool) -> JoinAnswer | str:
     """Its answer; a text where it takes no part in a tree."""
     try:
-        answer = await ask_for_place(client, at, id, type, RPC_TIMEOUT)
+        answer = await ask_for_place(client, at, id, type, RPC_TIMEOUT, as_child=as_child)
         if answer.ledger is not None:
             Ledger.load(answer.ledger)
     except WorkflowQueryFailedError as error:
