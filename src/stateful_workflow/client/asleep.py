@@ -45,7 +45,7 @@ class Left:
         run_before: the run before that ran; None where there is none, or the start has it all.
         node: the last status of that run; None where it is past retention.
         start: the state that it began with; None where it has none.
-        sent: the messages that it was sent meanwhile, the oldest first; nobody vouches for them.
+        sent: the messages for its tree that it was sent meanwhile, the oldest first.
     """
 
     id: str
@@ -55,15 +55,14 @@ class Left:
     start: Start | None
     sent: tuple[Message, ...]
 
-    def said(self, name: str, trusted: Mapping[str, Issuer]) -> Said:
-        """Its place, and the newest message of this name there that one of these issuers signed.
+    def said(self, name: str) -> Said:
+        """Its place, and the newest message of this name there.
 
         Raises:
             NoWorkerAnswers: nothing is known of it.
         """
         said = self._said(name)
-        mine = [one for one in self.newest_first(name) if _is_signed(one, trusted)]
-        mine = [one for one in mine if one.claims.authority == self.id]
+        mine = [one for one in self.newest_first(name) if one.claims.authority == self.id]
         own = None if said.own is None else parse(said.own)
         if not mine or (own is not None and own.order >= mine[0].order):
             return said
@@ -148,6 +147,19 @@ class Left:
             None if last is None else last.text,
         )
 
+    def place(self) -> tuple[str, str] | None:
+        """Its root and its tree; None where nothing is known of it.
+
+        Raises:
+            NoWorkerAnswers: its start cannot be read.
+        """
+        if self.node is not None:
+            return self.node.root, self.node.tree
+        if self.start is None:
+            return None
+        ledger = self._begins_with(self.start)
+        return ledger.path[0], ledger.tree
+
     def _begins_with(self, start: Start) -> Ledger:
         try:
             return Ledger.load(start.ledger)
@@ -173,8 +185,21 @@ def _is_signed(message: Message, trusted: Mapping[str, Issuer]) -> bool:
     return True
 
 
-async def what_is_left(client: Client, workflow_id: str, timeout: timedelta | None = None) -> Left:
+async def what_is_left(
+    client: Client,
+    workflow_id: str,
+    timeout: timedelta | None = None,
+    *,
+    trusted: Mapping[str, Issuer] | None,
+) -> Left:
     """Learn from the server, and from the run before, what a workflow will go on from.
+
+    Args:
+        client: asks them.
+        workflow_id: of the workflow.
+        timeout: of each question.
+        trusted: the issuers one of whom must have signed what counts as sent to it, since anybody
+            may signal; None where it is only shown.
 
     Raises:
         OperationFailed: the server, or the run before, does not say.
@@ -194,7 +219,12 @@ async def what_is_left(client: Client, workflow_id: str, timeout: timedelta | No
         raise OperationFailed(
             f"the server does not say what workflow {workflow_id} goes on from: {error.message}"
         ) from None
-    return Left(workflow_id, run.type, before, node, start, tuple(sent[-_MESSAGES_LOOKED_AT:]))
+    left = Left(workflow_id, run.type, before, node, start, ())
+    place = left.place()
+    for_it = [m for m in sent if place is None or (m.claims.root, m.claims.tree) == place]
+    if trusted is not None:
+        for_it = [message for message in for_it if _is_signed(message, trusted)]
+    return replace(left, sent=tuple(for_it[-_MESSAGES_LOOKED_AT:]))
 
 
 async def start_of(client: Client, first: HistoryEvent) -> Start | None:

@@ -124,8 +124,8 @@ async def find_place(
     try:
         return await ask_place(client, workflow_id, name), None
     except WorkflowAsleep as asleep:
-        left = await what_is_left(client, workflow_id)
-        return left.said(name, trusted), asleep
+        left = await what_is_left(client, workflow_id, trusted=trusted)
+        return left.said(name), asleep
 
 
 async def ask_place(client: Client, workflow_id: str, name: str) -> Said:
@@ -165,7 +165,7 @@ async def token_at(client: Client, workflow_id: str, name: str) -> TokenAnswer |
     try:
         return await _ask_token(client, workflow_id, name)
     except WorkflowAsleep as asleep:
-        left = await what_is_left(client, workflow_id)
+        left = await what_is_left(client, workflow_id, trusted=None)
         told = left.told(name)
         if told is not None:
             return TokenAnswer(_told(told, asleep), None)

@@ -697,7 +697,8 @@ class TokenClient:
         return await self._walk(name).run(workflow_id)
 
     def _walk(self, name: str, *of: Any) -> TreeWalk:
-        return TreeWalk(self._client, name, *of, revoked=self._revoked())
+        trusted = None if self._keyring is None else self._keyring.current().trusted()
+        return TreeWalk(self._client, name, *of, revoked=self._revoked(), trusted=trusted)
 
     def _revoked(self) -> tuple[str, ...]:
         return () if self._keyring is None else self._keyring.current().revoked()

@@ -31,6 +31,7 @@ from ..node.answers import ChildStatus, NodeStatus
 from ..node.contract import MESSAGE
 from ..node.ledger import Life, is_among
 from ..node.status import TokenTree, TreeNode, state_without
+from ..sealed.keys import Issuer
 from ..sealed.message import Message
 from ..sealed.origins import in_clear
 from .asleep import what_is_left
@@ -89,6 +90,7 @@ class TreeWalk:
         message: what to hand by update to a node that is behind since its parent cannot signal
             it, as when its run takes no more signals, or that is behind for long.
         revoked: ids of the issuer keys that who walks has revoked.
+        trusted: the issuers that who walks trusts, for `what_is_left`.
     """
 
     def __init__(
@@ -98,12 +100,14 @@ class TreeWalk:
         deadline: float | None = None,
         message: Message | None = None,
         revoked: Collection[str] = (),
+        trusted: Mapping[str, Issuer] | None = None,
     ) -> None:
         self._client = client
         self._name = name
         self._deadline = deadline
         self._message = message
         self._revoked = revoked
+        self._trusted = trusted
         self._names: set[str] = set()
         self._begun = time.monotonic()
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_QUERIES)
@@ -246,7 +250,8 @@ class TreeWalk:
         try:
             answer = await ask(self._client, workflow_id, self._timeout())
         except WorkflowAsleep as asleep:
-            left = await what_is_left(self._client, workflow_id, self._timeout())
+            wait, trusted = self._timeout(), self._trusted
+            left = await what_is_left(self._client, workflow_id, wait, trusted=trusted)
             self._asleep[workflow_id] = asleep
             # Nobody tells those below it now, so they are handed the message by this walk.
             return Answer(left.status(because=str(asleep)), closed=False)
