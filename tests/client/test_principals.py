@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from stateful_workflow import Keyring, TokenClient
 from stateful_workflow.audit import AuditFile
 from stateful_workflow.cli.app import app
-from stateful_workflow.client.principals import principals
+from stateful_workflow.client.principals import _COMPACT, principals  # pyright: ignore[reportPrivateUsage]
 from stateful_workflow.engine import EmbeddedEngine
 from stateful_workflow.sealed.message import parse
 from tests.support.workflows import Node, Plan
@@ -96,3 +96,8 @@ async def test_the_command_joins_what_the_server_has_to_the_record(
     assert first.endswith(f"at {queue}, by mia: the server recorded nobody")
     assert f"revoke apiToken {status.fingerprint} at {queue}, by ada" in second
     assert "first" not in shown.output
+
+
+def test_one_long_word_in_a_signal_holds_up_nobody() -> None:
+    assert _COMPACT.findall(b"a" * 2_000_000) == []
+    assert _COMPACT.findall(b'"sealed":"eyJ.eyJ-_.x_"') == [b"eyJ.eyJ-_.x_"]
