@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from temporalio import activity, workflow
@@ -300,6 +300,11 @@ async def test_what_completes_an_activity_by_a_handle_holds_no_token_either(
         assert isinstance(error, ApplicationError)
         assert error.type == "RuntimeError"
         assert "what it says is left out" in error.message
+
+        outcome = asyncio.create_task(place.outcome(""))
+        cancelled = cast("Exception", asyncio.CancelledError(f"while {CANARY} was sent"))
+        await handle_of(await HANDED.get()).fail(cancelled)
+        assert CANARY[:12] not in str(await outcome)
         assert is_clean(await place.history())
     assert CANARY not in caplog.text
 

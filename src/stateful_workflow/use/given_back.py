@@ -8,7 +8,7 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import temporalio.common
 from temporalio import activity
@@ -177,7 +177,8 @@ class _LateOutbound(OutboundInterceptor):
         if gate is not None:
             gate.check("heartbeat", input.last_heartbeat_details)
             scrubbed = gate.scrubbed(input.error)
-            input.error = scrubbed if isinstance(scrubbed, Exception) else input.error
+            # A BaseException too, which `except BaseException` has handed over as it was.
+            input.error = input.error if scrubbed is None else cast("Exception", scrubbed)
         await super().fail_async_activity(input)
         _forget(gate)
 
