@@ -14,7 +14,6 @@ from typing import Final
 
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client
-from temporalio.common import RawValue
 from temporalio.converter import WorkflowSerializationContext
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -28,7 +27,7 @@ from ..node.status import TokenStatus
 from ..sealed.issuing import Said
 from ..sealed.keys import Issuer, verify
 from ..sealed.message import Message, parse
-from ..use.asking import decoded_payload, is_plain, read_answer
+from ..use.asking import ask, decoded_payload, is_plain
 from ..use.server import describe, history, never_ran
 
 _RUNS_THAT_NEVER_RAN: Final = 20
@@ -249,10 +248,9 @@ async def _status_before(
         RPCError: the server does not say.
     """
     for _ in range(_RUNS_THAT_NEVER_RAN):
-        handle = client.get_workflow_handle(workflow_id, run_id=run_id)
         try:
-            raw: object = await handle.query(STATUS_QUERY, result_type=RawValue, rpc_timeout=wait)
-            return run_id, read_answer(client, workflow_id, STATUS_QUERY, raw, node_status)
+            asked = ask(client, workflow_id, STATUS_QUERY, node_status, run_id=run_id, timeout=wait)
+            return run_id, await asked
         except Exception as error:  # noqa: BLE001 - a codec may raise anything
             if isinstance(error, RPCError) and error.status == RPCStatusCode.NOT_FOUND:
                 return None, None  # past retention

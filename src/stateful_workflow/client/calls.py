@@ -44,14 +44,14 @@ from ..errors import (
     WorkflowNotFound,
 )
 from ..node import limits
-from ..node.answers import NodeStatus, TokenAnswer, node_status, token_answer, token_status
+from ..node.answers import NodeStatus, TokenAnswer, node_status, token_status
 from ..node.contract import MESSAGE, STATUS_QUERY, URL
 from ..node.status import TokenStatus
 from ..sealed.issuing import Said
 from ..sealed.keys import Issuer
 from ..sealed.message import Message, parse
 from ..text.times import utc
-from ..use.asking import is_plain, read_answer
+from ..use.asking import ask_token, is_plain, read_answer
 from ..use.server import Execution, describe, never_ran
 from .asleep import said_of, what_is_left
 
@@ -180,12 +180,9 @@ async def token_at(client: Client, workflow_id: str, name: str) -> TokenAnswer |
 async def _ask_token(
     client: Client, workflow_id: str, name: str, run_id: str | None = None
 ) -> TokenAnswer | None:
-    handle = client.get_workflow_handle(workflow_id, run_id=run_id)
     wait = limits.LIMITS.client_question
-    read = partial(token_answer, name=name)
     try:
-        answer: object = await handle.query(MESSAGE, name, result_type=RawValue, rpc_timeout=wait)
-        return read_answer(client, workflow_id, MESSAGE, answer, read)
+        return await ask_token(client, workflow_id, name, wait, run_id)
     except Exception as error:  # noqa: BLE001 - a codec may raise anything
         raise await what_it_means(client, workflow_id, error, wait, run_id) from None
 

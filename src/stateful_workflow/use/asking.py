@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Final, TypeVar
 
 from temporalio import activity
@@ -21,7 +22,7 @@ from temporalio.converter import (
 )
 
 from ..errors import AnswerMalformed
-from ..node.answers import JoinAnswer, join_answer
+from ..node.answers import JoinAnswer, TokenAnswer, join_answer, token_answer
 from ..node.contract import JOIN, MESSAGE, METADATA_QUERY, STATUS_QUERY
 from ..node.members import ANY, OBJECT, list_of, optional
 
@@ -52,6 +53,34 @@ def read_answer(
         raise AnswerMalformed(
             f"workflow {workflow_id} answered {asked} with what cannot be read: {error}"
         ) from None
+
+
+async def ask(
+    client: Client,
+    workflow_id: str,
+    query: str,
+    read: Callable[[object], T],
+    *args: object,
+    run_id: str | None = None,
+    timeout: timedelta,
+) -> T:
+    """Ask a workflow one of these queries, with at most one argument, and read its answer.
+
+    Raises:
+        WorkflowQueryFailedError, RPCError: it cannot be asked, or has no such query.
+        AnswerMalformed: see `read_answer`.
+    """
+    handle = client.get_workflow_handle(workflow_id, run_id=run_id)
+    raw: object = await handle.query(query, *args, result_type=RawValue, rpc_timeout=timeout)
+    return read_answer(client, workflow_id, query, raw, read)
+
+
+async def ask_token(
+    client: Client, workflow_id: str, name: str, timeout: timedelta, run_id: str | None = None
+) -> TokenAnswer | None:
+    """Ask a workflow what it holds of a credential, as `ask`; None where nothing is known of it."""
+    read = partial(token_answer, name=name)
+    return await ask(client, workflow_id, MESSAGE, read, name, run_id=run_id, timeout=timeout)
 
 
 def _decoded(client: Client, workflow_id: str, answer: object, most: int) -> object:
@@ -107,22 +136,16 @@ async def ask_for_place(
     *,
     as_child: bool = False,
 ) -> JoinAnswer:
-    """Ask a node for the state that a child of this id and type would start with.
+    """Ask a node, as `ask`, for the state that a child of this id and type would start with.
 
     Args:
         client: asks it.
         at, workflow_id, workflow_type: the node, and who is to have the state.
         timeout: of the question.
         as_child: the server says that it is a child of the node.
-
-    Raises:
-        WorkflowQueryFailedError, RPCError: it cannot be asked.
-        AnswerMalformed: it answers something else.
     """
     joiner = {"id": workflow_id, "type": workflow_type, "as_child": as_child}
-    handle = client.get_workflow_handle(at)
-    raw: object = await handle.query(JOIN, joiner, result_type=RawValue, rpc_timeout=timeout)
-    answer = read_answer(client, at, JOIN, raw, join_answer)
+    answer = await ask(client, at, JOIN, join_answer, joiner, timeout=timeout)
     if answer.refused is None and (answer.ledger or {}).get("path", [])[-2:] != [at, workflow_id]:
         raise AnswerMalformed(f"workflow {at} answered {JOIN} with a state for another place")
     return answer

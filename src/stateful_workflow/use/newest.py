@@ -34,8 +34,8 @@ from ..node.status import cure
 from ..sealed.message import DEFAULT_NAME, Message, parse
 from ..sealed.token import ApiToken
 from ..text.printable import printable
-from .asking import is_plain
-from .telling import Asking, ask_token
+from .asking import ask_token, is_plain
+from .telling import Asking
 
 NEAR_EXPIRY_SECONDS: Final = 60.0
 

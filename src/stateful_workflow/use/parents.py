@@ -10,13 +10,12 @@ from datetime import timedelta
 from typing import Final
 
 from temporalio.client import Client, WorkflowQueryFailedError
-from temporalio.common import RawValue
 from temporalio.service import RPCError, RPCStatusCode
 
 from ..errors import AnswerMalformed, OperationFailed, WorkflowNotFound, WrongTree
 from ..node.answers import node_status
 from ..node.contract import STATUS_QUERY
-from .asking import ask_for_place, read_answer
+from .asking import ask, ask_for_place
 from .server import Execution, describe
 
 _TIMEOUT: Final = timedelta(seconds=10)
@@ -80,10 +79,10 @@ async def _joined(client: Client, described: Execution) -> str | None:
     """The workflow that this one joined and that lets it; None where it joined none."""
     id = described.id
     try:
-        raw: object = await client.get_workflow_handle(id, run_id=described.run_id).query(
-            STATUS_QUERY, result_type=RawValue, rpc_timeout=_TIMEOUT
+        status = await ask(
+            client, id, STATUS_QUERY, node_status, run_id=described.run_id, timeout=_TIMEOUT
         )
-        at = read_answer(client, id, STATUS_QUERY, raw, node_status).parent
+        at = status.parent
         if at in (None, described.parent_id):
             return None
         answer = await ask_for_place(client, at, id, described.type, _TIMEOUT)

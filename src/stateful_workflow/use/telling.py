@@ -6,8 +6,6 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
-from datetime import timedelta
-from functools import partial
 from typing import Final
 
 from temporalio import activity
@@ -16,39 +14,19 @@ from temporalio.api.enums.v1 import UpdateWorkflowExecutionLifecycleStage
 from temporalio.api.update.v1 import Input, Meta, Request, WaitPolicy
 from temporalio.api.workflowservice.v1 import UpdateWorkflowExecutionRequest
 from temporalio.client import Client
-from temporalio.common import RawValue
 from temporalio.converter import WorkflowSerializationContext
 from temporalio.service import RPCError, RPCStatusCode
 
 from ..node import limits
-from ..node.answers import TokenAnswer, token_answer
-from ..node.contract import MESSAGE, REPORT
+from ..node.contract import REPORT
 from ..sealed.token import ApiToken
 from ..text.printable import printable
-from .asking import read_answer
+from .asking import ask_token
 
 _NO_ROOM: Final = (RPCStatusCode.RESOURCE_EXHAUSTED, RPCStatusCode.FAILED_PRECONDITION)
 """What the server says of an update where ten are open, or the run has had 2,000."""
 
 _REMEMBERED: Final = 10_000
-
-
-async def ask_token(
-    client: Client,
-    workflow_id: str,
-    name: str,
-    timeout: timedelta,
-    run_id: str | None = None,
-) -> TokenAnswer | None:
-    """Ask a workflow for what it holds of a credential; None where nothing is known of it.
-
-    Raises:
-        RPCError, WorkflowQueryFailedError: it cannot be asked, or has no such query.
-        AnswerMalformed: see `read_answer`.
-    """
-    handle = client.get_workflow_handle(workflow_id, run_id=run_id)
-    answer: object = await handle.query(MESSAGE, name, result_type=RawValue, rpc_timeout=timeout)
-    return read_answer(client, workflow_id, MESSAGE, answer, partial(token_answer, name=name))
 
 
 class Asking:

@@ -14,7 +14,6 @@ from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
 from temporalio.client import Client, WorkflowQueryFailedError
-from temporalio.common import RawValue
 from temporalio.service import RPCError, RPCStatusCode
 
 from ..errors import AnswerMalformed
@@ -22,7 +21,7 @@ from ..node.answers import ChildStatus, kept_children
 from ..node.contract import STATUS_QUERY, Orphan
 from ..node.ledger import ALL, Life
 from ..sealed.message import MAX_LIST
-from ..use.asking import is_plain, read_answer
+from ..use.asking import ask, is_plain
 from ..use.server import Execution, describe, listed, never_ran
 
 RPC_TIMEOUT: Final = timedelta(seconds=5)
@@ -176,29 +175,25 @@ class Descent:
         if first_run is None:
             return {}
         last_run = await self._last_run(closed_id, first_run)
-        handle = self._client.get_workflow_handle(closed_id, run_id=last_run)
+        client, wait = self._client, self._time_left()
         try:
-            raw: object = await handle.query(
-                STATUS_QUERY, result_type=RawValue, rpc_timeout=self._time_left()
+            return await ask(
+                client, closed_id, STATUS_QUERY, kept_children, run_id=last_run, timeout=wait
             )
-            return read_answer(self._client, closed_id, STATUS_QUERY, raw, kept_children)
         except RPCError as error:
             if error.status == RPCStatusCode.NOT_FOUND:
                 return {}
-            if await self._never_ran(closed_id, last_run):
+            wait = self._time_left()
+            if await self._answered(never_ran(client, closed_id, last_run, timeout=wait)):
                 return None
             raise NoAnswer(f"{error.status.name}: {error.message}") from None
         except (WorkflowQueryFailedError, AnswerMalformed) as error:
             wait = self._time_left()
-            if await is_plain(self._client, closed_id, error, run_id=last_run, timeout=wait):
+            if await is_plain(client, closed_id, error, run_id=last_run, timeout=wait):
                 return None
             raise NoAnswer(str(error)) from None
         except Exception as error:  # noqa: BLE001 - what a codec raises
             raise NoAnswer(type(error).__name__) from None
-
-    async def _never_ran(self, workflow_id: str, run_id: str) -> bool:
-        asked = never_ran(self._client, workflow_id, run_id, timeout=self._time_left())
-        return bool(await self._answered(asked))
 
     async def _last_run(self, workflow_id: str, first_run: str) -> str:
         """The last run of a closed workflow, whose id may run again."""
