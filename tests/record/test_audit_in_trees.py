@@ -39,7 +39,7 @@ from stateful_workflow import (
 from stateful_workflow.audit import AuditEvent, AuditSink
 from stateful_workflow.engine import EmbeddedEngine
 from stateful_workflow.record.event import Deed, Note
-from stateful_workflow.sealed.message import parse
+from stateful_workflow.sealed.message import Message, parse
 from tests.support.api import Api, start_api
 from tests.support.asking import Unreachable, eventually, nodes_run, sealed_at, start_worker
 from tests.support.use_workflows import ASYNC_ACTIVITIES, USE_WORKFLOWS, Caller, Job
@@ -599,8 +599,12 @@ async def test_two_issuers_in_conflict_stand_on_record(
         )
         held = parse(await sealed_at(other, queue))
         older = keyring.seal(replace(held.claims, version=held.claims.version - 1), "x")
+
+        async def signed() -> tuple[Message, None]:
+            return parse(older), None
+
         with pytest.raises(TokenConflict):
-            await first._update(Deed("set"), queue, older)  # pyright: ignore[reportPrivateUsage]
+            await first._sender.send(Deed("set"), signed)  # pyright: ignore[reportPrivateUsage]
 
     assert record.outcomes("set")[-2:] == [
         ("set", "unknown", None),

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 from typing import Any, Final, Literal, cast, overload
 
 import temporalio.common
@@ -17,7 +16,6 @@ from temporalio.client import (
     Client,
     WorkflowHandle,
 )
-from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.types import (
     MethodAsyncNoParam,
     MethodAsyncSingleParam,
@@ -28,34 +26,27 @@ from temporalio.types import (
 from typing_extensions import Unpack
 
 from ..errors import (
-    AlreadyRunning,
-    AuditFailed,
     KeyringError,
-    MessageRefused,
     NameNotInUse,
     NotConverged,
-    NotStateful,
-    NoWorkerAnswers,
     OperationFailed,
     StatefulError,
     TokenForged,
     TokenNotSet,
     TokenRevoked,
-    TokenStale,
-    WorkflowAsleep,
-    WorkflowNotFound,
 )
 from ..node import limits
 from ..node.status import TokenStatus, TokenTree, cure
-from ..record.event import AuditEvent, AuditSink, Deed, Note, Outcome, Scene
+from ..record.event import AuditSink, Deed, Note
 from ..record.metrics import Metrics
 from ..record.recorder import FailureRule, Recorder, SinkWriter, writer_of
-from ..sealed.issuing import Place, Said, Terms, capped, kept, verified_place
+from ..sealed.issuing import Place, Terms, capped, kept
 from ..sealed.keyring import Keyring, KeyringSource
 from ..sealed.message import DEFAULT_NAME, Message, SealedToken, parse
 from ..sealed.token import ApiToken
 from ..use.parents import confirm_above
-from .calls import ask, check_in_use, find_place, send, send_url, signal, token_at
+from .calls import ask, check_in_use, send_url, token_at
+from .sending import Sender, Signed
 from .starting import (
     StartOptions,
     TokenOptions,
@@ -66,11 +57,7 @@ from .starting import (
 )
 from .walk import TreeWalk
 
-Signed = tuple[Message, WorkflowAsleep | None]
-"""A message to be sent, and how its workflow is asleep, where it is."""
-
 _HAND_DOWN_SECONDS: Final = 2.0
-_ATTEMPTS: Final = 3
 
 
 class TokenClient:
@@ -107,6 +94,7 @@ class TokenClient:
         if audit is not None:
             writer = SinkWriter(audit, audit_failure or "block")
         self._recorder = Recorder(writer, Metrics.of(client), client.identity)
+        self._sender = Sender(client, self._require_keyring, self._recorder)
 
     # --- start ---------------------------------------------------------------
 
@@ -197,7 +185,7 @@ class TokenClient:
         tree, namespace = uuid.uuid4().hex, self._client.namespace
         messages: list[Message] = []
         for name, one in new.items():
-            async with self._on_record(deed.without(one.token), id, name):
+            async with self._sender.on_record(deed.without(one.token), id, name):
                 place, keyring = Place(name, namespace, id, tree, id), self._require_keyring()
                 messages.append(await asyncio.to_thread(one.seal, place, keyring))
         trusted = {} if self._keyring is None else self._keyring.current().trusted()
@@ -205,7 +193,7 @@ class TokenClient:
         sdk = {"args": args, "id": id, "task_queue": task_queue, "result_type": result_type}
         async with AsyncExitStack() as recorded:
             for message in messages:
-                on_record = self._on_record(deed, id, message.claims.name, message)
+                on_record = self._sender.on_record(deed, id, message.claims.name, message)
                 await recorded.enter_async_context(on_record)
             handle = await start(self._client, state, workflow, arg, **sdk, **options)
             if messages and options.get("start_signal") is not None:
@@ -299,8 +287,8 @@ class TokenClient:
         """
         terms = Terms(origins, expires_in, types, readers, api_url, allow_http)
         deed = Deed("set", **note).without(token)
-        message, _ = await self._sealing(deed, workflow_id, token, name, terms)()
-        event = self._event(deed, workflow_id, name, message, "unknown")
+        message, _ = await self._sender.token(deed, workflow_id, token, name, terms)()
+        event = self._sender.event(deed, workflow_id, name, message, "unknown")
         await self._recorder.require_async(event)
         return SealedToken(message.text)
 
@@ -308,17 +296,9 @@ class TokenClient:
         self, workflow_id: str, token: str, name: str, terms: Terms, note: Note
     ) -> tuple[TokenStatus, Message]:
         deed = Deed("set", **note).without(token)
-        return await self._send(deed, self._sealing(deed, workflow_id, token, name, terms))
-
-    def _sealing(
-        self, deed: Deed, workflow_id: str, token: str, name: str, terms: Terms
-    ) -> Callable[[], Awaitable[Signed]]:
-        def seal(keyring: Keyring, place: Place) -> str:
-            return keyring.seal(place.token(terms, time.time()), token)
-
-        # Without either it is one more of a name, and not the first.
-        in_use = terms.origins is None and terms.api_url is None
-        return self._signing(deed, workflow_id, name, seal, in_use=in_use)
+        return await self._sender.send(
+            deed, self._sender.token(deed, workflow_id, token, name, terms)
+        )
 
     async def rotate(
         self,
@@ -437,12 +417,8 @@ class TokenClient:
     async def _revoke(
         self, deed: Deed, workflow_id: str, name: str, *, in_use: bool = True
     ) -> tuple[TokenStatus, TokenTree | None]:
-        def sign(keyring: Keyring, place: Place) -> str:
-            inherit = deed.action == "inherit"
-            return keyring.revocation(place.revocation(time.time(), inherit=inherit))
-
-        signing = self._signing(deed, workflow_id, name, sign, in_use=in_use)
-        status, message = await self._send(deed, signing)
+        sign = self._sender.revocation(deed, workflow_id, name, in_use=in_use)
+        status, message = await self._sender.send(deed, sign)
         # It stands; a workflow below that its parent cannot signal is handed it here.
         tree: TokenTree | None = None
         with suppress(OperationFailed):
@@ -491,7 +467,7 @@ class TokenClient:
         async def sealed() -> Signed:
             held = await self.get(workflow_id, name)
             claims = held.message.claims
-            async with self._on_record(deed, claims.authority, name):
+            async with self._sender.on_record(deed, claims.authority, name):
                 await confirm_above(self._client, claims.authority, claims.root)
                 claims = replace(
                     claims,
@@ -501,128 +477,8 @@ class TokenClient:
                 )
                 return parse(await asyncio.to_thread(keyring.seal, claims, held.reveal())), None
 
-        status, _ = await self._send(deed, sealed)
+        status, _ = await self._sender.send(deed, sealed)
         return status
-
-    def _signing(
-        self,
-        deed: Deed,
-        workflow_id: str,
-        name: str,
-        sign: Callable[[Keyring, Place], str],
-        *,
-        in_use: bool,
-    ) -> Callable[[], Awaitable[Signed]]:
-        """What signs for a workflow what its verified message and the server let one."""
-        keyring = self._require_keyring()
-        first: Place | None = None
-
-        async def signed() -> Signed:
-            nonlocal first
-            async with self._on_record(deed, workflow_id, name):
-                said, asleep = await self._find_place(workflow_id, name, keyring)
-                if in_use:
-                    check_in_use(name, said.in_use, workflow_id)
-                place = verified_place(
-                    said,
-                    name=name,
-                    namespace=self._client.namespace,
-                    authority=workflow_id,
-                    trusted=keyring.trusted(),
-                )
-                await confirm_above(self._client, workflow_id, place.root)
-                if deed.action == "inherit" and place.root == workflow_id:
-                    raise OperationFailed(
-                        f"nothing was sent: workflow {workflow_id} is the root of its tree, and "
-                        f"has no ancestors whose {name} it could take; to end a revocation there, "
-                        "set a token"
-                    )
-                first = first or place
-                if deed.action != "revoke" and place.is_revoked and place.before != first.before:
-                    raise TokenStale(
-                        f"workflow {workflow_id}: its {name} was revoked meanwhile, which stands; "
-                        "set it again where that is meant"
-                    )
-                return parse(await asyncio.to_thread(sign, keyring, place)), asleep
-
-        return signed
-
-    async def _find_place(
-        self, workflow_id: str, name: str, keyring: Keyring
-    ) -> tuple[Said, WorkflowAsleep | None]:
-        try:
-            return await find_place(self._client, workflow_id, name, keyring.trusted())
-        except NoWorkerAnswers as error:
-            raise NoWorkerAnswers(f"nothing was sent: {error}") from None
-
-    async def _send(
-        self, deed: Deed, make: Callable[[], Awaitable[Signed]]
-    ) -> tuple[TokenStatus, Message]:
-        """Make a message and send it; anew where another call with this issuer's key was faster."""
-        for attempt in range(1, _ATTEMPTS + 1):
-            message, asleep = await make()
-            try:
-                authority = message.claims.authority
-                return await self._update(deed, authority, message.text, asleep), message
-            except TokenStale:
-                if attempt == _ATTEMPTS:
-                    raise
-        raise AssertionError("unreachable")
-
-    async def _update(
-        self, deed: Deed, workflow_id: str, text: str, asleep: WorkflowAsleep | None = None
-    ) -> TokenStatus:
-        message = parse(text)
-        async with self._on_record(deed, workflow_id, message.claims.name, message) as after:
-            if asleep is None:
-                return await send(self._client, workflow_id, message)
-            after |= {"outcome": "unknown", "reason": type(asleep).__name__}
-            return await signal(self._client, workflow_id, message, asleep)
-
-    @asynccontextmanager
-    async def _on_record(
-        self, deed: Deed, workflow_id: str, name: str, message: Message | None = None
-    ) -> AsyncGenerator[dict[str, Any], None]:
-        """What the block does with a message stands on record before, and what came of it after.
-
-        That is success, unless the block says something else in what it is given.
-
-        Of a block that makes the message, what keeps it from being made.
-        """
-        event = partial(self._event, deed, workflow_id, name, message)
-        if message is not None and deed.action == "revoke":
-            self._recorder.record(event("unknown"))  # not done, a leaked token would stay in force
-        elif message is not None:
-            await self._recorder.require_async(event("unknown"))
-        after: dict[str, Any] = {"outcome": "success"}
-        try:
-            yield after
-        except BaseException as error:
-            # Of what is sent nobody knows whether it was applied, or will be, unless refused.
-            if message is not None or isinstance(error, StatefulError):
-                is_known = message is None or isinstance(error, _REFUSALS)
-                outcome = "failure" if is_known else "unknown"
-                self._recorder.record(event(outcome, reason=type(error).__name__))
-            raise
-        if message is not None:
-            self._recorder.record(event(**after))
-
-    def _event(
-        self,
-        deed: Deed,
-        workflow_id: str,
-        name: str,
-        message: Message | None,
-        outcome: Outcome,
-        *,
-        reason: str | None = None,
-        reader: str | None = None,
-    ) -> AuditEvent:
-        scene = Scene(self._client.identity, self._client.namespace, workflow_id)
-        note = deed.fields()
-        return scene.event(
-            deed.action, outcome, message, name, reason=reason, reader=reader, **note
-        )
 
     # --- read ----------------------------------------------------------------
 
@@ -651,12 +507,12 @@ class TokenClient:
             deed = Deed("read" if isinstance(error, OperationFailed) else "refuse")
             reason = type(error).__name__
             self._recorder.record(
-                self._event(deed, workflow_id, name, message, "failure", reason=reason)
+                self._sender.event(deed, workflow_id, name, message, "failure", reason=reason)
             )
             raise
         reader = keyring.reader_of(message)
         await self._recorder.require_async(
-            self._event(Deed("read"), workflow_id, name, message, "success", reader=reader)
+            self._sender.event(Deed("read"), workflow_id, name, message, "success", reader=reader)
         )
         return ApiToken(message, secret)
 
@@ -707,14 +563,3 @@ class TokenClient:
         if self._keyring is None:
             raise KeyringError("this call needs keys: give TokenClient(client, keyring) a keyring")
         return self._keyring.current()
-
-
-_REFUSALS: Final = (
-    AuditFailed,  # of another token of the same start
-    MessageRefused,
-    NotStateful,
-    WorkflowNotFound,
-    WorkflowAlreadyStartedError,
-    AlreadyRunning,
-)
-"""Errors that say that a message was not applied and never will be."""
