@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
 
-from temporalio.api.history.v1 import HistoryEvent
+from temporalio.api.common.v1 import Payload
+from temporalio.api.history.v1 import HistoryEvent, WorkflowExecutionStartedEventAttributes
 from temporalio.client import Client
 from temporalio.converter import WorkflowSerializationContext
 from temporalio.service import RPCError, RPCStatusCode
@@ -28,7 +29,7 @@ from ..sealed.issuing import Said
 from ..sealed.keys import Issuer, verify
 from ..sealed.message import Message, parse
 from ..use.asking import ask, decoded_payload, is_plain
-from ..use.server import describe, history, never_ran
+from ..use.server import describe, history, never_ran, start_of_run
 
 _RUNS_THAT_NEVER_RAN: Final = 20
 _MESSAGES_LOOKED_AT: Final = 1_000
@@ -208,7 +209,7 @@ async def what_is_left(
         run = await describe(client, workflow_id, timeout=wait)
         events = [one async for one in history(client, workflow_id, run.run_id, timeout=wait)]
         started = events[0].workflow_execution_started_event_attributes
-        start = await start_of(client, events[0])
+        start = await start_of(client, started)
         before: str | None = started.continued_execution_run_id or None
         node = None
         if before is not None and (start is None or start.run != before):
@@ -226,10 +227,11 @@ async def what_is_left(
     return replace(left, sent=tuple(for_it[-_MESSAGES_LOOKED_AT:]))
 
 
-async def start_of(client: Client, first: HistoryEvent) -> Start | None:
-    """The state in a run's first event; None where there is none that can be read."""
-    fields = first.workflow_execution_started_event_attributes.header.fields
-    header = fields.get(NODE_HEADER)
+async def start_of(
+    client: Client, started: WorkflowExecutionStartedEventAttributes
+) -> Start | None:
+    """The state that a run was started with; None where there is none that can be read."""
+    header = started.header.fields.get(NODE_HEADER)
     if header is not None and not is_readable(header):
         header = await decoded_payload(client, header, None)
     try:
@@ -261,9 +263,8 @@ async def _status_before(
                     f"run {run_id} of workflow {workflow_id}, the last before it fell asleep, did "
                     f"not answer ({type(error).__name__}): is a worker running on its task queue?"
                 ) from None
-        async for first in history(client, workflow_id, run_id, timeout=wait, page=1):
-            run_id = first.workflow_execution_started_event_attributes.continued_execution_run_id
-            break
+        started = await start_of_run(client, workflow_id, run_id, timeout=wait)
+        run_id = started.continued_execution_run_id
         if not run_id:
             break
     return None, None
@@ -271,18 +272,21 @@ async def _status_before(
 
 async def _sent(client: Client, workflow_id: str, event: HistoryEvent) -> list[Message]:
     """The message that an event holds, where it holds one."""
-    signalled = event.workflow_execution_signaled_event_attributes
-    updated = event.workflow_execution_update_accepted_event_attributes.accepted_request.input
-    for name, payloads in (
-        (signalled.signal_name, signalled.input.payloads),
-        (updated.name, updated.args.payloads),
-    ):
-        if name == MESSAGE and len(payloads) == 1:
-            context = WorkflowSerializationContext(client.namespace, workflow_id)
-            converter = client.data_converter.with_context(context)
-            with suppress(Exception):  # a codec may raise anything
-                return [parse((await converter.decode(payloads, [str]))[0])]
+    payloads = brought(event)
+    if len(payloads) == 1:
+        context = WorkflowSerializationContext(client.namespace, workflow_id)
+        converter = client.data_converter.with_context(context)
+        with suppress(Exception):  # a codec may raise anything
+            return [parse((await converter.decode(payloads, [str]))[0])]
     return []
+
+
+def brought(event: HistoryEvent) -> list[Payload]:
+    """What a signal of a message, or an update that was accepted, brought."""
+    signal = event.workflow_execution_signaled_event_attributes
+    update = event.workflow_execution_update_accepted_event_attributes.accepted_request.input
+    is_message = MESSAGE in (signal.signal_name, update.name)
+    return [*signal.input.payloads, *update.args.payloads] if is_message else []
 
 
 def said_of(node: NodeStatus, workflow_id: str, name: str) -> Said:

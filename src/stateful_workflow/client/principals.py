@@ -16,7 +16,8 @@ from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
-from ..node.contract import MESSAGE, NODE_HEADER
+from ..node.contract import NODE_HEADER
+from .asleep import brought
 
 _MOST_RUNS: Final = 100
 # From where a word begins: from each character on, a long one would take hours.
@@ -42,7 +43,8 @@ async def principals(
         try:
             handle = client.get_workflow_handle(workflow_id, run_id=run_id)
             async for event in handle.fetch_history_events():
-                before = before or _run_before(event)
+                started = event.workflow_execution_started_event_attributes
+                before = before or started.continued_execution_run_id
                 for one in await _brought(client, event):
                     in_run.setdefault(one, _principal(event))
         except RPCError as error:
@@ -53,10 +55,6 @@ async def principals(
             break
         run_id = before
     return found
-
-
-def _run_before(event: HistoryEvent) -> str:
-    return event.workflow_execution_started_event_attributes.continued_execution_run_id
 
 
 def _principal(event: HistoryEvent) -> str | None:
@@ -77,10 +75,7 @@ async def _brought(client: Client, event: HistoryEvent) -> list[str]:
 
 
 def _payloads(event: HistoryEvent) -> Iterator[Payload]:
-    signal = event.workflow_execution_signaled_event_attributes
-    update = event.workflow_execution_update_accepted_event_attributes.accepted_request.input
-    if MESSAGE in (signal.signal_name, update.name):
-        yield from (*signal.input.payloads, *update.args.payloads)
+    yield from brought(event)
     fields = event.workflow_execution_started_event_attributes.header.fields
     if NODE_HEADER in fields:
         yield fields[NODE_HEADER]

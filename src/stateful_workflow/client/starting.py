@@ -29,7 +29,7 @@ from ..sealed.keyring import Keyring
 from ..sealed.keys import Issuer
 from ..sealed.message import DEFAULT_NAME, Message, parse
 from ..sealed.origins import checked_address
-from ..use.server import history
+from ..use.server import start_of_run
 from .asleep import start_of
 
 
@@ -129,15 +129,10 @@ def first_tokens(options: TokenOptions) -> dict[str, NewToken]:
         given[name] = secret
     elif "name" in options and given:
         raise ValueError("name= is for api_token=; in api_tokens= the names are the keys")
-    common = NewToken(
-        "",
-        options.get("origins"),
-        options.get("expires_in"),
-        options.get("types"),
-        options.get("readers"),
-        options.get("api_url"),
-        options.get("allow_http", ()),
-    )
+    terms: dict[str, Any] = {
+        one.name: options[one.name] for one in fields(Terms) if one.name in options
+    }
+    common = NewToken("", **terms)
     return {
         name: (one if isinstance(one, NewToken) else NewToken(one)).or_as(common)
         for name, one in given.items()
@@ -184,13 +179,10 @@ async def confirm_started(client: Client, handle: WorkflowHandle[Any, Any], tree
         AlreadyRunning: it did not.
         OutcomeUnknown: the server does not say.
     """
-    begun = None
-    wait = limits.LIMITS.client_question
+    run_id, wait = handle.result_run_id or "", limits.LIMITS.client_question
     try:
-        run_id = handle.result_run_id or ""
-        async for first in history(client, handle.id, run_id, timeout=wait, page=1):
-            begun = await start_of(client, first)
-            break
+        started = await start_of_run(client, handle.id, run_id, timeout=wait)
+        begun = await start_of(client, started)
     except RPCError as error:
         raise OutcomeUnknown(
             f"workflow {handle.id} was started or signalled, and the server does not say which "

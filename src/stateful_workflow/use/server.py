@@ -14,7 +14,7 @@ from typing import Final
 
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import EventType, WorkflowExecutionStatus
-from temporalio.api.history.v1 import HistoryEvent
+from temporalio.api.history.v1 import HistoryEvent, WorkflowExecutionStartedEventAttributes
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.api.workflowservice.v1 import (
     DescribeWorkflowExecutionRequest,
@@ -149,6 +149,14 @@ async def history(
     handle = client.get_workflow_handle(workflow_id, run_id=run_id)
     async for event in handle.fetch_history_events(page_size=page, rpc_timeout=timeout):
         yield event
+
+
+async def start_of_run(
+    client: Client, workflow_id: str, run_id: str, *, timeout: timedelta
+) -> WorkflowExecutionStartedEventAttributes:
+    """What a run was started with, by its first event; raises as `history`."""
+    first = await anext(history(client, workflow_id, run_id, timeout=timeout, page=1))
+    return first.workflow_execution_started_event_attributes
 
 
 async def never_ran(client: Client, workflow_id: str, run_id: str, *, timeout: timedelta) -> bool:

@@ -39,7 +39,7 @@ from ..record.recorder import Recorder
 from ..sealed.keyring import Keyring
 from ..sealed.message import Message, parse
 from ..use.asking import is_plain
-from ..use.server import Execution, history, never_ran
+from ..use.server import Execution, never_ran, start_of_run
 from .descent import RPC_TIMEOUT, Descent, NoAnswer
 from .pace import SignalPace
 from .places import place_of
@@ -333,12 +333,12 @@ class CourierActivities:
                 answer = await _last_state(client, workflow_id, run_id)
                 if answer is not None:
                     return _written(answer)
-                before = await _run_before(client, workflow_id, run_id)
+                start = await start_of_run(client, workflow_id, run_id, timeout=RPC_TIMEOUT)
             except RPCError as error:
                 raise ApplicationError(f"{error.status.name}: {error.message}") from None
-            if before is None or before == written_by:
+            run_id = start.continued_execution_run_id
+            if run_id in ("", written_by):
                 return _written(RecoverResult(asked=True))
-            run_id = before
         return _written(RecoverResult(asked=False))
 
     # --- place ---------------------------------------------------------------
@@ -372,14 +372,6 @@ async def _last_state(client: Client, workflow_id: str, run_id: str) -> RecoverR
         raise
     members = cast("dict[str, Any]", state) if isinstance(state, dict) else None
     return RecoverResult(asked=True, state=members)
-
-
-async def _run_before(client: Client, workflow_id: str, run_id: str) -> str | None:
-    """The run after which this one began; None where it is the first."""
-    async for event in history(client, workflow_id, run_id, timeout=RPC_TIMEOUT, page=1):
-        started = event.workflow_execution_started_event_attributes
-        return started.continued_execution_run_id or None
-    return None
 
 
 Request = TypeVar("Request", TellRequest, PlaceRequest)
