@@ -29,6 +29,7 @@ from temporalio.worker import Replayer, Worker
 from stateful_workflow import (
     AuditFailed,
     Keyring,
+    OperationFailed,
     OriginNotAllowed,
     StatefulPlugin,
     TokenClient,
@@ -192,14 +193,16 @@ async def test_who_had_what_done_for_whom_and_why_stands_on_record_from_start_to
         await tokens.reseal(queue, **why)
         sealed = await tokens.seal(queue, SECOND, **why)
         await tokens.revoke(queue, **why)
-        await tokens.inherit(queue, **why)
+        with pytest.raises(OperationFailed, match="is the root of its tree"):
+            await tokens.inherit(queue, **why)
         await tokens.set(queue, FIRST, origins=[URL])  # nobody says why
 
     noted = record.of(by="mia", on_behalf_of="Acme", said_reason="ticket 7")
     assert Counter((e.action, e.outcome) for e in noted) == {
         ("set", "unknown"): 4,  # what is sealed by hand is sent by somebody else
         ("set", "success"): 3,
-        **{(action, end): 1 for action in ("reseal", "revoke", "inherit") for end in ENDS},
+        **{(action, end): 1 for action in ("reseal", "revoke") for end in ENDS},
+        ("inherit", "failure"): 1,
     }
     assert [e.fingerprint for e in noted if e.outcome == "unknown"][4] == parse(sealed).fingerprint
     assert len(record.of("set", by=None, on_behalf_of=None, said_reason=None)) == 2

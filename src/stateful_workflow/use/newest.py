@@ -194,7 +194,10 @@ class Newest:
     # --- the newest --------------------------------------------------------------------------
 
     async def never_held_async(self, name: str) -> bool:
-        """Whether the workflow answers, by the rule, that nothing of this name ever reached it."""
+        """Whether the workflow answers, by the rule, that nothing of this name ever reached it.
+
+        What came along with the activity does not say so, and neither does a question that fails.
+        """
         if self._asking is None:
             return False
         try:

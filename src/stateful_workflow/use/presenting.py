@@ -18,7 +18,7 @@ from ..errors import OriginNotAllowed, StatefulError, TokenMalformed, TokenNotSe
 from ..sealed.message import DEFAULT_NAME
 from ..sealed.origins import allowed_origin, is_allowed, origin_of
 from ..sealed.token import ApiToken, require_signed
-from .tokens import ActivityTokens, there
+from .tokens import ActivityTokens
 
 # RFC 9110 section 5.5: no control characters, no white space at the ends.
 _FIELD_VALUE: Final = re.compile(r"[^\x00-\x20\x7f]+(?:[ \t]+[^\x00-\x20\x7f]+)*")
@@ -133,22 +133,22 @@ class Presenter:
             StatefulError: as `stateful_workflow.current_token`.
         """
         if self._fallback is None:
-            return there(tokens.current(self.name, wait=self._wait))
+            return tokens.current(self.name, self._wait)
         try:
-            return there(tokens.current(self.name))
+            return tokens.current(self.name)
         except TokenNotSet:
-            return self._fallback if tokens.never_held(self.name) else tokens.open(self.name)
+            is_before_all = tokens.newest.never_held(self.name)
+            return self._fallback if is_before_all else tokens.open(self.name)
 
     async def current_async(self, tokens: ActivityTokens) -> ApiToken | Fallback:
         """As `current`, in the worker's loop."""
         if self._fallback is None:
-            return there(await tokens.current_async(self.name, wait=self._wait))
+            return await tokens.current_async(self.name, self._wait)
         try:
-            return there(await tokens.current_async(self.name))
+            return await tokens.current_async(self.name)
         except TokenNotSet:
-            if await tokens.never_held_async(self.name):
-                return self._fallback
-            return there(await tokens.current_async(self.name))
+            is_before_all = await tokens.newest.never_held_async(self.name)
+            return self._fallback if is_before_all else await tokens.open_async(self.name)
 
     def after_refusal(
         self, tokens: ActivityTokens, refused: ApiToken | Fallback, may_resend: bool | None
@@ -168,7 +168,8 @@ class Presenter:
         if isinstance(refused, Fallback):
             return None
         if may_resend:
-            return tokens.current(self.name, refused, self._wait)
+            is_there = tokens.newest.renew(self.name, refused, self._wait)
+            return tokens.open(self.name) if is_there else None
         tokens.report_refused(refused, 0.0 if may_resend is None else self._wait)
         return None
 
@@ -179,7 +180,8 @@ class Presenter:
         if isinstance(refused, Fallback):
             return None
         if may_resend:
-            return await tokens.current_async(self.name, refused, self._wait)
+            is_there = await tokens.newest.renew_async(self.name, refused, self._wait)
+            return await tokens.open_async(self.name) if is_there else None
         wait = 0.0 if may_resend is None else self._wait
         await tokens.report_refused_async(refused, wait)
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..errors import PluginMissing
 from ..sealed.message import DEFAULT_NAME
 from ..sealed.token import ApiToken
-from .tokens import ActivityTokens, activity_tokens, there
+from .tokens import ActivityTokens, activity_tokens
 
 
 class TokenProvider:
@@ -53,9 +53,9 @@ class TokenProvider:
         """As `report_refused`, in an async activity."""
         return self._last is not None and await self._running().report_refused_async(self._last)
 
-    def _given(self, token: ApiToken | None) -> str:
-        self._last = there(token)
-        return self._last.for_url(self._url)
+    def _given(self, token: ApiToken) -> str:
+        self._last = token
+        return token.for_url(self._url)
 
     def _running(self) -> ActivityTokens:
         if self._tokens.has_ended:

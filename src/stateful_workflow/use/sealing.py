@@ -71,7 +71,7 @@ def seal_token(
 
 def _place(tokens: ActivityTokens, name: str, keyring: Keyring) -> Place:
     """Where a token that is sealed here is set, and the verified message that stands there."""
-    use, message = tokens.place, tokens.standing(name).message
+    use, message = tokens.place, tokens.newest.standing(name).message
     above = None if message is None else message.text
     own = use.own.get(name)
     if own is None and message is not None and message.claims.authority == tokens.workflow_id:

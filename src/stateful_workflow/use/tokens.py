@@ -28,7 +28,7 @@ from ..sealed.message import DEFAULT_NAME, Message
 from ..sealed.origins import is_covered
 from ..sealed.token import ApiToken
 from .exposure import OpenedSecrets
-from .newest import Newest, Standing
+from .newest import Newest
 from .telling import Asking
 
 
@@ -71,34 +71,28 @@ class ActivityTokens:
 
     # --- the current one ---------------------------------------------------------------------
 
-    def current(
-        self, name: str, refused: ApiToken | None = None, wait: float = 0.0
-    ) -> ApiToken | None:
+    def current(self, name: str, wait: float = 0.0) -> ApiToken:
         """As `current_async`, in a thread.
 
         On the event loop nobody can wait for an answer. There what is known is given, and from the
         first time on the workflow is asked in the background, whenever what is known is old.
         """
-        is_there = self.newest.renew(name, refused, wait)
-        return self.open(name) if is_there else None
+        self.newest.renew(name, wait=wait)
+        return self.open(name)
 
-    async def current_async(
-        self, name: str, refused: ApiToken | None = None, wait: float = 0.0
-    ) -> ApiToken | None:
+    async def current_async(self, name: str, wait: float = 0.0) -> ApiToken:
         """The token to use now, asked for again where it may be old, and opened.
 
         Args:
             name: credential name.
-            refused: one that the API did not take; its authority is told where it is the newest.
-                None comes back where there is no other.
-            wait: seconds to wait for another one, where the one held is refused or cannot be used
-                (there is none, it is revoked, or past its expiry).
+            wait: seconds to wait for one that can be used, where there is none, it is revoked, or
+                past its expiry.
 
         Raises:
             StatefulError: as `open`; NewestUnknown where the workflow does not answer.
         """
-        is_there = await self.newest.renew_async(name, refused, wait)
-        return await self._open_async(name) if is_there else None
+        await self.newest.renew_async(name, wait=wait)
+        return await self.open_async(name)
 
     def report_refused(self, token: ApiToken, wait: float = 0.0) -> bool:
         """As `report_refused_async`, in a thread; on the event loop in the background."""
@@ -109,8 +103,7 @@ class ActivityTokens:
     async def report_refused_async(self, token: ApiToken, wait: float = 0.0) -> bool:
         """Ask for another one than the API refused, and tell its authority where there is none.
 
-        As `current_async` with `refused`, for who does not send the same request again: nothing is
-        opened, and nothing raised.
+        Nothing is opened, and nothing raised.
 
         Returns:
             Whether the workflow has something else by now: the next use has that.
@@ -118,21 +111,6 @@ class ActivityTokens:
         with suppress(NewestUnknown):
             return await self.newest.renew_async(token.name, token, wait)
         return False
-
-    def never_held(self, name: str) -> bool:
-        """As `never_held_async`, in a thread."""
-        return self.newest.never_held(name)
-
-    async def never_held_async(self, name: str) -> bool:
-        """Whether the workflow answers that nothing of this name ever reached it.
-
-        What came along with the activity does not say so, and neither does a question that fails.
-        """
-        return await self.newest.never_held_async(name)
-
-    def standing(self, name: str) -> Standing:
-        """What is known of a name."""
-        return self.newest.standing(name)
 
     @property
     def place(self) -> Use:
@@ -162,7 +140,7 @@ class ActivityTokens:
         self.recorder.require(read)
         return token
 
-    async def _open_async(self, name: str) -> ApiToken:
+    async def open_async(self, name: str) -> ApiToken:
         """As `open`, in a thread where a KMS or an HSM is asked; the loop waits for no sink."""
         try:
             asks = self.keyring().has_openers
@@ -176,7 +154,7 @@ class ActivityTokens:
 
     def _opened(self, name: str) -> tuple[ApiToken, AuditEvent]:
         """The token, and the event that says so."""
-        known, now = self.standing(name), time.time()
+        known, now = self.newest.standing(name), time.time()
         try:
             message, keyring = self.newest.message(name), self.keyring()
             secret = keyring.open(
@@ -299,7 +277,7 @@ def current_token(name: str = DEFAULT_NAME) -> ApiToken:
         AuditFailed: it cannot be put on record (see `StatefulPlugin`).
         TokenForged, WrongNamespace, WrongWorkflowType: its issuer did not sign it for this.
     """
-    return there(activity_tokens().current(name))
+    return activity_tokens().current(name)
 
 
 async def current_token_async(name: str = DEFAULT_NAME) -> ApiToken:
@@ -308,7 +286,7 @@ async def current_token_async(name: str = DEFAULT_NAME) -> ApiToken:
     Raises:
         StatefulError: as `current_token`.
     """
-    return there(await activity_tokens().current_async(name))
+    return await activity_tokens().current_async(name)
 
 
 def report_refused(token: ApiToken) -> bool:
@@ -335,12 +313,6 @@ async def report_refused_async(token: ApiToken) -> bool:
     return await activity_tokens().report_refused_async(token)
 
 
-def there(token: ApiToken | None) -> ApiToken:
-    """What `ActivityTokens.current` gives where no token was refused."""
-    assert token is not None  # noqa: S101 - there is one, or an error, where none was refused
-    return token
-
-
 def current_api_url(name: str = DEFAULT_NAME) -> str | None:
     """The API's address that goes with a token of the running activity's workflow.
 
@@ -354,7 +326,7 @@ def current_api_url(name: str = DEFAULT_NAME) -> str | None:
     """
     tokens = activity_tokens()
     tokens.newest.renew(name)
-    known = tokens.standing(name)
+    known = tokens.newest.standing(name)
     if known.message is None:
         return tokens.place.api_url if known.state == "none" else known.api_url
     carried = None if tokens.use is None else tokens.use.api_url
