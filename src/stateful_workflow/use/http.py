@@ -14,7 +14,7 @@ more in place, if its body can be sent again.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass
 from datetime import timedelta
@@ -38,28 +38,16 @@ IsRefusal = Callable[[httpx.Response], bool]
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """A step of a flow: the current token."""
+class _Wait:
+    """A step of a flow that waits for something: what does so in a thread, and on the loop."""
+
+    in_thread: Callable[[], Any]
+    on_loop: Callable[[], Awaitable[Any]]
 
 
-@dataclass(frozen=True)
-class _Refused:
-    """A step of a flow: what comes after a token was refused; see `Presenter.after_refusal`."""
-
-    token: ApiToken | Fallback
-    may_resend: bool | None
-
-
-@dataclass(frozen=True)
-class _Unread:
-    """A step of a flow: the body of an answer is to be read."""
-
-    response: httpx.Response
-
-
-_Step = httpx.Request | _Wanted | _Refused | _Unread
+_Step = httpx.Request | _Wait
 _Flow = Generator[_Step, Any, None]
-"""Yields what is to be done, and gets what came of it: a response, a token, or None."""
+"""Yields what is to be done, and gets what came of it: a response, or what was waited for."""
 
 
 class TokenAuth(httpx.Auth):
@@ -117,42 +105,25 @@ class TokenAuth(httpx.Auth):
         self, request: httpx.Request
     ) -> Generator[httpx.Request, httpx.Response, None]:
         """See `httpx.Auth`."""
-        tokens, presenter = activity_tokens(), self._presenter
-        with closing(self._flow(tokens, request)) as flow:
-            answer: httpx.Response | ApiToken | Fallback | None = None
+        with closing(self._flow(activity_tokens(), request)) as flow:
+            answer: object = None
             while (step := _next(flow, answer)) is not None:
-                answer = None
-                if isinstance(step, httpx.Request):
-                    answer = yield step
-                elif isinstance(step, _Wanted):
-                    answer = presenter.current(tokens)
-                elif isinstance(step, _Refused):
-                    answer = presenter.after_refusal(tokens, step.token, step.may_resend)
-                else:
-                    step.response.read()
+                answer = step.in_thread() if isinstance(step, _Wait) else (yield step)
 
     async def async_auth_flow(
         self, request: httpx.Request
     ) -> AsyncGenerator[httpx.Request, httpx.Response]:
         """See `httpx.Auth`."""
-        tokens, presenter = activity_tokens(), self._presenter
-        with closing(self._flow(tokens, request)) as flow:
-            answer: httpx.Response | ApiToken | Fallback | None = None
+        with closing(self._flow(activity_tokens(), request)) as flow:
+            answer: object = None
             while (step := _next(flow, answer)) is not None:
-                answer = None
-                if isinstance(step, httpx.Request):
-                    answer = yield step
-                elif isinstance(step, _Wanted):
-                    answer = await presenter.current_async(tokens)
-                elif isinstance(step, _Refused):
-                    newer = presenter.after_refusal_async(tokens, step.token, step.may_resend)
-                    answer = await newer
-                else:
-                    await step.response.aread()
+                answer = await step.on_loop() if isinstance(step, _Wait) else (yield step)
 
     def _flow(self, tokens: ActivityTokens, request: httpx.Request) -> _Flow:
-        rewind = _rewinding(request.stream)
-        token: ApiToken | Fallback | None = yield _Wanted()
+        presenter, rewind = self._presenter, _rewinding(request.stream)
+        token: ApiToken | Fallback | None = yield _Wait(
+            partial(presenter.current, tokens), partial(presenter.current_async, tokens)
+        )
         known: list[httpx.Response] = []
         while token is not None:
             field = self._authorize(tokens, request, token)
@@ -167,16 +138,20 @@ class TokenAuth(httpx.Auth):
                 return
             if not (yield from self._refuses(response)):
                 return
-            token = yield _Refused(token, None if known else rewind is not None)
+            refused = tokens, token, None if known else rewind is not None
+            token = yield _Wait(
+                partial(presenter.after_refusal, *refused),
+                partial(presenter.after_refusal_async, *refused),
+            )
             known += answers
             if token is not None and rewind is not None:
                 rewind()
 
-    def _refuses(self, response: httpx.Response) -> Generator[_Unread, Any, bool]:
+    def _refuses(self, response: httpx.Response) -> Generator[_Wait, Any, bool]:
         try:
             return self._is_refusal(response)
         except httpx.ResponseNotRead:
-            yield _Unread(response)
+            yield _Wait(response.read, response.aread)
             return self._is_refusal(response)
 
     def _authorize(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, TypedDict
 
@@ -69,14 +69,11 @@ class Fallback:
 
     name: str
     origins: tuple[str, ...]
-    secret: str | Callable[[], str]
+    secret: str | Callable[[], str] = field(repr=False)
 
     def reveal(self) -> str:
         """The secret."""
         return self.secret if isinstance(self.secret, str) else self.secret()
-
-    def __repr__(self) -> str:
-        return f"Fallback(name={self.name!r}, secret=<redacted>)"
 
 
 class Terms(TypedDict, total=False):
