@@ -180,11 +180,11 @@ async def token_at(client: Client, workflow_id: str, name: str) -> TokenAnswer |
 async def _ask_token(
     client: Client, workflow_id: str, name: str, run_id: str | None = None
 ) -> TokenAnswer | None:
-    wait = limits.LIMITS.client_question
     try:
+        wait = limits.LIMITS.client_question
         return await ask_token(client, workflow_id, name, wait, run_id)
     except Exception as error:  # noqa: BLE001 - a codec may raise anything
-        raise await what_it_means(client, workflow_id, error, wait, run_id) from None
+        raise await what_it_means(client, workflow_id, error, run_id=run_id) from None
 
 
 def _told(message: Message, asleep: WorkflowAsleep) -> TokenStatus:
@@ -202,13 +202,16 @@ async def signal(
     Raises:
         WorkflowNotFound, OperationFailed: it was not sent.
     """
-    handle = client.get_workflow_handle(workflow_id)
-    wait = limits.LIMITS.client_question
+    await _signal(client, workflow_id, message)
+    return _told(message, asleep)
+
+
+async def _signal(client: Client, workflow_id: str, message: Message) -> None:
+    handle, wait = client.get_workflow_handle(workflow_id), limits.LIMITS.client_question
     try:
         await handle.signal(MESSAGE, message.text, rpc_timeout=wait)
     except Exception as error:  # noqa: BLE001 - a codec may raise anything
-        raise await what_it_means(client, workflow_id, error, wait) from None
-    return _told(message, asleep)
+        raise await what_it_means(client, workflow_id, error) from None
 
 
 async def send(client: Client, workflow_id: str, message: Message) -> TokenStatus:
@@ -220,7 +223,6 @@ async def send(client: Client, workflow_id: str, message: Message) -> TokenStatu
         WorkflowNotFound, NotStateful, OperationFailed: there is no such node.
     """
     handle = client.get_workflow_handle(workflow_id)
-    wait = limits.LIMITS.client_question
     update: asyncio.Task[object] = asyncio.create_task(
         handle.execute_update(MESSAGE, message.text, result_type=RawValue)
     )
@@ -231,10 +233,7 @@ async def send(client: Client, workflow_id: str, message: Message) -> TokenStatu
             return await _answer_of(client, workflow_id, message, update)
         except _NoRoom as error:
             why = str(error)
-        try:
-            await handle.signal(MESSAGE, message.text, rpc_timeout=wait)
-        except Exception as error:  # noqa: BLE001 - a codec may raise anything
-            raise await what_it_means(client, workflow_id, error, wait) from None
+        await _signal(client, workflow_id, message)
         stands = _stands(client, workflow_id, message, update)
         return await asyncio.wait_for(stands, limits.LIMITS.confirm_seconds)
     except asyncio.TimeoutError:
@@ -270,8 +269,7 @@ async def send_url(client: Client, workflow_id: str, url: str | None) -> None:
             "repeat the call"
         ) from None
     except RPCError as error:
-        wait = limits.LIMITS.client_question
-        raise await what_it_means(client, workflow_id, error, wait) from None
+        raise await what_it_means(client, workflow_id, error) from None
 
 
 async def _stands(
@@ -321,8 +319,7 @@ async def _answer_of(
         raise _NoRoom(_NO_ANSWER) from None
     except RPCError as error:
         if error.status in _FINAL:
-            wait = limits.LIMITS.client_question
-            raise await what_it_means(client, workflow_id, error, wait) from None
+            raise await what_it_means(client, workflow_id, error) from None
         raise _NoRoom(error.message) from None
     except OperationFailed:
         raise
@@ -342,10 +339,11 @@ async def what_it_means(
     client: Client,
     workflow_id: str,
     error: Exception,
-    timeout: timedelta,
+    timeout: timedelta | None = None,
     run_id: str | None = None,
 ) -> OperationFailed:
     """Say what a failed question, or a signal, means and what to do; the server is asked."""
+    timeout = limits.LIMITS.client_question if timeout is None else timeout
     if isinstance(error, OperationFailed) and not isinstance(error, AnswerMalformed):
         return error
     if isinstance(error, WorkflowQueryFailedError | AnswerMalformed):
