@@ -439,7 +439,7 @@ async def test_blocking_no_activity_opens_and_no_client_sets_without_its_record(
             assert answers[0].startswith("AuditFailed")
         tokens = TokenClient(broken, keyring)
         before = await tokens.status(queue)
-        for change in (tokens.set(queue, SECOND), tokens.inherit(queue), tokens.reseal(queue)):
+        for change in (tokens.set(queue, SECOND), tokens.reseal(queue)):
             with pytest.raises(AuditFailed, match=queue):
                 await change
         with pytest.raises(AuditFailed):
