@@ -157,10 +157,6 @@ def mapping_of(check: Check) -> Check:
     return lambda value: {ID(name): check(inner) for name, inner in OBJECT(value).items()}
 
 
-def _versions(value: object) -> dict[str, int]:
-    return {ID(issuer): VERSION(version) for issuer, version in OBJECT(value).items()}
-
-
 OBJECT: Final = that(lambda value: isinstance(value, dict), "object")
 FLAG: Final = that(lambda value: isinstance(value, bool), "boolean")
 NAME: Final = that(lambda value: isinstance(value, str) and valid_name(value), "credential name")
@@ -168,5 +164,5 @@ ID: Final = text(1, 1_000)
 ANY: Final = text(0, 2 * 1024 * 1024)
 ADDRESS: Final = text(1, 4 * MAX_URL)
 VERSION: Final = integer(1)
-VERSIONS: Final[Check] = _versions
+VERSIONS: Final = mapping_of(VERSION)
 CLAIMS: Final = list_of(text(1, 4_000), MAX_LIST)  # of up to 1,000 characters
