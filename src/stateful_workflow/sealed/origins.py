@@ -110,12 +110,18 @@ def checked_address(url: str) -> str:
         raise AddressRefused(f"the API address is refused: {error}") from None
 
 
+def origin_or_none(url: str) -> str | None:
+    """As `origin_of`; None where there is none."""
+    try:
+        return origin_of(url)
+    except ValueError:
+        return None
+
+
 def is_covered(url: str | None, allowed: Iterable[str]) -> bool:
     """Whether an address is one whose origin is covered by the signed ones."""
-    try:
-        return url is not None and is_allowed(origin_of(url), allowed)
-    except ValueError:
-        return False
+    origin = None if url is None else origin_or_none(url)
+    return origin is not None and is_allowed(origin, allowed)
 
 
 def _ends_in_number(host: str) -> bool:

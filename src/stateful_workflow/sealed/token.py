@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from ..errors import OriginNotAllowed
 from .message import Message
-from .origins import is_allowed, origin_of
+from .origins import is_allowed, origin_or_none
 
 
 class ApiToken:
@@ -81,7 +81,7 @@ class ApiToken:
         Raises:
             OriginNotAllowed: the URL's origin is not among the token's signed ones.
         """
-        origin = _origin_of(url)
+        origin = origin_or_none(url)
         try:
             require_signed(self, origin, "a URL without an origin")
         except OriginNotAllowed as error:
@@ -130,10 +130,3 @@ def require_signed(token: ApiToken, origin: str | None, shown: str) -> None:
             f"{token.name} may not be sent to {origin or shown}; its issuer "
             f"signed it for {', '.join(token.origins) or 'no origin at all'}"
         )
-
-
-def _origin_of(url: str) -> str | None:
-    try:
-        return origin_of(url)
-    except ValueError:
-        return None

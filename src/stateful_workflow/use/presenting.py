@@ -16,7 +16,7 @@ from typing import Final, TypedDict
 
 from ..errors import OriginNotAllowed, StatefulError, TokenMalformed, TokenNotSet
 from ..sealed.message import DEFAULT_NAME
-from ..sealed.origins import allowed_origin, is_allowed, origin_of
+from ..sealed.origins import allowed_origin, is_allowed, origin_or_none
 from ..sealed.token import ApiToken, require_signed
 from .tokens import ActivityTokens
 
@@ -45,10 +45,7 @@ class Outgoing:
     @property
     def origin(self) -> str | None:
         """Its origin, or None where it has none that a token could be signed for."""
-        try:
-            return origin_of(self.url)
-        except ValueError:
-            return None
+        return origin_or_none(self.url)
 
     @property
     def place(self) -> str:
