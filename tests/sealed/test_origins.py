@@ -20,6 +20,7 @@ from stateful_workflow import OriginNotAllowed, OriginTransport, TokenAuth
 from stateful_workflow.node.headers import Use
 from stateful_workflow.sealed.message import DEFAULT_NAME
 from stateful_workflow.sealed.origins import allowed_origin, in_clear, is_allowed, origin_of
+from stateful_workflow.use.newest import Newest
 from stateful_workflow.use.tokens import ActivityTokens, running
 from tests.support.builders import CLAIMS, ROOT, TOKEN, TREE, keyring, unrecorded
 
@@ -503,7 +504,7 @@ def send(
     request.extensions.setdefault("trace", stop(request.url.scheme))
 
     def ask() -> httpx.Response:
-        with running(ActivityTokens(use, keyring, unrecorded(), None, time.monotonic())):
+        with running(ActivityTokens(Newest(use, None, time.monotonic()), keyring, unrecorded())):
             if by == "key":
                 return OriginTransport(NETWORK).handle_request(request)
             return NETWORK.handle_request(next(TokenAuth().sync_auth_flow(request)))

@@ -23,6 +23,7 @@ from stateful_workflow.record.metrics import Metrics
 from stateful_workflow.record.recorder import Recorder, SinkWriter
 from stateful_workflow.requests import TokenAdapter
 from stateful_workflow.sealed.message import DEFAULT_NAME
+from stateful_workflow.use.newest import Newest
 from stateful_workflow.use.tokens import ActivityTokens, running
 from tests.support.builders import CLAIMS, ROOT, TOKEN, TREE, keyring
 
@@ -180,7 +181,7 @@ def holding(
     def tokens() -> ActivityTokens:
         use = Use(ROOT, TREE, None, holds, own={}, last={})
         recorder = Recorder(SinkWriter(kept), Metrics.of(None))
-        return ActivityTokens(use, keyring, recorder, None, time.monotonic())
+        return ActivityTokens(Newest(use, None, time.monotonic()), keyring, recorder)
 
     return tokens
 

@@ -58,6 +58,7 @@ from stateful_workflow.demo.api import TokenApi
 from stateful_workflow.engine import start_engine
 from stateful_workflow.node.headers import Use
 from stateful_workflow.sealed.message import Claims, parse
+from stateful_workflow.use.newest import Newest
 from stateful_workflow.use.tokens import ActivityTokens, running
 from tests.support.api import Api, start_api
 from tests.support.asking import eventually, next_run, run_id, sealed_at, status_of
@@ -306,7 +307,9 @@ def objects(keyring: Keyring, client: Client) -> dict[str, object]:
     def provider() -> TokenProvider:
         holds = {"apiToken": {"state": "held", "sealed": message.text}}
         use = Use("acme", "tree", None, holds, own={}, last={})
-        with running(ActivityTokens(use, lambda: keyring, unrecorded(), None, time.monotonic())):
+        with running(
+            ActivityTokens(Newest(use, None, time.monotonic()), lambda: keyring, unrecorded())
+        ):
             made = TokenProvider("https://a.example")
             assert made() == SECRET
         return made

@@ -20,6 +20,7 @@ from stateful_workflow import (
 )
 from stateful_workflow.node.headers import Use
 from stateful_workflow.sealed.message import DEFAULT_NAME
+from stateful_workflow.use.newest import Newest
 from stateful_workflow.use.telling import Asking
 from stateful_workflow.use.tokens import ActivityTokens, running
 from tests.support.builders import CLAIMS, ROOT, TOKEN, TREE, keyring, unrecorded
@@ -30,7 +31,7 @@ URL = "https://api.example.com/x"
 def holding(sealed: str | None) -> ActivityTokens:
     holds = {DEFAULT_NAME: {"state": "held", "sealed": sealed}}
     use = Use(ROOT, TREE, None, holds, own={}, last={})
-    return ActivityTokens(use, keyring, unrecorded(), None, time.monotonic())
+    return ActivityTokens(Newest(use, None, time.monotonic()), keyring, unrecorded())
 
 
 def test_a_token_that_is_held_and_did_not_come_along_is_not_said_to_be_unset() -> None:
@@ -53,7 +54,7 @@ async def test_what_the_event_loop_cannot_ask_for_is_given_and_said_to_be_old(
 
     async def open_token() -> str:
         long_ago = time.monotonic() - 60
-        tokens = ActivityTokens(use, keyring, unrecorded(), Asking(nobody), long_ago)
+        tokens = ActivityTokens(Newest(use, Asking(nobody), long_ago), keyring, unrecorded())
         with running(tokens):
             taken = [current_token().reveal() for _ in range(2)]
         tokens.newest.end()
@@ -66,7 +67,7 @@ async def test_what_the_event_loop_cannot_ask_for_is_given_and_said_to_be_old(
 
 async def test_where_nothing_came_along_nothing_is_sealed_and_no_address_is_known() -> None:
     def seal() -> None:
-        with running(ActivityTokens(None, keyring, unrecorded(), None, time.monotonic())):
+        with running(ActivityTokens(Newest(None, None, time.monotonic()), keyring, unrecorded())):
             with pytest.raises(PluginMissing, match="schedule the activity anew"):
                 seal_token("secret", origins=["https://api.example.com"])
             with pytest.raises(PluginMissing, match="schedule the activity anew"):

@@ -24,6 +24,7 @@ from ..record.recorder import Recorder
 from ..sealed.keyring import Keyring
 from .asking import activity_context, decoded_payload
 from .given_back import LATER, Gate
+from .newest import Newest
 from .parents import ConfirmedRoots
 from .sealing import confirm_root
 from .telling import Asking
@@ -95,15 +96,14 @@ class ActivityInbound(ActivityInboundInterceptor):
         info = activity.info()
         now = datetime.now(timezone.utc)
         age = (now - info.scheduled_time).total_seconds()
-        return ActivityTokens(
+        newest = Newest(
             await _use(headers, self._asking.client()),
-            self._keyring,
-            self._recorder(),
             # A local activity's query would wait for the workflow task that waits for it.
             None if info.is_local else self._asking,
             time.monotonic() - max(age, 0.0),
             must_ask=info.attempt > 1,
         )
+        return ActivityTokens(newest, self._keyring, self._recorder())
 
 
 def _final(error: StatefulError) -> ApplicationError:

@@ -77,22 +77,29 @@ class Newest:
     """What one running activity knows of its tokens.
 
     Args:
-        use: what came along, as `ActivityTokens` has it.
-        asking: asks the workflow; None where nobody can.
+        use: what came with the activity; None where nothing did, or it could not be read, so that
+            the workflow is asked.
+        asking: asks the workflow; None for local activities.
         fresh_since: `time.monotonic` seconds at which `use` was true.
-        must_ask: nothing is used before the workflow has answered.
+        must_ask: on an attempt after the first, what came along may be dead: nothing is
+            used before the workflow has answered.
     """
 
     def __init__(
-        self, use: Use | None, asking: Asking | None, fresh_since: float, *, must_ask: bool
+        self,
+        use: Use | None,
+        asking: Asking | None,
+        fresh_since: float,
+        *,
+        must_ask: bool = False,
     ) -> None:
+        self.use = use
         self._info = activity.info()
         self._where = f"workflow {self._info.workflow_id}"
         self._asking = asking
         self._loop = None if asking is None else asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._must_ask = must_ask
-        self._came_along = use is not None
         self._known: dict[str, Standing] = {}
         for name, entry in () if use is None else use.tokens.items():
             message = _message(name, entry.get("sealed"))
@@ -131,7 +138,7 @@ class Newest:
             return known.message
         if known.state == "held":
             raise NewestUnknown(f"{self._where} has not been asked for its {name} yet")
-        if not self._came_along and name not in self._known_at:
+        if self.use is None and name not in self._known_at:
             raise NewestUnknown(
                 f"nothing came along with this activity, and {self._where} cannot be asked for its "
                 f"{name} on the event loop: use `await current_token_async()`, or let the "
@@ -349,7 +356,7 @@ class Newest:
                 message = _message(name, answer.sealed)
                 known = Standing(status.state, message, status.api_url, status.refused)
         except Exception as error:  # noqa: BLE001 - a codec may raise anything
-            if not self._came_along and isinstance(error, WorkflowQueryFailedError):
+            if self.use is None and isinstance(error, WorkflowQueryFailedError):
                 run = info.workflow_run_id
                 if await is_plain(client, own, error, run_id=run, timeout=wait):
                     raise PluginMissing(

@@ -29,45 +29,30 @@ from ..sealed.origins import is_covered
 from ..sealed.token import ApiToken
 from .exposure import OpenedSecrets
 from .newest import Newest
-from .telling import Asking
 
 
 class ActivityTokens:
     """The tokens of one running activity.
 
     Args:
-        use: what came with the activity; None where nothing did, or it could not be read, so that
-            the workflow is asked.
+        newest: what is known of them, and who asks for the newest.
         keyring: gives this process's keyring, or raises KeyringError.
         recorder: puts on record what is opened, used and refused.
-        asking: asks the workflow; None for local activities.
-        fresh_since: `time.monotonic` seconds at which `use` was true.
-        must_ask: on an attempt after the first, what came along may be dead: nothing is
-            used before the workflow has answered.
     """
 
-    def __init__(
-        self,
-        use: Use | None,
-        keyring: Callable[[], Keyring],
-        recorder: Recorder,
-        asking: Asking | None,
-        fresh_since: float,
-        *,
-        must_ask: bool = False,
-    ) -> None:
+    def __init__(self, newest: Newest, keyring: Callable[[], Keyring], recorder: Recorder) -> None:
         self.info = activity.info()
         self.workflow_id = self.info.workflow_id or ""
         self.process = os.getpid()
         self.has_ended = False
-        self.use = use
+        self.newest = newest
+        self.use = newest.use
         self.keyring = keyring
         self.recorder = recorder
         self.secrets = OpenedSecrets()
         """What has been opened here, to be kept out of what the activity gives back."""
         self.confirmed_root: str | None = None
         """The root that the server says this activity's workflow stands below; see `seal_token`."""
-        self.newest = Newest(use, asking, fresh_since, must_ask=must_ask)
 
     # --- the current one ---------------------------------------------------------------------
 
