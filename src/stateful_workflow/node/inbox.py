@@ -28,11 +28,10 @@ from ..errors import (
     TooManyWaiting,
 )
 from ..sealed.message import Message, has_message_form, named_issuer, parse
-from ..text.printable import printable
 from . import couriers, limits
 from .contract import TRUST, TrustResult
 from .ledger import Ledger, Verdict, read_trusted
-from .record import NodeRecord
+from .record import NodeRecord, warn
 
 # The SDK takes an activation of 2 s for a deadlock (docs/decisions/04-floods.md).
 _JUDGED_AT_ONCE: Final = 1_000
@@ -220,12 +219,10 @@ class Inbox:
         count = self._ledger.rejected.get(NotSealed.__name__, 0)
         # Anybody can send thousands.
         if isinstance(error, NotSealed) and count & (count - 1) == 0:
-            workflow.logger.warning(
-                "What came by signal to workflow %s is no sealed message (for the %d. time). If it "
-                "is a token in clear text, it stands in the history: rotate that token, and revoke "
-                "the old one at the API",
-                printable(self._ledger.path[-1]),
-                count,
+            warn(
+                f"What came by signal to workflow {self._ledger.path[-1]} is no sealed message "
+                f"(for the {count}. time). If it is a token in clear text, it stands in the "
+                "history: rotate that token, and revoke the old one at the API"
             )
 
     def admit_update(self, message: Message) -> None:

@@ -19,12 +19,12 @@ from temporalio.exceptions import ApplicationError, FailureError, is_cancelled_e
 
 from ..errors import AnswerMalformed, JoinFailed
 from ..sealed.message import Message
-from ..text.printable import printable
 from . import couriers, limits
 from .contract import PLACE, PlaceRequest, PlaceResult
 from .headers import Joined
 from .inbox import Inbox, now_ms
 from .ledger import Ledger, StateTooNew, StateUnreadable
+from .record import warn
 
 _ATTEMPT: Final = timedelta(seconds=20)
 _SOON: Final = timedelta(milliseconds=200)
@@ -197,8 +197,7 @@ class Joining:
             why = _why(error)
         except (AnswerMalformed, StateUnreadable, StateTooNew) as error:
             why = error
-        said = f"Workflow {self._ledger.path[-1]} has no newer state from {request.at}: {why}"
-        workflow.logger.warning(printable(said))
+        warn(f"Workflow {self._ledger.path[-1]} has no newer state from {request.at}: {why}")
         return False
 
     def _enter(self, at: str, answer: PlaceResult) -> None:

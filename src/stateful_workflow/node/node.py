@@ -29,7 +29,6 @@ from ..errors import (
 )
 from ..sealed.message import Message, named_issuer
 from ..sealed.origins import allowed_origin, is_allowed, is_covered, origin_of
-from ..text.printable import printable
 from . import couriers, limits
 from .answers import JoinAnswer, Joiner, NodeStatus
 from .contract import MAX_SIGNALS, NODE_HEADER, RECOVER, PlaceResult, RecoverResult
@@ -49,7 +48,7 @@ from .ledger import (
     is_among,
 )
 from .members import read
-from .record import NodeRecord
+from .record import NodeRecord, warn
 from .status import TokenStatus
 from .telling import Telling
 
@@ -489,11 +488,6 @@ def argument(args: Sequence[Any]) -> object:
         return cast("object", workflow.payload_converter().from_payload(value.payload))
     except Exception as error:  # noqa: BLE001 - the converter is the user's, and may raise anything
         raise TokenMalformed(f"the argument cannot be decoded: {type(error).__name__}") from None
-
-
-def warn(text: str) -> None:
-    """Log a warning of workflow code; in it may stand what others chose."""
-    workflow.logger.warning(printable(text))
 
 
 def _read_start(headers: Mapping[str, Payload]) -> Start | None:

@@ -14,9 +14,15 @@ from ..errors import MessageRefused, WrongAuthority, WrongTree
 from ..record.event import AuditEvent, Scene
 from ..record.recorder import Recorder
 from ..sealed.message import Message
+from ..text.printable import printable
 
 RECORDER: Final = "__stateful_workflow_recorder"
 """Name of the function, which a worker with the plugin gives to workflows, for its recorder."""
+
+
+def warn(text: str) -> None:
+    """Log a warning of workflow code; in it may stand what others chose."""
+    workflow.logger.warning(printable(text))
 
 
 class NodeRecord:
