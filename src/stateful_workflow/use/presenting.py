@@ -12,7 +12,7 @@ from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Final, TypedDict
+from typing import ClassVar, Final, TypedDict
 
 from ..errors import OriginNotAllowed, StatefulError, TokenMalformed, TokenNotSet
 from ..sealed.message import DEFAULT_NAME
@@ -62,8 +62,10 @@ class Fallback:
         name: credential name.
         origins: where it may be sent.
         secret: it, or what gives it.
+        message: there is none that it came in.
     """
 
+    message: ClassVar[None] = None
     name: str
     origins: tuple[str, ...]
     secret: str | Callable[[], str] = field(repr=False)
@@ -219,9 +221,8 @@ class Presenter:
                     "end; set it again without them"
                 )
         except StatefulError as error:
-            message = token.message if isinstance(token, ApiToken) else None
             about = {"origin": request.origin, "method": request.method}
-            tokens.refused(self.name, message, error, **about)
+            tokens.refused(self.name, token.message, error, **about)
             raise
         if self._is_basic:
             pair = secret if self._username is None else f"{self._username}:{secret}"
@@ -238,8 +239,7 @@ class Presenter:
         status: int | None,
     ) -> None:
         """Put on record that a request carried the token; no status where nothing came back."""
-        message = token.message if isinstance(token, ApiToken) else None
-        tokens.used(self.name, message, request.origin, request.method, status)
+        tokens.used(self.name, token.message, request.origin, request.method, status)
 
 
 def scheme_in(header: str) -> str | None:
