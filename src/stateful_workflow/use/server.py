@@ -7,7 +7,7 @@ server's enumeration grows. Here a status that is not known is that of an open w
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Final
@@ -138,17 +138,16 @@ async def listed(client: Client, query: str, most: int, *, timeout: timedelta) -
             return found[:most]
 
 
-async def history(
+def history(
     client: Client, workflow_id: str, run_id: str, *, timeout: timedelta, page: int = 100
-) -> AsyncGenerator[HistoryEvent, None]:
+) -> AsyncIterator[HistoryEvent]:
     """The events of a run, from its first on.
 
     Raises:
         RPCError: the server does not know it, or does not say.
     """
     handle = client.get_workflow_handle(workflow_id, run_id=run_id)
-    async for event in handle.fetch_history_events(page_size=page, rpc_timeout=timeout):
-        yield event
+    return handle.fetch_history_events(page_size=page, rpc_timeout=timeout)
 
 
 async def start_of_run(
