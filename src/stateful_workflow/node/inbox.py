@@ -167,15 +167,9 @@ class Inbox:
     def enter(self, state: Ledger) -> None:
         """Take what stands in the state of a place above, and judge anew what waited for it."""
         for message in self._ledger.enter(state):
-            try:
-                verdict = self._ledger.accept(message, now_ms())
-            except MessageRefused as error:
-                self.reject(error, message)
-                continue
-            if verdict is Verdict.ACCEPTED:
-                self._record.accepted(message, "join")
-            elif verdict is Verdict.WAITING:
-                self._waiting.setdefault(message.hash, message)
+            with suppress(MessageRefused):
+                if self.judge(message, "join") is Verdict.WAITING:
+                    self._waiting.setdefault(message.hash, message)
         self.judge_again()
 
     def judge_again(self) -> None:
@@ -201,15 +195,18 @@ class Inbox:
             self._accepted()
         self._run()
 
-    def judge(self, message: Message) -> Verdict:
-        """Judge a message now; a `MessageRefused` is counted, and raised."""
+    def judge(self, message: Message, reason: str | None = None) -> Verdict:
+        """Judge a message now; a `MessageRefused` is counted, and raised.
+
+        The reason why one that is accepted came, where it was not sent here, goes on record.
+        """
         try:
             verdict = self._ledger.accept(message, now_ms())
         except MessageRefused as error:
             self.reject(error, message)
             raise
         if verdict is Verdict.ACCEPTED:
-            self._record.accepted(message)
+            self._record.accepted(message, reason)
         return verdict
 
     def reject(self, error: MessageRefused, message: Message | None = None) -> None:
