@@ -112,9 +112,8 @@ class Later:
     @contextmanager
     def possible(self, gate: Gate) -> Generator[None, None, None]:
         """Keep a gate while its activity runs, and on where it is completed later."""
-        token = gate.info.task_token
         with self._lock:
-            self._gates[token] = gate
+            self._gates[gate.info.task_token] = gate
             while len(self._gates) > MAX_LATER:
                 self._gates.popitem(last=False)
         try:
@@ -122,10 +121,10 @@ class Later:
         except _CompletesLater:
             raise
         except BaseException:
-            self.forget(token)
+            self.forget(gate)
             raise
         else:
-            self.forget(token)
+            self.forget(gate)
 
     def gate(self, handle: AsyncActivityIDReference | bytes) -> Gate | None:
         """That of the activity which a handle is of, where this process ran it."""
@@ -140,10 +139,11 @@ class Later:
                     return gate
         return None
 
-    def forget(self, token: bytes) -> None:
+    def forget(self, gate: Gate | None) -> None:
         """An activity is completed."""
-        with self._lock:
-            self._gates.pop(token, None)
+        if gate is not None:
+            with self._lock:
+                self._gates.pop(gate.info.task_token, None)
 
 
 LATER: Final = Later()
@@ -170,7 +170,7 @@ class _LateOutbound(OutboundInterceptor):
         if gate is not None and input.result is not nothing:
             gate.check("return", [input.result])
         await super().complete_async_activity(input)
-        _forget(gate)
+        LATER.forget(gate)
 
     async def fail_async_activity(self, input: FailAsyncActivityInput) -> None:
         gate = LATER.gate(input.id_or_token)
@@ -180,7 +180,7 @@ class _LateOutbound(OutboundInterceptor):
             # A BaseException too, which `except BaseException` has handed over as it was.
             input.error = input.error if scrubbed is None else cast("Exception", scrubbed)
         await super().fail_async_activity(input)
-        _forget(gate)
+        LATER.forget(gate)
 
     async def report_cancellation_async_activity(
         self, input: ReportCancellationAsyncActivityInput
@@ -189,9 +189,4 @@ class _LateOutbound(OutboundInterceptor):
         if gate is not None:
             gate.check("return", input.details)
         await super().report_cancellation_async_activity(input)
-        _forget(gate)
-
-
-def _forget(gate: Gate | None) -> None:
-    if gate is not None:
-        LATER.forget(gate.info.task_token)
+        LATER.forget(gate)
