@@ -340,8 +340,9 @@ class Ledger:
         Not one of an id that this node started itself or stands below, nor more than so many. Of
         one that is known nothing changes: anybody may say that it joins, and with another type.
         """
-        is_full = sum(one.joined for one in self.children.values()) >= most
-        if child.id in self.path or child.id in self.children or is_full:
+        if child.id in self.path or child.id in self.children:
+            return
+        if sum(one.joined for one in self.children.values()) >= most:
             return
         child = replace(child, life=Life.IN_DOUBT, joined=True)
         self._register(child, self.state_for(child))

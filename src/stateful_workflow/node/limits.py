@@ -30,6 +30,8 @@ class Limits:
         join_seconds: how long after its join a workflow asks to be told what is set from then on.
             Those that end sooner cost whom they joined nothing.
         joiners: how many of them one node tells.
+        joiner_bytes: of the id of each, as JSON: they stand in the status and in the next run's
+            header, and the server takes 2 MB.
         joins_until_a_look: so many later those that have ended are looked for.
     """
 
@@ -44,6 +46,7 @@ class Limits:
     confirm_seconds: float = 15.0
     join_seconds: float = 5.0
     joiners: int = 1_000
+    joiner_bytes: int = 1_002
     joins_until_a_look: int = 200
 
 

@@ -7,6 +7,7 @@ and updates it got, and the recorded results of the courier's activities.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -329,7 +330,8 @@ class Node:
         """Tell who joined from now on, if it may; nothing is raised."""
         with suppress(TokenMalformed):
             joiner = _joiner(args)
-            if joiner.type in self._settings.open_to:
+            is_short = len(json.dumps(joiner.id)) <= limits.LIMITS.joiner_bytes
+            if joiner.type in self._settings.open_to and is_short:
                 child = self._child(joiner.id, joiner.type)
                 self.ledger.join(child, limits.LIMITS.joiners)
             self.telling.joined()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -352,7 +353,8 @@ class _Room:
 
     def that_fit(self, children: Iterable[Child]) -> Iterator[Child]:
         for child in sorted(children, key=lambda child: child.id in self._failed):
-            self._bytes -= len(child.id) + len(child.type)
+            # As JSON: a character may take six bytes there, and an outsider says that he joins.
+            self._bytes -= len(json.dumps((child.id, child.type)))
             if self._bytes < 0:
                 return
             yield child
