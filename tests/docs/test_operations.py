@@ -233,7 +233,7 @@ async def test_a_node_is_behind(site: Site) -> None:
 
     look, over = blocks("A node is behind")
     printed = await site.run(look, BEHIND)
-    assert "1 behind" in printed
+    assert "1 unreachable" in printed, printed
     async with start_worker(site.client, "syncs", **EVERYTHING):
         await site.run(over)
         assert (await TokenClient(site.client, site.keyring).get(CHILD)).reveal() == SECOND
