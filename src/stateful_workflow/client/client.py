@@ -186,9 +186,10 @@ class TokenClient:
         messages: list[Message] = []
         for name, one in new.items():
             async with self._sender.on_record(deed.without(one.token), id, name):
-                place, keyring = Place(name, namespace, id, tree, id), self._require_keyring()
-                messages.append(await asyncio.to_thread(one.seal, place, keyring))
-        trusted = {} if self._keyring is None else self._keyring.current().trusted()
+                place = Place(name, namespace, id, tree, id)
+                messages.append(await asyncio.to_thread(one.seal, place, self._require_keyring()))
+        keyring = self._keyring_at_hand()
+        trusted = {} if keyring is None else keyring.trusted()
         state = new_tree(id, tree, trusted, messages, token.get("api_url"))
         sdk = {"args": args, "id": id, "task_queue": task_queue, "result_type": result_type}
         async with AsyncExitStack() as recorded:
@@ -541,7 +542,9 @@ class TokenClient:
             names = (await ask(self._client, workflow_id)).node.names()
             check_in_use(name, names, workflow_id)
             return None
-        return answer.status.at(time.time()).under(self._revoked())
+        keyring = self._keyring_at_hand()
+        status = answer.status.at(time.time())
+        return status if keyring is None else status.under(keyring.revoked())
 
     async def tree(self, workflow_id: str, name: str = DEFAULT_NAME) -> TokenTree:
         """Every node from a workflow down, with what it holds; asks each node once.
@@ -553,13 +556,13 @@ class TokenClient:
         return await self._walk(name).run(workflow_id)
 
     def _walk(self, name: str, *of: Any) -> TreeWalk:
-        trusted = None if self._keyring is None else self._keyring.current().trusted()
-        return TreeWalk(self._client, name, *of, revoked=self._revoked(), trusted=trusted)
+        return TreeWalk(self._client, name, *of, keyring=self._keyring_at_hand())
 
-    def _revoked(self) -> tuple[str, ...]:
-        return () if self._keyring is None else self._keyring.current().revoked()
+    def _keyring_at_hand(self) -> Keyring | None:
+        return None if self._keyring is None else self._keyring.current()
 
     def _require_keyring(self) -> Keyring:
-        if self._keyring is None:
+        keyring = self._keyring_at_hand()
+        if keyring is None:
             raise KeyringError("this call needs keys: give TokenClient(client, keyring) a keyring")
-        return self._keyring.current()
+        return keyring

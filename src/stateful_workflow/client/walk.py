@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -31,7 +31,7 @@ from ..node.answers import ChildStatus, NodeStatus
 from ..node.contract import MESSAGE
 from ..node.ledger import Life, is_among
 from ..node.status import TokenTree, TreeNode, state_without
-from ..sealed.keys import Issuer
+from ..sealed.keyring import Keyring
 from ..sealed.message import Message
 from ..sealed.origins import in_clear
 from .asleep import what_is_left
@@ -89,8 +89,7 @@ class TreeWalk:
             soon after which the walk ends; None asks each node once, however long that takes.
         message: what to hand by update to a node that is behind since its parent cannot signal
             it, as when its run takes no more signals, or that is behind for long.
-        revoked: ids of the issuer keys that who walks has revoked.
-        trusted: the issuers that who walks trusts, for `what_is_left`.
+        keyring: of who walks, which says whose keys are revoked, and trusted.
     """
 
     def __init__(
@@ -99,15 +98,14 @@ class TreeWalk:
         name: str,
         deadline: float | None = None,
         message: Message | None = None,
-        revoked: Collection[str] = (),
-        trusted: Mapping[str, Issuer] | None = None,
+        keyring: Keyring | None = None,
     ) -> None:
         self._client = client
         self._name = name
         self._deadline = deadline
         self._message = message
-        self._revoked = revoked
-        self._trusted = trusted
+        self._revoked = () if keyring is None else keyring.revoked()
+        self._trusted = None if keyring is None else keyring.trusted()
         self._names: set[str] = set()
         self._begun = time.monotonic()
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_QUERIES)
@@ -200,6 +198,7 @@ class TreeWalk:
         Of no node None; without an answer where nothing below it is to be looked at.
         """
         is_told = of_parent is None or of_parent.life is not Life.UNTOLD
+        is_found = of_parent is None or of_parent.life is not Life.IN_DOUBT
         could_not_tell = of_parent is not None and of_parent.reason is not None
         to_hand_over = self._message if is_told else None
         pause, asked = _FIRST_PAUSE_SECONDS, time.monotonic()
@@ -216,7 +215,7 @@ class TreeWalk:
                         return None, None
                     except OperationFailed as error:
                         node = self._unseen(workflow_id, str(error))
-                        if _may_have_ended(of_parent):
+                        if of_parent is not None and of_parent.joined and not is_found:  # or ended
                             return replace(node, current=True), None
             if answer is not None:
                 self._root = self._root or answer.node.root
@@ -441,11 +440,6 @@ class TreeWalk:
             return None
         left = timedelta(seconds=max(self._left(), _LAST_LOOK_SECONDS))
         return min(limits.LIMITS.client_question, left)
-
-
-def _may_have_ended(child: ChildStatus | None) -> bool:
-    """Whether it said that it joined, and the server was not asked for it yet."""
-    return child is not None and child.joined and child.life is Life.IN_DOUBT
 
 
 def _standing(status: NodeStatus, name: str) -> dict[str, int]:
