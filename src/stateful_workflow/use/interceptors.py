@@ -17,7 +17,7 @@ from temporalio.worker import (
     ExecuteActivityInput,
 )
 
-from ..errors import StatefulError, TokenNotSet
+from ..errors import TokenNotSet
 from ..node.contract import ACTIVITIES, USE_HEADER
 from ..node.headers import Use, is_readable
 from ..record.recorder import Recorder
@@ -82,7 +82,9 @@ class ActivityInbound(ActivityInboundInterceptor):
         except BaseException as error:
             scrubbed = gate.scrubbed(error)
             if scrubbed is None and isinstance(error, TokenNotSet) and error.withheld:
-                raise _final(error) from None
+                raise ApplicationError(
+                    str(error), type=type(error).__name__, non_retryable=True
+                ) from None
             if scrubbed is None:
                 raise
         else:
@@ -104,11 +106,6 @@ class ActivityInbound(ActivityInboundInterceptor):
             must_ask=info.attempt > 1,
         )
         return ActivityTokens(newest, self._keyring, self._recorder())
-
-
-def _final(error: StatefulError) -> ApplicationError:
-    """The same as a failure that the server does not let be tried again."""
-    return ApplicationError(str(error), type=type(error).__name__, non_retryable=True)
 
 
 class _ActivityOutbound(ActivityOutboundInterceptor):
