@@ -22,6 +22,7 @@ from ..errors import MessageRefused, NotStateful, NoWorkerAnswers, OperationFail
 from ..node import limits
 from ..node.answers import HeldToken, NodeStatus, node_status
 from ..node.contract import MESSAGE, NODE_HEADER, STATUS_QUERY
+from ..node.describe import View
 from ..node.headers import HeaderUnreadable, Start, is_readable
 from ..node.ledger import Ledger, Life, StateTooNew
 from ..node.status import TokenStatus
@@ -111,23 +112,13 @@ class Left:
         ledger = Ledger((self.id,), "") if self.start is None else self._begins_with(self.start)
         for message in sorted(self.sent, key=lambda message: message.order):
             ledger.held[message.claims.name, message.claims.authority] = message
-        held = [
+        tokens = tuple(
             _held(one, in_force=ledger.in_force(one.claims.name) == one)
             for one in ledger.held.values()
-        ]
-        return NodeStatus(
-            root="" if self.start is None else ledger.path[0],
-            tree=ledger.tree,
-            type=self.type,
-            api_url=None,
-            tokens=tuple(held),
-            children=(),
-            withheld=ledger.withheld(),
-            undelivered=(),
-            waiting=(),
-            needs_set=False,
-            recovering=False,
         )
+        root = "" if self.start is None else ledger.path[0]
+        status = View(ledger, 0).node(self.type)
+        return replace(status, root=root, tokens=tokens, children=(), undelivered=(), replaced=())
 
     def _said(self, name: str) -> Said:
         if self.node is not None:
