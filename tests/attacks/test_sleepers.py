@@ -46,6 +46,10 @@ async def test_a_forged_message_makes_nobody_believe_that_a_sleeper_was_told(
         await outsider.get_workflow_handle(unserved.id("a")).signal("apiToken", forged)
         unreachable.ids.add(unserved.id("a"))
 
+        shown = await unserved.tokens.status(unserved.id("a"))
+        assert shown is not None
+        assert shown.version == genuine.version
+
         await unserved.rotate("second")
 
         assert await unserved.update("a", "use_token", "apiToken") == "second"

@@ -153,11 +153,13 @@ def check_in_use(name: str, names: Collection[str], workflow_id: str) -> None:
         )
 
 
-async def token_at(client: Client, workflow_id: str, name: str) -> TokenAnswer | None:
+async def token_at(
+    client: Client, workflow_id: str, name: str, trusted: Mapping[str, Issuer] | None
+) -> TokenAnswer | None:
     """What a workflow holds of a credential; None where nothing is known of it.
 
     Of one that is asleep it is what it was sent last, in the state "told", or what the run before
-    it held.
+    it held; `trusted` as `what_is_left` has it.
 
     Raises:
         As `ask`.
@@ -165,7 +167,7 @@ async def token_at(client: Client, workflow_id: str, name: str) -> TokenAnswer |
     try:
         return await _ask_token(client, workflow_id, name)
     except WorkflowAsleep as asleep:
-        left = await what_is_left(client, workflow_id, trusted=None)
+        left = await what_is_left(client, workflow_id, trusted=trusted)
         told = left.told(name)
         if told is not None:
             return TokenAnswer(_told(told, asleep), None)

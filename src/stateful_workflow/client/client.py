@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -42,6 +42,7 @@ from ..record.metrics import Metrics
 from ..record.recorder import FailureRule, Recorder, SinkWriter, writer_of
 from ..sealed.issuing import Place, Terms, capped, kept
 from ..sealed.keyring import Keyring, KeyringSource
+from ..sealed.keys import Issuer
 from ..sealed.message import DEFAULT_NAME, Message, SealedToken, parse
 from ..sealed.token import ApiToken
 from ..use.parents import confirm_above
@@ -518,7 +519,7 @@ class TokenClient:
         return ApiToken(message, secret)
 
     async def _sealed(self, workflow_id: str, name: str) -> Message:
-        answer = await token_at(self._client, workflow_id, name)
+        answer = await token_at(self._client, workflow_id, name, self._trusted())
         if answer is None or answer.sealed is None:
             state = "none" if answer is None else answer.status.state
             if state == "revoked":
@@ -537,7 +538,7 @@ class TokenClient:
             WorkflowNotFound, NotStateful, NoWorkerAnswers, OperationFailed: it cannot be asked.
             NameNotInUse: nothing is known of this name, and others are in use there.
         """
-        answer = await token_at(self._client, workflow_id, name)
+        answer = await token_at(self._client, workflow_id, name, self._trusted())
         if answer is None or answer.status.state == "none":
             names = (await ask(self._client, workflow_id)).node.names()
             check_in_use(name, names, workflow_id)
@@ -560,6 +561,10 @@ class TokenClient:
 
     def _keyring_at_hand(self) -> Keyring | None:
         return None if self._keyring is None else self._keyring.current()
+
+    def _trusted(self) -> Mapping[str, Issuer] | None:
+        keyring = self._keyring_at_hand()
+        return None if keyring is None else keyring.trusted()
 
     def _require_keyring(self) -> Keyring:
         keyring = self._keyring_at_hand()
