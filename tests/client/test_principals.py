@@ -83,7 +83,8 @@ async def test_the_command_joins_what_the_server_has_to_the_record(
     file = tmp_path / "audit.jsonl"
     with AuditFile(file) as record:
         tokens = TokenClient(client, keyring, audit=record)
-        given: Any = {"task_queue": queue, "api_token": "first", "origins": [ORIGIN], "by": "mia"}
+        by = "mia: the server saw user root"
+        given: Any = {"task_queue": queue, "api_token": "first", "origins": [ORIGIN], "by": by}
         await tokens.start_workflow(Node.run, Plan(), id=queue, **given)
         status = await tokens.revoke(queue, by="ada")
 
@@ -92,8 +93,8 @@ async def test_the_command_joins_what_the_server_has_to_the_record(
 
     assert shown.exit_code == 0, shown.output
     first, second = [line for line in shown.stdout.splitlines() if line.startswith("line ")]
-    assert "set apiToken" in first
-    assert first.endswith(f"at {queue}, by mia: the server recorded nobody")
+    assert ": the server recorded nobody: set apiToken" in first
+    assert first.endswith(f"at {queue}, by {by}")
     assert f"revoke apiToken {status.fingerprint} at {queue}, by ada" in second
     assert "first" not in shown.output
 

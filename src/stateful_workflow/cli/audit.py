@@ -117,7 +117,8 @@ def verify(
     for one in seen:
         what = f"{one.action} {one.name} {one.fingerprint} at {one.workflow_id}"
         by = "" if one.by is None else f", by {one.by}"
-        say(f"line {one.sequence}: {what}{by}: {one.said}")
+        # The server's words first: what is free to choose could look like them.
+        say(f"line {one.sequence}: {one.said}: {what}{by}")
 
 
 @app.command()
