@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -362,7 +363,7 @@ async def test_children_that_do_not_fit_into_one_request_are_told_by_the_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Those that cannot be reached stand first, and hold up neither the others nor the loop."""
-    three = 3 * len(f"{queue}-aNode")
+    three = 3 * len(json.dumps((f"{queue}-a", "Node")))
     lower(monkeypatch, request_bytes=three)
     unreachable = Unreachable()
     reaching = await client_with(engine, keyring, unreachable)
