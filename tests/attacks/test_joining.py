@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 from temporalio.client import Client, WorkflowFailureError
@@ -36,6 +37,29 @@ async def test_a_workflow_under_the_id_of_a_child_that_has_closed_is_not_let_in(
     assert isinstance(failed.value.cause, ApplicationError)
     assert failed.value.cause.type == "JoinFailed"
     assert "does not admit Guest" in failed.value.cause.message
+
+
+async def test_a_closed_workflow_that_is_said_to_have_joined_leaves_nobody_to_a_node(
+    tree: Tree, outsider: Client
+) -> None:
+    await tree.start(run=Host.run)
+    stranger = f"{tree.root}-stranger"
+    guest = tree.client.get_workflow_handle(f"{stranger}-guest")
+    await tree.tokens.start_workflow(
+        Host.run, Plan(), id=stranger, task_queue=tree.queue, api_token="theirs", origins=[URL]
+    )
+    await outsider.start_workflow("Guest", stranger, id=guest.id, task_queue=tree.queue)
+    await guest.signal("add_child", args=["x", Plan()])
+    theirs = replace(tree, root=guest.id)
+    await theirs.exists("x")
+    await guest.signal("stop")
+    await guest.result()
+    joiner = {"id": guest.id, "type": "Guest"}
+    await outsider.get_workflow_handle(tree.root).signal("apiTokenJoin", joiner)
+
+    await tree.rotate("second")
+    await tree.has_children()
+    assert (await tree.rotate("third")).converged
 
 
 async def test_who_says_that_thousands_join_under_long_ids_stops_no_task(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
@@ -17,7 +17,7 @@ from temporalio.client import Client, WorkflowQueryFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from ..errors import AnswerMalformed
-from ..node.answers import ChildStatus, kept_children
+from ..node.answers import ChildStatus, kept_children, node_status
 from ..node.contract import STATUS_QUERY, Orphan
 from ..node.ledger import ALL, Life
 from ..sealed.message import MAX_LIST
@@ -84,13 +84,21 @@ class Descent:
         return described
 
     async def joined(self, workflow_id: str, workflow_type: str) -> Execution | None:
-        """A workflow that says that it joined; None where none of its id is of that type.
+        """A workflow that is said to have joined; None where none of its id is of that type.
+
+        Anybody may say so. Whom a closed one leaves is to be taken over only where it says itself
+        that it joined.
 
         Raises:
-            NoAnswer: the server does not say.
+            NoAnswer: the server, or a closed one, does not say.
         """
         described = await self._describe(workflow_id)
-        return described if described is not None and described.type == workflow_type else None
+        if described is None or described.type != workflow_type:
+            return None
+        if described.is_open:
+            return described
+        status = await self._asked(workflow_id, described.run_id, node_status, None)
+        return described if status is not None and status.parent == self._id else None
 
     async def listed(self, parent_ids: Sequence[str]) -> Mapping[str, list[Execution]]:
         """What the server lists as children of each of these.
@@ -175,21 +183,29 @@ class Descent:
         if first_run is None:
             return {}
         last_run = await self._last_run(closed_id, first_run)
+        return await self._asked(closed_id, last_run, kept_children, {})
+
+    async def _asked(
+        self, closed_id: str, run_id: str, read: Callable[[object], T], past: T | None
+    ) -> T | None:
+        """The last status of a closed run; `past` where it is past retention, None of no node.
+
+        Raises:
+            NoAnswer: it does not answer.
+        """
         client, wait = self._client, self._time_left()
         try:
-            return await ask(
-                client, closed_id, STATUS_QUERY, kept_children, run_id=last_run, timeout=wait
-            )
+            return await ask(client, closed_id, STATUS_QUERY, read, run_id=run_id, timeout=wait)
         except RPCError as error:
             if error.status == RPCStatusCode.NOT_FOUND:
-                return {}
+                return past
             wait = self._time_left()
-            if await self._answered(never_ran(client, closed_id, last_run, timeout=wait)):
+            if await self._answered(never_ran(client, closed_id, run_id, timeout=wait)):
                 return None
             raise NoAnswer(f"{error.status.name}: {error.message}") from None
         except (WorkflowQueryFailedError, AnswerMalformed) as error:
             wait = self._time_left()
-            if await is_plain(client, closed_id, error, run_id=last_run, timeout=wait):
+            if await is_plain(client, closed_id, error, run_id=run_id, timeout=wait):
                 return None
             raise NoAnswer(str(error)) from None
         except Exception as error:  # noqa: BLE001 - what a codec raises
