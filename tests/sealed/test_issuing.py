@@ -44,8 +44,10 @@ def place(said: Said, *, authority: str = ROOT, name: str = "apiToken") -> Place
 def said(
     own: Message | None = None, last: Message | None = None, above: Message | None = None
 ) -> Said:
-    texts = [None if message is None else message.text for message in (own, last, above)]
-    return Said("elsewhere", "another tree", *texts)
+    own_text, last_text, above_text = (
+        None if message is None else message.text for message in (own, last, above)
+    )
+    return Said("elsewhere", "another tree", own_text, last_text, above_text)
 
 
 def sealed(**changes: object) -> Message:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -55,8 +56,8 @@ def test_more_names_than_a_list_may_have_are_every_name_kept_and_none_given() ->
 
 
 def said(id: str, life: Life = Life.RUNNING, **kept: tuple[str, ...]) -> ChildStatus:
-    names: dict[str, tuple[str, ...]] = {"withheld": (), "shared": (), "hard": (), **kept}
-    return ChildStatus(id=id, type="Node", life=life, reason=None, **names)
+    said = ChildStatus(id=id, type="Node", life=life, reason=None, withheld=(), shared=(), hard=())
+    return replace(said, **kept)  # pyright: ignore[reportArgumentType]
 
 
 FOUND = Orphan("x", "Node", ["h"], {"s": True, "t": False})
