@@ -244,7 +244,7 @@ async def test_the_first_token_needs_an_origin_and_the_next_ones_keep_it(
     with pytest.raises(OriginsMissing, match=r"give origins=\[…\]"):
         await start(tokens, queue, api_url=None)
     await start(tokens, queue, api_token=None, api_url=None)
-    with pytest.raises(OriginsMissing, match=f"no apiToken stands at workflow {queue}"):
+    with pytest.raises(OriginsMissing, match=f"no apiToken was set at workflow {queue} itself"):
         await tokens.set(queue, "first")
     with pytest.raises(TokenNotSet):
         await tokens.get(queue)

@@ -86,6 +86,8 @@ def test_of_a_genuine_status_everything_is_read() -> None:
     assert (read.root, read.tree, read.type) == (ROOT, TREE, "Shop")
     assert read.undelivered == (Lacking("acme-a", "apiToken"),)
     assert [one.name for one in read.waiting] == ["billing"]
+    assert read.waits("apiToken") is None
+    assert read.waiting[0].issuer in (read.waits("billing") or "")
     assert (read.signals, read.courier) == (3, "q:stateful")
 
 

@@ -24,6 +24,7 @@ SEEN: dict[str, tuple[tuple[TreeNode, ...], bool]] = {
     "converged": ((ROOT, node(), node()), True),
     "converged · 2 set here": ((ROOT, node(set_here=True), node(set_here=True)), True),
     "converged · 1 withheld": ((ROOT, node("withheld", withheld=True)), True),
+    "converged · 1 not for its type": ((node(root=True, not_for_type=True), node()), True),
     "converged · 1 revoked": ((ROOT, node("revoked", set_here=False)), True),
     "converged · 1 set here · 1 revoked": ((ROOT, node("revoked", set_here=True)), True),
     # --- converged, and not all can use it ---
@@ -32,6 +33,7 @@ SEEN: dict[str, tuple[tuple[TreeNode, ...], bool]] = {
     "converged · 1 waiting": ((ROOT, node("waiting")), False),
     "converged · 1 needs set": ((ROOT, node("needs_set")), False),
     # --- nobody has anything to use ---
+    "nothing usable is held · 1 not for its type": ((node(root=True, not_for_type=True),), False),
     "nothing usable is held": ((NONE, node("none")), False),
     "nothing usable is held · 2 revoked": ((node("revoked", root=True), node("revoked")), False),
     "nothing usable is held · 1 expired": ((node("expired", root=True),), False),

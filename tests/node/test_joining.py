@@ -273,7 +273,7 @@ async def test_children_of_a_guest_are_in_the_tree_too_and_stay_when_it_ends(
 
 @pytest.mark.parametrize(
     ("run", "said"),
-    [(Node.run, "does not admit Guest by open_to="), (None, "is no StatefulWorkflow")],
+    [(Node.run, "does not admit Guest: its class by open_to="), (None, "is no StatefulWorkflow")],
     ids=["another class", "a plain workflow"],
 )
 async def test_nobody_joins_a_class_that_does_not_admit_its_type(

@@ -132,6 +132,7 @@ def test_an_address_is_signed_within_the_origins_and_kept_until_another_is_given
         Terms([], api_url=A),
         Terms(api_url="ftp://a.example.com"),
         Terms(api_url="a.example.com"),
+        Terms(api_url="http://api.internal:8080"),
         Terms(api_url="https://user@a.example.com"),
     ],
 )
@@ -144,7 +145,7 @@ def test_an_address_that_the_token_would_not_be_signed_for_is_refused_where_it_i
 
 @pytest.mark.parametrize("terms", [Terms(), Terms(types=["Sync"], readers=["default"])])
 def test_where_nothing_is_verified_the_origins_must_be_given(terms: Terms) -> None:
-    with pytest.raises(OriginsMissing, match="no apiToken stands at workflow acme"):
+    with pytest.raises(OriginsMissing, match="no apiToken was set at workflow acme itself"):
         place(said()).token(terms, SECONDS)
     with pytest.raises(OriginsMissing, match=issuer("stranger")):
         place(said(token(by="stranger"))).token(terms, SECONDS)

@@ -215,6 +215,8 @@ def _what(node: TreeNode, now: float) -> Escaped:
         line.append(f" at {node.api_url}", "dim")
         if node.api_url != node.used_api_url:
             line.append(f", not signed: uses {node.used_api_url or 'no address'}", "yellow")
+    if node.not_for_type:
+        line.append(" not for this type", "yellow")
     if node.closed:
         line.append(" closed", "dim")
     if not node.current and not node.beside and node.state not in ("unknown", "failed"):

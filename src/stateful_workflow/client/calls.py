@@ -360,7 +360,10 @@ async def what_it_means(
     if is_rpc and error.status == RPCStatusCode.NOT_FOUND:
         if any(one.Is(NamespaceNotFoundFailure.DESCRIPTOR) for one in error.grpc_status.details):
             return OperationFailed(f"there is no namespace {client.namespace} on this server")
-        return WorkflowNotFound(f"there is no open workflow {workflow_id}: {error.message}")
+        return WorkflowNotFound(
+            f"there is no open workflow {workflow_id} in namespace {client.namespace}: "
+            f"{error.message}"
+        )
     if is_rpc and error.status not in _NO_WORKER:
         return OperationFailed(
             f"workflow {workflow_id} could not be asked ({error.status.name}): {error.message}"

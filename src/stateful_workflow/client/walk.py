@@ -61,8 +61,8 @@ _NO_COURIER: Final = (
     "and StatefulPlugin for this workflow's task queue"
 )
 _FOREIGN: Final = (
-    "beside this tree: it was started before its parent took part, and is a root of its own, so "
-    "set the token at it too"
+    "beside this tree: it was started before its parent took part, and joins when a token is set "
+    "or rotated above it"
 )
 _JOINS: Final = (
     "beside this tree: it was started before its parent took part, and joins when it is told what "
@@ -372,11 +372,14 @@ class TreeWalk:
                 sorted({one.id for one in status.undelivered if one.name == self._name})
             ),
             signals=many,
-            problem=status.clear_text(self._name),
+            problem=status.clear_text(self._name) or status.waits(self._name),
             set_here=(
                 parent is not None and in_force is not None and in_force.authority == workflow_id
             ),
             http=() if seen is None else tuple(filter(in_clear, seen.origins)),
+            not_for_type=(
+                seen is not None and seen.types is not None and status.type not in seen.types
+            ),
         )
         asleep = self._asleep.get(workflow_id)
         return node if asleep is None else _as_asleep(node, asleep)

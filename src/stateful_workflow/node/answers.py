@@ -188,6 +188,16 @@ class NodeStatus:
         held, waits = (held.status.name for held in self.tokens), (one.name for one in self.waiting)
         return frozenset({*held, *waits, *self.withheld} - {ALL})
 
+    def waits(self, name: str) -> str | None:
+        """What is amiss where a message waits that counts once the workers know its issuer."""
+        issuers = sorted({one.issuer for one in self.waiting if one.name == name})
+        if not issuers:
+            return None
+        return (
+            f"a message of issuer {', '.join(issuers)} waits here, and counts as soon as the "
+            "workers' keyring has that issuer: add or revoke that key, or set a newer one"
+        )
+
     def clear_text(self, name: str) -> str | None:
         """What is amiss where something came by signal that is no sealed message, and no token of
         this name was set since: it may have been that token."""

@@ -267,7 +267,7 @@ class Inbox:
         self._run()
         raise TokenForged(
             f"workflow {self._ledger.path[-1]}: issuer {message.issuer} is not known yet, and "
-            "the message waits; give the workers the new public keyring"
+            "the message waits: it counts once the workers have the new public keyring"
         )
 
     def _is_known(self, issuer: str) -> bool:

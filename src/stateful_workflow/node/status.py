@@ -172,6 +172,8 @@ class TreeNode:
         beside: it runs beside the tree, since it was started before its parent took part: nothing
             that is set in the tree reaches it.
         http: the signed origins of its token to which it goes in clear text, unless over loopback.
+        not_for_type: its issuer signed the token for activities of other workflow types: those of
+            this one cannot open it.
         asleep_until: Unix seconds at which it goes on, where it is asleep and can be asked nothing:
             what it was sent waits for it, and it is current all the same.
     """
@@ -194,6 +196,7 @@ class TreeNode:
     set_here: bool = False
     beside: bool = False
     http: tuple[str, ...] = ()
+    not_for_type: bool = False
     asleep_until: float | None = None
 
     @property
@@ -205,7 +208,7 @@ class TreeNode:
     @property
     def holds(self) -> bool:
         """Whether it runs and has a token to use, or will when it wakes."""
-        return self.state in ("held", "told") and not self.closed
+        return self.state in ("held", "told") and not (self.closed or self.not_for_type)
 
 
 _UNUSABLE: Final = ("expired", "key_revoked", "waiting", "needs_set")
@@ -220,6 +223,7 @@ _COUNTED: Final[Mapping[str, Callable[[TreeNode], bool]]] = {
         state.replace("_", " "): lambda node, state=state: node.state == state and not node.closed
         for state in (*_UNUSABLE, "revoked")
     },
+    "not for its type": lambda node: node.not_for_type and not node.closed,
     "withheld": lambda node: node.withheld and not node.closed,
     "asleep": lambda node: node.asleep_until is not None,
 }
