@@ -48,7 +48,8 @@ async def place_of(client: Client, request: PlaceRequest, id: str, type: str) ->
         return PlaceResult(refused=answer) if request.as_child else _later(answer)
     refused = answer.refused
     if refused == "not_open":
-        return PlaceResult(refused=f"{at} does not admit {type}: its class by open_to=, or a TokenHome by its list")
+        who = f"{at} does not admit {type}"
+        return PlaceResult(refused=f"{who}: its class by open_to=, or a TokenHome by its list")
     if refused is not None:
         why = f"workflow {at} {_NOT_YET[refused]}"
         is_final = refused == "no_token" and not may_come
