@@ -125,7 +125,7 @@ class Place:
             raise ValueError("origins= takes a list of origins, allow_http= one of hosts")
         at = None if url is None else checked_address(url)
         if given is None and at is not None and not (held and is_allowed(at, held.origins)):
-            given = [_own_origin(at, http)]
+            given = [checked_address(at, http)]
         if given is None:
             if held is None:
                 raise OriginsMissing(self._why_origins())
@@ -167,14 +167,6 @@ class Place:
             f"the {self.name} at workflow {self.authority} is signed by issuer {self.stranger}, "
             f"which this keyring does not trust, or not for that; {asked}"
         )
-
-
-def _own_origin(origin: str, http: Sequence[str]) -> str:
-    """The origin of an address, which is signed where no origins are given."""
-    try:
-        return allowed_origin(origin, http)
-    except ValueError as error:
-        raise AddressRefused(f"the API address is refused: {error}") from None
 
 
 def verified_place(

@@ -98,14 +98,14 @@ def is_allowed(origin: str, allowed: Iterable[str]) -> bool:
     return not covering.isdisjoint(allowed)
 
 
-def checked_address(url: str) -> str:
-    """The origin of an API address.
+def checked_address(url: str, allow_http: Collection[str] | None = None) -> str:
+    """The origin of an API address; `allow_http` is as `allowed_origin` has it.
 
     Raises:
         AddressRefused: it is no URL that a token may go to.
     """
     try:
-        return origin_of(url)
+        return allowed_origin(origin_of(url), allow_http)
     except ValueError as error:
         raise AddressRefused(f"the API address is refused: {error}") from None
 
