@@ -6,7 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import pytest
@@ -30,7 +30,7 @@ from temporalio.worker import Worker
 
 from stateful_workflow import TokenClient
 from stateful_workflow.node import limits
-from tests.support.workflows import ACTIVITIES, WORKFLOWS
+from tests.support.workflows import ACTIVITIES, WORKFLOWS, Node, Plan
 
 T = TypeVar("T")
 
@@ -59,6 +59,23 @@ class Unreachable(Interceptor):
                 await super().signal_workflow(input)
 
         return _Outbound(next)
+
+
+@dataclass
+class Counted(Interceptor):
+    """How many queries were made by the clients that have this."""
+
+    queries: int = 0
+
+    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
+        counted = self
+
+        class Outbound(OutboundInterceptor):
+            async def query_workflow(self, input: QueryWorkflowInput) -> Any:
+                counted.queries += 1
+                return await super().query_workflow(input)
+
+        return Outbound(next)
 
 
 class Silent(Interceptor):
@@ -123,6 +140,19 @@ async def nodes_run(tokens: TokenClient, workflow_id: str, count: int) -> None:
         return len(nodes) == count and all(node.problem is None for node in nodes)
 
     await eventually(all_answer)
+
+
+async def start_pair(tokens: TokenClient, queue: str) -> None:
+    """A root and a child of it, which both run."""
+    await tokens.start_workflow(
+        Node.run,
+        Plan({"a": Plan()}),
+        id=queue,
+        task_queue=queue,
+        api_token="first",
+        origins=["https://api.example.com"],
+    )
+    await nodes_run(tokens, queue, 2)
 
 
 async def status_of(client: Client, workflow_id: str) -> dict[str, Any]:

@@ -18,9 +18,6 @@ from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import ResetActivityRequest
 from temporalio.client import (
     Client,
-    Interceptor,
-    OutboundInterceptor,
-    QueryWorkflowInput,
     WorkflowHandle,
     WorkflowUpdateFailedError,
 )
@@ -41,7 +38,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from stateful_workflow.engine import EmbeddedEngine
     from tests.support.api import Api, start_api
-    from tests.support.asking import eventually, lower
+    from tests.support.asking import Counted, eventually, lower
     from tests.support.builders import CLAIMS
 
 ORIGINS = ["https://api.example.com"]
@@ -178,23 +175,6 @@ class Worked:
     @workflow.run
     async def run(self) -> str:
         return await workflow.execute_activity(work, start_to_close_timeout=SOON)
-
-
-@dataclass
-class Counted(Interceptor):
-    """How many queries were made by the workers' client."""
-
-    queries: int = 0
-
-    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
-        counted = self
-
-        class Outbound(OutboundInterceptor):
-            async def query_workflow(self, input: QueryWorkflowInput) -> Any:
-                counted.queries += 1
-                return await super().query_workflow(input)
-
-        return Outbound(next)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -14,9 +13,6 @@ import pytest
 from temporalio import activity, workflow
 from temporalio.client import (
     Client,
-    Interceptor,
-    OutboundInterceptor,
-    QueryWorkflowInput,
     WorkflowHandle,
     WorkflowUpdateStage,
 )
@@ -32,7 +28,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from stateful_workflow.engine import EmbeddedEngine
     from tests.support.api import Api, start_api
-    from tests.support.asking import events_of, eventually, is_reported, lower
+    from tests.support.asking import Counted, events_of, eventually, is_reported, lower
     from tests.support.use_places import NEVER_OLD
 
 REQUESTS = 20
@@ -102,23 +98,6 @@ class Tenant(StatefulWorkflow):
     @workflow.query
     def is_refused(self) -> bool:
         return self.api_token_status is not None and self.api_token_status.refused
-
-
-@dataclass
-class Counted(Interceptor):
-    """How many queries were made by the clients of the activities' workers."""
-
-    queries: int = 0
-
-    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
-        counted = self
-
-        class Outbound(OutboundInterceptor):
-            async def query_workflow(self, input: QueryWorkflowInput) -> Any:
-                counted.queries += 1
-                return await super().query_workflow(input)
-
-        return Outbound(next)
 
 
 @pytest.fixture
