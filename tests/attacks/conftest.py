@@ -9,7 +9,6 @@ from temporalio.client import Client, WorkflowHandle
 
 from stateful_workflow import TokenClient
 from stateful_workflow.engine import EmbeddedEngine
-from tests.support.asking import nodes_run
 from tests.support.workflows import Node, Plan
 
 ORIGIN = "https://api.example.com"
@@ -32,16 +31,3 @@ async def start_root(tokens: TokenClient, queue: str, **options: Any) -> Workflo
         origins=[ORIGIN],
         **options,
     )
-
-
-async def start_pair(tokens: TokenClient, queue: str) -> None:
-    """A root and a child of it, which both run."""
-    await tokens.start_workflow(
-        Node.run,
-        Plan({"a": Plan()}),
-        id=queue,
-        task_queue=queue,
-        api_token="first",
-        origins=[ORIGIN],
-    )
-    await nodes_run(tokens, queue, 2)

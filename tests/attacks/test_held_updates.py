@@ -23,9 +23,16 @@ from temporalio.service import RPCError
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import start_engine
 from stateful_workflow.sealed.message import Claims, encode_base64url
-from tests.attacks.conftest import start_pair, start_root
+from tests.attacks.conftest import start_root
 from tests.attacks.test_sizes import of_twelve_readers, resigned
-from tests.support.asking import events_of, eventually, sealed_at, start_worker, status_of
+from tests.support.asking import (
+    events_of,
+    eventually,
+    sealed_at,
+    start_pair,
+    start_worker,
+    status_of,
+)
 
 POINT = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
 

@@ -15,12 +15,11 @@ from temporalio.client import Client
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
 from stateful_workflow.engine import EmbeddedEngine
-from tests.cli.test_cli_in_trees import ORIGIN, Run
+from tests.cli.test_cli_in_trees import Run
 from tests.cli.test_cli_in_trees import environment as environment
 from tests.cli.test_cli_in_trees import run as run
-from tests.support.asking import nodes_run, start_worker
+from tests.support.asking import start_pair, start_worker
 from tests.support.codecs import CONVERTER
-from tests.support.workflows import Node, Plan
 
 AUTH = "Bearer for-the-codec"
 NAMED = ("--data-converter", "tests.support.codecs:CONVERTER")
@@ -62,15 +61,7 @@ async def encoded(engine: EmbeddedEngine, keyring: Keyring, queue: str) -> Async
     )
     tokens = TokenClient(client, keyring)
     async with start_worker(client, queue):
-        await tokens.start_workflow(
-            Node.run,
-            Plan({"a": Plan()}),
-            id=queue,
-            task_queue=queue,
-            api_token="first",
-            origins=[ORIGIN],
-        )
-        await nodes_run(tokens, queue, 2)
+        await start_pair(tokens, queue)
         yield queue
 
 
