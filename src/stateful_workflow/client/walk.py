@@ -60,14 +60,9 @@ _NO_COURIER: Final = (
     "its children are told by nobody: no worker polls task queue {}. Run a worker with workflows "
     "and StatefulPlugin for this workflow's task queue"
 )
-_FOREIGN: Final = (
-    "beside this tree: it was started before its parent took part, and joins when a token is set "
-    "or rotated above it"
-)
-_JOINS: Final = (
-    "beside this tree: it was started before its parent took part, and joins when it is told what "
-    "is set above it"
-)
+_BESIDE: Final = "beside this tree: it was started before its parent took part, and joins when "
+_FOREIGN: Final = _BESIDE + "a token is set or rotated above it"
+_JOINS: Final = _BESIDE + "it is told what is set above it"
 _FAILED: Final = (
     "failed in the task in which it was told the newest: does an interceptor refuse the signal?"
 )
