@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from temporalio import workflow
 from temporalio.client import Client
 from temporalio.exceptions import ChildWorkflowError
+from temporalio.service import RPCError
 from temporalio.worker import Replayer, Worker
 
 from stateful_workflow import StatefulPlugin, StatefulWorkflow, TokenClient
 from stateful_workflow.engine import EmbeddedEngine
-from tests.support.asking import WITHIN, events_of, eventually, next_run, opens, run_id
+from tests.support.asking import (
+    WITHIN,
+    events_of,
+    eventually,
+    next_run,
+    opens,
+    run_id,
+    status_of,
+)
 from tests.support.trees import URL, Tree
 from tests.support.workflows import SOON, Plan, reveal
 
@@ -161,6 +171,13 @@ async def test_children_from_before_join_when_they_are_told_and_what_they_held_f
 
     ids = {queue, f"{queue}-1", f"{queue}-2", f"{queue}-2-1", f"{queue}-2-2"}
     async with Worker(client, task_queue=queue, workflows=[Region], activities=[reveal]):
+
+        async def answers() -> bool:
+            with suppress(RPCError):  # for some seconds, just after the worker before was stopped
+                return bool(await status_of(client, queue) and await status_of(client, below.id))
+            return False
+
+        await eventually(answers)
         await below.signal("one_more")  # what it starts now begins in a tree of its own
         await tokens.set(f"{queue}-2", "own", origins=[URL])
         await opens(client, "own", f"{queue}-2", f"{queue}-2-2")
