@@ -194,6 +194,61 @@ class NotConverged(OperationFailed):
         self.tree = tree
 
 
+class SourceError(StatefulError):
+    """A source of tokens did not do what was asked.
+
+    Attributes:
+        reached: the provider may have got the request and done as it asks, though nobody knows its
+            answer.
+    """
+
+    reached = False
+
+
+class GrantRefused(SourceError):
+    """The provider says that the grant is good no more: somebody has to authorize again."""
+
+
+class ProviderUnreachable(SourceError):
+    """The provider could not be asked, or has answered that it cannot serve now.
+
+    Attributes:
+        reached: as `SourceError`; such as where a gateway gave up waiting.
+    """
+
+    def __init__(self, message: str, *, reached: bool = False) -> None:
+        super().__init__(message)
+        self.reached = reached
+
+
+class RateLimited(SourceError):
+    """The provider asks for patience.
+
+    Attributes:
+        retry_after: seconds after which it may be asked again (RFC 9110 section 10.2.3), or None.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class AnswerUnusable(SourceError):
+    """The provider's answer is no answer to what was asked."""
+
+    reached = True
+
+
+class ReplyLost(SourceError):
+    """The request was sent, and no answer came back."""
+
+    reached = True
+
+
+class TokenRefused(SourceError):
+    """The provider does not take the token."""
+
+
 class AuditError(StatefulError):
     """The record of what happens to tokens cannot be written or read."""
 

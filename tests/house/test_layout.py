@@ -25,6 +25,7 @@ BELOW: Final[dict[str, set[str]]] = {
     "audit": {"record"},
     "node": {"record", "sealed", "text", "errors"},
     "use": {"node", "record", "sealed", "text", "errors"},
+    "source": {"sealed", "text", "errors"},
     "requests": {"use", "sealed"},
     "aiohttp": {"use", "sealed"},
     "worker": {"use", "node", "record", "sealed", "text", "errors"},
