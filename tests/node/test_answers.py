@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,11 +20,11 @@ from stateful_workflow.node.answers import (
     kept_children,
     node_status,
     token_answer,
-    token_status,
 )
 from stateful_workflow.node.describe import View
 from stateful_workflow.node.ledger import Ledger, Life
-from stateful_workflow.node.members import MAX_ENTRIES, to_json
+from stateful_workflow.node.members import MAX_ENTRIES, read, to_json
+from stateful_workflow.node.status import TokenStatus
 from tests.support.builders import (
     NOW,
     ROOT,
@@ -238,9 +239,9 @@ def test_longer_lists_than_a_status_holds_are_refused() -> None:
     whole, longer = status(children=children[:-1]), status(children=children)
 
     assert len(node_status(whole).children) == len(kept_children(whole)) == MAX_ENTRIES
-    for read in (node_status, kept_children):
+    for read_it in (node_status, kept_children):
         with pytest.raises(AnswerMalformed, match=f"it is no list of at most {MAX_ENTRIES}"):
-            read(longer)
+            read_it(longer)
 
 
 # --- what the children of a closed workflow are adopted by ----------------------------------------
@@ -290,16 +291,16 @@ anything = st.recursive(
 
 READERS: list[Callable[[object], object]] = [
     node_status,
-    token_status,
+    partial(read, TokenStatus),
     lambda answer: token_answer(answer, "apiToken"),
     kept_children,
 ]
 
 
 def is_read_or_refused(answer: object) -> None:
-    for read in READERS:
+    for reader in READERS:
         try:
-            read(answer)
+            reader(answer)
         except AnswerMalformed as error:
             str(error).encode()
 

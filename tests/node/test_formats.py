@@ -21,17 +21,17 @@ from temporalio.common import RetryPolicy
 
 from stateful_workflow import Keyring, NoWorkerAnswers, StatefulPlugin, TokenClient
 from stateful_workflow.engine import EmbeddedEngine
-from stateful_workflow.node import ledger
+from stateful_workflow.node import carried
 from stateful_workflow.node.contract import STATE_QUERY
 from stateful_workflow.node.headers import Start
 from tests.support.asking import events_of, eventually, next_run, nodes_run, run_id, start_worker
 from tests.support.workflows import Flaky, Node, Plan
 
 URL = "https://api.example.com"
-LATER = ledger.FORMAT + 1
+LATER = carried.FORMAT + 1
 UPGRADE = (
     rf"the carried state has format {LATER}, and this version of stateful-workflow "
-    rf"reads formats up to {ledger.FORMAT}\. Upgrade this worker"
+    rf"reads formats up to {carried.FORMAT}\. Upgrade this worker"
 )
 """What an operator reads."""
 
@@ -72,7 +72,7 @@ def later_version() -> Generator[None, None, None]:
         return from_json(cls, data.get("moved", data))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ledger, "FORMAT", LATER)
+        patch.setattr(carried, "FORMAT", LATER)
         patch.setattr(Start, "to_json", write)
         patch.setattr(Start, "from_json", classmethod(read))
         yield

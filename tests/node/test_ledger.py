@@ -18,15 +18,18 @@ from stateful_workflow.errors import (
     WrongAuthority,
     WrongTree,
 )
+from stateful_workflow.node.carried import (
+    REMEMBERED_REJECTIONS,
+    Rejected,
+    StateTooNew,
+    StateUnreadable,
+)
 from stateful_workflow.node.ledger import (
     ALL,
     CLOCK_TOLERANCE_MS,
-    REMEMBERED_REJECTIONS,
     Child,
     Ledger,
     Life,
-    StateTooNew,
-    StateUnreadable,
     Verdict,
 )
 from stateful_workflow.sealed.message import Message, parse
@@ -832,10 +835,11 @@ def test_refusals_are_counted_by_their_reason_and_the_last_20_say_which_message(
     for each in (ledger, restarted(ledger)):
         assert each.rejected == {"TokenStale": 9000, "TokenMalformed": 1}
         assert [rejection.at for rejection in each.rejections] == list(range(8980, 9000))
-        assert each.rejections[0] == (8980, "TokenStale", token().fingerprint, issuer())
+        first = Rejected(8980, "TokenStale", token().fingerprint, issuer())
+        assert each.rejections[0] == first
         each.reject(TokenMalformed("not a string"), 9000)
         assert len(each.rejections) == 20
-        assert each.rejections[-1] == (9000, "TokenMalformed", None, None)
+        assert each.rejections[-1] == Rejected(9000, "TokenMalformed")
 
 
 # --- across runs -----------------------------------------------------------------

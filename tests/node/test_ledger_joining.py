@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from stateful_workflow.errors import MessageRefused, TokenWithheld
-from stateful_workflow.node.ledger import ALL, Child, Ledger, Life, StateUnreadable, Verdict
+from stateful_workflow.node.carried import StateUnreadable
+from stateful_workflow.node.ledger import ALL, Child, Ledger, Life, Verdict
 from stateful_workflow.sealed.message import DEFAULT_NAME
 from tests.support.builders import (
     NOW,

@@ -21,10 +21,11 @@ from temporalio.service import RPCError, RPCStatusCode
 from ..errors import MessageRefused, NotStateful, NoWorkerAnswers, OperationFailed
 from ..node import limits
 from ..node.answers import HeldToken, NodeStatus, node_status
+from ..node.carried import StateTooNew
 from ..node.contract import MESSAGE, NODE_HEADER, STATUS_QUERY
 from ..node.describe import View
 from ..node.headers import HeaderUnreadable, Start, is_readable
-from ..node.ledger import Ledger, Life, StateTooNew
+from ..node.ledger import Ledger, Life
 from ..node.status import TokenStatus
 from ..sealed.issuing import Said
 from ..sealed.keys import Issuer, verify

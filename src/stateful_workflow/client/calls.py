@@ -44,8 +44,9 @@ from ..errors import (
     WorkflowNotFound,
 )
 from ..node import limits
-from ..node.answers import NodeStatus, TokenAnswer, node_status, token_status
+from ..node.answers import NodeStatus, TokenAnswer, node_status
 from ..node.contract import MESSAGE, STATUS_QUERY, URL
+from ..node.members import read
 from ..node.status import TokenStatus
 from ..sealed.issuing import Said
 from ..sealed.keys import Issuer
@@ -327,7 +328,9 @@ async def _answer_of(
         raise
     except Exception as error:  # noqa: BLE001 - a codec may raise anything
         raise OutcomeUnknown(str(_undecodable(workflow_id, error))) from None
-    return read_answer(client, workflow_id, MESSAGE, answer, token_status).at(time.time())
+    return read_answer(client, workflow_id, MESSAGE, answer, partial(read, TokenStatus)).at(
+        time.time()
+    )
 
 
 _NO_WORKER: Final = (

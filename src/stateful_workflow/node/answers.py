@@ -15,7 +15,9 @@ from typing import Any, Final, Literal, get_args
 from ..errors import AnswerMalformed, NotSealed
 from ..sealed.message import MAX_MESSAGE_BYTES, Kind, valid_name
 from ..text.times import utc
-from .ledger import ALL, Life, is_among
+from .carried import Rejected
+from .children import Life, read_life
+from .ledger import ALL, is_among
 from .members import (
     ANY,
     FLAG,
@@ -40,13 +42,8 @@ holds nothing, or it cannot say yet."""
 
 _TEXTS: Final = list_of(ANY)
 _KIND: Final = one_of(get_args(Kind))
-_LIFE: Final = one_of(tuple(life.value for life in Life))
 _MESSAGE: Final = optional(text(1, MAX_MESSAGE_BYTES))
 _UNDELIVERED: Final = 2 * MAX_ENTRIES  # shorter ones, of several messages for each child
-
-
-def _life(value: object) -> Life:
-    return Life(_LIFE(value))
 
 
 def _names(value: object) -> tuple[str, ...]:
@@ -54,20 +51,11 @@ def _names(value: object) -> tuple[str, ...]:
     return tuple(name for name in _TEXTS(value) if name == ALL or valid_name(name))
 
 
-def token_status(answer: object) -> TokenStatus:
-    """Read an answer to the update `apiToken`.
-
-    Raises:
-        AnswerMalformed: a member that is read is not what it has to be.
-    """
-    return read(TokenStatus, answer)
-
-
 @dataclass(frozen=True)
 class TokenAnswer:
     """An answer to the query `apiToken`: what is known, and the sealed token where one is held."""
 
-    status: TokenStatus = member(token_status, is_part=True)
+    status: TokenStatus = member(partial(read, TokenStatus), is_part=True)
     sealed: str | None = member(_MESSAGE)
 
 
@@ -79,7 +67,7 @@ class HeldToken:
     it: what an issuer verifies before the next one is signed.
     """
 
-    status: TokenStatus = member(token_status, is_part=True)
+    status: TokenStatus = member(partial(read, TokenStatus), is_part=True)
     authority: str = member(ID)
     version: int = member(VERSION)
     kind: Kind = member(_KIND)
@@ -100,7 +88,7 @@ class ChildStatus:
 
     id: str = member(ID)
     type: str = member(optional(text(0, 1_000), ""))
-    life: Life = member(optional(_life, Life.RUNNING))
+    life: Life = member(optional(read_life, Life.RUNNING))
     reason: str | None = member(optional(ANY))
     withheld: tuple[str, ...] = member(optional(_names, ()))
     shared: tuple[str, ...] = member(optional(_names, ()))
@@ -131,16 +119,6 @@ class Waiting:
     issuer: str = ""
     version: int = 0
     fingerprint: str = ""
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A message that was not taken: when (Unix milliseconds), why, and which."""
-
-    at: int = member(VERSION)
-    reason: str = member(ID)
-    fingerprint: str | None = None
-    issuer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -213,7 +191,11 @@ class NodeStatus:
 
 
 def node_status(answer: object) -> NodeStatus:
-    """Read an answer to `apiTokenStatus`; raises as `token_status`."""
+    """Read an answer to `apiTokenStatus`.
+
+    Raises:
+        AnswerMalformed: a member that is read is not what it has to be.
+    """
     status = read(NodeStatus, answer)
     if len({child.id for child in status.children}) != len(status.children):
         raise AnswerMalformed("it names a child twice")
@@ -246,13 +228,8 @@ class JoinAnswer:
     registered: bool = member(FLAG)
 
 
-def join_answer(answer: object) -> JoinAnswer:
-    """Read an answer to the query `apiTokenJoin`; raises as `token_status`."""
-    return read(JoinAnswer, answer)
-
-
 def token_answer(answer: object, name: str) -> TokenAnswer | None:
-    """Read an answer to the query `apiToken` for a name; raises as `token_status`."""
+    """Read an answer to the query `apiToken` for a name; raises as `node_status`."""
     if answer is None:
         return None
     found = read(TokenAnswer, answer)

@@ -1,11 +1,18 @@
 """A child as the ledger of its parent knows it: its life, and what it was given. Pure."""
 
+# ruff: noqa: RUF009 - what `member` gives is a field
+
 from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Final
+
+from .members import FLAG, TEXT, integer, list_of, member, one_of, optional, tuple_of
+
+MOST: Final = 1_000_000
+"""Entries of a list in a state; the server takes 2 MB of it."""
 
 Order = tuple[int, str]
 """Version, then SHA-256 of the message: newer compares greater."""
@@ -33,6 +40,28 @@ class Life(enum.Enum):
     """Its own running children are still to be found."""
 
 
+_LIFE: Final = one_of(tuple(life.value for life in Life))
+_TEXTS: Final = list_of(TEXT, MOST)
+_DELIVERED: Final = list_of(tuple_of(TEXT, TEXT, integer(0), TEXT), MOST)
+
+
+def read_life(value: object) -> Life:
+    """Read a life; raises `AnswerMalformed` where it is none."""
+    return Life(_LIFE(value))
+
+
+def _names(value: object) -> frozenset[str]:
+    return frozenset(_TEXTS(value))
+
+
+def _delivered(value: object) -> dict[Place, Order]:
+    return {(name, at): (version, hash) for name, at, version, hash in _DELIVERED(value)}
+
+
+def _of_delivered(delivered: Mapping[Place, Order]) -> list[list[str | int]]:
+    return [[*place, *order] for place, order in delivered.items()]
+
+
 @dataclass(frozen=True)
 class Child:
     """A child as its parent knows it.
@@ -44,39 +73,14 @@ class Child:
         joined: this node did not start it: it asked for its state, and to be told from then on.
     """
 
-    id: str
-    type: str
-    life: Life = Life.STARTING
-    withheld: frozenset[str] = frozenset()
-    delivered: Mapping[Place, Order] = field(default_factory=dict[Place, Order])
-    start: int = 0
-    joined: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """As a node's state carries it: without the start, of which a later run hears nothing."""
-        return {
-            "id": self.id,
-            "type": self.type,
-            "life": self.life.value,
-            "withheld": sorted(self.withheld),
-            "delivered": [[*place, *order] for place, order in self.delivered.items()],
-            "joined": self.joined,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Child:
-        """Read what `to_json` wrote; raises as a malformed dictionary does."""
-        return cls(
-            id=str(data["id"]),
-            type=str(data["type"]),
-            life=Life(data["life"]),
-            withheld=frozenset(str(name) for name in data["withheld"]),
-            delivered={
-                (str(name), str(authority)): (int(version), str(digest))
-                for name, authority, version, digest in data["delivered"]
-            },
-            joined=bool(data.get("joined", False)),
-        )
+    id: str = member(TEXT)
+    type: str = member(TEXT)
+    life: Life = member(read_life, Life.STARTING)
+    withheld: frozenset[str] = member(_names, frozenset(), write=sorted)
+    delivered: Mapping[Place, Order] = member(_delivered, factory=dict, write=_of_delivered)
+    # A later run hears nothing of it.
+    start: int = member(None, 0, write=lambda _: {}, is_part=True)
+    joined: bool = member(optional(FLAG, False), False)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ The names stand in histories, so they never change.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -17,7 +16,6 @@ from .members import (
     FLAG,
     ID,
     OBJECT,
-    Check,
     integer,
     list_of,
     mapping_of,
@@ -62,11 +60,6 @@ _MOST_IDS: Final = 1_000_000
 
 def _ids(value: object) -> list[str]:
     return list(list_of(ID, _MOST_IDS)(value))
-
-
-def _filled(empty: Callable[[], Any], check: Check) -> Any:
-    """A member of a result, which a courier fills."""
-    return field(default_factory=empty, metadata={"check": check})
 
 
 def courier_queue_of(task_queue: str) -> str:
@@ -135,13 +128,13 @@ class TellResult:
         more: as the request had it.
     """
 
-    sent: dict[str, int] = _filled(dict[str, int], mapping_of(integer(0)))
-    left: list[str] = _filled(list[str], _ids)
-    failed: dict[str, str] = _filled(dict[str, str], mapping_of(ANY))
-    plain: list[str] = _filled(list[str], _ids)
-    mine: list[str] = _filled(list[str], _ids)
-    orphans: dict[str, list[Orphan]] = _filled(dict[str, "list[Orphan]"], mapping_of(_orphans))
-    gone: list[str] = _filled(list[str], _ids)
+    sent: dict[str, int] = member(mapping_of(integer(0)), factory=dict)
+    left: list[str] = member(_ids, factory=list)
+    failed: dict[str, str] = member(mapping_of(ANY), factory=dict)
+    plain: list[str] = member(_ids, factory=list)
+    mine: list[str] = member(_ids, factory=list)
+    orphans: dict[str, list[Orphan]] = member(mapping_of(_orphans), factory=dict)
+    gone: list[str] = member(_ids, factory=list)
     more: bool = member(FLAG, False)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 from temporalio import workflow
 from temporalio.common import RawValue
+from temporalio.exceptions import ApplicationError, FailureError, is_cancelled_exception
 
 from ..errors import AnswerMalformed
 from .contract import courier_queue_of
@@ -20,6 +21,10 @@ _LARGEST: Final = 2 * 1024 * 1024
 """Bytes of a payload that the server takes."""
 
 T = TypeVar("T")
+
+
+class NoAnswer(Exception):
+    """A courier gave no answer, or none that can be read; the text says why."""
 
 
 def courier_queue() -> str:
@@ -59,7 +64,33 @@ def result(handle: asyncio.Task[RawValue], cls: type[T]) -> T:
 
 
 async def ask(activity: str, *args: Any, answers: type[T], **options: Any) -> T:
-    """Ask a courier and wait; raises as `result`."""
+    """Ask a courier and wait.
+
+    Raises:
+        NoAnswer: none came that can be read.
+        FailureError: this was cancelled.
+    """
     handle = start(activity, *args, **options)
-    await handle
-    return result(handle, answers)
+    try:
+        await handle
+        return result(handle, answers)
+    except AnswerMalformed as error:
+        why = str(error)
+    except FailureError as error:
+        if is_cancelled_exception(error):
+            raise
+        why = _why(error)
+    raise NoAnswer(why)
+
+
+def _why(error: BaseException) -> str:
+    """What an attempt said last, or that there was none."""
+    last = error
+    while last.__cause__ is not None:
+        last = last.__cause__
+    if isinstance(last, ApplicationError):
+        return last.message
+    return (
+        f"no courier answered; does a worker with workflows and StatefulPlugin poll "
+        f"{workflow.info().task_queue}?"
+    )

@@ -21,7 +21,6 @@ from .answers import (
     Lacking,
     NodeStatus,
     Refusal,
-    Rejected,
     Rejections,
     TokenAnswer,
     Waiting,
@@ -143,9 +142,7 @@ class View:
             id=ledger.path[-1],
             parent=ledger.path[-2] if len(ledger.path) > 1 else None,
             waiting_count=len(self.waiting),
-            rejections=Rejections(
-                ledger.rejected, tuple(Rejected(*one) for one in ledger.rejections)
-            ),
+            rejections=Rejections(ledger.rejected, tuple(ledger.rejections)),
             reports=self.reports,
         )
 

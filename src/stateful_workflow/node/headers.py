@@ -4,17 +4,28 @@ Headers hold sealed tokens and public keys only. They are always converted by th
 SDK's default payload converter, whatever converter the user has.
 """
 
+# ruff: noqa: RUF009 - what `member` gives is a field
+
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 from temporalio.api.common.v1 import Payload
 from temporalio.converter import PayloadConverter
 
+from ..errors import AnswerMalformed
+from .carried import check_format
+from .children import MOST
 from .contract import NODE_HEADER, USE_HEADER
-from .ledger import check_format
+from .members import FLAG, OBJECT, TEXT, integer, list_of, member, optional, read, to_json
+
+
+def _ledger(value: object) -> Mapping[str, Any]:
+    check_format(OBJECT(value))
+    return cast("dict[str, Any]", value)
 
 
 class HeaderUnreadable(Exception):
@@ -34,8 +45,8 @@ class Joined:
         registered: it is told what is set from then on.
     """
 
-    at: int
-    registered: bool = False
+    at: int = member(integer(0))
+    registered: bool = member(FLAG, False)
 
 
 @dataclass(frozen=True)
@@ -53,19 +64,19 @@ class Start:
         joined: of a workflow that joined by its own code; else None.
     """
 
-    ledger: Mapping[str, Any]
-    run: str | None = None
-    api_url: str | None = None
-    parent_api_url: str | None = None
-    waiting: tuple[str, ...] = ()
-    lost: bool = False
-    since: int | None = None
-    joined: Joined | None = None
+    # First: a later format may have any other members.
+    ledger: Mapping[str, Any] = member(_ledger, write=lambda ledger: ledger)
+    run: str | None = member(optional(TEXT), None)
+    api_url: str | None = member(optional(TEXT), None)
+    parent_api_url: str | None = member(optional(TEXT), None)
+    waiting: tuple[str, ...] = member(list_of(TEXT, MOST), ())
+    lost: bool = member(FLAG, False)
+    since: int | None = member(optional(integer(0)), None)
+    joined: Joined | None = member(optional(partial(read, Joined)), None)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""
-        joined = None if self.joined is None else vars(self.joined)
-        return {**vars(self), "waiting": list(self.waiting), "joined": joined}
+        return to_json(self)
 
     def to_payload(self) -> Payload:
         """The header's payload."""
@@ -87,21 +98,8 @@ class Start:
     def from_json(cls, data: Mapping[str, Any]) -> Start:
         """Read what `to_json` wrote; raises as `from_headers`."""
         try:
-            if not isinstance(data["ledger"], dict):
-                raise TypeError("its ledger is no object")
-            ledger = cast("dict[str, Any]", data["ledger"])
-            check_format(ledger)  # first: a later format may have any other members
-            return cls(
-                ledger=ledger,
-                run=data["run"],
-                api_url=data["api_url"],
-                parent_api_url=data["parent_api_url"],
-                waiting=tuple(data["waiting"]),
-                lost=bool(data["lost"]),
-                since=None if data.get("since") is None else int(data["since"]),
-                joined=_joined(data.get("joined")),
-            )
-        except (KeyError, TypeError) as error:
+            return read(cls, data)
+        except AnswerMalformed as error:
             raise ValueError(f"the header {NODE_HEADER} is malformed: {error}") from None
 
 
@@ -142,10 +140,6 @@ class Use:
 def is_readable(payload: Payload) -> bool:
     """Whether a header came as it was written, and not as a payload codec made it."""
     return payload.metadata.get("encoding") == b"json/plain"
-
-
-def _joined(data: Mapping[str, Any] | None) -> Joined | None:
-    return None if data is None else Joined(int(data["at"]), bool(data["registered"]))
 
 
 def _from_headers(headers: Mapping[str, Payload], name: str) -> dict[str, Any] | None:

@@ -29,8 +29,9 @@ from ..errors import (
 )
 from ..sealed.message import Message, has_message_form, named_issuer, parse
 from . import couriers, limits
+from .carried import read_trusted
 from .contract import TRUST, TrustResult
-from .ledger import Ledger, Verdict, read_trusted
+from .ledger import Ledger, Verdict
 from .record import NodeRecord, warn
 
 # The SDK takes an activation of 2 s for a deadlock (docs/decisions/04-floods.md).
@@ -378,7 +379,7 @@ class Inbox:
                 ),
             )
             trusted = read_trusted(answer.trusted)
-        except (FailureError, AnswerMalformed, ValueError):
+        except (FailureError, couriers.NoAnswer, AnswerMalformed, ValueError):
             self._failures = min(self._failures + 1, _MOST_DOUBLINGS)
             return
         finally:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 from temporalio import workflow
 from temporalio.api.common.v1 import Payload
@@ -58,6 +58,28 @@ def _node() -> Node | None:
     return node_of(workflow.instance())
 
 
+Args = Sequence[Any]
+
+_SIGNALS: Final[Mapping[str, Callable[[Node, Args], None]]] = {
+    MESSAGE: Node.on_signal,
+    REPORT: Node.on_report,
+    URL: Node.on_url,
+    JOIN: Node.on_join,
+}
+_VALIDATORS: Final[Mapping[str, Callable[[Node, Args], None]]] = {
+    MESSAGE: Node.validate_update,
+    REPORT: Node.validate_report,
+    URL: Node.validate_url,
+}
+_QUERIES: Final[Mapping[str, Callable[[Node, Args], object]]] = {
+    MESSAGE: lambda node, args: node.view().token(_name(args)),
+    STATUS_QUERY: lambda node, _: node.describe(),
+    JOIN: Node.answer_join,
+    STATE_QUERY: lambda node, _: node.carried().to_json(),
+    URL: lambda node, _: node.view().shown_url,
+}
+
+
 class NodeInbound(WorkflowInboundInterceptor):
     """Answers the contract's signals, updates and queries, and sees a run through its end."""
 
@@ -99,15 +121,10 @@ class NodeInbound(WorkflowInboundInterceptor):
         if node is None:
             return await super().handle_signal(input)
         node.count_signal()
-        if input.signal == MESSAGE:
-            return node.on_signal(input.args)
-        if input.signal == REPORT:
-            return node.on_report(input.args)
-        await node.ready()
-        if input.signal == URL:
-            return node.on_url(input.args)
-        if input.signal == JOIN:
-            return node.on_join(input.args)
+        if input.signal not in (MESSAGE, REPORT):
+            await node.ready()
+        if input.signal in _SIGNALS:
+            return _SIGNALS[input.signal](node, input.args)
         return await self._until_continued(
             node, lambda: super(NodeInbound, self).handle_signal(input)
         )
@@ -115,12 +132,8 @@ class NodeInbound(WorkflowInboundInterceptor):
     def handle_update_validator(self, input: HandleUpdateInput) -> None:
         """Turn a bad message down before it enters history."""
         node = _node()
-        if node is not None and input.update == MESSAGE:
-            return node.validate_update(input.args)
-        if node is not None and input.update == REPORT:
-            return node.validate_report(input.args)
-        if node is not None and input.update == URL:
-            return node.validate_url(input.args)
+        if node is not None and input.update in _VALIDATORS:
+            return _VALIDATORS[input.update](node, input.args)
         return super().handle_update_validator(input)
 
     async def handle_update_handler(self, input: HandleUpdateInput) -> Any:
@@ -142,16 +155,8 @@ class NodeInbound(WorkflowInboundInterceptor):
         node = _node()
         if node is None:
             return await super().handle_query(input)
-        if input.query == MESSAGE:
-            return to_json(node.view().token(_name(input.args)))
-        if input.query == STATUS_QUERY:
-            return to_json(node.describe())
-        if input.query == JOIN:
-            return to_json(node.answer_join(input.args))
-        if input.query == STATE_QUERY:
-            return node.carried().to_json()
-        if input.query == URL:
-            return node.view().shown_url
+        if input.query in _QUERIES:
+            return to_json(_QUERIES[input.query](node, input.args))
         answer = await super().handle_query(input)
         if input.query == METADATA_QUERY and isinstance(answer, WorkflowMetadata):
             answer.current_details = node.view().details(answer.current_details)

@@ -15,15 +15,15 @@ from typing import Final
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ApplicationError, FailureError, is_cancelled_exception
 
-from ..errors import AnswerMalformed, JoinFailed
+from ..errors import JoinFailed
 from ..sealed.message import Message
 from . import couriers, limits
+from .carried import StateTooNew, StateUnreadable
 from .contract import PLACE, PlaceRequest, PlaceResult
 from .headers import Joined
 from .inbox import Inbox, now_ms
-from .ledger import Ledger, StateTooNew, StateUnreadable
+from .ledger import Ledger
 from .record import warn
 
 _ATTEMPT: Final = timedelta(seconds=20)
@@ -101,10 +101,15 @@ class Joining:
         self.is_under_way = True
         self._inbox.pause()
         try:
-            answer = await self._asked(at, timeout)
+            answer = await _ask(PlaceRequest(at), timeout)
+            if answer.refused is not None:
+                raise JoinFailed(f"workflow {own} cannot join {at}: {answer.refused}")
             self._enter(at, answer)
-        except (AnswerMalformed, StateUnreadable) as error:
-            raise JoinFailed(f"workflow {own} could not join {at}: {error}") from None
+        except (couriers.NoAnswer, StateUnreadable) as error:
+            within = f"{timeout.total_seconds():g} s"
+            raise JoinFailed(
+                f"workflow {own} could not join {at} within {within}: {error}"
+            ) from None
         finally:
             self.is_under_way = False
             self._inbox.begin()
@@ -119,21 +124,6 @@ class Joining:
                 f"workflow {own} cannot join {at}: it has its place already, {where}. Only a "
                 "workflow that was started without a place, and holds nothing yet, may join"
             )
-
-    async def _asked(self, at: str, timeout: timedelta) -> PlaceResult:
-        own = self._ledger.path[-1]
-        try:
-            answer = await _ask(PlaceRequest(at), timeout)
-        except FailureError as error:
-            if is_cancelled_exception(error):
-                raise
-            raise JoinFailed(
-                f"workflow {own} could not join {at} within {timeout.total_seconds():g} s: "
-                f"{_why(error)}"
-            ) from None
-        if answer.refused is not None:
-            raise JoinFailed(f"workflow {own} cannot join {at}: {answer.refused}")
-        return answer
 
     async def _register(self, since: int) -> None:
         """Ask to be told from now on, and for what was set meanwhile, if the run is still there."""
@@ -191,11 +181,7 @@ class Joining:
                 self._enter(request.at, answer)
                 return True
             why = answer.refused
-        except FailureError as error:
-            if is_cancelled_exception(error):
-                raise
-            why = _why(error)
-        except (AnswerMalformed, StateUnreadable, StateTooNew) as error:
+        except (couriers.NoAnswer, StateUnreadable, StateTooNew) as error:
             why = error
         warn(f"Workflow {self._ledger.path[-1]} has no newer state from {request.at}: {why}")
         return False
@@ -221,17 +207,4 @@ async def _ask(request: PlaceRequest, timeout: timedelta | None = None) -> Place
         retry_policy=RetryPolicy(
             initial_interval=_SOON, maximum_interval=_PATIENT if timeout is None else _IN_A_HURRY
         ),
-    )
-
-
-def _why(error: BaseException) -> str:
-    """What an attempt said last, or that there was none."""
-    last = error
-    while last.__cause__ is not None:
-        last = last.__cause__
-    if isinstance(last, ApplicationError):
-        return last.message
-    return (
-        f"no courier answered; does a worker with workflows and StatefulPlugin poll "
-        f"{workflow.info().task_queue}?"
     )

@@ -8,10 +8,9 @@ of Temporal. Rules: docs/decisions/03-judging.md to 08-floors.md, 13 and 17.
 from __future__ import annotations
 
 import enum
-from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from ..errors import (
     MessageRefused,
@@ -24,18 +23,13 @@ from ..errors import (
     WrongTree,
 )
 from ..sealed.keys import Issuer, verify
-from ..sealed.message import CLOCK_TOLERANCE_MS, Message, parse
+from ..sealed.message import CLOCK_TOLERANCE_MS, Message
+from .carried import Carried, Rejected
 from .children import Child, Life, Order, Place, Starting
 from .contract import Orphan
 
 ALL: Final = "*"
 """In a set of withheld names: every name."""
-
-FORMAT: Final = 1
-"""Of the carried state; raised by a version that older ones would misread."""
-
-REMEMBERED_REJECTIONS: Final = 20
-_MALFORMED: Final = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
 
 
 class Verdict(enum.Enum):
@@ -46,65 +40,16 @@ class Verdict(enum.Enum):
     WAITING = "waiting"
 
 
-class StateUnreadable(ValueError):
-    """A carried state is malformed."""
-
-
-class StateTooNew(Exception):
-    """A carried state is of a format that only a later version of this library reads.
-
-    It fails the workflow task, not the workflow (as a `StatefulError` would), so that the
-    state stays in the history until a newer worker takes the task over.
-    """
-
-
-class Rejection(NamedTuple):
-    """One message that was not taken: when (Unix milliseconds), why, and which."""
-
-    at: int
-    reason: str
-    fingerprint: str | None
-    issuer: str | None
-
-
 def is_among(name: str, names: Collection[str]) -> bool:
     """Whether a set of withheld names has this one."""
     return name in names or ALL in names
 
 
-class Ledger:
-    """The state of one node.
+class Ledger(Carried):
+    """The state of one node, and what becomes of it."""
 
-    Args:
-        path: workflow ids from the root to this node, both included.
-        tree: the tree's id.
-        trusted: issuers whose messages count here, by key id.
-        boundary: for a name (or `ALL`) the index in the path of the lowest workflow
-            that was started without it; only authorities from there on count.
-    """
-
-    def __init__(
-        self,
-        path: tuple[str, ...],
-        tree: str,
-        trusted: Mapping[str, Issuer] | None = None,
-        boundary: Mapping[str, int] | None = None,
-    ) -> None:
-        if not path:
-            raise ValueError("a node's path ends with the node itself")
-        self.path = path
-        self.tree = tree
-        self.trusted = dict(trusted or {})
-        self.revoked: set[str] = set()
-        self.boundary = dict(boundary or {})
-        self.held: dict[Place, Message] = {}
-        self.last: dict[str, Message] = {}
-        self.floors: dict[Place, dict[str, Order]] = {}
-        self.children: dict[str, Child] = {}
-        self.closed: dict[str, Child] = {}
-        self.soft: dict[str, dict[str, bool]] = {}
-        self.rejected: dict[str, int] = {}
-        self.rejections: deque[Rejection] = deque(maxlen=REMEMBERED_REJECTIONS)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self._accepted = 0
         self._starts = 0
 
@@ -132,7 +77,7 @@ class Ledger:
                 f"{where} or one above it was started without {claims.name}; "
                 "only a message set at or below there is taken"
             )
-        place = (claims.name, claims.authority)
+        place = message.place
         held = self.held.get(place)
         if held is not None and held.hash == message.hash:
             return Verdict.KNOWN
@@ -179,7 +124,7 @@ class Ledger:
         return verdict
 
     def _hold(self, message: Message) -> None:
-        place = (message.claims.name, message.claims.authority)
+        place = message.place
         before = self.held.get(place)
         self.held[place] = message
         if place[1] == self.path[-1]:
@@ -195,7 +140,7 @@ class Ledger:
         reason = type(error).__name__
         self.rejected[reason] = self.rejected.get(reason, 0) + 1
         about = (None, None) if message is None else (message.fingerprint, message.issuer)
-        self.rejections.append(Rejection(now, reason, *about))
+        self.rejections.append(Rejected(now, reason, *about))
 
     def trust(self, issuers: Mapping[str, Issuer], revoked: Iterable[str] = ()) -> bool:
         """Learn issuers, and whether any key was new or newly revoked.
@@ -222,10 +167,9 @@ class Ledger:
 
     def overtaken(self, message: Message) -> dict[str, int]:
         """The other trusted issuers who had set one in a held message's place, and its version."""
-        floors = self._floors((message.claims.name, message.claims.authority))
         return {
             issuer: order[0]
-            for issuer, order in floors.items()
+            for issuer, order in self._floors(message.place).items()
             if issuer != message.issuer and order < message.order
         }
 
@@ -506,11 +450,10 @@ class Ledger:
 
         Not those who joined and of whom nobody knows whether they run still.
         """
-        place = (message.claims.name, message.claims.authority)
         return [
             child
             for child in self.children.values()
-            if child.delivered.get(place, (0, "")) < message.order
+            if child.delivered.get(message.place, (0, "")) < message.order
             and not self._is_kept_from(child, message)
             and not (child.joined and child.life is Life.IN_DOUBT)
         ]
@@ -525,108 +468,8 @@ class Ledger:
         """Note what a child was given, of what is held still: the rest is not what it lacks."""
         child = self.children.get(child_id)
         if child is not None:
-            places = {(m.claims.name, m.claims.authority): m for m in messages}
-            told = {place: m.order for place, m in places.items() if self.held.get(place) == m}
+            told = {m.place: m.order for m in messages if self.held.get(m.place) == m}
             self.children[child_id] = replace(child, delivered={**child.delivered, **told})
-
-    # --- carrying ------------------------------------------------------------
-
-    def dump(self) -> dict[str, Any]:
-        """The state as JSON data: sealed tokens and public keys only."""
-        return {
-            "format": FORMAT,
-            "tree": self.tree,
-            "path": list(self.path),
-            "trusted": {kid: issuer.to_json() for kid, issuer in self.trusted.items()},
-            "revoked": sorted(self.revoked),
-            "boundary": self.boundary,
-            "held": [message.text for message in self.held.values()],
-            "last": [message.text for message in self.last.values()],
-            "floors": [[*place, orders] for place, orders in self.floors.items()],
-            "children": [
-                child.to_json() for child in (*self.children.values(), *self.closed.values())
-            ],
-            "soft": self.soft,
-            "rejected": self.rejected,
-            "rejections": [list(rejection) for rejection in self.rejections],
-        }
-
-    def restore(self, data: Mapping[str, Any]) -> None:
-        """Replace this state by one that `dump` wrote; raises as `load`, and is unchanged then."""
-        vars(self).update(vars(Ledger.load(data)))
-
-    @classmethod
-    def load(cls, data: Mapping[str, Any]) -> Ledger:
-        """Read a state that `dump` wrote.
-
-        Raises:
-            StateUnreadable: where it is malformed.
-            StateTooNew: where it is of a later format.
-        """
-        check_format(data)
-        if data.get("format") not in range(1, FORMAT + 1):
-            raise StateUnreadable(f"the carried state has no known format: {data.get('format')!r}")
-        try:
-            return cls._load(data)
-        except (*_MALFORMED, TokenMalformed) as error:
-            raise StateUnreadable(f"the carried state is malformed: {error}") from None
-
-    @classmethod
-    def _load(cls, data: Mapping[str, Any]) -> Ledger:
-        ledger = cls(
-            tuple(str(part) for part in data["path"]),
-            str(data["tree"]),
-            read_trusted(data["trusted"]),
-            {str(name): int(index) for name, index in data["boundary"].items()},
-        )
-        if not all(0 <= index < len(ledger.path) for index in ledger.boundary.values()):
-            raise ValueError("a boundary is not in the path")
-        ledger.revoked = {str(kid) for kid in data["revoked"]}
-        messages = [parse(text) for text in data["held"]]
-        ledger.held = {(m.claims.name, m.claims.authority): m for m in messages}
-        ledger.last = {m.claims.name: m for m in map(parse, data["last"])}
-        ledger.floors = {
-            (str(name), str(authority)): {
-                str(kid): (int(version), str(digest)) for kid, (version, digest) in orders.items()
-            }
-            for name, authority, orders in data["floors"]
-        }
-        children = [Child.from_json(child) for child in data["children"]]
-        ledger.children = {child.id: child for child in children if child.life is not Life.CLOSED}
-        ledger.closed = {child.id: child for child in children if child.life is Life.CLOSED}
-        ledger.soft = {
-            str(child): {str(name): bool(is_on) for name, is_on in names.items()}
-            for child, names in data["soft"].items()
-        }
-        ledger.rejected = {str(name): int(count) for name, count in data["rejected"].items()}
-        ledger.rejections.extend(
-            Rejection(int(at), str(reason), *about) for at, reason, *about in data["rejections"]
-        )
-        return ledger
-
-
-def check_format(data: Mapping[str, Any]) -> None:
-    """Look at the format of a carried state, before anything else of it is believed.
-
-    Raises:
-        StateTooNew: where it is later than this version's.
-    """
-    found = data.get("format")
-    if isinstance(found, int) and found > FORMAT:
-        raise StateTooNew(
-            f"the carried state has format {found}, and this version of stateful-workflow reads "
-            f"formats up to {FORMAT}. Upgrade this worker; the state is kept, and the workflow "
-            "goes on where a newer worker takes it over"
-        )
-
-
-def read_trusted(data: Mapping[str, object]) -> dict[str, Issuer]:
-    """Read trusted issuers from a state or a keyring's answer.
-
-    Raises:
-        ValueError, AttributeError: where one is malformed.
-    """
-    return {str(kid): Issuer.from_json(issuer) for kid, issuer in data.items()}
 
 
 def _is_on(soft: Mapping[str, bool], name: str) -> bool:

@@ -31,23 +31,31 @@ T = TypeVar("T")
 
 
 def member(
-    check: Check, default: Any = MISSING, *, is_part: bool = False, omit_null: bool = False
+    check: Check | None,
+    default: Any = MISSING,
+    *,
+    factory: Any = MISSING,
+    write: Callable[[Any], Any] | None = None,
+    is_part: bool = False,
+    omit_null: bool = False,
 ) -> Any:
     """A field of a dataclass that is written and read.
 
     Args:
-        check: reads it.
-        default: of the field.
+        check: reads it; None where it is written alone.
+        default, factory: of the field.
+        write: gives the JSON data of it, where that is not `to_json`.
         is_part: its members stand beside it, and not under its name.
         omit_null: it is not written where it is None.
     """
-    metadata = {"check": check, "is_part": is_part, "omit_null": omit_null}
-    return field(default=default, metadata=metadata)
+    metadata = {"check": check, "write": write, "is_part": is_part, "omit_null": omit_null}
+    return field(default=default, default_factory=factory, metadata=metadata)
 
 
 class _Member(NamedTuple):
     name: str
     check: Check | None = None
+    write: Callable[[Any], Any] | None = None
     is_part: bool = False
     omit_null: bool = False
 
@@ -91,7 +99,7 @@ def to_json(value: object) -> Any:
         return {name: to_json(inner) for name, inner in members.items()}
     written: dict[str, Any] = {}
     for one in _members(type(value)):
-        inner = to_json(getattr(value, one.name))
+        inner = (one.write or to_json)(getattr(value, one.name))
         if one.is_part:
             written |= inner
         elif not (inner is None and one.omit_null):
@@ -152,12 +160,27 @@ def list_of(check: Check, most: int = MAX_ENTRIES) -> Check:
     return lambda value: tuple(map(check, entries(value)))
 
 
-def mapping_of(check: Check) -> Check:
-    """An object with ids as names."""
-    return lambda value: {ID(name): check(inner) for name, inner in OBJECT(value).items()}
+def tuple_of(*checks: Check) -> Check:
+    """A list of just as many, each by its own check, as a tuple."""
+    entries = that(
+        lambda value: isinstance(value, list) and len(cast("list[Any]", value)) == len(checks),
+        f"list of {len(checks)}",
+    )
+    return lambda value: tuple(map(_checked, checks, entries(value)))
+
+
+def _checked(check: Check, value: object) -> Any:
+    return check(value)
+
+
+def mapping_of(check: Check, name: Check | None = None) -> Check:
+    """An object with ids as names, or with such names."""
+    named = ID if name is None else name
+    return lambda value: {named(name): check(inner) for name, inner in OBJECT(value).items()}
 
 
 OBJECT: Final = that(lambda value: isinstance(value, dict), "object")
+TEXT: Final = that(lambda value: isinstance(value, str), "text")
 FLAG: Final = that(lambda value: isinstance(value, bool), "boolean")
 NAME: Final = that(lambda value: isinstance(value, str) and valid_name(value), "credential name")
 ID: Final = text(1, 1_000)

@@ -17,7 +17,6 @@ from typing import Any, Final, Literal, cast
 from temporalio import workflow
 from temporalio.api.common.v1 import Payload
 from temporalio.common import RawValue, RetryPolicy
-from temporalio.exceptions import FailureError, is_cancelled_exception
 
 from ..errors import (
     AnswerMalformed,
@@ -32,22 +31,14 @@ from ..sealed.message import Message, named_issuer
 from ..sealed.origins import allowed_origin, is_allowed, is_covered, origin_of
 from . import couriers, limits
 from .answers import JoinAnswer, Joiner, NodeStatus
+from .carried import StateUnreadable
+from .children import Child, Life, Place, Starting
 from .contract import MAX_SIGNALS, NODE_HEADER, RECOVER, PlaceResult, RecoverResult
 from .describe import View
 from .headers import Start
 from .inbox import Inbox, now_ms, read_message
 from .joining import Joining
-from .ledger import (
-    ALL,
-    Child,
-    Ledger,
-    Life,
-    Place,
-    Starting,
-    StateUnreadable,
-    Verdict,
-    is_among,
-)
+from .ledger import ALL, Ledger, Verdict, is_among
 from .members import read
 from .record import NodeRecord, warn
 from .status import TokenStatus
@@ -397,13 +388,21 @@ class Node:
         """
         info = workflow.info()
         try:
-            answer = await _ask_closed_run(self._written_by)
+            answer = await couriers.ask(
+                RECOVER,
+                info.workflow_id,
+                info.continued_run_id,
+                self._written_by,
+                answers=RecoverResult,
+                start_to_close_timeout=_RECOVERY_ATTEMPT,
+                retry_policy=RetryPolicy(maximum_attempts=_RECOVERY_ATTEMPTS),
+            )
             if answer.state is not None:
                 self._resume(Start.from_json(answer.state))
             elif answer.asked:
                 self.ledger.held = self._first_held
             self._lost = self._lost or not answer.asked
-        except ValueError as error:
+        except (couriers.NoAnswer, ValueError) as error:
             warn(f"The state of run {info.continued_run_id}: {error}")
             self._lost = True
         if self._lost:
@@ -524,24 +523,3 @@ def _joiner(args: Sequence[Any]) -> Joiner:
         return read(Joiner, argument(args))
     except AnswerMalformed as error:
         raise TokenMalformed(f"that is no question for a place: {error}") from None
-
-
-async def _ask_closed_run(written_by: str | None) -> RecoverResult:
-    info = workflow.info()
-    try:
-        return await couriers.ask(
-            RECOVER,
-            info.workflow_id,
-            info.continued_run_id,
-            written_by,
-            answers=RecoverResult,
-            start_to_close_timeout=_RECOVERY_ATTEMPT,
-            retry_policy=RetryPolicy(maximum_attempts=_RECOVERY_ATTEMPTS),
-        )
-    except FailureError as error:
-        if is_cancelled_exception(error):
-            raise
-        return RecoverResult(asked=False)
-    except AnswerMalformed as error:
-        warn(f"The state of run {info.continued_run_id}: {error}")
-        return RecoverResult(asked=False)

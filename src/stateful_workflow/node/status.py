@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, get_args
 
 from ..sealed.message import Message
@@ -112,10 +112,8 @@ class TokenStatus:
     expires_at: int | None = member(optional(VERSION), None)
     api_url: str | None = member(optional(ADDRESS), None)
     refused: bool = member(optional(FLAG, False), False)
-    overtaken: Mapping[str, int] = field(
-        default_factory=dict[str, int], metadata={"check": optional(VERSIONS, {})}
-    )
-    asleep_until: float | None = field(default=None, metadata={"omit_null": True})
+    overtaken: Mapping[str, int] = member(optional(VERSIONS, {}), factory=dict)
+    asleep_until: float | None = member(None, None, omit_null=True)
 
     @classmethod
     def of_message(cls, message: Message) -> TokenStatus:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -26,6 +26,24 @@ from .waiting import all_told, token_held
 _withheld_here: ContextVar[frozenset[str]] = ContextVar(
     "stateful-withholding", default=frozenset[str]()
 )
+
+
+def _given() -> Callable[[Any, RawValue], Any]:
+    """A handler that takes an argument, and that the interceptor answers for."""
+
+    def handler(self: Any, given: RawValue) -> Any:
+        raise NotImplementedError
+
+    return handler
+
+
+def _asked() -> Callable[[Any], Any]:
+    """A handler without an argument, that the interceptor answers for."""
+
+    def handler(self: Any) -> Any:
+        raise NotImplementedError
+
+    return handler
 
 
 class StatefulWorkflow:
@@ -235,65 +253,21 @@ class StatefulWorkflow:
 
     # --- from outside; the interceptor answers these before they are reached --
 
-    @workflow.signal(name=MESSAGE)
-    def _on_api_token(self, message: RawValue) -> None:
-        raise NotImplementedError
-
-    @workflow.update(name=MESSAGE)
-    async def _update_api_token(self, message: RawValue) -> dict[str, Any]:
-        raise NotImplementedError
-
-    @_update_api_token.validator
-    def _validate_api_token(self, message: RawValue) -> None:
-        raise NotImplementedError
-
-    @workflow.query(name=MESSAGE)
-    def _query_api_token(self, name: RawValue) -> dict[str, Any] | None:
-        raise NotImplementedError
-
-    @workflow.query(name=STATUS_QUERY)
-    def _query_api_token_status(self) -> dict[str, Any]:
-        raise NotImplementedError
-
-    @workflow.query(name=STATE_QUERY)
-    def _query_state(self) -> dict[str, Any]:
-        raise NotImplementedError
-
-    @workflow.query(name=JOIN)
-    def _query_api_token_join(self, joiner: RawValue) -> dict[str, Any]:
-        raise NotImplementedError
-
-    @workflow.signal(name=JOIN)
-    def _on_api_token_join(self, joiner: RawValue) -> None:
-        raise NotImplementedError
-
-    @workflow.signal(name=REPORT)
-    def _on_api_token_report(self, report: RawValue) -> None:
-        raise NotImplementedError
-
-    @workflow.update(name=REPORT)
-    async def _update_api_token_report(self, report: RawValue) -> None:
-        raise NotImplementedError
-
-    @_update_api_token_report.validator
-    def _validate_api_token_report(self, report: RawValue) -> None:
-        raise NotImplementedError
-
-    @workflow.signal(name=URL)
-    def _on_api_url(self, url: RawValue) -> None:
-        raise NotImplementedError
-
-    @workflow.update(name=URL)
-    async def _update_api_url(self, url: RawValue) -> str | None:
-        raise NotImplementedError
-
-    @_update_api_url.validator
-    def _validate_api_url(self, url: RawValue) -> None:
-        raise NotImplementedError
-
-    @workflow.query(name=URL)
-    def _query_api_url(self) -> str | None:
-        raise NotImplementedError
+    _on_api_token = workflow.signal(name=MESSAGE)(_given())
+    _update_api_token = workflow.update(name=MESSAGE)(_given())
+    _update_api_token.validator(_given())
+    _query_api_token = workflow.query(name=MESSAGE)(_given())
+    _query_api_token_status = workflow.query(name=STATUS_QUERY)(_asked())
+    _query_state = workflow.query(name=STATE_QUERY)(_asked())
+    _query_api_token_join = workflow.query(name=JOIN)(_given())
+    _on_api_token_join = workflow.signal(name=JOIN)(_given())
+    _on_api_token_report = workflow.signal(name=REPORT)(_given())
+    _update_api_token_report = workflow.update(name=REPORT)(_given())
+    _update_api_token_report.validator(_given())
+    _on_api_url = workflow.signal(name=URL)(_given())
+    _update_api_url = workflow.update(name=URL)(_given())
+    _update_api_url.validator(_given())
+    _query_api_url = workflow.query(name=URL)(_asked())
 
 
 def _seconds(time: timedelta | float | None) -> timedelta | None:

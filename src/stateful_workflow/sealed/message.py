@@ -183,6 +183,11 @@ class Message:
         return (self.claims.version, self.hash)
 
     @property
+    def place(self) -> tuple[str, str]:
+        """Where it stands in a tree: credential name and authority."""
+        return (self.claims.name, self.claims.authority)
+
+    @property
     def fingerprint(self) -> str:
         """First 8 bytes of the hash, hex: names a version, says nothing of the secret."""
         return self.hash[:16]

@@ -22,9 +22,9 @@ from temporalio.converter import (
 )
 
 from ..errors import AnswerMalformed
-from ..node.answers import JoinAnswer, TokenAnswer, join_answer, token_answer
+from ..node.answers import JoinAnswer, TokenAnswer, token_answer
 from ..node.contract import JOIN, MESSAGE, METADATA_QUERY, STATUS_QUERY
-from ..node.members import ANY, OBJECT, list_of, optional
+from ..node.members import ANY, OBJECT, list_of, optional, read
 
 T = TypeVar("T")
 
@@ -145,7 +145,7 @@ async def ask_for_place(
         as_child: the server says that it is a child of the node.
     """
     joiner = {"id": workflow_id, "type": workflow_type, "as_child": as_child}
-    answer = await ask(client, at, JOIN, join_answer, joiner, timeout=timeout)
+    answer = await ask(client, at, JOIN, partial(read, JoinAnswer), joiner, timeout=timeout)
     if answer.refused is None and (answer.ledger or {}).get("path", [])[-2:] != [at, workflow_id]:
         raise AnswerMalformed(f"workflow {at} answered {JOIN} with a state for another place")
     return answer

@@ -16,8 +16,9 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from ..errors import AnswerMalformed
 from ..node.answers import JoinAnswer, Refusal
+from ..node.carried import StateTooNew
 from ..node.contract import JOIN, PlaceRequest, PlaceResult
-from ..node.ledger import Ledger, StateTooNew
+from ..node.ledger import Ledger
 from ..use.asking import ask_for_place, is_plain
 from ..use.server import Execution, describe
 from .descent import RPC_TIMEOUT, Descent, NoAnswer
