@@ -1,9 +1,9 @@
 """The wire format: claims and signed messages, parsed strictly. Pure.
 
-A message is a compact JWS (RFC 7515). Its payload is, for a *token*, a General JWE (RFC 7516) whose
-``aad`` is the claims, and for a *revocation* the claims alone. Parsing takes exactly one form of
-everything, so that no two readers can disagree about what a message says: docs/wire-format.md has
-the rules and test vectors. Nothing here verifies or opens anything.
+A message is a compact JWS (RFC 7515). Its payload is, for a *token* and a *grant*, a General JWE
+(RFC 7516) whose ``aad`` is the claims, and for a *revocation* the claims alone. Parsing takes
+exactly one form of everything, so that no two readers can disagree about what a message says:
+docs/wire-format.md has the rules and test vectors. Nothing here verifies or opens anything.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Final, Literal, NewType, cast
+from typing import Any, Final, Literal, NewType, cast, get_args
 
 from ..errors import TokenMalformed
 from ..text.strict_json import json_object
@@ -23,7 +23,10 @@ from .origins import MAX_URL
 SealedToken = NewType("SealedToken", str)
 """A token encrypted for readers and signed by an issuer: the only form that enters Temporal."""
 
-Kind = Literal["token", "revocation"]
+Kind = Literal["token", "revocation", "grant"]
+Content = Literal["values", "reference"]
+"""What a sealed token's plaintext is where it is not the token itself: the token with values of its
+own, as JSON, or what the reader's worker resolves to the token."""
 
 DEFAULT_NAME: Final = "apiToken"
 MAX_MESSAGE_BYTES: Final = 16_384
@@ -41,15 +44,30 @@ CONTENT_ALGORITHM: Final = "A256GCM"
 TYP: Final[dict[Kind, str]] = {
     "token": "stateful-token+jws",
     "revocation": "stateful-revocation+jws",
+    "grant": "stateful-grant+jws",
 }
 _KIND: Final[dict[str, Kind]] = {typ: kind for kind, typ in TYP.items()}
 
 _COMMON: Final = {"v", "name", "ns", "root", "tree", "auth", "ver"}
 _MEMBERS: Final[dict[Kind, tuple[set[str], set[str]]]] = {
-    "token": (_COMMON | {"origins"}, {"exp", "types", "aud", "api_url"}),
+    "token": (_COMMON | {"origins"}, {"exp", "types", "aud", "api_url", "source", "content"}),
     "revocation": (_COMMON | {"inherit"}, set()),
+    "grant": (_COMMON | {"source", "aud", "retire"}, {"every"}),
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Renewal:
+    """What a grant says of the tokens that are minted with it.
+
+    Attributes:
+        every: seconds after which a token is renewed, whatever its expiry; None for that alone.
+        retire: revoke each token at the provider once its successor is everywhere in use.
+    """
+
+    every: int | None = None
+    retire: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +88,10 @@ class Claims:
         api_url: the API's address, which belongs to the token; counts within its origins only.
         inherit: None for a token. Of a revocation: False ends the search for a token at this
             authority, True lets it go on to the authorities above.
+        source: name of the source that minted a token, or mints with a grant; None for a token that
+            somebody set.
+        content: see `Content`; None where the plaintext is the token itself.
+        renewal: of a grant; None for other messages.
     """
 
     name: str
@@ -84,10 +106,15 @@ class Claims:
     audiences: tuple[str, ...] | None = None
     api_url: str | None = None
     inherit: bool | None = None
+    source: str | None = None
+    content: Content | None = None
+    renewal: Renewal | None = None
 
     @property
     def kind(self) -> Kind:
         """Whose claims these are."""
+        if self.renewal is not None:
+            return "grant"
         return "token" if self.inherit is None else "revocation"
 
     def encode(self) -> bytes:
@@ -105,17 +132,21 @@ class Claims:
             "auth": self.authority,
             "ver": self.version,
         }
-        if self.inherit is not None:
+        if self.renewal is not None:
+            data["retire"], data["every"] = self.renewal.retire, self.renewal.every
+        elif self.inherit is not None:
             data["inherit"] = self.inherit
         else:
-            optional = {
-                "exp": self.expires_at,
-                "types": self.types,
-                "aud": self.audiences,
-                "api_url": self.api_url,
-            }
             data["origins"] = self.origins
-            data |= {claim: value for claim, value in optional.items() if value is not None}
+        data |= {
+            "exp": self.expires_at,
+            "types": self.types,
+            "aud": self.audiences,
+            "api_url": self.api_url,
+            "source": self.source,
+            "content": self.content,
+        }
+        data = {claim: value for claim, value in data.items() if value is not None}
         try:
             encoded = json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode()
         except UnicodeEncodeError:
@@ -139,8 +170,16 @@ class Claims:
         name = _text(data, "name", 64)
         if not valid_name(name):
             raise TokenMalformed("the credential name has characters that are not allowed")
-        if kind == "revocation" and type(data["inherit"]) is not bool:
-            raise TokenMalformed("the claim 'inherit' is not a boolean")
+        for flag in {"inherit", "retire"} & data.keys():
+            if type(data[flag]) is not bool:
+                raise TokenMalformed(f"the claim {flag!r} is not a boolean")
+        source = _text(data, "source", 64) if "source" in data else None
+        if source is not None and not valid_name(source):
+            raise TokenMalformed("the name of the source has characters that are not allowed")
+        content: object = data.get("content")
+        if "content" in data and content not in get_args(Content):
+            raise TokenMalformed("the claim 'content' is unknown")
+        every = _number(data, "every") if "every" in data else None
         return Claims(
             name=name,
             namespace=_text(data, "ns", 1000),
@@ -154,6 +193,9 @@ class Claims:
             audiences=_texts(data, "aud") if "aud" in data else None,
             api_url=_text(data, "api_url", MAX_URL) if "api_url" in data else None,
             inherit=data["inherit"] if kind == "revocation" else None,
+            source=source,
+            content=cast("Content | None", content),
+            renewal=Renewal(every, data["retire"]) if kind == "grant" else None,
         )
 
 
@@ -163,7 +205,7 @@ class Message:
 
     Attributes:
         text: the message as it travels.
-        kind: token or revocation.
+        kind: token, revocation or grant.
         issuer: key id (RFC 7638 thumbprint) of the issuer it names.
         claims: what it says.
         readers: key ids it is sealed for; empty for a revocation.
@@ -194,7 +236,7 @@ class Message:
 
     @property
     def payload(self) -> bytes:
-        """The JWS payload: the JWE of a token, the claims of a revocation."""
+        """The JWS payload: the JWE of a token or a grant, the claims of a revocation."""
         return decode_base64url(self.text.split(".")[1], "payload")
 
 
@@ -233,7 +275,7 @@ def _parse(text: str) -> Message:
     _sized(segments[2], "signature", 64)
     payload = decode_base64url(segments[1], "payload")
     readers: tuple[str, ...] = ()
-    if kind == "token":
+    if kind != "revocation":
         readers, payload = _parse_jwe(payload)
     claims = Claims.decode(payload, kind)
     digest = hashlib.sha256(text.encode("ascii")).hexdigest()
