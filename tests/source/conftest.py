@@ -1,0 +1,42 @@
+"""Authorization servers of the session; `tests.support.authorization_servers` says more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.authorization_servers import (
+    AuthorizationServer,
+    start_authgent,
+    start_oauth_toolkit,
+    start_oidc_provider,
+)
+
+
+@pytest.fixture(scope="session")
+def oauth_toolkit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuthorizationServer]:
+    """Refresh tokens rotate; for a minute the one before gives the same answer again."""
+    with start_oauth_toolkit(tmp_path_factory.mktemp("oauth_toolkit")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def strict_oauth_toolkit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuthorizationServer]:
+    """As `oauth_toolkit`, and a refresh token that is used again ends its grant."""
+    with start_oauth_toolkit(tmp_path_factory.mktemp("oauth_toolkit"), grace=0) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def oidc_provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuthorizationServer]:
+    """On Node.js; a refresh token that is used again ends its grant."""
+    with start_oidc_provider(tmp_path_factory.mktemp("oidc_provider")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def authgent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuthorizationServer]:
+    """It has token exchange (RFC 8693)."""
+    with start_authgent(tmp_path_factory.mktemp("authgent")) as server:
+        yield server
