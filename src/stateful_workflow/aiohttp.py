@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 
 from .sealed.message import DEFAULT_NAME
-from .sealed.token import ApiToken
-from .use.presenting import Fallback, Outgoing, Presenter, Terms, host_detour, scheme_in
-from .use.tokens import ActivityTokens, activity_tokens
+from .use.presenting import Exchange, Outgoing, Presenter, Terms, host_detour, scheme_in
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -52,37 +50,27 @@ class TokenMiddleware:
 
     async def __call__(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
         """See aiohttp's client middlewares."""
-        tokens, presenter = activity_tokens(), self._presenter
-        token = await presenter.current_async(tokens)
-        is_second = False
+        exchange = await self._presenter.begin(blocks=False)
         while True:
-            response = await self._send(tokens, token, request, handler)
+            response = await self._send(exchange, request, handler)
             try:
                 refused = self._is_refusal(response)
-                if not (await refused if isawaitable(refused) else refused):
-                    return response
                 # Known when it was sent: aiohttp begins a body anew that it still has.
                 may_resend = not getattr(request.body, "consumed", False)
-                may = None if is_second else may_resend
-                newer = await presenter.after_refusal_async(tokens, token, may)
-                if newer is None:
+                is_refused = await refused if isawaitable(refused) else refused
+                if not is_refused or not await exchange.goes_on(may_resend):
                     return response
             except BaseException:
                 response.close()
                 raise
             response.release()
             await request.close()  # until its body is left alone
-            token, is_second = newer, True
 
     async def _send(
-        self,
-        tokens: ActivityTokens,
-        token: ApiToken | Fallback,
-        request: ClientRequest,
-        handler: ClientHandlerType,
+        self, exchange: Exchange, request: ClientRequest, handler: ClientHandlerType
     ) -> ClientResponse:
         header, outgoing = self._presenter.header, _outgoing(request)
-        request.headers[header] = self._presenter.field(tokens, token, outgoing)
+        request.headers[header] = exchange.field(outgoing)
         status = None
         try:
             response = await handler(request)
@@ -90,7 +78,7 @@ class TokenMiddleware:
         finally:
             # The answer, and aiohttp's errors, show the request's headers.
             request.headers.popall(header)
-            self._presenter.recorded(tokens, token, outgoing, status)
+            exchange.recorded(outgoing, status)
         return response
 
 

@@ -10,9 +10,8 @@ from requests.adapters import BaseAdapter, HTTPAdapter
 from requests.utils import rewind_body
 
 from .sealed.message import DEFAULT_NAME
-from .sealed.token import ApiToken
-from .use.presenting import Fallback, Outgoing, Presenter, Terms, host_detour, scheme_in
-from .use.tokens import ActivityTokens, activity_tokens
+from .use.newest import at_once
+from .use.presenting import Exchange, Outgoing, Presenter, Terms, host_detour, is_401, scheme_in
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -51,21 +50,17 @@ class TokenAdapter(BaseAdapter):
         super().__init__()
         terms.setdefault("scheme", scheme_in(header))
         self._presenter = Presenter(name, header=header, **terms)
-        self._is_refusal = _is_401 if refused is None else refused
+        self._is_refusal = is_401 if refused is None else refused
         self._inner = HTTPAdapter() if inner is None else inner
 
     def send(self, request: PreparedRequest, *args: Any, **options: Any) -> Response:
         """See `requests.adapters.BaseAdapter`."""
-        tokens, presenter = activity_tokens(), self._presenter
-        token = presenter.current(tokens)
-        may_resend: bool | None = _can_be_sent_again(request)
+        exchange = at_once(self._presenter.begin(blocks=True))
+        may_resend = _can_be_sent_again(request)
         while True:
-            response = self._send(tokens, token, request, *args, **options)
+            response = self._send(exchange, request, *args, **options)
             try:
-                if not self._is_refusal(response):
-                    return response
-                newer = presenter.after_refusal(tokens, token, may_resend)
-                if newer is None:
+                if not self._is_refusal(response) or not at_once(exchange.goes_on(may_resend)):
                     return response
                 if not isinstance(request.body, str | bytes | None):
                     rewind_body(request)
@@ -73,20 +68,14 @@ class TokenAdapter(BaseAdapter):
                 response.close()
                 raise
             response.close()
-            token, may_resend = newer, None
 
     def _send(
-        self,
-        tokens: ActivityTokens,
-        token: ApiToken | Fallback,
-        request: PreparedRequest,
-        *args: Any,
-        **options: Any,
+        self, exchange: Exchange, request: PreparedRequest, *args: Any, **options: Any
     ) -> Response:
         """Send a copy with the token: requests copies a request's headers into a redirect."""
         outgoing = _outgoing(request)
         sent = request.copy()
-        field = self._presenter.field(tokens, token, outgoing)
+        field = exchange.field(outgoing)
         sent.headers[self._presenter.header] = field.encode()  # pyright: ignore[reportArgumentType]
         status = None
         try:
@@ -96,17 +85,13 @@ class TokenAdapter(BaseAdapter):
             error.request = request
             raise
         finally:
-            self._presenter.recorded(tokens, token, outgoing, status)
+            exchange.recorded(outgoing, status)
         response.request = request  # what was sent has the token in a header
         return response
 
     def close(self) -> None:
         """Close the inner adapter."""
         self._inner.close()
-
-
-def _is_401(response: Response) -> bool:
-    return response.status_code == 401
 
 
 def _outgoing(request: PreparedRequest) -> Outgoing:

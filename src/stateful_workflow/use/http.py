@@ -15,18 +15,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
-from contextlib import aclosing, closing
-from dataclasses import dataclass
+from contextlib import aclosing
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import httpx
 
 from ..sealed.message import DEFAULT_NAME
-from ..sealed.token import ApiToken
-from .presenting import Fallback, Outgoing, Presenter, Terms, host_detour
-from .tokens import ActivityTokens, activity_tokens
+from .newest import at_once
+from .presenting import Exchange, Outgoing, Presenter, Terms, host_detour, is_401
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -37,17 +35,7 @@ _TARGET: Final = re.compile(rb"/[!-~]*|\*")
 IsRefusal = Callable[[httpx.Response], bool]
 
 
-@dataclass(frozen=True)
-class _Wait:
-    """A step of a flow that waits for something: what does so in a thread, and on the loop."""
-
-    in_thread: Callable[[], Any]
-    on_loop: Callable[[], Awaitable[Any]]
-
-
-_Step = httpx.Request | _Wait
-_Flow = Generator[_Step, Any, None]
-"""Yields what is to be done, and gets what came of it: a response, or what was waited for."""
+T = TypeVar("T")
 
 
 class TokenAuth(httpx.Auth):
@@ -99,91 +87,68 @@ class TokenAuth(httpx.Auth):
             fallback=fallback,
             origins=origins,
         )
-        self._is_refusal = _is_401 if refused is None else refused
+        self._is_refusal = is_401 if refused is None else refused
 
     def sync_auth_flow(
         self, request: httpx.Request
     ) -> Generator[httpx.Request, httpx.Response, None]:
         """See `httpx.Auth`."""
-        with closing(self._flow(activity_tokens(), request)) as flow:
-            answer: object = None
-            while (step := _next(flow, answer)) is not None:
-                answer = step.in_thread() if isinstance(step, _Wait) else (yield step)
+        flow = self.flow(request, blocks=True)
+        try:
+            sent = at_once(anext(flow))
+            while True:
+                sent = at_once(flow.asend((yield sent)))
+        except StopAsyncIteration:
+            return
+        finally:
+            at_once(flow.aclose())
 
-    async def async_auth_flow(
+    def async_auth_flow(
         self, request: httpx.Request
     ) -> AsyncGenerator[httpx.Request, httpx.Response]:
         """See `httpx.Auth`."""
-        with closing(self._flow(activity_tokens(), request)) as flow:
-            answer: object = None
-            while (step := _next(flow, answer)) is not None:
-                answer = await step.on_loop() if isinstance(step, _Wait) else (yield step)
+        return self.flow(request, blocks=False)
 
-    def _flow(self, tokens: ActivityTokens, request: httpx.Request) -> _Flow:
-        presenter, rewind = self._presenter, _rewinding(request.stream)
-        token: ApiToken | Fallback | None = yield _Wait(
-            partial(presenter.current, tokens), partial(presenter.current_async, tokens)
-        )
+    async def flow(
+        self, request: httpx.Request, *, blocks: bool
+    ) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        """Either of them; it never suspends where the caller `blocks`."""
+        exchange, rewind = await self._presenter.begin(blocks=blocks), _rewinding(request.stream)
         known: list[httpx.Response] = []
-        while token is not None:
-            field = self._authorize(tokens, request, token)
+        while True:
+            field = self._authorize(exchange, request)
             answers: list[httpx.Response] = []
             try:
-                response: httpx.Response = yield request
+                response = yield request
                 answers = [one for one in (*response.history, response) if one not in known]
             finally:
-                self._record(tokens, token, field, request, answers)
+                if not answers:  # it may have left all the same
+                    exchange.recorded(_outgoing(request), None)
+                for answer in answers:
+                    if field in answer.request.headers.raw:
+                        exchange.recorded(_outgoing(answer.request), answer.status_code)
             # httpx may have left the token behind on a redirect.
             if field not in response.request.headers.raw:
                 return
-            if not (yield from self._refuses(response)):
+            try:
+                is_refused = self._is_refusal(response)
+            except httpx.ResponseNotRead:
+                _ = response.read() if blocks else await response.aread()
+                is_refused = self._is_refusal(response)
+            if not is_refused or not await exchange.goes_on(rewind is not None):
                 return
-            refused = tokens, token, None if known else rewind is not None
-            token = yield _Wait(
-                partial(presenter.after_refusal, *refused),
-                partial(presenter.after_refusal_async, *refused),
-            )
             known += answers
-            if token is not None and rewind is not None:
+            if rewind is not None:
                 rewind()
 
-    def _refuses(self, response: httpx.Response) -> Generator[_Wait, Any, bool]:
-        try:
-            return self._is_refusal(response)
-        except httpx.ResponseNotRead:
-            yield _Wait(response.read, response.aread)
-            return self._is_refusal(response)
-
-    def _authorize(
-        self, tokens: ActivityTokens, request: httpx.Request, token: ApiToken | Fallback
-    ) -> tuple[bytes, bytes]:
+    def _authorize(self, exchange: Exchange, request: httpx.Request) -> tuple[bytes, bytes]:
         """Put the token into the request, or put on record why it may not go there."""
-        presenter = self._presenter
-        value = presenter.field(tokens, token, _outgoing(request), *self._also(request.url))
-        field = (presenter.header.encode("ascii"), value.encode())
+        value = exchange.field(_outgoing(request), *self._also(request.url))
+        field = (self._presenter.header.encode("ascii"), value.encode())
         kept = [other for other in request.headers.raw if other[0].lower() != field[0].lower()]
         # As bytes: httpx's error over text would hold it.
         request.headers = httpx.Headers([*kept, field])
         return field
-
-    def _record(
-        self,
-        tokens: ActivityTokens,
-        token: ApiToken | Fallback,
-        field: tuple[bytes, bytes],
-        request: httpx.Request,
-        answers: list[httpx.Response],
-    ) -> None:
-        """Put on record where the token went: which of the answered requests carried it.
-
-        Where nothing came back it may have left all the same.
-        """
-        if not answers:
-            self._presenter.recorded(tokens, token, _outgoing(request), None)
-        for answer in answers:
-            if field in answer.request.headers.raw:
-                asked = _outgoing(answer.request)
-                self._presenter.recorded(tokens, token, asked, answer.status_code)
 
     def _also(self, url: httpx.URL) -> list[Outgoing]:
         """Where httpx takes Authorization along: on a redirect from http://HOST to https://HOST."""
@@ -197,13 +162,52 @@ class _KeyAuth(TokenAuth):
 
     def __init__(self, presenter: Presenter, refused: IsRefusal | None) -> None:
         self._presenter = presenter
-        self._is_refusal = _is_401 if refused is None else refused
+        self._is_refusal = is_401 if refused is None else refused
 
     def _also(self, url: httpx.URL) -> list[Outgoing]:
         return []
 
 
-class OriginTransport(httpx.BaseTransport):
+class _Transport(Generic[T]):
+    """What both transports are: a `_KeyAuth` around another transport."""
+
+    def __init__(
+        self,
+        inner: T,
+        *,
+        header: str = "X-API-Key",
+        name: str = DEFAULT_NAME,
+        refused: IsRefusal | None = None,
+        **terms: Unpack[Terms],
+    ) -> None:
+        self._inner = inner
+        self._auth = _KeyAuth(Presenter(name, header=header, **terms), refused)
+
+    async def _exchange(
+        self,
+        request: httpx.Request,
+        send: Callable[[httpx.Request], Awaitable[httpx.Response]],
+        close: Callable[[httpx.Response], Awaitable[None]],
+        *,
+        blocks: bool,
+    ) -> httpx.Response:
+        async with aclosing(self._auth.flow(_copy(request), blocks=blocks)) as flow:
+            sent = await anext(flow)
+            while True:
+                response = await send(sent)
+                response.request = sent
+                try:
+                    sent = await flow.asend(response)
+                except StopAsyncIteration:
+                    response.request = request  # what was sent has the token in a header
+                    return response
+                except BaseException:
+                    await close(response)
+                    raise
+                await close(response)
+
+
+class OriginTransport(_Transport[httpx.BaseTransport], httpx.BaseTransport):
     """A transport that adds the token in a header of its own to every request it lets out.
 
     Args:
@@ -216,88 +220,33 @@ class OriginTransport(httpx.BaseTransport):
     Raises: as `TokenAuth`.
     """
 
-    def __init__(
-        self,
-        inner: httpx.BaseTransport,
-        *,
-        header: str = "X-API-Key",
-        name: str = DEFAULT_NAME,
-        refused: IsRefusal | None = None,
-        **terms: Unpack[Terms],
-    ) -> None:
-        self._inner = inner
-        self._auth = _KeyAuth(Presenter(name, header=header, **terms), refused)
-
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """See `httpx.BaseTransport`."""
-        with closing(self._auth.sync_auth_flow(_copy(request))) as flow:
-            sent = next(flow)
-            while True:
-                response = self._inner.handle_request(sent)
-                response.request = sent
-                try:
-                    sent = flow.send(response)
-                except StopIteration:
-                    response.request = request  # what was sent has the token in a header
-                    return response
-                except BaseException:
-                    response.close()
-                    raise
-                response.close()
+
+        async def send(sent: httpx.Request) -> httpx.Response:
+            return self._inner.handle_request(sent)
+
+        async def close(response: httpx.Response) -> None:
+            response.close()
+
+        return at_once(self._exchange(request, send, close, blocks=True))
 
     def close(self) -> None:
         """Close the inner transport."""
         self._inner.close()
 
 
-class AsyncOriginTransport(httpx.AsyncBaseTransport):
+class AsyncOriginTransport(_Transport[httpx.AsyncBaseTransport], httpx.AsyncBaseTransport):
     """`OriginTransport` for `httpx.AsyncClient`."""
-
-    def __init__(
-        self,
-        inner: httpx.AsyncBaseTransport,
-        *,
-        header: str = "X-API-Key",
-        name: str = DEFAULT_NAME,
-        refused: IsRefusal | None = None,
-        **terms: Unpack[Terms],
-    ) -> None:
-        self._inner = inner
-        self._auth = _KeyAuth(Presenter(name, header=header, **terms), refused)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """See `httpx.AsyncBaseTransport`."""
-        async with aclosing(self._auth.async_auth_flow(_copy(request))) as flow:
-            sent = await anext(flow)
-            while True:
-                response = await self._inner.handle_async_request(sent)
-                response.request = sent
-                try:
-                    sent = await flow.asend(response)
-                except StopAsyncIteration:
-                    response.request = request  # what was sent has the token in a header
-                    return response
-                except BaseException:
-                    await response.aclose()
-                    raise
-                await response.aclose()
+        send, close = self._inner.handle_async_request, httpx.Response.aclose
+        return await self._exchange(request, send, close, blocks=False)
 
     async def aclose(self) -> None:
         """Close the inner transport."""
         await self._inner.aclose()
-
-
-def _next(flow: _Flow, answer: object) -> _Step | None:
-    """The next step of a flow, or None at its end."""
-    try:
-        return flow.send(answer)
-    except StopIteration:
-        return None
-
-
-def _is_401(response: httpx.Response) -> bool:
-    """Whether an answer says that the API does not take the token, where the user says nothing."""
-    return response.status_code == 401
 
 
 def _rewinding(stream: object) -> Callable[[], object] | None:

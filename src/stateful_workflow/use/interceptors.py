@@ -32,15 +32,7 @@ from .tokens import ActivityTokens, running
 
 
 class ActivityInbound(ActivityInboundInterceptor):
-    """Gives an activity of a node its tokens, the newest where they may be old.
-
-    Args:
-        next: what runs the activity.
-        keyring: gives this process's keyring, or raises KeyringError.
-        asking: asks workflows, with the worker's client.
-        recorder: gives what is put on record with.
-        roots: asks the server for the root of a workflow's tree.
-    """
+    """Gives an activity of a node its tokens, the newest where they may be old."""
 
     def __init__(
         self,
@@ -96,8 +88,7 @@ class ActivityInbound(ActivityInboundInterceptor):
 
     async def _tokens(self, headers: Mapping[str, Payload]) -> ActivityTokens:
         info = activity.info()
-        now = datetime.now(timezone.utc)
-        age = (now - info.scheduled_time).total_seconds()
+        age = (datetime.now(timezone.utc) - info.scheduled_time).total_seconds()
         newest = Newest(
             await _use(headers, self._asking.client()),
             # A local activity's query would wait for the workflow task that waits for it.

@@ -14,7 +14,7 @@ import time
 from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from temporalio import activity
 from temporalio.client import WorkflowQueryFailedError
@@ -36,6 +36,8 @@ from ..sealed.token import ApiToken
 from ..text.printable import printable
 from .asking import ask_token, is_plain
 from .telling import Asking
+
+T = TypeVar("T")
 
 NEAR_EXPIRY_SECONDS: Final = 60.0
 
@@ -59,18 +61,17 @@ class Standing:
     never: bool = False
 
 
-@dataclass(frozen=True)
-class _Question:
-    """The last question for a credential: when it was sent (`time.monotonic`), what comes of it."""
+@dataclass
+class _Name:
+    """What is known of one name, and who asks for it; times are of `time.monotonic`."""
 
-    sent: float
-    answer: asyncio.Task[None]
-
-    def is_over(self, within: float) -> bool:
-        """Whether it says no more what was so within these seconds."""
-        if not self.answer.done():
-            return False
-        return self.answer.cancelled() or time.monotonic() - self.sent >= within
+    standing: Standing
+    true_at: float
+    is_answered: bool = False
+    error: StatefulError | None = None
+    asked_at: float = -math.inf
+    question: asyncio.Task[None] | None = None
+    keeper: asyncio.Task[None] | None = None
 
 
 class Newest:
@@ -100,24 +101,25 @@ class Newest:
         self._loop = None if asking is None else asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._must_ask = must_ask
-        self._known: dict[str, Standing] = {}
+        self._carried_at = -math.inf if must_ask or use is None else fresh_since
+        self._names: dict[str, _Name] = {}
         for name, entry in () if use is None else use.tokens.items():
             message = _message(name, entry.get("sealed"))
-            self._known[name] = Standing(str(entry.get("state")), message, entry.get("api_url"))
+            known = Standing(str(entry.get("state")), message, entry.get("api_url"))
+            self._names[name] = _Name(known, self._carried_at)
         # Where the workflow was started without any token.
-        self._others = self._known.pop(ALL, Standing())
-        self._carried_at = -math.inf if must_ask or use is None else fresh_since
-        self._known_at: dict[str, float] = {}
-        self._questions: dict[str, _Question] = {}
+        others = self._names.pop(ALL, None)
+        self._others = Standing() if others is None else others.standing
         self._refused: set[str] = set()
-        self._unknown: dict[str, StatefulError] = {}
-        self._keepers: dict[str, asyncio.Task[None]] = {}
 
     # --- what is known -----------------------------------------------------------------------
 
+    def _of(self, name: str) -> _Name:
+        return self._names.setdefault(name, _Name(self._others, self._carried_at))
+
     def standing(self, name: str) -> Standing:
         """What is known of a name."""
-        return self._known.get(name, self._others)
+        return self._of(name).standing
 
     def message(self, name: str) -> Message:
         """The token that is held, as it is known now.
@@ -126,9 +128,9 @@ class Newest:
             TokenNotSet, TokenRevoked: there is none.
             NewestUnknown, PluginMissing: the workflow did not answer, or takes no part.
         """
-        if name in self._unknown:
-            raise self._unknown[name]
-        known = self.standing(name)
+        of, known = self._of(name), self.standing(name)
+        if of.error is not None:
+            raise of.error
         if known.state == "revoked":
             raise TokenRevoked(
                 f"{name} is revoked at {self._where}; an issuer must set it again, or let it "
@@ -138,7 +140,7 @@ class Newest:
             return known.message
         if known.state == "held":
             raise NewestUnknown(f"{self._where} has not been asked for its {name} yet")
-        if self.use is None and name not in self._known_at:
+        if self.use is None and not of.is_answered:
             raise NewestUnknown(
                 f"nothing came along with this activity, and {self._where} cannot be asked for its "
                 f"{name} on the event loop: use `await current_token_async()`, or let the "
@@ -162,10 +164,9 @@ class Newest:
 
     def _is_stale(self, name: str) -> bool:
         """Whether the workflow is asked before the next use."""
-        known_at = self._known_at.get(name, self._carried_at)
-        if time.monotonic() - known_at >= limits.LIMITS.fresh_seconds:
+        of, known = self._of(name), self.standing(name)
+        if time.monotonic() - of.true_at >= limits.LIMITS.fresh_seconds:
             return True
-        known = self.standing(name)
         if known.message is None:
             return known.state in ("held", "waiting")  # too large for the header, or on its way
         expiry = known.message.claims.expires_at
@@ -185,8 +186,8 @@ class Newest:
         if self._asking is None:
             return
         on_loop = self._asking.on_loop.get(self._info.activity_type, set[str]())
-        carried = {DEFAULT_NAME, *self._known} if takes_part else set[str]()
-        asked = [self.renew_async(name) for name in sorted(carried | on_loop)]
+        carried = {DEFAULT_NAME, *self._names} if takes_part else set[str]()
+        asked = [self._renew(name) for name in sorted(carried | on_loop)]
         for failed in await asyncio.gather(*asked, return_exceptions=True):
             if isinstance(failed, BaseException) and not isinstance(failed, StatefulError):
                 raise failed
@@ -195,32 +196,40 @@ class Newest:
 
     def end(self) -> None:
         """Ask no more."""
-        for task in (*self._keepers.values(), *(one.answer for one in self._questions.values())):
-            task.cancel()
+        for of in tuple(self._names.values()):  # a thread may add to them
+            for task in (of.keeper, of.question):
+                if task is not None:
+                    task.cancel()
 
     # --- the newest --------------------------------------------------------------------------
 
-    async def never_held_async(self, name: str) -> bool:
+    @property
+    def _loop_elsewhere(self) -> asyncio.AbstractEventLoop | None:
+        """The worker's loop, in a thread that may wait for it."""
+        return None if threading.get_ident() == self._thread else self._loop
+
+    async def never_held(self, name: str, *, blocks: bool) -> bool:
         """Whether the workflow answers, by the rule, that nothing of this name ever reached it.
 
         What came along with the activity does not say so, and neither does a question that fails.
+        On the event loop, where the caller blocks, it is what is known.
         """
+        if not blocks:
+            return await self._never_held(name)
+        if self._loop_elsewhere is not None:
+            return self._in_loop(self._never_held(name), name)
+        return self.standing(name).never
+
+    async def _never_held(self, name: str) -> bool:
         if self._asking is None:
             return False
-        try:
+        with suppress(StatefulError):
             await self._ask(self._asking, name, limits.LIMITS.fresh_seconds)
-        except StatefulError:
-            return False
-        return self.standing(name).never
+            return self.standing(name).never
+        return False
 
-    def never_held(self, name: str) -> bool:
-        """As `never_held_async`, in a thread; on the event loop what is known."""
-        if self._loop is not None and threading.get_ident() != self._thread:
-            return self._in(self._loop, self.never_held_async(name), name)
-        return self.standing(name).never
-
-    async def renew_async(
-        self, name: str, refused: ApiToken | None = None, wait: float = 0.0
+    async def renew(
+        self, name: str, refused: ApiToken | None = None, wait: float = 0.0, *, blocks: bool
     ) -> bool:
         """Ask where the rule says so, and whether there is something else than the refused then.
 
@@ -228,11 +237,24 @@ class Newest:
             name: credential name.
             refused: one that the API did not take; its authority is told where it is the newest.
             wait: seconds to wait for a token that can be used, and is not the refused one.
+            blocks: the caller cannot await: a thread waits for the answer. On the event loop nobody
+                can; there nothing is raised, and from the first call on the workflow is asked in
+                the background, whenever what is known is old.
 
         Raises:
             NewestUnknown: the workflow does not answer, and nothing else may be used.
             PluginMissing: it takes no part in a tree.
         """
+        if not blocks:
+            return await self._renew(name, refused, wait)
+        if self._loop_elsewhere is None:
+            if self._asking is not None:
+                self._keep_fresh(name, refused)
+        elif refused is not None or not self._is_usable(name) or self._is_stale(name):
+            return self._in_loop(self._renew(name, refused, wait), name, wait)
+        return refused is None or not self.is_newest(refused)
+
+    async def _renew(self, name: str, refused: ApiToken | None = None, wait: float = 0.0) -> bool:
         if self._asking is None:
             return refused is None
         if refused is not None and self.is_newest(refused):
@@ -244,7 +266,7 @@ class Newest:
                 await self._ask(self._asking, name, within)
             except StatefulError as error:
                 if self._must_ask or self.standing(name).message is None:
-                    self._unknown[name] = error
+                    self._of(name).error = error
                     raise
         give_up = time.monotonic() + wait
         while not self._is_usable(name, refused) and time.monotonic() < give_up:
@@ -253,30 +275,12 @@ class Newest:
                 await self._ask(self._asking, name, limits.LIMITS.wait_seconds)
         return refused is None or not self.is_newest(refused)
 
-    def renew(self, name: str, refused: ApiToken | None = None, wait: float = 0.0) -> bool:
-        """As `renew_async`, in a thread.
-
-        On the event loop nobody can wait for an answer. There nothing is raised, and from the first
-        call on the workflow is asked in the background, whenever what is known is old.
-        """
-        if self._loop is not None and threading.get_ident() != self._thread:
-            if refused is None and self._is_usable(name) and not self._is_stale(name):
-                return True
-            return self._in(self._loop, self.renew_async(name, refused, wait), name, wait)
-        if self._asking is not None:
-            self._keep_fresh(name, refused)
-        return refused is None or not self.is_newest(refused)
-
-    def _in(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        asking: Coroutine[Any, Any, bool],
-        name: str,
-        wait: float = 0.0,
-    ) -> bool:
+    def _in_loop(self, asking: Coroutine[Any, Any, bool], name: str, wait: float = 0.0) -> bool:
         """What comes of asking in the worker's loop, in a thread that waits for it."""
         within = _THREAD_SECONDS + wait
         give_up = time.monotonic() + within
+        loop = self._loop_elsewhere
+        assert loop is not None  # noqa: S101 - who calls has looked
         asked = asyncio.run_coroutine_threadsafe(asking, loop)
         try:
             while time.monotonic() < give_up:
@@ -294,27 +298,26 @@ class Newest:
         """On the loop: ask in the background from now on, and now for another than the refused."""
         assert self._asking is not None  # noqa: S101 - who calls has looked
         self._asking.on_loop.setdefault(self._info.activity_type, set()).add(name)
-        keeper = self._keepers.get(name)
-        if keeper is None and self._is_usable(name) and self._is_stale(name):
+        of = self._of(name)
+        if of.keeper is None and self._is_usable(name) and self._is_stale(name):
             activity.logger.warning(
                 printable(
                     f"What this activity knows of its {name} is old, and on the event loop it "
                     "cannot ask its workflow first: use `await current_token_async()`"
                 )
             )
-        if keeper is not None and refused is not None and self.is_newest(refused):
-            keeper.cancel()  # another one looks at once
-            keeper = None
-        if keeper is None:
-            self._keepers[name] = asyncio.create_task(self._keep(name, refused))
+        elif of.keeper is not None and refused is not None and self.is_newest(refused):
+            of.keeper.cancel()  # another one looks at once
+            of.keeper = None
+        if of.keeper is None:
+            of.keeper = asyncio.create_task(self._keep(name, refused))
 
     async def _keep(self, name: str, refused: ApiToken | None) -> None:
         while True:
             with suppress(StatefulError):
-                await self.renew_async(name, refused)
+                await self._renew(name, refused)
             refused = None
-            due = self._known_at.get(name, self._carried_at) + limits.LIMITS.fresh_seconds
-            left = due - time.monotonic()
+            left = self._of(name).true_at + limits.LIMITS.fresh_seconds - time.monotonic()
             await asyncio.sleep(left if left > 0 else limits.LIMITS.wait_seconds)
 
     # --- questions ---------------------------------------------------------------------------
@@ -338,12 +341,14 @@ class Newest:
             NewestUnknown: it does not answer.
             PluginMissing: it takes no part in a tree.
         """
-        question = self._questions.get(name)
-        if question is None or question.is_over(within):
-            question = _Question(time.monotonic(), asyncio.create_task(self._learn(asking, name)))
-            question.answer.add_done_callback(_retrieve)
-            self._questions[name] = question
-        await asyncio.shield(question.answer)
+        of, now = self._of(name), time.monotonic()
+        question = of.question
+        is_over = question is None or question.cancelled() or now - of.asked_at >= within
+        if question is None or (is_over and question.done()):
+            of.asked_at, of.question = now, asyncio.create_task(self._learn(asking, name))
+            question = of.question
+            question.add_done_callback(_retrieve)
+        await asyncio.shield(question)
 
     async def _learn(self, asking: Asking, name: str) -> None:
         sent, info, wait = time.monotonic(), self._info, limits.LIMITS.activity_question
@@ -366,9 +371,21 @@ class Newest:
                 f"{self._where} did not answer for its newest {name} "
                 f"({type(error).__name__}: {error}); the activity is to be retried"
             ) from None
-        self._known[name] = known
-        self._known_at[name] = sent
-        self._unknown.pop(name, None)
+        of = self._of(name)
+        of.standing, of.true_at, of.is_answered, of.error = known, sent, True, None
+
+
+def at_once(coroutine: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine comes to that was told that its caller `blocks`, so that it never suspends.
+
+    So what threads and event loops share is written once.
+    """
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    raise RuntimeError("a coroutine that was to block has suspended")
 
 
 def _message(name: str, sealed: str | None) -> Message | None:

@@ -34,12 +34,7 @@ async def confirm_above(
 ) -> None:
     """Check with the server that a workflow is another one, or stands somewhere below it.
 
-    Args:
-        client: asks the server.
-        workflow_id: the workflow.
-        above: workflow id that it, or a message, names as its root or as an authority.
-        run_id: of the workflow; None takes the newest.
-        joins: how many trees may have been joined on the way.
+    `joins` is how many trees may have been joined on the way.
 
     Raises:
         WrongTree: it does not stand below that workflow, and did not join one that does: nothing
@@ -92,11 +87,7 @@ async def _joined(client: Client, described: Execution) -> str | None:
 
 
 class ConfirmedRoots:
-    """Asks the server once for each run: the parents of a run never change.
-
-    Args:
-        client: gives the client that asks the server.
-    """
+    """Asks the server once for each run: the parents of a run never change."""
 
     def __init__(self, client: Callable[[], Client]) -> None:
         self._client = client

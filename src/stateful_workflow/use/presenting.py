@@ -1,8 +1,8 @@
 """Present a token to an API: which one, in which header, and only where it may go.
 
-What the HTTP clients share. Each of them is a loop around a `Presenter`: it takes the
-`current` token, puts the `field` into a request that may carry it, has the answer
-`recorded`, and where that is a refusal takes what comes `after_refusal`, if anything.
+What the HTTP clients share. Each of them is a loop around an `Exchange`: it puts the `field` into
+a request that may carry it, has the answer `recorded`, and where that is a refusal asks whether it
+`goes_on`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import ClassVar, Final, TypedDict
+from typing import Any, ClassVar, Final, TypedDict
 
 from ..errors import OriginNotAllowed, StatefulError, TokenMalformed, TokenNotSet
 from ..sealed.message import DEFAULT_NAME
 from ..sealed.origins import allowed_origin, is_allowed, origin_or_none
 from ..sealed.token import ApiToken, require_signed
-from .tokens import ActivityTokens
+from .tokens import ActivityTokens, activity_tokens
 
 # RFC 9110 section 5.5: no control characters, no white space at the ends.
 _FIELD_VALUE: Final = re.compile(r"[^\x00-\x20\x7f]+(?:[ \t]+[^\x00-\x20\x7f]+)*")
@@ -30,12 +30,9 @@ _USERNAME: Final = re.compile(r"[^\x00-\x1f\x7f:]*")
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A request just before it leaves.
+    """A request just before it leaves; no user information is shown of its URL.
 
-    Attributes:
-        url: what the client connects to; no user information is shown of it.
-        method: GET and so on.
-        detour: what else in it could bring it to somebody else, or None.
+    `detour` is what else in it could bring it to somebody else, or None.
     """
 
     url: str
@@ -56,16 +53,9 @@ class Outgoing:
 
 @dataclass(frozen=True)
 class Fallback:
-    """What is presented while a workflow was never given a token of a name.
+    """What is presented while a workflow was never given a token of a name."""
 
-    Attributes:
-        name: credential name.
-        origins: where it may be sent.
-        secret: it, or what gives it.
-        message: there is none that it came in.
-    """
-
-    message: ClassVar[None] = None
+    message: ClassVar[None] = None  # there is none that it came in
     name: str
     origins: tuple[str, ...]
     secret: str | Callable[[], str] = field(repr=False)
@@ -115,136 +105,111 @@ class Presenter:
         self._scheme = f"{scheme} " if scheme else ""
         self._username = username
         is_delta = isinstance(wait_for_newer, timedelta)
-        self._wait = wait_for_newer.total_seconds() if is_delta else wait_for_newer
+        self.wait = wait_for_newer.total_seconds() if is_delta else wait_for_newer
         self._fallback = None
         if fallback is not None:
             self._fallback = Fallback(name, tuple(map(allowed_origin, origins)), fallback)
 
-    # --- which one -----------------------------------------------------------------------------
-
-    def current(self, tokens: ActivityTokens) -> ApiToken | Fallback:
-        """What to present now, in a thread.
+    async def begin(self, *, blocks: bool) -> Exchange:
+        """Take what is to be presented now; `blocks` where the caller cannot await (`at_once`).
 
         Raises:
             StatefulError: as `stateful_workflow.current_token`.
         """
-        if self._fallback is None:
-            return tokens.current(self.name, self._wait)
+        tokens, name = activity_tokens(), self.name
+        wait = self.wait if self._fallback is None else 0.0
+        token: ApiToken | Fallback
         try:
-            return tokens.current(self.name)
+            token = await tokens.current(name, wait, blocks=blocks)
         except TokenNotSet:
-            is_before_all = tokens.newest.never_held(self.name)
-            return self._fallback if is_before_all else tokens.open(self.name)
+            if self._fallback is None:
+                raise
+            if await tokens.newest.never_held(name, blocks=blocks):
+                token = self._fallback
+            else:
+                token = await tokens.open(name, blocks=blocks)
+        return Exchange(self, tokens, token, blocks)
 
-    async def current_async(self, tokens: ActivityTokens) -> ApiToken | Fallback:
-        """As `current`, in the worker's loop."""
-        if self._fallback is None:
-            return await tokens.current_async(self.name, self._wait)
-        try:
-            return await tokens.current_async(self.name)
-        except TokenNotSet:
-            is_before_all = await tokens.newest.never_held_async(self.name)
-            return self._fallback if is_before_all else await tokens.open_async(self.name)
+    def value_of(self, secret: str) -> str:
+        """The header's value; raises TokenMalformed where none may have it."""
+        if self._is_basic:
+            pair = secret if self._username is None else f"{self._username}:{secret}"
+            secret = b64encode(pair.encode()).decode("ascii")
+        elif not _FIELD_VALUE.fullmatch(secret):
+            raise TokenMalformed(
+                f"{self.name} has characters that no HTTP header may have, such as a line end; "
+                "set it again without them"
+            )
+        return self._scheme + secret
 
-    def after_refusal(
-        self, tokens: ActivityTokens, refused: ApiToken | Fallback, may_resend: bool | None
-    ) -> ApiToken | None:
-        """Ask for a newer one and report the refusal, in a thread.
 
-        Args:
-            tokens: of the running activity.
-            refused: what the API did not take.
-            may_resend: whether the same request can be sent once more; None where it was already,
-                so that nothing is waited for.
+@dataclass
+class Exchange:
+    """One request that carries the running activity's token, and after a refusal another one."""
 
-        Returns:
-            What to send it with; None where there is no newer one, or it may not be sent again:
-            then the caller's next request has the newer one.
-        """
-        if isinstance(refused, Fallback):
-            return None
-        if may_resend:
-            is_there = tokens.newest.renew(self.name, refused, self._wait)
-            return tokens.open(self.name) if is_there else None
-        tokens.report_refused(refused, 0.0 if may_resend is None else self._wait)
-        return None
+    _how: Presenter
+    _tokens: ActivityTokens
+    _token: ApiToken | Fallback
+    _blocks: bool
+    _is_second: bool = False
 
-    async def after_refusal_async(
-        self, tokens: ActivityTokens, refused: ApiToken | Fallback, may_resend: bool | None
-    ) -> ApiToken | None:
-        """As `after_refusal`, in the worker's loop."""
-        if isinstance(refused, Fallback):
-            return None
-        if may_resend:
-            is_there = await tokens.newest.renew_async(self.name, refused, self._wait)
-            return await tokens.open_async(self.name) if is_there else None
-        wait = 0.0 if may_resend is None else self._wait
-        await tokens.report_refused_async(refused, wait)
-        return None
-
-    # --- where it may go -----------------------------------------------------------------------
-
-    def field(
-        self,
-        tokens: ActivityTokens,
-        token: ApiToken | Fallback,
-        request: Outgoing,
-        *also: Outgoing,
-    ) -> str:
+    def field(self, request: Outgoing, *also: Outgoing) -> str:
         """The header's value for a request, or on record why the token may not go there.
 
-        Args:
-            tokens: of the running activity.
-            token: what to present.
-            request: what is about to be sent.
-            also: other places where the client would take the header by itself.
-
         Raises:
-            OriginNotAllowed: it may not go to one of these.
+            OriginNotAllowed: it may not, or not to one of the other places where the client would
+                take the header by itself.
             TokenMalformed: no header may have it.
         """
-        secret = token.reveal()
+        how, token, secret = self._how, self._token, self._token.reveal()
         if isinstance(token, Fallback):
-            tokens.secrets.add(self.name, secret)
+            self._tokens.secrets.add(how.name, secret)
         try:
             _require_allowed(token, request)
             for other in also:
                 if other.origin is None or not is_allowed(other.origin, token.origins):
                     raise OriginNotAllowed(
-                        f"{token.name} may not be sent to {request.place} in {self.header}, which "
+                        f"{token.name} may not be sent to {request.place} in {how.header}, which "
                         f"would be taken along on a redirect to {other.place}: its issuer must "
                         "sign it for both"
                     )
-            if not self._is_basic and not _FIELD_VALUE.fullmatch(secret):
-                raise TokenMalformed(
-                    f"{token.name} has characters that no HTTP header may have, such as a line "
-                    "end; set it again without them"
-                )
+            return how.value_of(secret)
         except StatefulError as error:
             about = {"origin": request.origin, "method": request.method}
-            tokens.refused(self.name, token.message, error, **about)
+            self._tokens.refused(how.name, token.message, error, **about)
             raise
-        if self._is_basic:
-            pair = secret if self._username is None else f"{self._username}:{secret}"
-            secret = b64encode(pair.encode()).decode("ascii")
-        return self._scheme + secret
 
-    # --- on record -----------------------------------------------------------------------------
-
-    def recorded(
-        self,
-        tokens: ActivityTokens,
-        token: ApiToken | Fallback,
-        request: Outgoing,
-        status: int | None,
-    ) -> None:
+    def recorded(self, request: Outgoing, status: int | None) -> None:
         """Put on record that a request carried the token; no status where nothing came back."""
-        tokens.used(self.name, token.message, request.origin, request.method, status)
+        about = request.origin, request.method, status
+        self._tokens.used(self._how.name, self._token.message, *about)
+
+    async def goes_on(self, may_resend: bool) -> bool:
+        """Report that the API refused the token; whether to send the request again with a newer.
+
+        It is sent once more at the most. Where it cannot be, the next request has the newer one.
+        """
+        how, tokens, refused = self._how, self._tokens, self._token
+        if isinstance(refused, Fallback):
+            return False
+        if self._is_second or not may_resend:
+            wait = 0.0 if self._is_second else how.wait
+            await tokens.report_refused(refused, wait, blocks=self._blocks)
+            return False
+        if not await tokens.newest.renew(how.name, refused, how.wait, blocks=self._blocks):
+            return False
+        self._token, self._is_second = await tokens.open(how.name, blocks=self._blocks), True
+        return True
 
 
 def scheme_in(header: str) -> str | None:
     """What stands before a token in a header, where the user says nothing."""
     return "Bearer" if header.lower() == "authorization" else None
+
+
+def is_401(response: Any) -> bool:
+    """Whether an answer of requests or httpx says that the API does not take the token."""
+    return response.status_code == 401
 
 
 def host_detour(place: str, *hosts: str | None) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..errors import PluginMissing
 from ..sealed.message import DEFAULT_NAME
 from ..sealed.token import ApiToken
+from .newest import at_once
 from .tokens import ActivityTokens, activity_tokens
 
 
@@ -39,19 +40,23 @@ class TokenProvider:
 
     def __call__(self) -> str:
         """The token, in a thread."""
-        return self._given(self._running().current(self._name))
+        return self._given(at_once(self._running().current(self._name, blocks=True)))
 
     async def call_async(self) -> str:
         """The token, in an async activity."""
-        return self._given(await self._running().current_async(self._name))
+        return self._given(await self._running().current(self._name, blocks=False))
 
     def report_refused(self) -> bool:
         """`stateful_workflow.report_refused` for the token that was given last, in a thread."""
-        return self._last is not None and self._running().report_refused(self._last)
+        return at_once(self._refused(blocks=True))
 
     async def report_refused_async(self) -> bool:
         """As `report_refused`, in an async activity."""
-        return self._last is not None and await self._running().report_refused_async(self._last)
+        return await self._refused(blocks=False)
+
+    async def _refused(self, *, blocks: bool) -> bool:
+        last = self._last
+        return last is not None and await self._running().report_refused(last, blocks=blocks)
 
     def _given(self, token: ApiToken) -> str:
         self._last = token

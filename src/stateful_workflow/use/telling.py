@@ -30,11 +30,7 @@ _REMEMBERED: Final = 10_000
 
 
 class Asking:
-    """How the activities of one worker ask workflows, and say what an API refused.
-
-    Args:
-        client: gives the worker's client as it is now.
-    """
+    """How the activities of one worker ask workflows, and say what an API refused."""
 
     def __init__(self, client: Callable[[], Client]) -> None:
         self.client = client

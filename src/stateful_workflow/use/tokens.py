@@ -28,7 +28,7 @@ from ..sealed.message import DEFAULT_NAME, Message
 from ..sealed.origins import is_covered
 from ..sealed.token import ApiToken
 from .exposure import OpenedSecrets
-from .newest import Newest
+from .newest import Newest, at_once
 
 
 class ActivityTokens:
@@ -56,36 +56,22 @@ class ActivityTokens:
 
     # --- the current one ---------------------------------------------------------------------
 
-    def current(self, name: str, wait: float = 0.0) -> ApiToken:
-        """As `current_async`, in a thread.
-
-        On the event loop nobody can wait for an answer. There what is known is given, and from the
-        first time on the workflow is asked in the background, whenever what is known is old.
-        """
-        self.newest.renew(name, wait=wait)
-        return self.open(name)
-
-    async def current_async(self, name: str, wait: float = 0.0) -> ApiToken:
+    async def current(self, name: str, wait: float = 0.0, *, blocks: bool) -> ApiToken:
         """The token to use now, asked for again where it may be old, and opened.
 
         Args:
             name: credential name.
             wait: seconds to wait for one that can be used, where there is none, it is revoked, or
                 past its expiry.
+            blocks: the caller cannot await, here and below; see `Newest.renew` and `at_once`.
 
         Raises:
             StatefulError: as `open`; NewestUnknown where the workflow does not answer.
         """
-        await self.newest.renew_async(name, wait=wait)
-        return await self.open_async(name)
+        await self.newest.renew(name, wait=wait, blocks=blocks)
+        return await self.open(name, blocks=blocks)
 
-    def report_refused(self, token: ApiToken, wait: float = 0.0) -> bool:
-        """As `report_refused_async`, in a thread; on the event loop in the background."""
-        with suppress(NewestUnknown):
-            return self.newest.renew(token.name, token, wait)
-        return False
-
-    async def report_refused_async(self, token: ApiToken, wait: float = 0.0) -> bool:
+    async def report_refused(self, token: ApiToken, wait: float = 0.0, *, blocks: bool) -> bool:
         """Ask for another one than the API refused, and tell its authority where there is none.
 
         Nothing is opened, and nothing raised.
@@ -94,7 +80,7 @@ class ActivityTokens:
             Whether the workflow has something else by now: the next use has that.
         """
         with suppress(NewestUnknown):
-            return await self.newest.renew_async(token.name, token, wait)
+            return await self.newest.renew(token.name, token, wait, blocks=blocks)
         return False
 
     @property
@@ -114,27 +100,25 @@ class ActivityTokens:
 
     # --- opening -----------------------------------------------------------------------------
 
-    def open(self, name: str) -> ApiToken:
+    async def open(self, name: str, *, blocks: bool) -> ApiToken:
         """Check the token whole, as it is known now, open it, and put that on record.
+
+        The event loop waits neither for a KMS or an HSM nor for an audit sink.
 
         Raises:
             TokenUnavailable, UseRefused, KeyringError, MessageRefused: the subclass says why.
             AuditFailed: it could not be put on record, and is not given out.
         """
-        token, read = self._opened(name)
-        self.recorder.require(read)
-        return token
-
-    async def open_async(self, name: str) -> ApiToken:
-        """As `open`, in a thread where a KMS or an HSM is asked; the loop waits for no sink."""
-        try:
-            asks = self.keyring().has_openers
-        except KeyringError:
-            asks = False  # opening says it
+        asks = False
+        with suppress(KeyringError):  # opening says it
+            asks = not blocks and self.keyring().has_openers
         # No thread otherwise: a user's threads may be waiting for this loop.
         opened = await asyncio.to_thread(self._opened, name) if asks else self._opened(name)
         token, read = opened
-        await self.recorder.require_async(read)
+        if blocks:
+            self.recorder.require(read)
+        else:
+            await self.recorder.require_async(read)
         return token
 
     def _opened(self, name: str) -> tuple[ApiToken, AuditEvent]:
@@ -262,7 +246,7 @@ def current_token(name: str = DEFAULT_NAME) -> ApiToken:
         AuditFailed: it cannot be put on record (see `StatefulPlugin`).
         TokenForged, WrongNamespace, WrongWorkflowType: its issuer did not sign it for this.
     """
-    return activity_tokens().current(name)
+    return at_once(activity_tokens().current(name, blocks=True))
 
 
 async def current_token_async(name: str = DEFAULT_NAME) -> ApiToken:
@@ -271,7 +255,7 @@ async def current_token_async(name: str = DEFAULT_NAME) -> ApiToken:
     Raises:
         StatefulError: as `current_token`.
     """
-    return await activity_tokens().current_async(name)
+    return await activity_tokens().current(name, blocks=False)
 
 
 def report_refused(token: ApiToken) -> bool:
@@ -290,12 +274,12 @@ def report_refused(token: ApiToken) -> bool:
     Raises:
         PluginMissing: see `activity_tokens`.
     """
-    return activity_tokens().report_refused(token)
+    return at_once(activity_tokens().report_refused(token, blocks=True))
 
 
 async def report_refused_async(token: ApiToken) -> bool:
     """`report_refused` in an async activity: what it returns is what the workflow answered."""
-    return await activity_tokens().report_refused_async(token)
+    return await activity_tokens().report_refused(token, blocks=False)
 
 
 def current_api_url(name: str = DEFAULT_NAME) -> str | None:
@@ -310,7 +294,7 @@ def current_api_url(name: str = DEFAULT_NAME) -> str | None:
         OriginNotAllowed: there is only one that the token is not signed for.
     """
     tokens = activity_tokens()
-    tokens.newest.renew(name)
+    at_once(tokens.newest.renew(name, blocks=True))
     known = tokens.newest.standing(name)
     if known.message is None:
         return tokens.place.api_url if known.state == "none" else known.api_url
