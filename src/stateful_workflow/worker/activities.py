@@ -69,13 +69,7 @@ _RESULT_ORPHANS: Final = 5_000
 
 @dataclass(frozen=True)
 class OfPlugin:
-    """What a courier needs of the plugin of the workers that it runs beside.
-
-    Attributes:
-        keyring: gives the process's keyring as it is now, or None where it has none.
-        recorder: puts on record what is told.
-        pace: says when a signal may be sent.
-    """
+    """What a courier needs of the plugin of the workers that it runs beside."""
 
     keyring: Callable[[], Keyring | None]
     recorder: Recorder
@@ -85,11 +79,8 @@ class OfPlugin:
 class CourierActivities:
     """The activities of one courier.
 
-    Args:
-        plugin: see `OfPlugin`.
-        client: gives the client that children are told through.
-        takes_part: says of a workflow type whether it takes part in a tree; None where the workers
-            do not run it.
+    `takes_part` says of a workflow type whether it takes part in a tree; None where the workers do
+    not run it.
     """
 
     def __init__(
@@ -137,8 +128,6 @@ class CourierActivities:
                 category=ApplicationErrorCategory.BENIGN,  # it is shown and recorded elsewhere
             )
         return _written(result)
-
-    # --- tell ----------------------------------------------------------------
 
     async def _tell(
         self,
@@ -202,21 +191,16 @@ class CourierActivities:
     ) -> None:
         """A child was told a message, or could not be: the name of what went wrong says why."""
         info, recorder = activity.info(), self._plugin.recorder
-        scene = Scene(
-            recorder.identity,
-            info.namespace,
-            info.workflow_id,
-            info.workflow_run_id,
-            info.workflow_type,
+        where = info.namespace, info.workflow_id, info.workflow_run_id, info.workflow_type
+        told = Scene(recorder.identity, *where).event(
+            "forward",
+            "success" if why is None else "failure",
+            message,
+            reason=why,
+            child_id=child_id,
+            child_type=child_type,
         )
-        outcome = "success" if why is None else "failure"
-        recorder.record(
-            scene.event(
-                "forward", outcome, message, reason=why, child_id=child_id, child_type=child_type
-            )
-        )
-
-    # --- find ----------------------------------------------------------------
+        recorder.record(told)
 
     async def _find(
         self, request: TellRequest, not_open: Sequence[str], result: TellResult
@@ -236,17 +220,13 @@ class CourierActivities:
             datetime.fromtimestamp(request.since / 1000, timezone.utc),
             time.monotonic() + _LOOKED_FOR_WITHIN,
         )
-        in_doubt = [self._resolve(id, descent.child(id), closed, result) for id in request.in_doubt]
-        in_doubt += [
-            self._resolve(id, descent.joined(id, type), closed, result)
-            for id, type in request.joined
-        ]
-        await asyncio.gather(*in_doubt)
+        in_doubt = [(id, descent.child(id)) for id in request.in_doubt]
+        in_doubt += [(id, descent.joined(id, type)) for id, type in request.joined]
+        await asyncio.gather(*[self._resolve(*one, closed, result) for one in in_doubt])
         closed = list(dict.fromkeys(closed))
         if not request.patient:
             result.left.extend(closed)  # the list may lag: a part is no answer
-            return
-        if not closed:
+        if not request.patient or not closed:
             return
         await asyncio.sleep(_INDEX_LAG_SECONDS)
         try:
@@ -254,9 +234,7 @@ class CourierActivities:
         except NoAnswer as error:
             result.failed.update(dict.fromkeys(closed, f"closed; {error}"))
             return
-        await asyncio.gather(
-            *[self._adopt(descent, id, listed.get(id, ()), result) for id in closed]
-        )
+        await asyncio.gather(*[self._adopt(descent, id, listed.get(id), result) for id in closed])
 
     async def _resolve(
         self,
@@ -273,14 +251,10 @@ class CourierActivities:
                 (result.gone if child is None else closed).append(child_id)
 
     async def _adopt(
-        self,
-        descent: Descent,
-        closed_id: str,
-        children: Sequence[Execution],
-        result: TellResult,
+        self, descent: Descent, closed_id: str, below: list[Execution] | None, result: TellResult
     ) -> None:
         async with self._asking(closed_id, result):
-            orphans = await descent.orphans(closed_id, children) if children else []
+            orphans = await descent.orphans(closed_id, below) if below else []
             room = _RESULT_ORPHANS - sum(map(len, result.orphans.values()))
             if len(orphans) > room and any(result.orphans.values()):
                 result.left.append(closed_id)
@@ -295,8 +269,6 @@ class CourierActivities:
                 yield
             except NoAnswer as error:
                 result.failed[child_id] = str(error)
-
-    # --- trust and recover ---------------------------------------------------
 
     @activity.defn(name=TRUST)
     async def trust(self) -> dict[str, Any]:
@@ -341,17 +313,12 @@ class CourierActivities:
                 return _written(RecoverResult(asked=True))
         return _written(RecoverResult(asked=False))
 
-    # --- place ---------------------------------------------------------------
-
     @activity.defn(name=PLACE)
     async def place(self, request: PlaceRequest) -> dict[str, Any]:
         """Ask a workflow for the state that a child of its would start with; see `place_of`."""
         request, info = _known(PlaceRequest, request), activity.info()
-        return _written(
-            await place_of(
-                self._client(), request, info.workflow_id or "", info.workflow_type or ""
-            )
-        )
+        who = info.workflow_id or "", info.workflow_type or ""
+        return _written(await place_of(self._client(), request, *who))
 
 
 async def _last_state(client: Client, workflow_id: str, run_id: str) -> RecoverResult | None:

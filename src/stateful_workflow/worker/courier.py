@@ -38,10 +38,8 @@ async def courier_beside(
 ) -> AsyncGenerator[None, None]:
     """Run a courier while the block runs; workers of one connection and task queue share one.
 
-    Args:
-        worker: its client is followed, also when it is replaced.
-        plugin: the worker's.
-        takes_part: for each workflow type of the worker's, whether it takes part in a tree.
+    It follows the worker's client, also when that is replaced. `takes_part` says for each workflow
+    type of the worker's whether it takes part in a tree.
     """
     courier = next((known for known in _couriers if known.serves(worker)), None)
     if courier is None:

@@ -50,6 +50,9 @@ class Descent:
         workflow_id, run_id: of the workflow.
         since: when its first run began; what is older is another's.
         deadline: in seconds of `time.monotonic`; nothing is asked after it.
+
+    Raises, from every call:
+        NoAnswer: the server, or a closed workflow, does not say.
     """
 
     def __init__(
@@ -63,13 +66,7 @@ class Descent:
         self._runs: dict[tuple[str, str], asyncio.Task[Execution | None]] = {}
 
     async def child(self, workflow_id: str) -> Execution | None:
-        """A workflow that this one, or an earlier run of it, started.
-
-        None where there is none of this id, or it is another's.
-
-        Raises:
-            NoAnswer: the server does not say.
-        """
+        """A workflow that this one, or an earlier run of it, started; None where there is none."""
         described = await self._describe(workflow_id)
         if described is None:
             own = await self._describe(self._id, self._run_id)
@@ -88,9 +85,6 @@ class Descent:
 
         Anybody may say so. Whom a closed one leaves is to be taken over only where it says itself
         that it joined.
-
-        Raises:
-            NoAnswer: the server, or a closed one, does not say.
         """
         described = await self._describe(workflow_id)
         if described is None or described.type != workflow_type:
@@ -101,36 +95,35 @@ class Descent:
         return described if status is not None and status.parent == self._id else None
 
     async def listed(self, parent_ids: Sequence[str]) -> Mapping[str, list[Execution]]:
-        """What the server lists as children of each of these.
-
-        Raises:
-            NoAnswer: the server does not say.
-        """
+        """What the server lists as children of each of these."""
         found: dict[str, list[Execution]] = {}
-        for begin in range(0, len(parent_ids), _PARENTS_A_QUERY):
-            for row in await self._children(parent_ids[begin : begin + _PARENTS_A_QUERY]):
-                found.setdefault(row.parent_id or "", []).append(row)
+        steps = range(0, len(parent_ids), _PARENTS_A_QUERY)
+        left = [parent_ids[begin : begin + _PARENTS_A_QUERY] for begin in steps]
+        for among in left:
+            ids = ", ".join(map(_quoted, among))
+            query = f"ParentWorkflowId IN ({ids}) AND ExecutionStatus != 'ContinuedAsNew'"
+            rows = await self._rows(query, _MOST_CHILDREN + 1)
+            if len(rows) <= _MOST_CHILDREN:
+                begun = await self._begun()
+                for row in rows:
+                    if row.parent_id in among and row.start_time >= begun:
+                        found.setdefault(row.parent_id or "", []).append(row)
+            elif len(among) == 1:
+                raise NoAnswer(f"more than {_MOST_CHILDREN:,} workflows are listed below it")
+            else:
+                left += [[parent_id] for parent_id in among]
         return found
 
     async def orphans(self, closed_id: str, rows: Sequence[Execution]) -> list[Orphan]:
         """The running workflows below a closed child, and what was kept from them on the way.
 
-        Args:
-            closed_id: workflow id of the closed child. Where it runs again, those of the later
-                workflow are left to that one.
-            rows: what `listed` has of it.
-
-        Raises:
-            NoAnswer: the server does not say, or a closed workflow does not answer.
+        Where the child runs again, those of the later workflow are left to that one. The rows are
+        what `listed` has of it.
         """
         newest = await self._describe(closed_id)
         if newest is not None and newest.is_open:
-            later = newest.first_run_id
-            rows = [
-                row
-                for row in rows
-                if await self._first_run(closed_id, row.parent_run_id or "") != later
-            ]
+            first = [await self._first_run(closed_id, row.parent_run_id or "") for row in rows]
+            rows = [row for row, id in zip(rows, first, strict=True) if id != newest.first_run_id]
         answers: dict[tuple[str, str | None], Mapping[str, ChildStatus] | None] = {}
         found: list[Orphan] = []
         for way in await self._ways(closed_id, (), rows):
@@ -151,10 +144,7 @@ class Descent:
         return found
 
     async def _ways(
-        self,
-        closed_id: str,
-        above: tuple[Execution, ...],
-        rows: Sequence[Execution],
+        self, closed_id: str, above: tuple[Execution, ...], rows: Sequence[Execution]
     ) -> list[tuple[Execution, ...]]:
         """Each running workflow below a closed one, after the closed ones between."""
         if len(above) == _DEEPEST:
@@ -176,9 +166,6 @@ class Descent:
         """The children of a closed workflow, as its last status has them.
 
         Empty where it is past retention; None where it took no part.
-
-        Raises:
-            NoAnswer: it does not answer.
         """
         if first_run is None:
             return {}
@@ -214,29 +201,12 @@ class Descent:
     async def _last_run(self, workflow_id: str, first_run: str) -> str:
         """The last run of a closed workflow, whose id may run again."""
         closed = f"WorkflowId = {_quoted(workflow_id)} AND ExecutionStatus != 'Running'"
-        for row in await self._rows(
-            f"{closed} AND ExecutionStatus != 'ContinuedAsNew'", _RUNS_LOOKED_AT
-        ):
-            if row.is_open:  # paused, or whatever else is not running
-                continue
-            if await self._first_run(workflow_id, row.run_id) == first_run:
+        query = f"{closed} AND ExecutionStatus != 'ContinuedAsNew'"
+        for row in await self._rows(query, _RUNS_LOOKED_AT):
+            # One that is open is paused, or whatever else is not running.
+            if not row.is_open and await self._first_run(workflow_id, row.run_id) == first_run:
                 return row.run_id
         raise NoAnswer("the server does not list its last run")
-
-    # --- the server ----------------------------------------------------------
-
-    async def _children(self, parent_ids: Sequence[str]) -> list[Execution]:
-        among = ", ".join(map(_quoted, parent_ids))
-        rows = await self._rows(
-            f"ParentWorkflowId IN ({among}) AND ExecutionStatus != 'ContinuedAsNew'",
-            _MOST_CHILDREN + 1,
-        )
-        if len(rows) > _MOST_CHILDREN:
-            if len(parent_ids) == 1:
-                raise NoAnswer(f"more than {_MOST_CHILDREN:,} workflows are listed below it")
-            return [row for parent_id in parent_ids for row in await self._children([parent_id])]
-        begun = await self._begun()
-        return [row for row in rows if row.parent_id in parent_ids and row.start_time >= begun]
 
     async def _rows(self, query: str, most: int) -> list[Execution]:
         rows = listed(self._client, query, most, timeout=self._time_left())
