@@ -93,7 +93,7 @@ class TokenAuth(httpx.Auth):
         self, request: httpx.Request
     ) -> Generator[httpx.Request, httpx.Response, None]:
         """See `httpx.Auth`."""
-        flow = self.flow(request, blocks=True)
+        flow = self._flow(request, blocks=True)
         try:
             sent = at_once(anext(flow))
             while True:
@@ -107,9 +107,9 @@ class TokenAuth(httpx.Auth):
         self, request: httpx.Request
     ) -> AsyncGenerator[httpx.Request, httpx.Response]:
         """See `httpx.Auth`."""
-        return self.flow(request, blocks=False)
+        return self._flow(request, blocks=False)
 
-    async def flow(
+    async def _flow(
         self, request: httpx.Request, *, blocks: bool
     ) -> AsyncGenerator[httpx.Request, httpx.Response]:
         """Either of them; it never suspends where the caller `blocks`."""
@@ -167,6 +167,30 @@ class _KeyAuth(TokenAuth):
     def _also(self, url: httpx.URL) -> list[Outgoing]:
         return []
 
+    async def exchange(
+        self,
+        request: httpx.Request,
+        send: Callable[[httpx.Request], Awaitable[httpx.Response]],
+        close: Callable[[httpx.Response], Awaitable[None]],
+        *,
+        blocks: bool,
+    ) -> httpx.Response:
+        """Send a copy of a request with the token, by a transport's own two calls."""
+        async with aclosing(self._flow(_copy(request), blocks=blocks)) as flow:
+            sent = await anext(flow)
+            while True:
+                response = await send(sent)
+                response.request = sent
+                try:
+                    sent = await flow.asend(response)
+                except StopAsyncIteration:
+                    response.request = request  # what was sent has the token in a header
+                    return response
+                except BaseException:
+                    await close(response)
+                    raise
+                await close(response)
+
 
 class _Transport(Generic[T]):
     """What both transports are: a `_KeyAuth` around another transport."""
@@ -182,29 +206,6 @@ class _Transport(Generic[T]):
     ) -> None:
         self._inner = inner
         self._auth = _KeyAuth(Presenter(name, header=header, **terms), refused)
-
-    async def _exchange(
-        self,
-        request: httpx.Request,
-        send: Callable[[httpx.Request], Awaitable[httpx.Response]],
-        close: Callable[[httpx.Response], Awaitable[None]],
-        *,
-        blocks: bool,
-    ) -> httpx.Response:
-        async with aclosing(self._auth.flow(_copy(request), blocks=blocks)) as flow:
-            sent = await anext(flow)
-            while True:
-                response = await send(sent)
-                response.request = sent
-                try:
-                    sent = await flow.asend(response)
-                except StopAsyncIteration:
-                    response.request = request  # what was sent has the token in a header
-                    return response
-                except BaseException:
-                    await close(response)
-                    raise
-                await close(response)
 
 
 class OriginTransport(_Transport[httpx.BaseTransport], httpx.BaseTransport):
@@ -229,7 +230,7 @@ class OriginTransport(_Transport[httpx.BaseTransport], httpx.BaseTransport):
         async def close(response: httpx.Response) -> None:
             response.close()
 
-        return at_once(self._exchange(request, send, close, blocks=True))
+        return at_once(self._auth.exchange(request, send, close, blocks=True))
 
     def close(self) -> None:
         """Close the inner transport."""
@@ -242,7 +243,7 @@ class AsyncOriginTransport(_Transport[httpx.AsyncBaseTransport], httpx.AsyncBase
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """See `httpx.AsyncBaseTransport`."""
         send, close = self._inner.handle_async_request, httpx.Response.aclose
-        return await self._exchange(request, send, close, blocks=False)
+        return await self._auth.exchange(request, send, close, blocks=False)
 
     async def aclose(self) -> None:
         """Close the inner transport."""
