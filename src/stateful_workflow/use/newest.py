@@ -112,8 +112,6 @@ class Newest:
         self._others = Standing() if others is None else others.standing
         self._refused: set[str] = set()
 
-    # --- what is known -----------------------------------------------------------------------
-
     def _of(self, name: str) -> _Name:
         return self._names.setdefault(name, _Name(self._others, self._carried_at))
 
@@ -172,16 +170,12 @@ class Newest:
         expiry = known.message.claims.expires_at
         return expiry is not None and expiry - time.time() < NEAR_EXPIRY_SECONDS
 
-    # --- the activity's two ends -------------------------------------------------------------
-
     async def begin(self, *, takes_part: bool) -> None:
         """Ask before the activity begins, where it could not later; `message` raises the errors.
 
         What came along is asked for where it may be old, and so is what activities of this type
         take on the event loop. That alone where nothing came along: a plain workflow is not asked.
-
-        Args:
-            takes_part: whether something came along, readable or not.
+        `takes_part`: something came along, readable or not.
         """
         if self._asking is None:
             return
@@ -200,8 +194,6 @@ class Newest:
             for task in (of.keeper, of.question):
                 if task is not None:
                     task.cancel()
-
-    # --- the newest --------------------------------------------------------------------------
 
     @property
     def _loop_elsewhere(self) -> asyncio.AbstractEventLoop | None:
@@ -234,7 +226,6 @@ class Newest:
         """Ask where the rule says so, and whether there is something else than the refused then.
 
         Args:
-            name: credential name.
             refused: one that the API did not take; its authority is told where it is the newest.
             wait: seconds to wait for a token that can be used, and is not the refused one.
             blocks: the caller cannot await: a thread waits for the answer. On the event loop nobody
@@ -320,8 +311,6 @@ class Newest:
             left = self._of(name).true_at + limits.LIMITS.fresh_seconds - time.monotonic()
             await asyncio.sleep(left if left > 0 else limits.LIMITS.wait_seconds)
 
-    # --- questions ---------------------------------------------------------------------------
-
     async def _look_for_another(self, asking: Asking, refused: ApiToken) -> None:
         """Ask whether there is another than the one that was refused, and report where not.
 
@@ -335,11 +324,9 @@ class Newest:
             asking.report(refused)
 
     async def _ask(self, asking: Asking, name: str, within: float) -> None:
-        """Know what the workflow says, or said within these seconds; one question for all who ask.
+        """Know what the workflow says, or said within these seconds; raises as `renew`.
 
-        Raises:
-            NewestUnknown: it does not answer.
-            PluginMissing: it takes no part in a tree.
+        There is one question for all who ask.
         """
         of, now = self._of(name), time.monotonic()
         question = of.question
@@ -389,11 +376,7 @@ def at_once(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def _message(name: str, sealed: str | None) -> Message | None:
-    """The message that a workflow says it holds.
-
-    Raises:
-        MessageRefused: it is no message of this name.
-    """
+    """The message that a workflow says it holds; MessageRefused: it is none of this name."""
     message = None if sealed is None else parse(sealed)
     if message is not None and message.claims.name != name:
         raise TokenForged(f"another credential's message was given for {name}")

@@ -87,14 +87,10 @@ class Execution:
             parent_id=info.parent_execution.workflow_id or None,
             parent_run_id=info.parent_execution.run_id or None,
             root_id=info.root_execution.workflow_id or None,
-            start_time=_utc(info.start_time.ToDatetime()),
-            first_task=_utc(info.execution_time.ToDatetime()).timestamp(),
+            start_time=info.start_time.ToDatetime(timezone.utc),
+            first_task=info.execution_time.ToDatetime(timezone.utc).timestamp(),
             starting=starting,
         )
-
-
-def _utc(naive: datetime) -> datetime:
-    return naive.replace(tzinfo=timezone.utc)
 
 
 async def describe(

@@ -32,13 +32,7 @@ from .newest import Newest, at_once
 
 
 class ActivityTokens:
-    """The tokens of one running activity.
-
-    Args:
-        newest: what is known of them, and who asks for the newest.
-        keyring: gives this process's keyring, or raises KeyringError.
-        recorder: puts on record what is opened, used and refused.
-    """
+    """The tokens of one running activity."""
 
     def __init__(self, newest: Newest, keyring: Callable[[], Keyring], recorder: Recorder) -> None:
         self.info = activity.info()
@@ -54,16 +48,10 @@ class ActivityTokens:
         self.confirmed_root: str | None = None
         """The root that the server says this activity's workflow stands below; see `seal_token`."""
 
-    # --- the current one ---------------------------------------------------------------------
-
     async def current(self, name: str, wait: float = 0.0, *, blocks: bool) -> ApiToken:
         """The token to use now, asked for again where it may be old, and opened.
 
-        Args:
-            name: credential name.
-            wait: seconds to wait for one that can be used, where there is none, it is revoked, or
-                past its expiry.
-            blocks: the caller cannot await, here and below; see `Newest.renew` and `at_once`.
+        As in `Newest.renew`, `wait` is seconds, and `blocks` says that the caller cannot await.
 
         Raises:
             StatefulError: as `open`; NewestUnknown where the workflow does not answer.
@@ -74,10 +62,7 @@ class ActivityTokens:
     async def report_refused(self, token: ApiToken, wait: float = 0.0, *, blocks: bool) -> bool:
         """Ask for another one than the API refused, and tell its authority where there is none.
 
-        Nothing is opened, and nothing raised.
-
-        Returns:
-            Whether the workflow has something else by now: the next use has that.
+        Whether the workflow has something else by now, for the next use. Nothing is opened.
         """
         with suppress(NewestUnknown):
             return await self.newest.renew(token.name, token, wait, blocks=blocks)
@@ -85,11 +70,7 @@ class ActivityTokens:
 
     @property
     def place(self) -> Use:
-        """What came with the activity: where its workflow stands.
-
-        Raises:
-            PluginMissing: nothing did.
-        """
+        """What came with the activity: where its workflow stands; PluginMissing: nothing did."""
         if self.use is None:
             raise PluginMissing(
                 f"workflow {self.workflow_id} was no StatefulWorkflow when it scheduled this "
@@ -97,8 +78,6 @@ class ActivityTokens:
                 "are not known: let it schedule the activity anew"
             )
         return self.use
-
-    # --- opening -----------------------------------------------------------------------------
 
     async def open(self, name: str, *, blocks: bool) -> ApiToken:
         """Check the token whole, as it is known now, open it, and put that on record.
@@ -146,8 +125,6 @@ class ActivityTokens:
         read = self.event("read", "success", name, message, reader=reader)
         return ApiToken(message, secret, self._handed_out), read
 
-    # --- on record ---------------------------------------------------------------------------
-
     def used(
         self,
         name: str,
@@ -156,13 +133,10 @@ class ActivityTokens:
         method: str | None = None,
         status: int | None = None,
     ) -> None:
-        """Put a request that carried a token on record, with the status of its answer.
+        """Put a request that carried a token, or without a message a fallback of it, on record.
 
-        Args:
-            name: credential name.
-            message: the token's; None for a fallback of it.
-            origin, method: of the request; no method where a client of another library sends it.
-            status: None where no answer came, or nobody sees it.
+        There is no method where a client of another library sends it, and no status where no
+        answer came, or nobody sees it.
         """
         outcome = "unknown" if status is None else "success" if status < 400 else "failure"
         about = {"origin": origin, "method": method, "status": status}

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from temporalio import workflow
 from temporalio.client import Client
@@ -122,12 +122,6 @@ class StatefulPlugin(SimplePlugin):
             )
         return keyring
 
-    def _can_open(self) -> bool:
-        keyring = self.keyring
-        return keyring is not None and any(
-            key.kind == "reader" and key.private for key in keyring.keys()
-        )
-
     def configure_worker(self, config: WorkerConfig) -> WorkerConfig:
         """Add what a worker with workflows needs; an activity-only one gets the interceptor alone.
 
@@ -149,7 +143,9 @@ class StatefulPlugin(SimplePlugin):
             bound if interceptor is self._interceptor else interceptor
             for interceptor in config.get("interceptors", ())
         ]
-        if config.get("activities") and not self._can_open():
+        keys = () if (keyring := self.keyring) is None else keyring.keys()
+        can_open = any(key.kind == "reader" and key.private for key in keys)
+        if config.get("activities") and not can_open:
             _log.warning(
                 "The worker of task queue %s has activities and no reader key: they cannot open a "
                 "token. Set $%s, or give StatefulPlugin a keyring",
@@ -225,18 +221,14 @@ def _pass_through(runner: WorkflowRunner | None) -> WorkflowRunner:
 
 def _with_home(workflows: Sequence[type[Any]] | None) -> Sequence[type[Any]]:
     """A worker's workflows, where it has any with the library's own, unless one has its name."""
-    if not workflows or _HOME in _takes_part(workflows):
-        return workflows or []
-    return [*workflows, TokenHome]
+    has_home = not workflows or "TokenHome" in _takes_part(workflows)
+    return [*(workflows or ()), *(() if has_home else (TokenHome,))]
 
 
 def _ours(config: WorkerConfig) -> _WorkerInterceptor | None:
     """Our interceptor among those of a worker."""
-    all_ = config.get("interceptors", ())
-    return next((one for one in all_ if isinstance(one, _WorkerInterceptor)), None)
-
-
-_HOME: Final = "TokenHome"
+    ours = [one for one in config.get("interceptors", ()) if isinstance(one, _WorkerInterceptor)]
+    return ours[0] if ours else None
 
 
 def _takes_part(workflows: Iterable[type[Any]]) -> dict[str, bool]:
