@@ -62,12 +62,8 @@ class OpenedSecrets:
         search = self._search
         if search.secrets != secrets:
             self._search = search = _Search(secrets)
-        for part in data:
-            for reading in _readings(part, search.shortest, search.text):
-                name = search.name_in(reading)
-                if name is not None:
-                    return name
-        return None
+        readings = (one for part in data for one in _readings(part, search.shortest, search.text))
+        return next((name for name in map(search.name_in, readings) if name is not None), None)
 
 
 def _parts(secret: str) -> set[str]:
