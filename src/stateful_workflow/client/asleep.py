@@ -16,7 +16,7 @@ from temporalio.api.common.v1 import Payload
 from temporalio.api.history.v1 import HistoryEvent, WorkflowExecutionStartedEventAttributes
 from temporalio.client import Client
 from temporalio.converter import WorkflowSerializationContext
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
 from ..errors import MessageRefused, NotStateful, NoWorkerAnswers, OperationFailed
 from ..node import limits
@@ -30,10 +30,9 @@ from ..node.status import TokenStatus
 from ..sealed.issuing import Said
 from ..sealed.keys import Issuer, verify
 from ..sealed.message import Message, parse
-from ..use.asking import ask, decoded_payload, is_plain
-from ..use.server import describe, history, never_ran, start_of_run
+from ..use.asking import Silence, ask_closed, decoded_payload
+from ..use.server import describe, history
 
-_RUNS_THAT_NEVER_RAN: Final = 20
 _MESSAGES_LOOKED_AT: Final = 1_000
 """Of those that were sent to a workflow that is asleep: the newest."""
 
@@ -238,28 +237,20 @@ async def _status_before(
     """The nearest closed run that ran, and its last status.
 
     Raises:
-        NoWorkerAnswers: it does not answer.
-        RPCError: the server does not say.
+        NotStateful, NoWorkerAnswers: it does not answer.
     """
-    for _ in range(_RUNS_THAT_NEVER_RAN):
-        try:
-            asked = ask(client, workflow_id, STATUS_QUERY, node_status, run_id=run_id, timeout=wait)
-            return run_id, await asked
-        except Exception as error:  # noqa: BLE001 - a codec may raise anything
-            if isinstance(error, RPCError) and error.status == RPCStatusCode.NOT_FOUND:
-                return None, None  # past retention
-            if not await never_ran(client, workflow_id, run_id, timeout=wait):
-                if await is_plain(client, workflow_id, error, run_id=run_id, timeout=wait):
-                    raise NotStateful(f"workflow {workflow_id} is no StatefulWorkflow") from None
-                raise NoWorkerAnswers(
-                    f"run {run_id} of workflow {workflow_id}, the last before it fell asleep, did "
-                    f"not answer ({type(error).__name__}): is a worker running on its task queue?"
-                ) from None
-        started = await start_of_run(client, workflow_id, run_id, timeout=wait)
-        run_id = started.continued_execution_run_id
-        if not run_id:
-            break
-    return None, None
+    try:
+        run_id, said = await ask_closed(
+            client, workflow_id, run_id, STATUS_QUERY, node_status, lambda: wait
+        )
+    except Exception as error:  # noqa: BLE001 - a codec may raise anything
+        raise NoWorkerAnswers(
+            f"run {run_id} of workflow {workflow_id}, the last before it fell asleep, did not "
+            f"answer ({type(error).__name__}): is a worker running on its task queue?"
+        ) from None
+    if said is Silence.PLAIN:
+        raise NotStateful(f"workflow {workflow_id} is no StatefulWorkflow")
+    return (None, None) if isinstance(said, Silence) else (run_id, said)
 
 
 async def _sent(client: Client, workflow_id: str, event: HistoryEvent) -> list[Message]:

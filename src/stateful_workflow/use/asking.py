@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
+from enum import Enum
 from functools import partial
 from typing import Final, TypeVar
 
@@ -20,21 +21,27 @@ from temporalio.converter import (
     SerializationContext,
     WorkflowSerializationContext,
 )
+from temporalio.service import RPCError, RPCStatusCode
 
 from ..errors import AnswerMalformed
 from ..node.answers import JoinAnswer, TokenAnswer, token_answer
-from ..node.contract import JOIN, MESSAGE, METADATA_QUERY, STATUS_QUERY
+from ..node.contract import JOIN, MESSAGE, METADATA_QUERY, STATE_QUERY, STATUS_QUERY
 from ..node.members import ANY, OBJECT, list_of, optional, read
+from .server import never_ran, start_of_run
 
 T = TypeVar("T")
 
 MAX_BYTES: Final[Mapping[str, int]] = {
     STATUS_QUERY: 2 * 1024 * 1024,
+    STATE_QUERY: 2 * 1024 * 1024,
     METADATA_QUERY: 2 * 1024 * 1024,
     MESSAGE: 64 * 1024,
     JOIN: 1024 * 1024,
 }
 """Of an answer, by the name of what was asked. The server takes no larger status."""
+
+_RUNS_THAT_NEVER_RAN: Final = 20
+"""In a row, that are gone back over for one that did."""
 
 
 def read_answer(
@@ -214,3 +221,52 @@ def _as_json(raw: object) -> object:
         return raw
     is_json = raw.payload.metadata.get("encoding", b"").startswith(b"json/")
     return json.loads(raw.payload.data) if is_json else raw
+
+
+# --- closed runs ------------------------------------------------------------------------------
+
+
+class Silence(Enum):
+    """Why a closed run says nothing, and never will."""
+
+    FORGOTTEN = "it is past retention"
+    NEVER_RAN = "it closed before its first task"
+    PLAIN = "it takes no part in a tree"
+
+
+async def ask_closed(
+    client: Client,
+    workflow_id: str,
+    run_id: str,
+    query: str,
+    read: Callable[[object], T],
+    timeout: Callable[[], timedelta],
+    until: str | None = None,
+) -> tuple[str, T | Silence]:
+    """Ask a closed run, or the nearest one before it that ran, but none from `until` on.
+
+    Returns:
+        the run, and what it says; `timeout` gives that of each call.
+
+    Raises:
+        Exception: as `ask`, or what a codec raises, where it may answer later; RPCError also where
+            the server does not say whether it ran.
+    """
+    for _ in range(_RUNS_THAT_NEVER_RAN):
+        try:
+            asked = ask(client, workflow_id, query, read, run_id=run_id, timeout=timeout())
+            return run_id, await asked
+        except RPCError as error:
+            if error.status == RPCStatusCode.NOT_FOUND:
+                break
+            if not await never_ran(client, workflow_id, run_id, timeout=timeout()):
+                raise
+        except (WorkflowQueryFailedError, AnswerMalformed) as error:
+            if await is_plain(client, workflow_id, error, run_id=run_id, timeout=timeout()):
+                return run_id, Silence.PLAIN
+            raise
+        start = await start_of_run(client, workflow_id, run_id, timeout=timeout())
+        if start.continued_execution_run_id in ("", until):
+            return run_id, Silence.NEVER_RAN
+        run_id = start.continued_execution_run_id
+    return run_id, Silence.FORGOTTEN

@@ -18,7 +18,7 @@ from temporalio.client import Client, WorkflowQueryFailedError
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError, RPCStatusCode
 
-from ..errors import KeyringError
+from ..errors import AnswerMalformed, KeyringError
 from ..node.contract import (
     FORMAT,
     MESSAGE,
@@ -38,8 +38,8 @@ from ..record.event import Scene
 from ..record.recorder import Recorder
 from ..sealed.keyring import Keyring
 from ..sealed.message import Message, parse
-from ..use.asking import is_plain
-from ..use.server import Execution, never_ran, start_of_run
+from ..use.asking import Silence, ask_closed, is_plain
+from ..use.server import Execution
 from .descent import RPC_TIMEOUT, Descent, NoAnswer
 from .pace import SignalPace
 from .places import place_of
@@ -59,8 +59,6 @@ _NOT_ASKED_SECONDS: Final = 300.0
 _TYPES_REMEMBERED: Final = 1_000
 
 _BEAT_SECONDS: Final = 3.0
-_RUNS_THAT_NEVER_RAN: Final = 20
-"""In a row, that are gone back over for one that did."""
 
 _SHOWN: Final = 10
 _RESULT_ORPHANS: Final = 5_000
@@ -299,19 +297,17 @@ class CourierActivities:
         Raises:
             ApplicationError: no worker answered; the server is to repeat it.
         """
-        for _ in range(_RUNS_THAT_NEVER_RAN):
-            client = self._client()
-            try:
-                answer = await _last_state(client, workflow_id, run_id)
-                if answer is not None:
-                    return _written(answer)
-                start = await start_of_run(client, workflow_id, run_id, timeout=RPC_TIMEOUT)
-            except RPCError as error:
-                raise ApplicationError(f"{error.status.name}: {error.message}") from None
-            run_id = start.continued_execution_run_id
-            if run_id in ("", written_by):
-                return _written(RecoverResult(asked=True))
-        return _written(RecoverResult(asked=False))
+        try:
+            run, wait = (self._client(), workflow_id, run_id), lambda: RPC_TIMEOUT
+            _, said = await ask_closed(*run, STATE_QUERY, _state, wait, written_by)
+        except RPCError as error:
+            raise ApplicationError(f"{error.status.name}: {error.message}") from None
+        except (WorkflowQueryFailedError, AnswerMalformed) as error:
+            # It may not replay on this worker and do so on the next one, as in an upgrade.
+            raise ApplicationError(f"it does not say its state: {error}") from None
+        if isinstance(said, Silence):
+            return _written(RecoverResult(asked=said is not Silence.FORGOTTEN))
+        return _written(RecoverResult(asked=True, state=said))
 
     @activity.defn(name=PLACE)
     async def place(self, request: PlaceRequest) -> dict[str, Any]:
@@ -321,24 +317,8 @@ class CourierActivities:
         return _written(await place_of(self._client(), request, *who))
 
 
-async def _last_state(client: Client, workflow_id: str, run_id: str) -> RecoverResult | None:
-    """What a closed run answers; None where it closed before its first task."""
-    run = client.get_workflow_handle(workflow_id, run_id=run_id)
-    try:
-        state: object = await run.query(STATE_QUERY, rpc_timeout=RPC_TIMEOUT)
-    except WorkflowQueryFailedError as error:
-        if await is_plain(client, workflow_id, error, run_id=run_id, timeout=RPC_TIMEOUT):
-            return RecoverResult(asked=True)
-        # It may not replay on this worker and do so on the next one, as in an upgrade.
-        raise ApplicationError(f"it does not say its state: {error.message}") from None
-    except RPCError as error:
-        if error.status == RPCStatusCode.NOT_FOUND:  # past retention
-            return RecoverResult(asked=False)
-        if await never_ran(client, workflow_id, run_id, timeout=RPC_TIMEOUT):
-            return None
-        raise
-    members = cast("dict[str, Any]", state) if isinstance(state, dict) else None
-    return RecoverResult(asked=True, state=members)
+def _state(answer: object) -> dict[str, Any] | None:
+    return cast("dict[str, Any]", answer) if isinstance(answer, dict) else None
 
 
 Request = TypeVar("Request", TellRequest, PlaceRequest)

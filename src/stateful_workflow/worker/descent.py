@@ -21,8 +21,8 @@ from ..node.answers import ChildStatus, kept_children, node_status
 from ..node.contract import STATUS_QUERY, Orphan
 from ..node.ledger import ALL, Life
 from ..sealed.message import MAX_LIST
-from ..use.asking import ask, is_plain
-from ..use.server import Execution, describe, listed, never_ran
+from ..use.asking import Silence, ask_closed
+from ..use.server import Execution, describe, listed
 
 RPC_TIMEOUT: Final = timedelta(seconds=5)
 
@@ -180,23 +180,21 @@ class Descent:
         Raises:
             NoAnswer: it does not answer.
         """
-        client, wait = self._client, self._time_left()
         try:
-            return await ask(client, closed_id, STATUS_QUERY, read, run_id=run_id, timeout=wait)
+            _, said = await ask_closed(
+                self._client, closed_id, run_id, STATUS_QUERY, read, self._time_left
+            )
+        except NoAnswer:
+            raise
         except RPCError as error:
-            if error.status == RPCStatusCode.NOT_FOUND:
-                return past
-            wait = self._time_left()
-            if await self._answered(never_ran(client, closed_id, run_id, timeout=wait)):
-                return None
             raise NoAnswer(f"{error.status.name}: {error.message}") from None
         except (WorkflowQueryFailedError, AnswerMalformed) as error:
-            wait = self._time_left()
-            if await is_plain(client, closed_id, error, run_id=run_id, timeout=wait):
-                return None
             raise NoAnswer(str(error)) from None
         except Exception as error:  # noqa: BLE001 - what a codec raises
             raise NoAnswer(type(error).__name__) from None
+        if isinstance(said, Silence):
+            return past if said is Silence.FORGOTTEN else None
+        return said
 
     async def _last_run(self, workflow_id: str, first_run: str) -> str:
         """The last run of a closed workflow, whose id may run again."""
