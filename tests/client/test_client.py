@@ -41,6 +41,7 @@ from stateful_workflow import (
     TokenMalformed,
     TokenNotSet,
     WorkflowNotFound,
+    seal_token,
 )
 from stateful_workflow.engine import EmbeddedEngine
 from tests.support.asking import events_of, eventually, lower, status_of
@@ -238,6 +239,20 @@ async def test_a_client_can_do_what_its_keys_are_for_and_says_which_it_lacks(
 
 
 @pytest.mark.usefixtures("worker")
+async def test_a_keyword_that_nobody_knows_is_named_and_nothing_is_sent(
+    tokens: TokenClient, queue: str
+) -> None:
+    mistyped: dict[str, Any] = {"orgins": [URL]}
+    for call in (tokens.set, tokens.seal, tokens.rotate, tokens.start_workflow):
+        given = {"timeout": 5} if call == tokens.rotate else {}
+        if call == tokens.start_workflow:
+            given = {"id": queue, "task_queue": queue}
+        with pytest.raises(TypeError, match="orgins"):
+            await call(queue, "secret", **given, **mistyped)
+    with pytest.raises(TypeError, match="orgins"):
+        seal_token("secret", **mistyped)
+
+
 async def test_the_first_token_needs_an_origin_and_the_next_ones_keep_it(
     tokens: TokenClient, queue: str
 ) -> None:

@@ -23,7 +23,7 @@ def after(*origins: str) -> Place:
 
 
 def test_a_token_is_sealed_for_a_plain_origin_where_its_issuer_names_the_host() -> None:
-    claims = NONE.token(Terms([HTTP, HTTPS], allow_http=["api.internal"]), NOW)
+    claims = NONE.token(Terms(origins=[HTTP, HTTPS], allow_http=["api.internal"]), NOW)
     assert claims.origins == (HTTP, HTTPS)
     keyring = Keyring.generate()
     message = parse(keyring.seal(claims, "secret"))
@@ -34,9 +34,9 @@ def test_a_token_is_sealed_for_a_plain_origin_where_its_issuer_names_the_host() 
 def test_the_next_token_keeps_a_plain_origin_that_was_signed_and_gets_no_other() -> None:
     assert after(HTTP).token(Terms(), NOW).origins == (HTTP,)
     for terms in (
-        Terms([HTTP]),
+        Terms(origins=[HTTP]),
         Terms(api_url=HTTP),
-        Terms(["http://other:8080"], allow_http=["api.internal"]),
+        Terms(origins=["http://other:8080"], allow_http=["api.internal"]),
     ):
         with pytest.raises(ValueError, match="plain http"):
             after(HTTPS).token(terms, NOW)
@@ -44,7 +44,7 @@ def test_the_next_token_keeps_a_plain_origin_that_was_signed_and_gets_no_other()
 
 
 def test_a_keys_limit_covers_plain_http_only_where_it_names_it() -> None:
-    claims = NONE.token(Terms([HTTP], allow_http=["api.internal"]), NOW)
+    claims = NONE.token(Terms(origins=[HTTP], allow_http=["api.internal"]), NOW)
     for limit in (HTTPS, "https://*.example.com", "http://api.internal"):
         with pytest.raises(IssuerLimited):
             Keyring().add_issuer(origins=[limit]).add_reader().seal(claims, "secret")
@@ -54,4 +54,4 @@ def test_a_keys_limit_covers_plain_http_only_where_it_names_it() -> None:
 
 def test_hosts_and_origins_are_lists() -> None:
     with pytest.raises(ValueError, match="takes a list"):
-        NONE.token(Terms([HTTP], allow_http="api.internal"), NOW)
+        NONE.token(Terms(origins=[HTTP], allow_http="api.internal"), NOW)

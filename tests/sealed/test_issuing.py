@@ -97,6 +97,7 @@ def test_a_token_after_a_revocation_keeps_the_terms_of_the_one_that_was_revoked(
 
 
 A, B = "https://a.example.com", "https://b.example.com"
+WILD = "https://*.example.com"
 ADDRESSED = sealed(origins=(A, B), api_url=f"{A}/v1")
 
 
@@ -105,10 +106,10 @@ ADDRESSED = sealed(origins=(A, B), api_url=f"{A}/v1")
     [
         (ADDRESSED, Terms(), (A, B), f"{A}/v1"),
         (ADDRESSED, Terms(api_url=f"{B}/v2"), (A, B), f"{B}/v2"),
-        (ADDRESSED, Terms([A]), (A,), f"{A}/v1"),
-        (ADDRESSED, Terms(["https://*.example.com"]), ("https://*.example.com",), f"{A}/v1"),
-        (ADDRESSED, Terms([B], api_url=B), (B,), B),
-        (ADDRESSED, Terms([]), (), None),
+        (ADDRESSED, Terms(origins=[A]), (A,), f"{A}/v1"),
+        (ADDRESSED, Terms(origins=[WILD]), (WILD,), f"{A}/v1"),
+        (ADDRESSED, Terms(origins=[B], api_url=B), (B,), B),
+        (ADDRESSED, Terms(origins=[]), (), None),
         (ADDRESSED, Terms(api_url="https://c.example.net/v3"), ("https://c.example.net",), ...),
         (LIMITED, Terms(), (A, B), None),
         (None, Terms(api_url=f"{A}:443/v1"), (A,), ...),
@@ -121,15 +122,15 @@ def test_an_address_is_signed_within_the_origins_and_kept_until_another_is_given
     claims = place(said(held)).token(terms, SECONDS)
 
     assert claims.origins == origins
-    assert claims.api_url == (terms.api_url if url is ... else url)
+    assert claims.api_url == (terms.get("api_url") if url is ... else url)
 
 
 @pytest.mark.parametrize(
     "terms",
     [
-        Terms([B]),
-        Terms([A], api_url=B),
-        Terms([], api_url=A),
+        Terms(origins=[B]),
+        Terms(origins=[A], api_url=B),
+        Terms(origins=[], api_url=A),
         Terms(api_url="ftp://a.example.com"),
         Terms(api_url="a.example.com"),
         Terms(api_url="http://api.internal:8080"),
@@ -157,7 +158,7 @@ def test_where_nothing_is_verified_the_origins_must_be_given(terms: Terms) -> No
 
 def test_a_message_of_a_stranger_carries_nothing_on() -> None:
     stranger = token(NOW + CLOCK_TOLERANCE_MS - 10, by="stranger")
-    claims = place(said(stranger)).token(Terms(["https://c.example.com"]), SECONDS)
+    claims = place(said(stranger)).token(Terms(origins=["https://c.example.com"]), SECONDS)
 
     assert claims.version == NOW
     assert (claims.root, claims.tree) == ("elsewhere", "another tree")  # the server confirms it

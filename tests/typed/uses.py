@@ -204,6 +204,8 @@ async def start_in_other_ways(tokens: TokenClient) -> None:
 async def what_is_an_error(tokens: TokenClient) -> None:
     await tokens.start_workflow(Sync.run, 7, id="i", task_queue="q")  # type: ignore[misc] # pyright: ignore[reportCallIssue, reportArgumentType]
     await tokens.start_workflow(Tenant.run, id="i", task_queue="q", api_tokn="t")  # type: ignore[call-overload] # pyright: ignore[reportCallIssue]
+    await tokens.set("tenant", "next", orgins=["https://a"])  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    seal_token("next", orgins=["https://a"])  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
     await tokens.rotate("tenant", "next")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
 
 

@@ -40,14 +40,14 @@ from ..node.status import TokenStatus, TokenTree, cure
 from ..record.event import AuditSink, Deed, Note
 from ..record.metrics import Metrics
 from ..record.recorder import FailureRule, Recorder, SinkWriter, writer_of
-from ..sealed.issuing import Place, Terms, capped, kept
+from ..sealed.issuing import Place, Terms, capped, kept, parted
 from ..sealed.keyring import Keyring, KeyringSource
 from ..sealed.keys import Issuer
 from ..sealed.message import DEFAULT_NAME, Message, SealedToken, parse
 from ..sealed.token import ApiToken
 from ..use.parents import confirm_above
 from .calls import ask, check_in_use, send_url, token_at
-from .sending import Sender, Signed
+from .sending import Sender, Sign, Signed
 from .starting import (
     StartOptions,
     TokenOptions,
@@ -59,6 +59,10 @@ from .starting import (
 from .walk import TreeWalk
 
 _HAND_DOWN_SECONDS: Final = 2.0
+
+
+class SetTerms(Terms, Note):
+    """What a token is set with, and who has it done, for whom and why."""
 
 
 class TokenClient:
@@ -210,13 +214,7 @@ class TokenClient:
         token: str,
         *,
         name: str = DEFAULT_NAME,
-        origins: Sequence[str] | None = None,
-        expires_in: timedelta | float | None = None,
-        types: Sequence[str] | Literal["any"] | None = None,
-        readers: Sequence[str] | Literal["any"] | None = None,
-        api_url: str | None = None,
-        allow_http: Sequence[str] = (),
-        **note: Unpack[Note],
+        **terms: Unpack[SetTerms],
     ) -> TokenStatus:
         """Set a token at a workflow; it reaches that workflow's subtree.
 
@@ -224,22 +222,9 @@ class TokenClient:
             workflow_id: the authority, usually the root.
             token: the secret.
             name: credential name.
-            origins: where it may be sent; None keeps those of the token that stands there. At
-                the first one, and where none stands that this keyring verifies, they must be
-                given.
-            expires_in: seconds or a timedelta; None for no expiry, whatever the last one had.
-            types: workflow types whose activities may open it; None keeps those of the token
-                held there, "any" lifts the limit.
-            readers: audiences of the keyring's readers it is sealed for: nobody else can open
-                it. None keeps those of the token held there, "any" seals for every reader.
-            api_url: the API's address, signed with the token: workflows without an address of their
-                own follow it. It has to be within the origins; where none are given and those
-                that stand there do not cover it, its own origin is signed. None keeps the address
-                of the token that stands there.
-            allow_http: hosts of the origins to which the token may go in clear text, as in a mesh;
-                every other origin is https, or http to a literal loopback address.
-            note: ``by=``, ``on_behalf_of=`` and ``reason=``, a text each: who had this done, for
-                whom and why. It goes on record as it is given.
+            terms: ``origins``, ``expires_in``, ``types``, ``readers``, ``api_url`` and
+                ``allow_http``, as `Terms`; and as `Note` ``by``, ``on_behalf_of`` and ``reason``,
+                a text each: who had this done, for whom and why. It goes on record as it is given.
 
         Returns:
             What stands at the workflow now. Its children are told meanwhile: see `rotate`. A
@@ -258,8 +243,7 @@ class TokenClient:
                 it cannot be sealed.
             AuditFailed: it could not be put on record, and was not sent.
         """
-        terms = Terms(origins, expires_in, types, readers, api_url, allow_http)
-        status, _ = await self._set(workflow_id, token, name, terms, note)
+        status, _ = await self._set(workflow_id, token, name, terms)
         return status
 
     async def seal(
@@ -268,39 +252,35 @@ class TokenClient:
         token: str,
         *,
         name: str = DEFAULT_NAME,
-        origins: Sequence[str] | None = None,
-        expires_in: timedelta | float | None = None,
-        types: Sequence[str] | Literal["any"] | None = None,
-        readers: Sequence[str] | Literal["any"] | None = None,
-        api_url: str | None = None,
-        allow_http: Sequence[str] = (),
-        **note: Unpack[Note],
+        **terms: Unpack[SetTerms],
     ) -> SealedToken:
         """Seal a token for a workflow, to be sent by whoever may: as the update `apiToken`.
 
         It counts at this workflow alone, and until a newer one is set there.
 
         Args:
-            workflow_id, token, name, origins, expires_in, types, readers, api_url, allow_http,
-                note: as `set`.
+            workflow_id, token, name, terms: as `set`.
 
         Raises:
             As `set`, but for what comes of sending it.
         """
-        terms = Terms(origins, expires_in, types, readers, api_url, allow_http)
-        deed = Deed("set", **note).without(token)
-        message, _ = await self._sender.token(deed, workflow_id, token, name, terms)()
+        deed, sign = self._signing(workflow_id, token, name, terms)
+        message, _ = await sign()
         event = self._sender.event(deed, workflow_id, name, message, "unknown")
         await self._recorder.require_async(event)
         return SealedToken(message.text)
 
     async def _set(
-        self, workflow_id: str, token: str, name: str, terms: Terms, note: Note
+        self, workflow_id: str, token: str, name: str, given: SetTerms
     ) -> tuple[TokenStatus, Message]:
+        return await self._sender.send(*self._signing(workflow_id, token, name, given))
+
+    def _signing(
+        self, workflow_id: str, token: str, name: str, given: SetTerms
+    ) -> tuple[Deed, Sign]:
+        terms, note = parted(given, Terms, Note)
         deed = Deed("set", **note).without(token)
-        return await self._sender.send(
-            deed, self._sender.token(deed, workflow_id, token, name, terms)
-        )
+        return deed, self._sender.token(deed, workflow_id, token, name, terms)
 
     async def rotate(
         self,
@@ -309,14 +289,8 @@ class TokenClient:
         *,
         timeout: timedelta | float,
         name: str = DEFAULT_NAME,
-        origins: Sequence[str] | None = None,
-        expires_in: timedelta | float | None = None,
-        types: Sequence[str] | Literal["any"] | None = None,
-        readers: Sequence[str] | Literal["any"] | None = None,
-        api_url: str | None = None,
-        allow_http: Sequence[str] = (),
         settle: bool = False,
-        **note: Unpack[Note],
+        **terms: Unpack[SetTerms],
     ) -> TokenTree:
         """Set a token and wait until every live entitled node has accepted it.
 
@@ -329,8 +303,7 @@ class TokenClient:
             timeout: seconds or a timedelta to wait for convergence.
             settle: wait also until running activities have asked for the newest: the 5 s for which
                 they use what they have, and as long as a question may take.
-            workflow_id, token, name, origins, expires_in, types, readers, api_url, allow_http,
-                note: as `set`.
+            workflow_id, token, name, terms: as `set`.
 
         Raises:
             NotConverged: not within the timeout, or somebody runs beside the tree or failed when
@@ -340,8 +313,7 @@ class TokenClient:
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         started = time.monotonic()
         deadline = started + seconds
-        terms = Terms(origins, expires_in, types, readers, api_url, allow_http)
-        _, message = await self._set(workflow_id, token, name, terms, note)
+        _, message = await self._set(workflow_id, token, name, terms)
         tree = await self._walk(name, deadline, message).run(workflow_id)
         tree = replace(tree, signed=TokenStatus.of_message(message))
         if not tree.converged:

@@ -74,7 +74,7 @@ class Sender:
             return keyring.seal(place.token(terms, time.time()), token)
 
         # Without either it is one more of a name, and not the first.
-        in_use = terms.origins is None and terms.api_url is None
+        in_use = terms.get("origins") is None and terms.get("api_url") is None
         return self._signing(deed, workflow_id, name, seal, in_use=in_use)
 
     def revocation(self, deed: Deed, workflow_id: str, name: str, *, in_use: bool) -> Sign:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import temporalio.common
 from temporalio.client import (
@@ -72,22 +72,16 @@ class NewToken:
             KeyringError, OriginsMissing, AddressRefused, ValueError, TokenMalformed: it cannot be
                 sealed.
         """
-        terms = {one.name: getattr(self, one.name) for one in fields(Terms)}
-        return parse(keyring.seal(place.token(Terms(**terms), time.time()), self.token))
+        terms: Any = {key: getattr(self, key) for key in Terms.__annotations__}
+        return parse(keyring.seal(place.token(terms, time.time()), self.token))
 
 
-class TokenOptions(TypedDict, total=False):
+class TokenOptions(Terms, total=False):
     """The tokens a tree is started with; see `TokenClient.start_workflow`."""
 
     api_token: str | None
     api_tokens: Mapping[str, str | NewToken] | None
-    api_url: str | None
     name: str
-    origins: Sequence[str] | None
-    expires_in: timedelta | float | None
-    types: Sequence[str] | Literal["any"] | None
-    readers: Sequence[str] | Literal["any"] | None
-    allow_http: Sequence[str]
 
 
 class StartOptions(TokenOptions, Note, total=False):
@@ -129,9 +123,7 @@ def first_tokens(options: TokenOptions) -> dict[str, NewToken]:
         given[name] = secret
     elif "name" in options and given:
         raise ValueError("name= is for api_token=; in api_tokens= the names are the keys")
-    terms: dict[str, Any] = {
-        one.name: options[one.name] for one in fields(Terms) if one.name in options
-    }
+    terms: dict[str, Any] = {key: options[key] for key in Terms.__annotations__ if key in options}
     common = NewToken("", **terms)
     return {
         name: (one if isinstance(one, NewToken) else NewToken(one)).or_as(common)

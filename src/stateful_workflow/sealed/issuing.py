@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal, TypedDict
 
 from ..errors import (
     AddressRefused,
@@ -27,29 +27,47 @@ from .message import CLOCK_TOLERANCE_MS, Claims, Message, parse
 from .origins import allowed_origin, checked_address, is_allowed, is_covered
 
 
-@dataclass(frozen=True)
-class Terms:
-    """What the caller asks for a token.
+class Terms(TypedDict, total=False):
+    """What the caller asks for a token, as keyword arguments.
 
-    Attributes:
-        origins: where it may be sent; None keeps those of the token that stands there, or takes
-            the origin of `api_url` where they do not cover it.
-        expires_in: seconds or a timedelta from now; None for no expiry, whatever the last one had.
-        types: workflow types whose activities may open it; None keeps those of the token that
-            stands there (a rotation must not widen by saying nothing), "any" lifts the limit.
-        readers: likewise the audiences of the readers it is sealed for.
-        api_url: the API's address, within the origins; None keeps that of the token that stands
-            there.
-        allow_http: hosts of the origins asked for to which it may go in clear text. Of a token
-            that stands there such origins are kept as the others are.
+    ``origins``: where it may be sent; None keeps those of the token that stands there. At the first
+    one, and where none stands that this keyring verifies, they must be given.
+
+    ``expires_in``: seconds or a timedelta from now; None for no expiry, whatever the last one had.
+
+    ``types``: workflow types whose activities may open it; None keeps those of the token that
+    stands there (a rotation must not widen by saying nothing), "any" lifts the limit.
+
+    ``readers``: likewise the audiences of the keyring's readers it is sealed for: nobody else can
+    open it.
+
+    ``api_url``: the API's address, signed with the token: workflows without an address of their own
+    follow it. It has to be within the origins; where none are given and those that stand there do
+    not cover it, its own origin is signed. None keeps that of the token that stands there.
+
+    ``allow_http``: hosts of the origins asked for to which it may go in clear text, as in a mesh;
+    every other origin is https, or http to a literal loopback address. Of a token that stands there
+    such origins are kept as the others are.
     """
 
-    origins: Sequence[str] | None = None
-    expires_in: timedelta | float | None = None
-    types: Sequence[str] | Literal["any"] | None = None
-    readers: Sequence[str] | Literal["any"] | None = None
-    api_url: str | None = None
-    allow_http: Sequence[str] = ()
+    origins: Sequence[str] | None
+    expires_in: timedelta | float | None
+    types: Sequence[str] | Literal["any"] | None
+    readers: Sequence[str] | Literal["any"] | None
+    api_url: str | None
+    allow_http: Sequence[str]
+
+
+def parted(given: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:
+    """Keyword arguments by which of these `TypedDict`s takes them.
+
+    Raises:
+        TypeError: none does; it names the keyword.
+    """
+    known = set[str]().union(*(kind.__annotations__ for kind in kinds))
+    for key in given.keys() - known:
+        raise TypeError(f"got an unexpected keyword argument {key!r}")
+    return [{key: given[key] for key in kind.__annotations__ if key in given} for kind in kinds]
 
 
 @dataclass(frozen=True)
@@ -110,17 +128,19 @@ class Place:
         origins, api_url = self._where(terms)
         return replace(
             self._claims(now),
-            expires_at=_expiry(terms.expires_in, now),
+            expires_at=_expiry(terms.get("expires_in"), now),
             origins=origins,
-            types=kept("types", terms.types, None if held is None else held.types),
-            audiences=kept("readers", terms.readers, None if held is None else held.audiences),
+            types=kept("types", terms.get("types"), None if held is None else held.types),
+            audiences=kept(
+                "readers", terms.get("readers"), None if held is None else held.audiences
+            ),
             api_url=api_url,
         )
 
     def _where(self, terms: Terms) -> tuple[tuple[str, ...], str | None]:
         """The origins of the next token, and its address within them."""
-        held, given, url = self.held, terms.origins, terms.api_url
-        http: Sequence[str] | None = terms.allow_http
+        held, given, url = self.held, terms.get("origins"), terms.get("api_url")
+        http: Sequence[str] | None = terms.get("allow_http", ())
         if isinstance(given, str) or isinstance(http, str):
             raise ValueError("origins= takes a list of origins, allow_http= one of hosts")
         at = None if url is None else checked_address(url)

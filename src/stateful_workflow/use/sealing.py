@@ -3,45 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from contextlib import suppress
-from datetime import timedelta
-from typing import Literal
+
+from typing_extensions import Unpack
 
 from ..errors import StatefulError, WrongTree
-from ..sealed.issuing import Place, Said, Terms, verified_place
+from ..sealed.issuing import Place, Said, Terms, parted, verified_place
 from ..sealed.keyring import Keyring
 from ..sealed.message import DEFAULT_NAME, SealedToken, parse
 from .parents import ConfirmedRoots
 from .tokens import ActivityTokens, activity_tokens
 
 
-def seal_token(
-    token: str,
-    *,
-    name: str = DEFAULT_NAME,
-    origins: Sequence[str] | None = None,
-    expires_in: timedelta | float | None = None,
-    types: Sequence[str] | Literal["any"] | None = None,
-    readers: Sequence[str] | Literal["any"] | None = None,
-    api_url: str | None = None,
-    allow_http: Sequence[str] = (),
-) -> SealedToken:
+def seal_token(token: str, *, name: str = DEFAULT_NAME, **terms: Unpack[Terms]) -> SealedToken:
     """Seal a token in an activity of an issuer, for the workflow's `set_api_token`.
 
     Only the sealed form returns to the workflow, so no clear text enters history.
 
     Args:
         token: the secret.
-        origins: where it may be sent; None keeps those of the token that was set at this
-            workflow. At the first one, and where none stands that this keyring verifies, they
-            must be given.
-        expires_in: seconds or a timedelta; None for no expiry.
-        types: workflow types whose activities may open it; None keeps those of the token the
-            workflow holds, "any" lifts the limit.
-        readers: likewise the audiences of the readers it is sealed for.
-        api_url: the API's address, as `TokenClient.set` has it.
-        allow_http: likewise hosts to which it may go in clear text.
+        name, terms: as `TokenClient.set`; what stands there is what was set at this workflow.
 
     Raises:
         PluginMissing: see `current_token`; the workflow scheduled the activity before it was a
@@ -56,7 +37,7 @@ def seal_token(
         AuditFailed: it cannot be put on record (see `StatefulPlugin`).
     """
     tokens = activity_tokens()
-    terms = Terms(origins, expires_in, types, readers, api_url, allow_http)
+    (terms,) = parted(terms, Terms)
     try:
         keyring = tokens.keyring()
         place = _place(tokens, name, keyring)
