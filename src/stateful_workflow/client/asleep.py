@@ -42,19 +42,18 @@ class Left:
     """What a workflow that answers nothing will go on from.
 
     Attributes:
-        id, type: of the workflow.
-        run_before: the run before that ran; None where there is none, or the start has it all.
-        node: the last status of that run; None where it is past retention.
-        start: the state that it began with; None where it has none.
+        id: of the workflow.
+        run_before: the run before that ran; None where there is none, or it is past retention.
+        begins_with: the state of its start, where no run before says more; None where it has none.
+        node: what that run, or that state, says; of no root where nothing is known.
         sent: the messages for its tree that it was sent meanwhile, the oldest first.
     """
 
     id: str
-    type: str
     run_before: str | None
-    node: NodeStatus | None
-    start: Start | None
-    sent: tuple[Message, ...]
+    begins_with: Ledger | None
+    node: NodeStatus
+    sent: tuple[Message, ...] = ()
 
     def said(self, name: str) -> Said:
         """Its place, and the newest message of this name there.
@@ -62,7 +61,13 @@ class Left:
         Raises:
             NoWorkerAnswers: nothing is known of it.
         """
-        said = self._said(name)
+        if not self.node.root:
+            raise NoWorkerAnswers(
+                f"workflow {self.id} has not begun, and was started without a token, so that "
+                "nothing is known of it yet: set the token when it has begun, or start such "
+                "workflows with TokenClient.start_workflow"
+            )
+        said = said_of(self.node, self.id, name)
         mine = [one for one in self.newest_first(name) if one.claims.authority == self.id]
         own = None if said.own is None else parse(said.own)
         if not mine or (own is not None and own.order >= mine[0].order):
@@ -74,9 +79,9 @@ class Left:
     def told(self, name: str) -> Message | None:
         """What it begins with, or was sent since the run before; None where that is nothing."""
         sent = self.newest_first(name)
-        if sent or self.run_before is not None or self.start is None:
+        if sent or self.run_before is not None or self.begins_with is None:
             return sent[0] if sent else None
-        return self._begins_with(self.start).in_force(name)
+        return self.begins_with.in_force(name)
 
     def newest_first(self, name: str) -> list[Message]:
         """The messages of this name that it was sent."""
@@ -89,8 +94,6 @@ class Left:
         Args:
             because: why those below it are told nothing meanwhile.
         """
-        if self.node is None:
-            return self._status_of_start()
         tokens = {(one.status.name, one.authority): one for one in self.node.tokens}
         for message in sorted(self.sent, key=lambda message: message.order):
             name, authority = message.claims.name, message.claims.authority
@@ -108,54 +111,15 @@ class Left:
             replaced=(),
         )
 
-    def _status_of_start(self) -> NodeStatus:
-        ledger = Ledger((self.id,), "") if self.start is None else self._begins_with(self.start)
-        for message in sorted(self.sent, key=lambda message: message.order):
-            ledger.held[message.claims.name, message.claims.authority] = message
-        tokens = tuple(
-            _held(one, in_force=ledger.in_force(one.claims.name) == one)
-            for one in ledger.held.values()
-        )
-        root = "" if self.start is None else ledger.path[0]
-        status = View(ledger, 0).node(self.type)
-        return replace(status, root=root, tokens=tokens, children=(), undelivered=(), replaced=())
 
-    def _said(self, name: str) -> Said:
-        if self.node is not None:
-            return said_of(self.node, self.id, name)
-        if self.start is None:
-            raise NoWorkerAnswers(
-                f"workflow {self.id} has not begun, and was started without a token, so that "
-                "nothing is known of it yet: set the token when it has begun, or start such "
-                "workflows with TokenClient.start_workflow"
-            )
-        ledger = self._begins_with(self.start)
-        own, last = ledger.held.get((name, self.id)), ledger.last.get(name)
-        return Said(
-            ledger.path[0],
-            ledger.tree,
-            None if own is None else own.text,
-            None if last is None else last.text,
-        )
-
-    def place(self) -> tuple[str, str] | None:
-        """Its root and its tree; None where nothing is known of it.
-
-        Raises:
-            NoWorkerAnswers: its start cannot be read.
-        """
-        if self.node is not None:
-            return self.node.root, self.node.tree
-        if self.start is None:
-            return None
-        ledger = self._begins_with(self.start)
-        return ledger.path[0], ledger.tree
-
-    def _begins_with(self, start: Start) -> Ledger:
-        try:
-            return Ledger.load(start.ledger)
-        except (ValueError, StateTooNew) as error:
-            raise NoWorkerAnswers(f"the start of workflow {self.id}: {error}") from None
+def _node_of(ledger: Ledger, workflow_type: str) -> NodeStatus:
+    """What the state of a start says: its tokens are told, and nobody has opened them yet."""
+    node = View(ledger, 0).node(workflow_type)
+    told = (
+        one if one.kind != "token" else replace(one, status=replace(one.status, state="told"))
+        for one in node.tokens
+    )
+    return replace(node, tokens=tuple(told))
 
 
 def _held(message: Message, *, in_force: bool) -> HeldToken:
@@ -202,7 +166,7 @@ async def what_is_left(
         started = events[0].workflow_execution_started_event_attributes
         start = await start_of(client, started)
         before: str | None = started.continued_execution_run_id or None
-        node = None
+        node = ledger = None
         if before is not None and (start is None or start.run != before):
             before, node = await _status_before(client, workflow_id, before, wait)
         sent = [one for event in events for one in await _sent(client, workflow_id, event)]
@@ -210,12 +174,18 @@ async def what_is_left(
         raise OperationFailed(
             f"the server does not say what workflow {workflow_id} goes on from: {error.message}"
         ) from None
-    left = Left(workflow_id, run.type, before, node, start, ())
-    place = left.place()
-    for_it = [m for m in sent if place is None or (m.claims.root, m.claims.tree) == place]
+    if node is None and start is not None:
+        try:
+            ledger = Ledger.load(start.ledger)
+        except (ValueError, StateTooNew) as error:
+            raise NoWorkerAnswers(f"the start of workflow {workflow_id}: {error}") from None
+    if node is None:
+        node = _node_of(ledger or Ledger(("",), ""), run.type)
+    if node.root:
+        sent = [m for m in sent if (m.claims.root, m.claims.tree) == (node.root, node.tree)]
     if trusted is not None:
-        for_it = [message for message in for_it if _is_signed(message, trusted)]
-    return replace(left, sent=tuple(for_it[-_MESSAGES_LOOKED_AT:]))
+        sent = [message for message in sent if _is_signed(message, trusted)]
+    return Left(workflow_id, before, ledger, node, tuple(sent[-_MESSAGES_LOOKED_AT:]))
 
 
 async def start_of(

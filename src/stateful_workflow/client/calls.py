@@ -171,7 +171,7 @@ async def token_at(
         left = await what_is_left(client, workflow_id, trusted=trusted)
         told = left.told(name)
         if told is not None:
-            return TokenAnswer(_told(told, asleep), None)
+            return TokenAnswer(told_status(told, asleep), None)
         if left.run_before is None:
             return None
         answer = await _ask_token(client, workflow_id, name, left.run_before)
@@ -190,26 +190,18 @@ async def _ask_token(
         raise await what_it_means(client, workflow_id, error, run_id=run_id) from None
 
 
-def _told(message: Message, asleep: WorkflowAsleep) -> TokenStatus:
+def told_status(message: Message, asleep: WorkflowAsleep) -> TokenStatus:
+    """What is known of a message that a workflow takes when it goes on."""
     status = TokenStatus.of_message(message)
     return replace(status, state="told", asleep_until=asleep.until)
 
 
-async def signal(
-    client: Client, workflow_id: str, message: Message, asleep: WorkflowAsleep
-) -> TokenStatus:
-    """Send a message to a workflow that is asleep, as what it takes when it goes on.
-
-    By signal: an update would wake it, and a cron run begin before its time.
+async def signal(client: Client, workflow_id: str, message: Message) -> None:
+    """Send a message by signal; to one that is asleep, which an update would wake before its time.
 
     Raises:
         WorkflowNotFound, OperationFailed: it was not sent.
     """
-    await _signal(client, workflow_id, message)
-    return _told(message, asleep)
-
-
-async def _signal(client: Client, workflow_id: str, message: Message) -> None:
     handle, wait = client.get_workflow_handle(workflow_id), limits.LIMITS.client_question
     try:
         await handle.signal(MESSAGE, message.text, rpc_timeout=wait)
@@ -236,7 +228,7 @@ async def send(client: Client, workflow_id: str, message: Message) -> TokenStatu
             return await _answer_of(client, workflow_id, message, update)
         except _NoRoom as error:
             why = str(error)
-        await _signal(client, workflow_id, message)
+        await signal(client, workflow_id, message)
         stands = _stands(client, workflow_id, message, update)
         return await asyncio.wait_for(stands, limits.LIMITS.confirm_seconds)
     except asyncio.TimeoutError:

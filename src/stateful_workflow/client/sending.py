@@ -31,7 +31,7 @@ from ..sealed.issuing import Place, Terms, verified_place
 from ..sealed.keyring import Keyring
 from ..sealed.message import Message, parse
 from ..use.parents import confirm_above
-from .calls import check_in_use, find_place, send, signal
+from .calls import check_in_use, find_place, send, signal, told_status
 
 Signed = tuple[Message, WorkflowAsleep | None]
 """A message to be sent, and how its workflow is asleep, where it is."""
@@ -156,7 +156,8 @@ class Sender:
             if asleep is None:
                 return await send(self._client, claims.authority, message)
             after |= {"outcome": "unknown", "reason": type(asleep).__name__}
-            return await signal(self._client, claims.authority, message, asleep)
+            await signal(self._client, claims.authority, message)
+            return told_status(message, asleep)
 
     # --- on record -----------------------------------------------------------
 

@@ -422,9 +422,8 @@ class TreeWalk:
             WorkflowUpdateRPCTimeoutOrCancelledError,
             asyncio.TimeoutError,
         ):
-            asleep = self._asleep.get(workflow_id)
-            if asleep is not None:
-                await signal(self._client, workflow_id, message, asleep)
+            if workflow_id in self._asleep:
+                await signal(self._client, workflow_id, message)
                 return
             update = handle.execute_update(MESSAGE, message.text, result_type=RawValue)
             await asyncio.wait_for(update, _HAND_OVER_SECONDS)

@@ -36,12 +36,12 @@ def seal_token(token: str, *, name: str = DEFAULT_NAME, **terms: Unpack[Terms]) 
         TokenMalformed: the token is empty, no text, or too large.
         AuditFailed: it cannot be put on record (see `StatefulPlugin`).
     """
+    (asked,) = parted(terms, Terms)
     tokens = activity_tokens()
-    (terms,) = parted(terms, Terms)
     try:
         keyring = tokens.keyring()
         place = _place(tokens, name, keyring)
-        sealed = keyring.seal(place.token(terms, time.time()), token)
+        sealed = keyring.seal(place.token(asked, time.time()), token)
     except StatefulError as error:
         failed = tokens.event("set", "failure", name, None, reason=type(error).__name__)
         tokens.recorder.record(failed)
