@@ -299,7 +299,7 @@ async def test_what_went_wrong_is_one_line_that_says_what_to_do(
     public = tmp_path / "public.json"
     keyring.public().save(public)
     await client.start_workflow(Node.run, Plan(), id=queue, task_queue=queue)
-    assert "no worker answered" in await error("token", "status", queue)
+    assert f"is one running on task queue {queue}?" in await error("token", "status", queue)
     async with start_worker(client, queue):
         await client.start_workflow("Plain", Plan(), id=f"{queue}-plain", task_queue=queue)
         assert "no-such-workflow" in await error("tree", "no-such-workflow")

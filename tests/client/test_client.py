@@ -238,7 +238,6 @@ async def test_a_client_can_do_what_its_keys_are_for_and_says_which_it_lacks(
     await start(keyless, f"{queue}-bare", api_token=None)
 
 
-@pytest.mark.usefixtures("worker")
 async def test_a_keyword_that_nobody_knows_is_named_and_nothing_is_sent(
     tokens: TokenClient, queue: str
 ) -> None:
@@ -253,6 +252,7 @@ async def test_a_keyword_that_nobody_knows_is_named_and_nothing_is_sent(
         seal_token("secret", **mistyped)
 
 
+@pytest.mark.usefixtures("worker")
 async def test_the_first_token_needs_an_origin_and_the_next_ones_keep_it(
     tokens: TokenClient, queue: str
 ) -> None:

@@ -715,7 +715,7 @@ def test_the_command_serves_until_it_is_stopped(
         ("--host-name", "https://codec.example.com", 1, "host name"),
         ("--bearer-file", "/nowhere/file", 2, "--bearer-file takes FILE"),
         ("--bearer-file", os.devnull, 1, "visible ASCII"),
-        ("--keyring", "/nowhere/keyring", 1, "the keyring <--keyring> cannot be read"),
+        ("--keyring", "/nowhere/keyring", 1, "the keyring --keyring cannot be read"),
     ],
 )
 def test_what_is_wrong_is_one_line(

@@ -167,7 +167,7 @@ def review(
         if not findings and not problems:
             say("nothing found")
     for error in problems:
-        say(f"error: {unrepeated(str(error), {'files': files})}", err=True)
+        say(f"error: {unrepeated(str(error), {'FILE': files})}", err=True)
     raise typer.Exit(1 if problems or findings else 0)
 
 

@@ -27,6 +27,14 @@ from .payloads import RemoteCodec, converter_of
 CONNECT_SECONDS: Final = 15
 """How long the server may take to answer the first call."""
 
+
+def not_empty(value: str | list[str] | None) -> str | list[str] | None:
+    """What is given, refused where it is an empty text or holds one."""
+    if value is not None and "" in ([value] if isinstance(value, str) else value):
+        raise typer.BadParameter("it is empty")
+    return value
+
+
 Namespace = Annotated[
     str | None, typer.Option(help="Temporal namespace, over $TEMPORAL_NAMESPACE and the profile.")
 ]
@@ -40,7 +48,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 class AtWorkflow:
     """Options of a command that looks at a workflow."""
 
-    workflow_id: Annotated[str, typer.Argument(metavar="ID", help="Workflow id.")]
+    workflow_id: Annotated[
+        str, typer.Argument(metavar="ID", callback=not_empty, help="Workflow id.")
+    ]
     name: Annotated[str, typer.Option(help="Credential name.")] = DEFAULT_NAME
     address: Annotated[
         str | None,

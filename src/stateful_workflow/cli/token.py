@@ -21,11 +21,20 @@ from ..errors import AuditError, NotConverged, OperationFailed, StatefulError
 from ..node.status import TokenStatus
 from ..record.event import MAX_NOTE, Deed, Note
 from ..sealed.keyring import Keyring
+from ..sealed.message import DEFAULT_NAME
 from ..sealed.origins import allowed_origin
 from ..text.output import Command, Escaped, out, print_json, say, unrepeated
 from ..text.printable import printable
 from ..text.times import utc
-from .common import AtWorkflow, KeyringPath, command, in_options, keyring_at_hand, run
+from .common import (
+    AtWorkflow,
+    KeyringPath,
+    command,
+    in_options,
+    keyring_at_hand,
+    not_empty,
+    run,
+)
 from .tree import NOT_CONVERGED, in_red, show_tree, some
 
 AUDIT_VARIABLE: Final = "STATEFUL_AUDIT"
@@ -111,7 +120,12 @@ class NewToken(Noted):
     ] = None
     workflow_type: Annotated[
         list[str] | None,
-        typer.Option("--type", metavar="TYPE", help="Whose activities may open it; repeatable."),
+        typer.Option(
+            "--type",
+            metavar="TYPE",
+            callback=not_empty,
+            help="Whose activities may open it; repeatable.",
+        ),
     ] = None
     reader: Readers = None
     api_url: Annotated[
@@ -225,7 +239,9 @@ async def status(options: AtWorkflow, keyring: KeyringPath = None) -> None:
     status = await TokenClient(client, keys).status(options.workflow_id, options.name)
     problem: str | None = None
     with suppress(OperationFailed):
-        problem = (await ask(client, options.workflow_id)).node.clear_text(options.name)
+        answer = await ask(client, options.workflow_id)
+        closed = "the workflow is closed" if answer.closed and status is not None else None
+        problem = answer.node.clear_text(options.name) or closed
     _show(options, status, problem=problem)
 
 
@@ -247,6 +263,8 @@ async def api_url(
     if (url is None) is not follow:
         raise typer.BadParameter("give either a URL or --follow")
     tokens = TokenClient(await options.connect())
+    if options.name != DEFAULT_NAME:  # the address is for every name, so this one must be known
+        await tokens.status(options.workflow_id, options.name)
     await tokens.set_api_url(options.workflow_id, url)
     if options.as_json:
         print_json({"workflow": options.workflow_id, "api_url": url})

@@ -141,7 +141,7 @@ async def ask_place(client: Client, workflow_id: str, name: str) -> Said:
     return said_of(answer.node, workflow_id, name)
 
 
-def check_in_use(name: str, names: Collection[str], workflow_id: str) -> None:
+def check_in_use(name: str, names: Collection[str], workflow_id: str, hint: str = "") -> None:
     """Refuse a name that nobody knows where others are in use: it is mistyped.
 
     Raises:
@@ -150,7 +150,7 @@ def check_in_use(name: str, names: Collection[str], workflow_id: str) -> None:
     if names and name not in names:
         raise NameNotInUse(
             f"no {name} is known at workflow {workflow_id}; in use there: "
-            f"{', '.join(sorted(names))}. (A first one is set with its origins)"
+            f"{', '.join(sorted(names))}{hint}"
         )
 
 
@@ -363,16 +363,18 @@ async def what_it_means(
         return OperationFailed(
             f"workflow {workflow_id} could not be asked ({error.status.name}): {error.message}"
         )
+    queue = "its task queue"
     # A status that the SDK does not know, such as paused, is a ValueError.
     with suppress(RPCError):
         run = await describe(client, workflow_id, run_id, timeout=timeout)
+        queue = f"task queue {run.task_queue}" if run.task_queue else queue
         if run.is_paused or run.asleep_until is not None:
             return _asleep(run)
         if not run.is_open and await never_ran(client, workflow_id, run.run_id, timeout=timeout):
             return WorkflowNotFound(f"there is no open workflow {workflow_id}: it never ran")
     if is_rpc:
         return NoWorkerAnswers(
-            f"no worker answered for workflow {workflow_id}: is one running on its task queue? "
+            f"no worker answered for workflow {workflow_id}: is one running on {queue}? "
             "(Just after one was killed this takes some seconds; try again.)"
         )
     return _undecodable(workflow_id, error)

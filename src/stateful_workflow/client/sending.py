@@ -109,7 +109,8 @@ class Sender:
                 except NoWorkerAnswers as error:
                     raise NoWorkerAnswers(f"nothing was sent: {error}") from None
                 if in_use:
-                    check_in_use(name, said.in_use, workflow_id)
+                    hint = ". (A first one is set with its origins)" if deed.action == "set" else ""
+                    check_in_use(name, said.in_use, workflow_id, hint)
                 place = verified_place(
                     said,
                     name=name,

@@ -110,10 +110,11 @@ def _told(error: Any) -> str:
         return str(error.format_message())
     if param is not None:
         least = "" if getattr(param, "min", None) is None else f" from {param.min}"
-        return f"{param.opts[0]} takes {param.metavar or 'a number'}{least}: {param.help}"
+        what = "a value" if param.metavar == _called(param) else param.metavar or "a number"
+        return f"{_called(param)} takes {what}{least}: {param.help}"
     if isinstance(error, typer.BadParameter):
         given = {
-            param.opts[0]: ctx.params[param.name]
+            _called(param): ctx.params[param.name]
             for param in ctx.command.params
             # What is said of a workflow comes from the server.
             if param.name != "workflow_id"
@@ -125,8 +126,13 @@ def _told(error: Any) -> str:
     return f"there is no such option, command or further argument{near and f' ({near}?)'}{see}"
 
 
+def _called(param: Any) -> str:
+    """An option, or an argument by what it is called in the help."""
+    return str(param.opts[0] if param.opts[0].startswith("-") else param.metavar or param.opts[0])
+
+
 def unrepeated(text: str, given: Mapping[str, object]) -> str:
-    """Put an option's name in the place of what was given for it, which may be a token.
+    """Put what an option is called in the place of what was given for it, which may be a token.
 
     A file that is there stays, and host:port, and what is too short for a token.
     """
@@ -135,5 +141,5 @@ def unrepeated(text: str, given: Mapping[str, object]) -> str:
             is_there = isinstance(value, Path) and os.path.exists(value)  # noqa: PTH110 - any name
             for form in (str(value), Path(str(value)).name):
                 if len(form) >= 8 and not is_there and not _ADDRESS.fullmatch(form):
-                    text = text.replace(form, f"<{name}>")
+                    text = text.replace(form, name)
     return text

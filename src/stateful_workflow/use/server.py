@@ -43,7 +43,7 @@ class Execution:
     """One run as the server describes or lists it.
 
     Attributes:
-        id, run_id, type: of the workflow.
+        id, run_id, type, task_queue: of the workflow.
         is_open: it has not ended.
         is_paused: somebody paused it: it answers nothing, and the server keeps its signals.
         first_run_id: of the chain that it belongs to.
@@ -56,6 +56,7 @@ class Execution:
     id: str
     run_id: str
     type: str
+    task_queue: str
     is_open: bool
     is_paused: bool
     first_run_id: str
@@ -81,6 +82,7 @@ class Execution:
             id=info.execution.workflow_id,
             run_id=info.execution.run_id,
             type=info.type.name,
+            task_queue=info.task_queue,
             is_open=info.status not in _CLOSED,
             is_paused=info.status == _PAUSED,
             first_run_id=info.first_run_id,
