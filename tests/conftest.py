@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowHistory
+from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Replayer, UnsandboxedWorkflowRunner, Worker
 
 from stateful_workflow import Keyring, StatefulPlugin, TokenClient
@@ -50,6 +53,20 @@ async def client(engine: EmbeddedEngine, keyring: Keyring) -> Client:
 @pytest.fixture(scope="session")
 def tokens(client: Client, keyring: Keyring) -> TokenClient:
     return TokenClient(client, keyring)
+
+
+@pytest.fixture
+async def skipping(keyring: Keyring) -> AsyncIterator[Client]:
+    """A client of a time-skipping server."""
+    program = shutil.which("temporal-test-server", path=str(Path(sys.executable).parent))
+    if program is None:
+        pytest.skip("it has no package for this platform")
+    environment = await WorkflowEnvironment.start_time_skipping(test_server_existing_path=program)
+    async with environment:
+        config = environment.client.config(active_config=True)
+        yield await Client.connect(
+            config["service_client"].config.target_host, plugins=[StatefulPlugin(keyring)]
+        )
 
 
 @pytest.fixture

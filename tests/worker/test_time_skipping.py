@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
-from collections.abc import AsyncIterator
-from pathlib import Path
-
-import pytest
 from temporalio.client import Client
-from temporalio.testing import WorkflowEnvironment
 
-from stateful_workflow import Keyring, StatefulPlugin, TokenClient
+from stateful_workflow import Keyring, TokenClient
 from tests.support.asking import knows, nodes_run, start_worker
 from tests.support.workflows import Node, Plan
 
 URL = "https://api.example.com"
-PROGRAM = shutil.which("temporal-test-server", path=str(Path(sys.executable).parent))
-
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="it has no package for this platform")
-
-
-@pytest.fixture
-async def skipping(keyring: Keyring) -> AsyncIterator[Client]:
-    """A client of a time-skipping server."""
-    environment = await WorkflowEnvironment.start_time_skipping(test_server_existing_path=PROGRAM)
-    async with environment:
-        config = environment.client.config(active_config=True)
-        yield await Client.connect(
-            config["service_client"].config.target_host, plugins=[StatefulPlugin(keyring)]
-        )
 
 
 async def test_a_rotation_converges_on_the_time_skipping_server_and_a_closed_child_is_forgotten(

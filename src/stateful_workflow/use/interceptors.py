@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
 from typing import Any
 
 from temporalio import activity
@@ -23,6 +22,7 @@ from ..node.headers import Use, is_readable
 from ..record.recorder import Recorder
 from ..sealed.keyring import Keyring
 from .asking import activity_context, decoded_payload
+from .clock import server_clock
 from .given_back import LATER, Gate
 from .newest import Newest
 from .parents import ConfirmedRoots
@@ -88,7 +88,7 @@ class ActivityInbound(ActivityInboundInterceptor):
 
     async def _tokens(self, headers: Mapping[str, Payload]) -> ActivityTokens:
         info = activity.info()
-        age = (datetime.now(timezone.utc) - info.scheduled_time).total_seconds()
+        age = server_clock()() - info.scheduled_time.timestamp()
         newest = Newest(
             await _use(headers, self._asking.client()),
             # A local activity's query would wait for the workflow task that waits for it.

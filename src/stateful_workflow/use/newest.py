@@ -35,6 +35,7 @@ from ..sealed.message import DEFAULT_NAME, Message, parse
 from ..sealed.token import ApiToken
 from ..text.printable import printable
 from .asking import ask_token, is_plain
+from .clock import server_clock
 from .telling import Asking
 
 T = TypeVar("T")
@@ -95,6 +96,7 @@ class Newest:
         must_ask: bool = False,
     ) -> None:
         self.use = use
+        self.clock = server_clock()
         self._info = activity.info()
         self._where = f"workflow {self._info.workflow_id}"
         self._asking = asking
@@ -158,7 +160,7 @@ class Newest:
         if message is None or (refused is not None and self.is_newest(refused)):
             return False
         expiry = message.claims.expires_at
-        return expiry is None or time.time() < expiry
+        return expiry is None or self.clock() < expiry
 
     def _is_stale(self, name: str) -> bool:
         """Whether the workflow is asked before the next use."""
@@ -168,7 +170,7 @@ class Newest:
         if known.message is None:
             return known.state in ("held", "waiting")  # too large for the header, or on its way
         expiry = known.message.claims.expires_at
-        return expiry is not None and expiry - time.time() < NEAR_EXPIRY_SECONDS
+        return expiry is not None and expiry - self.clock() < NEAR_EXPIRY_SECONDS
 
     async def begin(self, *, takes_part: bool) -> None:
         """Ask before the activity begins, where it could not later; `message` raises the errors.

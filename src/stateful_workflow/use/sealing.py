@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
 
 from typing_extensions import Unpack
@@ -41,7 +40,7 @@ def seal_token(token: str, *, name: str = DEFAULT_NAME, **terms: Unpack[Terms]) 
     try:
         keyring = tokens.keyring()
         place = _place(tokens, name, keyring)
-        sealed = keyring.seal(place.token(asked, time.time()), token)
+        sealed = keyring.seal(place.token(asked, tokens.newest.clock()), token)
     except StatefulError as error:
         failed = tokens.event("set", "failure", name, None, reason=type(error).__name__)
         tokens.recorder.record(failed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -102,7 +101,7 @@ class ActivityTokens:
 
     def _opened(self, name: str) -> tuple[ApiToken, AuditEvent]:
         """The token, and the event that says so."""
-        known, now = self.newest.standing(name), time.time()
+        known, now = self.newest.standing(name), self.newest.clock()
         try:
             message, keyring = self.newest.message(name), self.keyring()
             secret = keyring.open(
