@@ -9,7 +9,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final
@@ -18,14 +18,7 @@ import typer
 
 from ..client.principals import principals
 from ..errors import AuditBroken, AuditError
-from ..record.audit.chain import (
-    Checkpoint,
-    Line,
-    RecordedEvent,
-    is_checkpoint,
-    is_mark,
-    public_key,
-)
+from ..record.audit.chain import Checkpoint, Line, RecordedEvent, is_checkpoint, is_mark, public_key
 from ..record.audit.reviewing import BEHIND, Finding
 from ..record.audit.reviewing import review as review_events
 from ..record.audit.segments import Segment, chains, lines, one_chain
@@ -36,7 +29,7 @@ from ..sealed.keyring import Keyring
 from ..text.output import Escaped, out, print_json, say, unrepeated
 from ..text.strict_json import json_object
 from ..text.times import rfc3339
-from .common import AtWorkflow, Json, KeyringPath, reported, run
+from .common import Address, AtWorkflow, Json, KeyringPath, reported, run
 
 POLL_SECONDS: Final = 0.2
 
@@ -55,6 +48,7 @@ _CLAIMED: Final = ("reject", "set", "reseal", "revoke", "inherit")
 
 _SENT: Final = ("set", "reseal", "revoke", "inherit")
 
+_JOINED: Final = ("sequence", "action", "name", "fingerprint", "workflow_id", "by")
 _COLOURS: Final = {"success": "green", "failure": "red", "unknown": "yellow"}
 
 
@@ -92,9 +86,7 @@ def verify(
             help="Also ask the server who brought each message, where it records a principal.",
         ),
     ] = False,
-    address: Annotated[
-        str | None, typer.Option(help="host:port of that server, over $TEMPORAL_ADDRESS.")
-    ] = None,
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Show that the files of one record are what was written, as far as that can be known.
@@ -110,15 +102,15 @@ def verify(
         found = verify_files(files, anchors=anchors, removed_to=removed, key=jwk)
         seen = asyncio.run(_joined(files, address)) if with_history else []
     if as_json:
-        history = {"history": [asdict(one) for one in seen]} if with_history else {}
+        history = {"history": seen} if with_history else {}
         print_json({**asdict(found), "says": str(found), **history})
         return
     say(f"{files[0]}: {found}")
     for one in seen:
-        what = f"{one.action} {one.name} {one.fingerprint} at {one.workflow_id}"
-        by = "" if one.by is None else f", by {one.by}"
+        what = "{action} {name} {fingerprint} at {workflow_id}".format(**one)
+        by = "" if one["by"] is None else f", by {one['by']}"
         # The server's words first: what is free to choose could look like them.
-        say(f"line {one.sequence}: {one.said}: {what}{by}")
+        say(f"line {one['sequence']}: {one['said']}: {what}{by}")
 
 
 @app.command()
@@ -207,27 +199,14 @@ def key(file: File) -> None:
 # --- verify ------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Joined:
-    """A line of the record, and what the server says of the same message."""
-
-    sequence: int
-    action: str
-    name: str | None
-    fingerprint: str
-    workflow_id: str
-    by: str | None
-    principal: str | None
-    said: str
-
-
-async def _joined(files: list[Path], address: str | None) -> list[_Joined]:
+async def _joined(files: list[Path], address: str | None) -> list[dict[str, Any]]:
+    """For each line of a message that was sent what the server says of the same message."""
     sent: dict[tuple[str | None, str], list[RecordedEvent]] = {}
     for event in read_chain(one_chain(files)):
         is_sent = event.action in _SENT and event.outcome == "success"
         if is_sent and event.fingerprint is not None and event.workflow_id is not None:
             sent.setdefault((event.namespace, event.workflow_id), []).append(event)
-    joined: list[_Joined] = []
+    joined: list[dict[str, Any]] = []
     for (namespace, workflow_id), events in sent.items():
         at = AtWorkflow(
             workflow_id,
@@ -244,9 +223,9 @@ async def _joined(files: list[Path], address: str | None) -> list[_Joined]:
             said = "it is in no history that is kept"
             if mark in seen:
                 said = "the server recorded nobody" if who is None else f"the server saw {who}"
-            about = (event.sequence, event.action, event.name, mark, workflow_id, event.by)
-            joined.append(_Joined(*about, who, said))
-    return sorted(joined, key=lambda one: one.sequence)
+            about = {name: getattr(event, name) for name in _JOINED}
+            joined.append({**about, "principal": who, "said": said})
+    return sorted(joined, key=lambda one: one["sequence"])
 
 
 def _without_companions(files: list[Path]) -> list[Path]:

@@ -38,6 +38,10 @@ def not_empty(value: str | list[str] | None) -> str | list[str] | None:
 Namespace = Annotated[
     str | None, typer.Option(help="Temporal namespace, over $TEMPORAL_NAMESPACE and the profile.")
 ]
+Address = Annotated[
+    str | None,
+    typer.Option(help="host:port of the server, over $TEMPORAL_ADDRESS and the profile."),
+]
 KeyringPath = Annotated[
     Path | None, typer.Option("--keyring", envvar=KEYRING_VARIABLE, help="Keyring file.")
 ]
@@ -52,10 +56,7 @@ class AtWorkflow:
         str, typer.Argument(metavar="ID", callback=not_empty, help="Workflow id.")
     ]
     name: Annotated[str, typer.Option(help="Credential name.")] = DEFAULT_NAME
-    address: Annotated[
-        str | None,
-        typer.Option(help="host:port of the server, over $TEMPORAL_ADDRESS and the profile."),
-    ] = None
+    address: Address = None
     namespace: Namespace = None
     codec_endpoint: Annotated[
         str | None,
@@ -76,6 +77,9 @@ class AtWorkflow:
         typer.Option(metavar="MODULE:NAME", help="Python data converter of the payloads."),
     ] = None
     as_json: Json = False
+
+    def prepare(self) -> None:
+        """Do what is to be done before the event loop runs."""
 
     async def connect(self) -> Client:
         """Connect; raises as `connect`, and OperationFailed for a data converter that is not."""
@@ -102,6 +106,7 @@ def command(function: Callable[..., Coroutine[Any, Any, int | None] | None]) -> 
 
     def opened(**given: Any) -> None:
         options = first.annotation(**{field.name: given.pop(field.name) for field in shared})
+        options.prepare()
         running = function(options, **given)
         if running is not None:
             run(running)

@@ -102,9 +102,7 @@ def add_issuer(
     names: Annotated[
         list[str] | None,
         typer.Option(
-            "--name",
-            metavar="NAME",
-            help="Credential name it may sign for, repeatable; else any.",
+            "--name", metavar="NAME", help="Credential name it may sign for, repeatable; else any."
         ),
     ] = None,
     roots: Annotated[

@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -26,15 +27,7 @@ from ..sealed.origins import allowed_origin
 from ..text.output import Command, Escaped, out, print_json, say, unrepeated
 from ..text.printable import printable
 from ..text.times import utc
-from .common import (
-    AtWorkflow,
-    KeyringPath,
-    command,
-    in_options,
-    keyring_at_hand,
-    not_empty,
-    run,
-)
+from .common import AtWorkflow, KeyringPath, command, in_options, keyring_at_hand, not_empty
 from .tree import NOT_CONVERGED, in_red, show_tree, some
 
 AUDIT_VARIABLE: Final = "STATEFUL_AUDIT"
@@ -112,8 +105,7 @@ class NewToken(Noted):
         str | None, typer.Option(metavar="VARIABLE", help="Read the token from this variable.")
     ] = None
     origin: Annotated[
-        list[str] | None,
-        typer.Option(metavar="URL", help="Where it may be sent; repeatable."),
+        list[str] | None, typer.Option(metavar="URL", help="Where it may be sent; repeatable.")
     ] = None
     expires_in: Annotated[
         float | None, typer.Option(min=1, metavar="SECONDS", help="From now; else never.")
@@ -129,8 +121,7 @@ class NewToken(Noted):
     ] = None
     reader: Readers = None
     api_url: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="The API's address, which workflows follow."),
+        str | None, typer.Option(metavar="URL", help="The API's address, which workflows follow.")
     ] = None
 
     allow_http: Annotated[
@@ -141,7 +132,8 @@ class NewToken(Noted):
         ),
     ] = None
 
-    def read(self) -> dict[str, Any]:
+    @cached_property
+    def given(self) -> dict[str, Any]:
         """What `TokenClient.set` and `rotate` take; waits for the token where it is typed in."""
         try:
             origins = [allowed_origin(text, self.allow_http or ()) for text in self.origin or ()]
@@ -161,29 +153,28 @@ class NewToken(Noted):
             "allow_http": self.allow_http or (),
         }
 
+    def prepare(self) -> None:
+        """Read the token: on the event loop Ctrl-C would not end the waiting for it."""
+        _ = self.given
+
 
 @app.command("set", cls=Command)
 @command
-def set_token(options: NewToken) -> None:
+async def set_token(options: NewToken) -> None:
     """Set a token at a workflow and all below it, and print its status.
 
     The token comes from stdin, or from a variable with --from-env; never from the command line,
     where other users of the machine could read it. An origin is https, or http on 127.0.0.1.
     Origins, types, readers and address that are not given stay as those of the token held there.
     """
-    given = options.read()
-
-    async def setting() -> None:
-        async with options.client() as tokens:
-            status = await tokens.set(**given)
-        _show(options, status)
-
-    run(setting())
+    async with options.client() as tokens:
+        status = await tokens.set(**options.given)
+    _show(options, status)
 
 
 @app.command(cls=Command)
 @command
-def rotate(
+async def rotate(
     options: NewToken,
     timeout: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="How long to wait.")
@@ -191,43 +182,33 @@ def rotate(
     settle: Annotated[
         bool, typer.Option("--settle", help="Wait also for running activities to ask again.")
     ] = False,
-) -> None:
+) -> int:
     """Set a token as `set` does, and wait until every workflow that should have it has accepted it.
 
     With exit status 0 the old token may be revoked at the API: at once with --settle, else once
     running activities have asked again, some seconds later. 3 says that some workflow has not the
     newest, or cannot use it, and the tree that is printed says which.
     """
-    given = options.read()
-
-    async def rotating() -> int:
-        async with options.client() as tokens:
-            try:
-                with out(err=True).status("waiting until every workflow has accepted it …"):
-                    tree = await tokens.rotate(**given, timeout=timeout, settle=settle)
-            except NotConverged as behind:
-                tree = behind.tree
-        return show_tree(tree, as_json=options.as_json)
-
-    run(rotating())
+    async with options.client() as tokens:
+        try:
+            with out(err=True).status("waiting until every workflow has accepted it …"):
+                tree = await tokens.rotate(**options.given, timeout=timeout, settle=settle)
+        except NotConverged as behind:
+            tree = behind.tree
+    return show_tree(tree, as_json=options.as_json)
 
 
 @app.command(cls=Command)
 @command
-def seal(options: NewToken) -> None:
+async def seal(options: NewToken) -> None:
     """Seal a token as `set` does, and print the sealed message instead of sending it.
 
     Whoever may update the workflow sends it, as the update that is named apiToken. It counts at
     this workflow alone, and until a newer one is set there.
     """
-    given = options.read()
-
-    async def sealing() -> None:
-        async with options.client() as tokens:
-            sealed = await tokens.seal(**given)
-        print_json({"name": options.name, "sealed": sealed}) if options.as_json else say(sealed)
-
-    run(sealing())
+    async with options.client() as tokens:
+        sealed = await tokens.seal(**options.given)
+    print_json({"name": options.name, "sealed": sealed}) if options.as_json else say(sealed)
 
 
 @app.command()

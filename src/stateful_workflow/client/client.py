@@ -12,10 +12,7 @@ from datetime import timedelta
 from typing import Any, Final, Literal, cast, overload
 
 import temporalio.common
-from temporalio.client import (
-    Client,
-    WorkflowHandle,
-)
+from temporalio.client import Client, WorkflowHandle
 from temporalio.types import (
     MethodAsyncNoParam,
     MethodAsyncSingleParam,
@@ -48,14 +45,7 @@ from ..sealed.token import ApiToken
 from ..use.parents import confirm_above
 from .calls import ask, check_in_use, send_url, token_at
 from .sending import Sender, Sign, Signed
-from .starting import (
-    StartOptions,
-    TokenOptions,
-    confirm_started,
-    first_tokens,
-    new_tree,
-    start,
-)
+from .starting import StartOptions, TokenOptions, confirm_started, first_tokens, new_tree, start
 from .walk import TreeWalk
 
 _HAND_DOWN_SECONDS: Final = 2.0
@@ -209,12 +199,7 @@ class TokenClient:
     # --- set -----------------------------------------------------------------
 
     async def set(
-        self,
-        workflow_id: str,
-        token: str,
-        *,
-        name: str = DEFAULT_NAME,
-        **terms: Unpack[SetTerms],
+        self, workflow_id: str, token: str, *, name: str = DEFAULT_NAME, **terms: Unpack[SetTerms]
     ) -> TokenStatus:
         """Set a token at a workflow; it reaches that workflow's subtree.
 
@@ -247,12 +232,7 @@ class TokenClient:
         return status
 
     async def seal(
-        self,
-        workflow_id: str,
-        token: str,
-        *,
-        name: str = DEFAULT_NAME,
-        **terms: Unpack[SetTerms],
+        self, workflow_id: str, token: str, *, name: str = DEFAULT_NAME, **terms: Unpack[SetTerms]
     ) -> SealedToken:
         """Seal a token for a workflow, to be sent by whoever may: as the update `apiToken`.
 

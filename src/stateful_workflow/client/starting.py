@@ -56,10 +56,8 @@ class NewToken:
         """The same, with the terms of another where this one says nothing."""
         where = self if (self.origins, self.api_url) != (None, None) else common
         return replace(
-            self,
-            origins=where.origins,
-            api_url=where.api_url,
-            allow_http=where.allow_http,
+            where,
+            token=self.token,
             expires_in=common.expires_in if self.expires_in is None else self.expires_in,
             types=common.types if self.types is None else self.types,
             readers=common.readers if self.readers is None else self.readers,

@@ -70,6 +70,9 @@ _LAST_EVENTS: Final = 20
 
 _NOT_YET_SEEN: Final = {Life.STARTING: "starting", Life.IN_DOUBT: "the server is asked for it"}
 
+_FIRST: Final = ChildStatus("", "", Life.RUNNING, None, (), (), ())
+"""What is said of the workflow that a walk begins with."""
+
 Expected = Mapping[str, int]
 """For each authority the version that stands there, as the nearest live node above says."""
 
@@ -164,17 +167,15 @@ class TreeWalk:
         workflow_id: str,
         above: tuple[str, ...],
         expected: Expected,
-        *,
-        withheld: bool = False,
-        of_parent: ChildStatus | None = None,
+        of_parent: ChildStatus = _FIRST,
         answer: Answer | None = None,
     ) -> None:
-        node, answer = await self._watch(workflow_id, expected, withheld, of_parent, answer)
-        has_left = of_parent is not None and of_parent.joined and node is not None and node.closed
+        node, answer = await self._watch(workflow_id, expected, of_parent, answer)
+        has_left = of_parent.joined and node is not None and node.closed
         if node is None or (has_left and not (answer and answer.node.children)):
             return
         is_as_started = answer is not None and not node.closed and node.authority != workflow_id
-        if of_parent is not None and of_parent.life is Life.UNTOLD and is_as_started:
+        if of_parent.life is Life.UNTOLD and is_as_started:
             node = replace(node, current=False, problem=of_parent.reason)
         self._note(node)
         if answer is not None:
@@ -184,18 +185,15 @@ class TreeWalk:
         self,
         workflow_id: str,
         expected: Expected,
-        withheld: bool,
-        of_parent: ChildStatus | None,
+        of_parent: ChildStatus,
         answer: Answer | None,
     ) -> tuple[TreeNode | None, Answer | None]:
         """Ask a node until it is as it should be, or the time is over: what is found in the end.
 
         Of no node None; without an answer where nothing below it is to be looked at.
         """
-        is_told = of_parent is None or of_parent.life is not Life.UNTOLD
-        is_found = of_parent is None or of_parent.life is not Life.IN_DOUBT
-        could_not_tell = of_parent is not None and of_parent.reason is not None
-        to_hand_over = self._message if is_told else None
+        withheld = of_parent.is_kept_from(self._name)
+        to_hand_over = self._message if of_parent.life is not Life.UNTOLD else None
         pause, asked = _FIRST_PAUSE_SECONDS, time.monotonic()
         node = self._unseen(workflow_id, "not asked in time")
         while True:
@@ -210,12 +208,12 @@ class TreeWalk:
                         return None, None
                     except OperationFailed as error:
                         node = self._unseen(workflow_id, str(error))
-                        if of_parent is not None and of_parent.joined and not is_found:  # or ended
+                        if of_parent.joined and of_parent.life is Life.IN_DOUBT:  # or ended
                             return replace(node, current=True), None
             if answer is not None:
                 self._root = self._root or answer.node.root
                 if answer.node.root not in ("", self._root):
-                    if of_parent is not None and of_parent.joined:
+                    if of_parent.joined:
                         return None, None
                     node = self._foreign(answer, workflow_id)
                     if answer.closed or not expected:
@@ -229,7 +227,7 @@ class TreeWalk:
                 if not self._is_awaited(node, answer):
                     return node, answer
                 is_late = time.monotonic() - self._begun > _HAND_OVER_AFTER_SECONDS
-                if to_hand_over and not node.current and (could_not_tell or is_late):
+                if to_hand_over and not node.current and (of_parent.reason or is_late):
                     await self._hand_over(workflow_id, to_hand_over)
                     to_hand_over = None
             if self._left() <= 0:
@@ -272,8 +270,7 @@ class TreeWalk:
                 self._note(replace(self._unseen(child.id, problem), type=child.type))
                 continue
             # Several may name it, and not all of them truly: it is to be what each of them expects.
-            withheld = child.is_kept_from(self._name)
-            visit = self._expected_of(child, below, status), withheld
+            visit = self._expected_of(child, below, status), child.is_kept_from(self._name)
             visits_of = self._visits.setdefault(child.id, [])
             if visit in visits_of:
                 continue
@@ -281,9 +278,7 @@ class TreeWalk:
                 self._note(self._unseen(child.id, f"more than {_MOST_VISITS} name it as a child"))
                 continue
             visits_of.append(visit)
-            visits.append(
-                self._visit(child.id, above, visit[0], withheld=withheld, of_parent=child)
-            )
+            visits.append(self._visit(child.id, above, visit[0], child))
         await asyncio.gather(*visits)
 
     def _note(self, node: TreeNode) -> None:
@@ -299,9 +294,11 @@ class TreeWalk:
     def _foreign(self, answer: Answer, workflow_id: str) -> TreeNode:
         """One that was started before its parent took part, and has no state from above."""
         node = self._node(answer, workflow_id, {}, withheld=False)
-        if answer.closed:
-            return node
-        return replace(node, current=False, beside=True, set_here=False, problem=_FOREIGN)
+        return (
+            node
+            if answer.closed
+            else replace(node, current=False, beside=True, set_here=False, problem=_FOREIGN)
+        )
 
     async def _failed(self, node: TreeNode) -> TreeNode:
         """One that closed as failed without the newest: whether it failed when it was told.
