@@ -161,8 +161,20 @@ async def test_addresses_are_given_refused_and_shown(root: str, run: Run) -> Non
     assert "--api-url" in uncovered.stderr
     assert (await run("token", "api-url", child)).returncode == 2
 
+    mistyped = await run("token", "api-url", child, "--follow", "--name", "biling")
+    assert mistyped.returncode == 1
+    assert "no biling is known" in mistyped.stderr
     assert (await run("token", "api-url", child, "--follow")).returncode == 0
     assert other not in (await run("tree", root)).stdout
+
+
+async def test_the_status_of_a_closed_workflow_says_that_it_is_closed(
+    client: Client, root: str, run: Run
+) -> None:
+    await client.get_workflow_handle(root).terminate()
+    shown = await run("token", "status", root)
+    assert shown.returncode == 0, shown.stderr
+    assert "the workflow is closed" in shown.stdout
 
 
 async def test_a_revocation_says_who_holds_one_yet_and_takes_those_below_along_where_asked(

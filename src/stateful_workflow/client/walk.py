@@ -193,6 +193,7 @@ class TreeWalk:
         Of no node None; without an answer where nothing below it is to be looked at.
         """
         withheld = of_parent.is_kept_from(self._name)
+        could_not_tell = of_parent.reason is not None
         to_hand_over = self._message if of_parent.life is not Life.UNTOLD else None
         pause, asked = _FIRST_PAUSE_SECONDS, time.monotonic()
         node = self._unseen(workflow_id, "not asked in time")
@@ -227,7 +228,7 @@ class TreeWalk:
                 if not self._is_awaited(node, answer):
                     return node, answer
                 is_late = time.monotonic() - self._begun > _HAND_OVER_AFTER_SECONDS
-                if to_hand_over and not node.current and (of_parent.reason or is_late):
+                if to_hand_over and not node.current and (could_not_tell or is_late):
                     await self._hand_over(workflow_id, to_hand_over)
                     to_hand_over = None
             if self._left() <= 0:
@@ -294,11 +295,9 @@ class TreeWalk:
     def _foreign(self, answer: Answer, workflow_id: str) -> TreeNode:
         """One that was started before its parent took part, and has no state from above."""
         node = self._node(answer, workflow_id, {}, withheld=False)
-        return (
-            node
-            if answer.closed
-            else replace(node, current=False, beside=True, set_here=False, problem=_FOREIGN)
-        )
+        if answer.closed:
+            return node
+        return replace(node, current=False, beside=True, set_here=False, problem=_FOREIGN)
 
     async def _failed(self, node: TreeNode) -> TreeNode:
         """One that closed as failed without the newest: whether it failed when it was told.
