@@ -33,14 +33,8 @@ MAX_LATER: Final = 1_000
 """Activities to be completed by a handle whose tokens a process keeps in mind."""
 
 
-def _raised_to_complete_later() -> type[BaseException]:
-    try:
-        activity.raise_complete_async()
-    except BaseException as raised:  # noqa: BLE001 - the SDK has no public name for it
-        return type(raised)
-
-
-_CompletesLater: Final = _raised_to_complete_later()
+# What `activity.raise_complete_async` raises; the SDK has no public name for it.
+_CompletesLater: Final = activity._CompleteAsyncError  # pyright: ignore[reportPrivateUsage]
 
 
 class Gate:

@@ -14,9 +14,8 @@ more in place, if its body can be sent again.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import aclosing
-from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -47,7 +46,7 @@ class TokenAuth(httpx.Auth):
 
     Args:
         name: credential name.
-        scheme: what stands before the token; None for nothing.
+        scheme: what stands before the token; Bearer if none is given, None for nothing.
         username: with ``scheme="Basic"``, whose password the token is; without it the token is
             ``user:password``.
         refused: whether an answer says that the API does not take the token; None for the
@@ -72,21 +71,11 @@ class TokenAuth(httpx.Auth):
         self,
         name: str = DEFAULT_NAME,
         *,
-        scheme: str | None = "Bearer",
-        username: str | None = None,
         refused: IsRefusal | None = None,
-        wait_for_newer: float | timedelta = 0.0,
-        fallback: str | Callable[[], str] | None = None,
-        origins: Sequence[str] = (),
+        **terms: Unpack[Terms],
     ) -> None:
-        self._presenter = Presenter(
-            name,
-            scheme=scheme,
-            username=username,
-            wait_for_newer=wait_for_newer,
-            fallback=fallback,
-            origins=origins,
-        )
+        terms.setdefault("scheme", "Bearer")
+        self._presenter = Presenter(name, **terms)
         self._is_refusal = is_401 if refused is None else refused
 
     def sync_auth_flow(

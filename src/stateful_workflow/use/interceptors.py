@@ -25,7 +25,6 @@ from .asking import activity_context, decoded_payload
 from .clock import server_clock
 from .given_back import LATER, Gate
 from .newest import Newest
-from .parents import ConfirmedRoots
 from .sealing import confirm_root
 from .telling import Asking
 from .tokens import ActivityTokens, running
@@ -40,10 +39,8 @@ class ActivityInbound(ActivityInboundInterceptor):
         keyring: Callable[[], Keyring],
         asking: Asking,
         recorder: Callable[[], Recorder],
-        roots: ConfirmedRoots,
     ) -> None:
         super().__init__(next)
-        self._roots = roots
         self._keyring = keyring
         self._asking = asking
         self._recorder = recorder
@@ -66,7 +63,7 @@ class ActivityInbound(ActivityInboundInterceptor):
         if self._outbound is not None:
             self._outbound.gate = gate
         await tokens.newest.begin(takes_part=has_use)
-        await confirm_root(tokens, self._roots)
+        await confirm_root(tokens, self._asking)
         try:
             with LATER.possible(gate), running(tokens):
                 result = await super().execute_activity(input)

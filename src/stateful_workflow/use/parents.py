@@ -5,7 +5,6 @@ Where it joined a tree, the workflow that it names is asked whether it admits su
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
 
@@ -21,7 +20,6 @@ from .server import Execution, describe
 _TIMEOUT: Final = timedelta(seconds=10)
 _DEEPEST: Final = 100
 _MOST_JOINS: Final = 5
-_REMEMBERED: Final = 10_000
 
 
 async def confirm_above(
@@ -84,20 +82,3 @@ async def _joined(client: Client, described: Execution) -> str | None:
     except (WorkflowQueryFailedError, RPCError, AnswerMalformed):
         return None
     return at if answer.refused is None else None
-
-
-class ConfirmedRoots:
-    """Asks the server once for each run: the parents of a run never change."""
-
-    def __init__(self, client: Callable[[], Client]) -> None:
-        self._client = client
-        self._confirmed: dict[str, str] = {}
-
-    async def confirm(self, workflow_id: str, run_id: str, root: str) -> None:
-        """As `confirm_above`, for the root that a run names."""
-        if workflow_id == root or self._confirmed.get(run_id) == root:
-            return
-        await confirm_above(self._client(), workflow_id, root, run_id=run_id)
-        if len(self._confirmed) >= _REMEMBERED:
-            self._confirmed.clear()
-        self._confirmed[run_id] = root

@@ -10,7 +10,7 @@ from ..errors import StatefulError, WrongTree
 from ..sealed.issuing import Place, Said, Terms, parted, verified_place
 from ..sealed.keyring import Keyring
 from ..sealed.message import DEFAULT_NAME, SealedToken, parse
-from .parents import ConfirmedRoots
+from .telling import Asking
 from .tokens import ActivityTokens, activity_tokens
 
 
@@ -71,7 +71,7 @@ def _place(tokens: ActivityTokens, name: str, keyring: Keyring) -> Place:
     return place
 
 
-async def confirm_root(tokens: ActivityTokens, roots: ConfirmedRoots) -> None:
+async def confirm_root(tokens: ActivityTokens, asking: Asking) -> None:
     """Where a token may be sealed here, ask the server for the root of the workflow's tree.
 
     Only an issuer's worker asks, once for each run of a workflow.
@@ -81,5 +81,5 @@ async def confirm_root(tokens: ActivityTokens, roots: ConfirmedRoots) -> None:
         return
     with suppress(StatefulError):
         if tokens.keyring().can_seal:
-            await roots.confirm(tokens.workflow_id, run_id, tokens.use.root)
+            await asking.confirm_root(tokens.workflow_id, run_id, tokens.use.root)
             tokens.confirmed_root = tokens.use.root

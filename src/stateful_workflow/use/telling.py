@@ -22,6 +22,7 @@ from ..node.contract import REPORT
 from ..sealed.token import ApiToken
 from ..text.printable import printable
 from .asking import ask_token
+from .parents import confirm_above
 
 _NO_ROOM: Final = (RPCStatusCode.RESOURCE_EXHAUSTED, RPCStatusCode.FAILED_PRECONDITION)
 """What the server says of an update where ten are open, or the run has had 2,000."""
@@ -36,8 +37,18 @@ class Asking:
         self.client = client
         self.on_loop: dict[str, set[str]] = {}
         """Of each activity type the names that it takes on the event loop, where it cannot wait."""
+        self._roots: dict[str, str] = {}
         self._told: dict[str, float] = {}
         self._telling: set[asyncio.Task[None]] = set()
+
+    async def confirm_root(self, workflow_id: str, run_id: str, root: str) -> None:
+        """As `confirm_above`, once for each run: its parents never change."""
+        if workflow_id == root or self._roots.get(run_id) == root:
+            return
+        await confirm_above(self.client(), workflow_id, root, run_id=run_id)
+        if len(self._roots) >= _REMEMBERED:
+            self._roots.clear()
+        self._roots[run_id] = root
 
     def report(self, token: ApiToken) -> None:
         """Tell the authority of a token that an API refused it; nobody waits for that.

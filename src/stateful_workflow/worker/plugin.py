@@ -35,7 +35,6 @@ from ..sealed.keyring_file import KEYRING_VARIABLE
 from ..text.printable import printable
 from ..use.given_back import LateGate
 from ..use.interceptors import ActivityInbound
-from ..use.parents import ConfirmedRoots
 from ..use.telling import Asking
 from .activities import OfPlugin
 from .courier import courier_beside
@@ -178,7 +177,6 @@ class _WorkerInterceptor(Interceptor):
         self._client = client
         self._metrics = Metrics.of(client)
         self._asking = Asking(self._current_client)
-        self._roots = ConfirmedRoots(self._current_client)
 
     def _current_client(self) -> Client:
         """The worker's client, which may have been replaced since the worker was made."""
@@ -202,9 +200,7 @@ class _WorkerInterceptor(Interceptor):
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
         if self._client is None:
             return next
-        return ActivityInbound(
-            next, self.plugin.require_keyring, self._asking, self.recorder, self._roots
-        )
+        return ActivityInbound(next, self.plugin.require_keyring, self._asking, self.recorder)
 
 
 def _pass_through(runner: WorkflowRunner | None) -> WorkflowRunner:
