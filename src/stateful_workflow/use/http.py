@@ -285,10 +285,7 @@ def _detour(request: httpx.Request) -> str | None:
     url = request.url
     if url.userinfo:
         return "user information in its URL"
-    hosts = [
-        value.decode("latin-1") for key, value in request.headers.raw if key.lower() == b"host"
-    ]
-    detour = host_detour(_place(url), *hosts)
+    detour = host_detour(_place(url), *request.headers.get_list("host"))
     if detour is not None:
         return detour
     target = request.extensions.get("target", b"/")

@@ -208,11 +208,10 @@ class Newest:
         What came along with the activity does not say so, and neither does a question that fails.
         On the event loop, where the caller blocks, it is what is known.
         """
-        if not blocks:
-            return await self._never_held(name)
-        if self._loop_elsewhere is not None:
-            return self._in_loop(self._never_held(name), name)
-        return self.standing(name).never
+        if blocks and self._loop_elsewhere is None:
+            return self.standing(name).never
+        asking = self._never_held(name)
+        return self._in_loop(asking, name) if blocks else await asking
 
     async def _never_held(self, name: str) -> bool:
         if self._asking is None:

@@ -10,7 +10,7 @@ from typing import Final
 
 from temporalio import activity
 from temporalio.api.common.v1 import Payloads, WorkflowExecution
-from temporalio.api.enums.v1 import UpdateWorkflowExecutionLifecycleStage
+from temporalio.api.enums.v1 import UpdateWorkflowExecutionLifecycleStage as Stage
 from temporalio.api.update.v1 import Input, Meta, Request, WaitPolicy
 from temporalio.api.workflowservice.v1 import UpdateWorkflowExecutionRequest
 from temporalio.client import Client
@@ -27,6 +27,7 @@ from .parents import confirm_above
 _NO_ROOM: Final = (RPCStatusCode.RESOURCE_EXHAUSTED, RPCStatusCode.FAILED_PRECONDITION)
 """What the server says of an update where ten are open, or the run has had 2,000."""
 
+_ACCEPTED: Final = Stage.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_ACCEPTED
 _REMEMBERED: Final = 10_000
 
 
@@ -87,12 +88,8 @@ class Asking:
 
 
 def _report_of(token: ApiToken) -> dict[str, str | int]:
-    return {
-        "name": token.name,
-        "authority": token.authority,
-        "version": token.version,
-        "fingerprint": token.fingerprint,
-    }
+    members = "name", "authority", "version", "fingerprint"
+    return {member: getattr(token, member) for member in members}
 
 
 async def _update(client: Client, token: ApiToken) -> None:
@@ -103,23 +100,16 @@ async def _update(client: Client, token: ApiToken) -> None:
     """
     context = WorkflowSerializationContext(client.namespace, token.authority)
     converter = client.data_converter.with_context(context)
+    args = Payloads(payloads=await converter.encode([_report_of(token)]))
+    meta = Meta(update_id=f"{REPORT}-{token.fingerprint}", identity=client.identity)
     request = UpdateWorkflowExecutionRequest(
         namespace=client.namespace,
         workflow_execution=WorkflowExecution(workflow_id=token.authority),
-        wait_policy=WaitPolicy(
-            lifecycle_stage=UpdateWorkflowExecutionLifecycleStage.UPDATE_WORKFLOW_EXECUTION_LIFECYCLE_STAGE_ACCEPTED
-        ),
-        request=Request(
-            meta=Meta(update_id=f"{REPORT}-{token.fingerprint}", identity=client.identity),
-            input=Input(
-                name=REPORT,
-                args=Payloads(payloads=await converter.encode([_report_of(token)])),
-            ),
-        ),
+        wait_policy=WaitPolicy(lifecycle_stage=_ACCEPTED),
+        request=Request(meta=meta, input=Input(name=REPORT, args=args)),
     )
-    await client.workflow_service.update_workflow_execution(
-        request, retry=False, timeout=limits.LIMITS.activity_question
-    )
+    update = client.workflow_service.update_workflow_execution
+    await update(request, retry=False, timeout=limits.LIMITS.activity_question)
 
 
 async def _signal(client: Client, token: ApiToken) -> None:
