@@ -166,11 +166,9 @@ def tuple_of(*checks: Check) -> Check:
         lambda value: isinstance(value, list) and len(cast("list[Any]", value)) == len(checks),
         f"list of {len(checks)}",
     )
-    return lambda value: tuple(map(_checked, checks, entries(value)))
-
-
-def _checked(check: Check, value: object) -> Any:
-    return check(value)
+    return lambda value: tuple(
+        check(one) for check, one in zip(checks, entries(value), strict=True)
+    )
 
 
 def mapping_of(check: Check, name: Check | None = None) -> Check:
