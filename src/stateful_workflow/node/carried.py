@@ -8,7 +8,6 @@ member is described once, and read strictly (docs/decisions/24-state-format.md).
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -82,10 +81,6 @@ def read_trusted(data: object) -> dict[str, Issuer]:
     return mapping_of(Issuer.from_json, TEXT)(data)
 
 
-def _last_rejections(rejections: Iterable[Rejected]) -> deque[Rejected]:
-    return deque(rejections, maxlen=REMEMBERED_REJECTIONS)
-
-
 def _texts(messages: Mapping[Any, Message]) -> list[str]:
     return [message.text for message in messages.values()]
 
@@ -132,17 +127,15 @@ class Carried:
         factory=dict,
         write=lambda floors: to_json([[*place, orders] for place, orders in floors.items()]),
     )
-    children: dict[str, Child] = member(
-        list_of(partial(read, Child), MOST), factory=dict, write=_each
-    )
+    children: dict[str, Child] = member(_CHILDREN, factory=dict, write=_each)
     closed: dict[str, Child] = member(None, factory=dict, write=_each)
     soft: dict[str, dict[str, bool]] = member(
         mapping_of(mapping_of(FLAG, TEXT), TEXT), factory=dict
     )
     rejected: dict[str, int] = member(_COUNTS, factory=dict)
-    rejections: deque[Rejected] = member(
-        lambda value: _last_rejections(_REJECTIONS(value)),
-        factory=lambda: _last_rejections(()),
+    rejections: tuple[Rejected, ...] = member(
+        lambda value: _REJECTIONS(value)[-REMEMBERED_REJECTIONS:],
+        (),
         write=lambda rejections: [[*vars(one).values()] for one in rejections],
     )
 

@@ -50,18 +50,6 @@ def read_life(value: object) -> Life:
     return Life(_LIFE(value))
 
 
-def _names(value: object) -> frozenset[str]:
-    return frozenset(_TEXTS(value))
-
-
-def _delivered(value: object) -> dict[Place, Order]:
-    return {(name, at): (version, hash) for name, at, version, hash in _DELIVERED(value)}
-
-
-def _of_delivered(delivered: Mapping[Place, Order]) -> list[list[str | int]]:
-    return [[*place, *order] for place, order in delivered.items()]
-
-
 @dataclass(frozen=True)
 class Child:
     """A child as its parent knows it.
@@ -76,8 +64,14 @@ class Child:
     id: str = member(TEXT)
     type: str = member(TEXT)
     life: Life = member(read_life, Life.STARTING)
-    withheld: frozenset[str] = member(_names, frozenset(), write=sorted)
-    delivered: Mapping[Place, Order] = member(_delivered, factory=dict, write=_of_delivered)
+    withheld: frozenset[str] = member(
+        lambda value: frozenset(_TEXTS(value)), frozenset(), write=sorted
+    )
+    delivered: Mapping[Place, Order] = member(
+        lambda value: {(name, at): (ver, hash) for name, at, ver, hash in _DELIVERED(value)},
+        factory=dict,
+        write=lambda delivered: [[*place, *order] for place, order in delivered.items()],
+    )
     # A later run hears nothing of it.
     start: int = member(None, 0, write=lambda _: {}, is_part=True)
     joined: bool = member(optional(FLAG, False), False)

@@ -109,14 +109,10 @@ class View:
         return TokenAnswer(status, self._sealed(name)) if came or status.state != "none" else None
 
     def node(
-        self,
-        workflow_type: str,
-        *,
-        signals: int = 0,
-        courier: str | None = None,
+        self, workflow_type: str, *, signals: int = 0, courier: str | None = None
     ) -> NodeStatus:
         """The answer to the query `apiTokenStatus`, with what its run alone knows."""
-        ledger = self.ledger
+        ledger, reasons = self.ledger, self.reasons
         return NodeStatus(
             root=ledger.path[0],
             tree=ledger.tree,
@@ -126,9 +122,9 @@ class View:
             children=tuple(map(self._child, {**ledger.closed, **ledger.children}.values())),
             withheld=ledger.withheld(),
             undelivered=tuple(
-                self._lacking(child, message)
+                Lacking(child.id, *m.place, m.claims.version, reasons.get(child.id, "on its way"))
                 for child, messages in ledger.to_tell()
-                for message in messages
+                for m in messages
             ),
             waiting=tuple(
                 Waiting(m.claims.name, m.issuer, m.claims.version, m.fingerprint)
@@ -142,7 +138,7 @@ class View:
             id=ledger.path[-1],
             parent=ledger.path[-2] if len(ledger.path) > 1 else None,
             waiting_count=len(self.waiting),
-            rejections=Rejections(ledger.rejected, tuple(ledger.rejections)),
+            rejections=Rejections(ledger.rejected, ledger.rejections),
             reports=self.reports,
         )
 
@@ -151,15 +147,8 @@ class View:
         own, status = self.ledger.path[-1], self.status(name)
         said = (status.state, status.version, status.fingerprint, status.authority)
         below = (
-            TreeNode(
-                child.id,
-                child.type,
-                own,
-                "unknown",
-                current=False,
-                problem=self._child(child).reason,
-            )
-            for child in behind
+            TreeNode(c.id, c.type, own, "unknown", current=False, problem=self._child(c).reason)
+            for c in behind
         )
         return TokenTree(name, (TreeNode(own, workflow_type, None, *said), *below))
 
@@ -257,22 +246,16 @@ class View:
         )
 
     def _child(self, child: Child) -> ChildStatus:
-        is_untold = child.life is Life.UNTOLD
         return ChildStatus(
             child.id,
             child.type,
             child.life,
-            _UNTOLD if is_untold else self.reasons.get(child.id),
+            _UNTOLD if child.life is Life.UNTOLD else self.reasons.get(child.id),
             self.ledger.withheld_from(child),
             self.ledger.shared_with(child),
             tuple(sorted(child.withheld)),
             child.joined,
         )
-
-    def _lacking(self, child: Child, message: Message) -> Lacking:
-        claims = message.claims
-        reason = self.reasons.get(child.id, "on its way")
-        return Lacking(child.id, claims.name, claims.authority, claims.version, reason)
 
     def _shown_waiting(self) -> list[Message]:
         """The first few that wait, of as many credential names as can be: anybody can send them."""

@@ -139,7 +139,7 @@ class Joining:
 
         Then it is judged again once that is known.
         """
-        above = self._above()
+        above = self._parent if self.joined is None else self._ledger.path[-2]
         if above is None:
             return False  # first: thousands of messages may come at once
         claims, (path, tree) = message.claims, self._place
@@ -157,11 +157,6 @@ class Joining:
     @property
     def _place(self) -> tuple[tuple[str, ...], str]:
         return self._ledger.path, self._ledger.tree
-
-    def _above(self) -> str | None:
-        if self.joined is not None:
-            return self._ledger.path[-2]
-        return self._parent
 
     async def _ask_above(self, above: str) -> None:
         place = self._place

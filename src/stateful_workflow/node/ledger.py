@@ -24,7 +24,7 @@ from ..errors import (
 )
 from ..sealed.keys import Issuer, verify
 from ..sealed.message import CLOCK_TOLERANCE_MS, Message
-from .carried import Carried, Rejected
+from .carried import REMEMBERED_REJECTIONS, Carried, Rejected
 from .children import Child, Life, Order, Place, Starting
 from .contract import Orphan
 
@@ -140,7 +140,8 @@ class Ledger(Carried):
         reason = type(error).__name__
         self.rejected[reason] = self.rejected.get(reason, 0) + 1
         about = (None, None) if message is None else (message.fingerprint, message.issuer)
-        self.rejections.append(Rejected(now, reason, *about))
+        last = (*self.rejections, Rejected(now, reason, *about))
+        self.rejections = last[-REMEMBERED_REJECTIONS:]
 
     def trust(self, issuers: Mapping[str, Issuer], revoked: Iterable[str] = ()) -> bool:
         """Learn issuers, and whether any key was new or newly revoked.

@@ -228,8 +228,14 @@ class Telling:
             room.left_out,
             joined,
         )
-        children = dict(self._ledger.children)
-        attempt = _Attempt(request, told, children, closed, self._start(request))
+        handle = couriers.start(
+            TELL,
+            vars(request),  # the converter would copy a dataclass deeply first, in each replay too
+            start_to_close_timeout=_ATTEMPT,
+            heartbeat_timeout=_HEARTBEAT,
+            retry_policy=RetryPolicy(maximum_interval=_LONGEST_BACKOFF),
+        )
+        attempt = _Attempt(request, told, dict(self._ledger.children), closed, handle)
         self._under_way.append(attempt)
         return attempt
 
@@ -242,15 +248,6 @@ class Telling:
             if rest:
                 lacking[child.id] = rest
         return lacking
-
-    def _start(self, request: TellRequest) -> workflow.ActivityHandle[RawValue]:
-        return couriers.start(
-            TELL,
-            vars(request),  # the converter would copy a dataclass deeply first, in each replay too
-            start_to_close_timeout=_ATTEMPT,
-            heartbeat_timeout=_HEARTBEAT,
-            retry_policy=RetryPolicy(maximum_interval=_LONGEST_BACKOFF),
-        )
 
     def _in_doubt(self, *, joined: bool) -> list[Child]:
         children = self._ledger.children.values()

@@ -235,11 +235,8 @@ class _Review:
     def _ended(self, event: AuditEvent, node: _Node) -> bool:
         """Report a token that was ended before, at this node."""
         for (name, authority), newest in node.newest.items():
-            if (
-                name != event.name
-                or newest.kind != "revocation"
-                or not self._is_late(event, newest)
-            ):
+            is_of_name = name == event.name and newest.kind == "revocation"
+            if not is_of_name or not self._is_late(event, newest):
                 continue
             if authority == event.authority:
                 is_ended = (event.version or 0) <= (newest.version or 0)
