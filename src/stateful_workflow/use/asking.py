@@ -145,11 +145,7 @@ async def ask_for_place(
 ) -> JoinAnswer:
     """Ask a node, as `ask`, for the state that a child of this id and type would start with.
 
-    Args:
-        client: asks it.
-        at, workflow_id, workflow_type: the node, and who is to have the state.
-        timeout: of the question.
-        as_child: the server says that it is a child of the node.
+    `as_child`: the server says that it is one.
     """
     joiner = {"id": workflow_id, "type": workflow_type, "as_child": as_child}
     answer = await ask(client, at, JOIN, partial(read, JoinAnswer), joiner, timeout=timeout)
@@ -157,8 +153,6 @@ async def ask_for_place(
         raise AnswerMalformed(f"workflow {at} answered {JOIN} with a state for another place")
     return answer
 
-
-# --- whether it takes part --------------------------------------------------------------------
 
 _NO_QUERY: Final = (
     "expected but not found",
@@ -179,18 +173,13 @@ async def is_plain(
 ) -> bool:
     """Whether a workflow takes no part in a tree: its SDK lists its queries, without ours.
 
-    Args:
-        client: asks it.
-        workflow_id, run_id: of the workflow.
-        error: what came of a question to it. Where its SDK lists no queries, its words decide.
-        timeout: of the one question.
+    Where it lists none, the words of `error` decide, which came of another question to it.
     """
     handle = client.get_workflow_handle(workflow_id, run_id=run_id)
     try:
         raw: object = await handle.query(METADATA_QUERY, result_type=RawValue, rpc_timeout=timeout)
-        return STATUS_QUERY not in read_answer(
-            client, workflow_id, METADATA_QUERY, _as_json(raw), query_names
-        )
+        about = client, workflow_id, METADATA_QUERY
+        return STATUS_QUERY not in read_answer(*about, _as_json(raw), query_names)
     except Exception:  # noqa: BLE001 - a codec may raise anything
         words = error.message if isinstance(error, WorkflowQueryFailedError) else ""
         return any(known in words for known in _NO_QUERY)
@@ -221,9 +210,6 @@ def _as_json(raw: object) -> object:
         return raw
     is_json = raw.payload.metadata.get("encoding", b"").startswith(b"json/")
     return json.loads(raw.payload.data) if is_json else raw
-
-
-# --- closed runs ------------------------------------------------------------------------------
 
 
 class Silence(Enum):

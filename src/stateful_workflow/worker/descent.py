@@ -175,15 +175,10 @@ class Descent:
     async def _asked(
         self, closed_id: str, run_id: str, read: Callable[[object], T], past: T | None
     ) -> T | None:
-        """The last status of a closed run; `past` where it is past retention, None of no node.
-
-        Raises:
-            NoAnswer: it does not answer.
-        """
+        """The last status of a closed run; `past` where it is past retention, None of no node."""
+        run, wait = (self._client, closed_id, run_id), self._time_left
         try:
-            _, said = await ask_closed(
-                self._client, closed_id, run_id, STATUS_QUERY, read, self._time_left
-            )
+            _, said = await ask_closed(*run, STATUS_QUERY, read, wait)
         except NoAnswer:
             raise
         except RPCError as error:
