@@ -1,8 +1,9 @@
-"""Authorization servers of the session; `tests.support.authorization_servers` says more."""
+"""Providers of the session; authorization_servers and secret_managers in tests.support say more."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from tests.support.authorization_servers import (
     start_oauth_toolkit,
     start_oidc_provider,
 )
+from tests.support.secret_managers import OpenBao, start_aws, start_openbao
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +42,16 @@ def authgent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Authorization
     """It has token exchange (RFC 8693)."""
     with start_authgent(tmp_path_factory.mktemp("authgent")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def openbao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenBao]:
+    with start_openbao(tmp_path_factory.mktemp("openbao")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def aws() -> Iterator[dict[str, Any]]:
+    """What a client of boto3 needs to ask moto."""
+    with start_aws() as client:
+        yield client

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
@@ -19,15 +18,9 @@ from stateful_workflow.errors import (
 )
 from stateful_workflow.source import Probes, Retires, Source
 from stateful_workflow.source.aws import SecretsManagerSource
-from tests.support.secret_managers import aws_client_of, start_aws, start_failing
+from tests.support.secret_managers import aws_client_of, start_failing
 
 CANARY = "aws-token-canary"
-
-
-@pytest.fixture(scope="module")
-def aws() -> Iterator[dict[str, Any]]:
-    with start_aws() as client:
-        yield client
 
 
 @pytest.fixture

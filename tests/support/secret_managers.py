@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import os
 import shutil
 import socket
@@ -39,13 +40,10 @@ class OpenBao:
         assert response.is_success, f"{path}: {response.status_code} {response.text}"
         return response.json() if response.content else {}
 
-    def allow(self, name: str, **paths: str) -> None:
-        """Write a policy: for each path, with ``__`` for a slash, its capabilities."""
-        rules = [
-            f'path "{path.replace("__", "/")}" {{ capabilities = [{of}] }}'
-            for path, of in paths.items()
-        ]
-        self.ask("PUT", f"sys/policies/acl/{name}", {"policy": "\n".join(rules)})
+    def allow(self, policy: str, paths: dict[str, list[str]]) -> None:
+        """Write a policy: for each path its capabilities."""
+        rules = {path: {"capabilities": of} for path, of in paths.items()}
+        self.ask("PUT", f"sys/policies/acl/{policy}", {"policy": json.dumps({"path": rules})})
 
 
 @contextmanager
