@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -111,7 +112,6 @@ class TreeWalk:
         self._couriers: dict[str, str | None] = {}
         self._polled: dict[str, bool] = {}
         self._parents: dict[str, str | None] = {}
-        self._children: dict[str, list[str]] = {}
         self._visits: dict[str, list[tuple[Expected, bool]]] = {}
         self._root = ""
         self._asleep: dict[str, WorkflowAsleep] = {}
@@ -128,7 +128,7 @@ class TreeWalk:
         await self._visit(workflow_id, (), {}, answer=answer)
         if all(node.state == "none" for node in self._nodes.values()):
             check_in_use(self._name, self._names, workflow_id)
-        nodes = [await self._with_courier(node) for node in self._in_order(workflow_id)]
+        nodes = [await self._with_courier(node) for node in self._in_order()]
         return TokenTree(self._name, tuple(nodes))
 
     async def _with_courier(self, node: TreeNode) -> TreeNode:
@@ -153,14 +153,17 @@ class TreeWalk:
                 self._polled[queue] = True  # nobody knows
         return self._polled[queue]
 
-    def _in_order(self, workflow_id: str) -> Iterator[TreeNode]:
+    def _in_order(self) -> Iterator[TreeNode]:
         """Parents before their children, siblings as their parent started them."""
-        rest = [workflow_id]
+        children: defaultdict[str | None, list[str]] = defaultdict(list)
+        for child_id, parent in self._parents.items():
+            children[parent].append(child_id)
+        rest = children[None]
         while rest:
             node = self._nodes.get(rest.pop())
             if node is not None and not (node.closed and node.parent in self._asleep):
                 yield node
-                rest.extend(reversed(self._children.get(node.id, ())))
+                rest.extend(reversed(children[node.id]))
 
     async def _visit(
         self,
@@ -262,9 +265,7 @@ class TreeWalk:
                 problem = f"names {child.id}, which is no child of its, as one"
                 self._note(replace(self._nodes[parent], current=False, problem=problem))
                 continue
-            if child.id not in self._parents:
-                self._parents[child.id] = parent
-                self._children.setdefault(parent, []).append(child.id)
+            self._parents.setdefault(child.id, parent)
             if child.life in _NOT_YET_SEEN and not child.joined:
                 # It will hold what its parent wrote into its start, which may be old by now.
                 problem = child.reason or _NOT_YET_SEEN[child.life]
