@@ -24,6 +24,7 @@ from stateful_workflow import Keyring, KeyringError, StatefulError
 from stateful_workflow.node.describe import View
 from stateful_workflow.node.ledger import Child, Ledger
 from stateful_workflow.node.status import state_without
+from stateful_workflow.sealed.crypto import Key, encrypt
 from stateful_workflow.sealed.message import (
     MAX_MESSAGE_BYTES,
     TYP,
@@ -32,6 +33,7 @@ from stateful_workflow.sealed.message import (
     encode_base64url,
     parse,
 )
+from stateful_workflow.sealed.secret import Secret
 
 Json = dict[str, Any]
 
@@ -183,6 +185,20 @@ def messages(old: Json) -> list[Json]:
             },
             secret="tok-7-example",
         ),
+        token(
+            kept,
+            "token with values of its own",
+            "what comes out is the token with its values, as JSON",
+            {**ACME, "ver": NOW + 400, "origins": ORIGINS[:1], "content": "values"},
+            secret=Secret("tok-8-example", {"user": "réader", "lease.id": ""}),
+        ),
+        token(
+            kept,
+            "reference to a token",
+            "what comes out is resolved where it is used",
+            {**ACME, "ver": NOW + 450, "origins": ORIGINS[:1], "content": "reference"},
+            secret=Secret("prod:tenants/acme", is_reference=True),
+        ),
         revocation(
             "revocation", "no token at the child or below it", {**at_child, "ver": NOW + 2000}
         ),
@@ -208,10 +224,11 @@ def token(
     *,
     issuer: str = "issuer",
     readers: tuple[str, ...] = ("reader",),
-    secret: str = "tok-1-example",
+    secret: str | Secret = "tok-1-example",
 ) -> Json:
     """A sealed token and what it says."""
     text = compact(claims).decode()
+    sealed = Secret(secret) if isinstance(secret, str) else secret
     entry = {
         "name": name,
         "about": about,
@@ -219,13 +236,13 @@ def token(
         "issuer": issuer,
         "readers": list(readers),
         "claims": text,
-        "token": secret,
+        "token": sealed.encode().decode(),
     }
     old = kept.get(name, {})
     if {**old, **entry} == {**old, "about": about}:  # the same but for the words about it
         return named(entry, old["message"])
     claims_of = Claims.decode(text.encode(), "token")
-    return named(entry, keyring(issuer, *readers).seal(claims_of, secret))
+    return named(entry, keyring(issuer, *readers).seal(claims_of, sealed))
 
 
 def revocation(name: str, about: str, claims: Json, *, inherit: bool = False) -> Json:
@@ -255,7 +272,8 @@ def named(entry: Json, message: str) -> Json:
 class Altered:
     """Makes messages that are refused, out of genuine ones."""
 
-    def __init__(self, genuine: list[Json]) -> None:
+    def __init__(self, genuine: list[Json], old: Json) -> None:
+        self._kept = {entry["name"]: entry["message"] for entry in old.get("refused", [])}
         self._genuine = {entry["name"]: entry["message"] for entry in genuine}
         self.entries: list[Json] = []
 
@@ -428,6 +446,14 @@ class Altered:
         altered = {**json.loads(payload), "aad": encode(compact(claims))}
         return f"{encode(compact(header))}.{encode(compact(altered))}.{encode(signature)}"
 
+    def _sealed(self, name: str, header: Json, claims: bytes, plaintext: str) -> str:
+        """A token of any plaintext; the one that stands in the file already is kept."""
+        old = self._kept.get(name)
+        if old is not None and json.loads(decode(old.split(".")[1]))["aad"] == encode(claims):
+            return old
+        reader = Key.from_jwk({key: KEYS["reader"][key] for key in ("kty", "crv", "x")})
+        return self.sign(header, encrypt(plaintext.encode(), claims, [reader]).encode())
+
     def _at_opening(self) -> None:
         header, payload, _ = self.parts("token")
         jwe = json.loads(payload)
@@ -454,6 +480,17 @@ class Altered:
             "an epk of low order": {**jwe, "recipients": [low_order]},
         }.items():
             self.add(name, self.sign(header, altered), "open", "TokenMalformed", **here)
+        for name, content, text in (
+            ("values without a token", "values", '{"values":{"user":"ann"}}'),
+            ("values that are none", "values", '{"token":"tok-8-example","values":{}}'),
+            ("a value that is no text", "values", '{"token":"tok-8-example","values":{"a":1}}'),
+            ("more than values", "values", '{"token":"a","values":{"b":"c"},"d":1}'),
+            ("a reference that climbs", "reference", "prod:tenants/../admin"),
+            ("a reference without a prefix", "reference", "tenants/acme"),
+        ):
+            claims = compact({**ACME, "ver": NOW + 400, "origins": [], "content": content})
+            sealed = self._sealed(name, header, claims, text)
+            self.add(name, sealed, "open", "TokenMalformed", **here)
         rich = self._genuine["token with every claim"]
         there = {**here, "namespace": "production"}
         plain = self._genuine["token"]
@@ -805,7 +842,7 @@ def make(old: Json) -> Json:
         "keys": KEYS,
         "messages": genuine,
         "order": sorted(orders, key=orders.__getitem__),
-        "refused": Altered(genuine).all(),
+        "refused": Altered(genuine, old).all(),
         "judged": judged(genuine),
         "started": started(genuine),
         "joined": joined(genuine),

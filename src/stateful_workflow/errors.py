@@ -98,6 +98,18 @@ class NewestUnknown(TokenUnavailable):
     """A retried activity could not ask its workflow for the newest token."""
 
 
+class ReferenceUnresolved(TokenUnavailable):
+    """A reference stands in the place of the token, and did not lead to one here.
+
+    Attributes:
+        reference: it, ``PREFIX:NAME``; the message does not hold it.
+    """
+
+    def __init__(self, message: str, reference: str = "") -> None:
+        super().__init__(message)
+        self.reference = reference
+
+
 class UseRefused(StatefulError):
     """The token exists, but its issuer did not sign it for this use."""
 

@@ -58,6 +58,7 @@ from stateful_workflow.demo.api import TokenApi
 from stateful_workflow.engine import start_engine
 from stateful_workflow.node.headers import Use
 from stateful_workflow.sealed.message import Claims, parse
+from stateful_workflow.sealed.secret import Secret
 from stateful_workflow.use.newest import Newest
 from stateful_workflow.use.tokens import ActivityTokens, running
 from tests.support.api import Api, start_api
@@ -299,7 +300,7 @@ def dump(thing: object) -> bytes:
 def objects(keyring: Keyring, client: Client) -> dict[str, object]:
     """One of every public kind, each as close to a secret as it gets."""
     message = parse(keyring.seal(CLAIMS, SECRET))
-    token = ApiToken(message, SECRET)
+    token = ApiToken(message, Secret(SECRET, {"user": SECRET}))
     status = TokenStatus("apiToken", "held", version=1, fingerprint=message.fingerprint)
     node = TreeNode("acme", "Tenant", None, "held")
     tree = TokenTree("apiToken", (node,))
@@ -416,7 +417,7 @@ def in_a_dict(held: ApiToken) -> object:
 
 
 def token() -> ApiToken:
-    return ApiToken(parse(Keyring.generate().seal(CLAIMS, SECRET)), SECRET)
+    return ApiToken(parse(Keyring.generate().seal(CLAIMS, SECRET)), Secret(SECRET))
 
 
 @pytest.mark.parametrize("export", [pickle.dumps, copy.copy, copy.deepcopy, json.dumps])

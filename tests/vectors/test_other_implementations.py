@@ -172,8 +172,10 @@ def test_it_verifies_no_forged_message(opened: Open) -> None:
 @each_implementation
 def test_it_verifies_but_does_not_decrypt_what_is_broken_or_sealed_for_others(opened: Open) -> None:
     results = opened(refused("TokenMalformed", "NoReaderKey"))
-    assert len(results) >= 7
-    assert all(result.keys() == {"payload"} for result in results)
+    # What has another content than it says decrypts, and is refused then.
+    closed = [each for each in results if "content" not in json.loads(each.get("claims", "{}"))]
+    assert 7 <= len(closed) < len(results)
+    assert all(result.keys() == {"payload"} for result in closed)
 
 
 def test_whatever_is_refused_and_is_no_matter_of_parsing_is_judged_here() -> None:

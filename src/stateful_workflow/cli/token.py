@@ -258,11 +258,13 @@ async def api_url(
 @app.command()
 @command
 async def reveal(options: WithKeys) -> None:
-    """Print the token itself. Needs a reader key."""
+    """Print the token itself, with --json also what belongs to it. Needs a reader key."""
     async with options.client() as tokens:
-        token = (await tokens.get(options.workflow_id, options.name)).reveal()
+        opened = await tokens.get(options.workflow_id, options.name)
+    token, values = opened.reveal(), dict(opened.values)
     if options.as_json:
-        print_json({"name": options.name, "token": token})
+        more = {"values": values} if values else {}
+        print_json({"name": options.name, "token": token, **more})
     elif printable(token, keep="\n") != token:
         raise StatefulError("the token has characters that are not printed: add --json")
     else:

@@ -27,6 +27,7 @@ from ..errors import (
     NameNotInUse,
     NotConverged,
     OperationFailed,
+    ReferenceUnresolved,
     StatefulError,
     TokenForged,
     TokenNotSet,
@@ -41,6 +42,7 @@ from ..sealed.issuing import Place, Terms, capped, kept, parted
 from ..sealed.keyring import Keyring, KeyringSource
 from ..sealed.keys import Issuer
 from ..sealed.message import DEFAULT_NAME, Message, SealedToken, parse
+from ..sealed.secret import Secret
 from ..sealed.token import ApiToken
 from ..use.parents import confirm_above
 from .calls import ask, check_in_use, send_url, token_at
@@ -419,8 +421,8 @@ class TokenClient:
         keyring, deed = self._require_keyring(), Deed("reseal", **note)
 
         async def sealed() -> Signed:
-            held = await self.get(workflow_id, name)
-            claims = held.message.claims
+            message, secret = await self._unsealed(workflow_id, name)
+            claims = message.claims
             async with self._sender.on_record(deed, claims.authority, name):
                 await confirm_above(self._client, claims.authority, claims.root)
                 claims = replace(
@@ -429,7 +431,7 @@ class TokenClient:
                     version=capped(claims.version + 1, time.time()),
                     audiences=kept("readers", readers, claims.audiences),
                 )
-                return parse(await asyncio.to_thread(keyring.seal, claims, held.reveal())), None
+                return parse(await asyncio.to_thread(keyring.seal, claims, secret)), None
 
         status, _ = await self._sender.send(deed, sealed)
         return status
@@ -446,17 +448,27 @@ class TokenClient:
             WorkflowNotFound, NotStateful, NoWorkerAnswers, OperationFailed: as `status`.
             AuditFailed: it could not be put on record, and is not given out.
         """
+        return ApiToken(*await self._unsealed(workflow_id, name, resolve=True))
+
+    async def _unsealed(
+        self, workflow_id: str, name: str, *, resolve: bool = False
+    ) -> tuple[Message, Secret]:
+        """What a workflow holds, opened, and that on record."""
         keyring = self._require_keyring()
         message: Message | None = None
         try:
             message = await self._sealed(workflow_id, name)
             secret = await asyncio.to_thread(
-                keyring.open,
+                keyring.unseal,
                 message,
                 now=time.time(),
                 namespace=self._client.namespace,
                 workflow_type=None,
             )
+            if resolve and secret.is_reference:
+                raise ReferenceUnresolved(
+                    f"{name} is a reference, which nothing resolves here", secret.token
+                )
         except StatefulError as error:
             deed = Deed("read" if isinstance(error, OperationFailed) else "refuse")
             reason = type(error).__name__
@@ -468,7 +480,7 @@ class TokenClient:
         await self._recorder.require_async(
             self._sender.event(Deed("read"), workflow_id, name, message, "success", reader=reader)
         )
-        return ApiToken(message, secret)
+        return message, secret
 
     async def _sealed(self, workflow_id: str, name: str) -> Message:
         answer = await token_at(self._client, workflow_id, name, self._trusted())

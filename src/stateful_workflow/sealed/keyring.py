@@ -13,7 +13,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +22,7 @@ from ..errors import (
     KeyringError,
     NoIssuerKey,
     NoReaderKey,
+    ReferenceUnresolved,
     TokenExpired,
     TokenMalformed,
     TokenRevoked,
@@ -47,6 +47,7 @@ from .keys import (
     write_set,
 )
 from .message import MAX_MESSAGE_BYTES, TYP, Claims, Message, SealedToken, encode_base64url, parse
+from .secret import Secret
 
 _LOOK_EVERY_SECONDS: Final = 1.0
 
@@ -315,28 +316,22 @@ class Keyring:
 
     # --- what keys do --------------------------------------------------------
 
-    def seal(self, claims: Claims, token: str) -> SealedToken:
+    def seal(self, claims: Claims, token: str | Secret) -> SealedToken:
         """Encrypt a token for the readers it is meant for and sign it.
 
         Args:
             claims: bound to the ciphertext; their audiences choose the readers, None means all.
-            token: the secret.
+            token: the secret, or what stands in its place: then the claims say so.
 
         Raises:
             NoIssuerKey, IssuerLimited: no private issuer key is here that may sign it.
             NoReaderKey: there is no reader to seal for.
             TokenMalformed: the claims or the token are outside the wire format.
         """
-        issuer = self._issuer(claims)
-        readers = self._readers(claims)
-        if not token or token != token.strip():
-            raise TokenMalformed("the token is empty, or begins or ends with white space")
-        if "\n" in token or "\r" in token:
-            raise TokenMalformed("the token has several lines, which no header can carry")
-        # The error of `encode` would hold the token.
-        plaintext = token.encode(errors="replace")
-        if plaintext.decode() != token:
-            raise TokenMalformed("the token is not valid Unicode")
+        secret = Secret(token) if isinstance(token, str) else token
+        claims = replace(claims, content=secret.content)
+        issuer, readers = self._issuer(claims), self._readers(claims)
+        plaintext = secret.encode()
         payload = encrypt(plaintext, claims.encode(), readers)
         # In base64url within base64url; the rest of a message has some 240 characters.
         excess = math.ceil((len(payload) * 4 / 3 + 240 - MAX_MESSAGE_BYTES) * 9 / 16)
@@ -361,6 +356,21 @@ class Keyring:
     def open(
         self, message: Message, *, now: float, namespace: str, workflow_type: str | None
     ) -> str:
+        """As `unseal`, for the token alone.
+
+        Raises:
+            ReferenceUnresolved: it is a reference.
+        """
+        secret = self.unseal(message, now=now, namespace=namespace, workflow_type=workflow_type)
+        if secret.is_reference:
+            raise ReferenceUnresolved(
+                f"{message.claims.name} is a reference, which nothing resolves here", secret.token
+            )
+        return secret.token
+
+    def unseal(
+        self, message: Message, *, now: float, namespace: str, workflow_type: str | None
+    ) -> Secret:
         """Check a sealed token whole and decrypt it.
 
         Args:
@@ -376,7 +386,7 @@ class Keyring:
             TokenExpired: past its expiry.
             WrongNamespace, WrongWorkflowType: signed for other uses.
             NoReaderKey: it is sealed for other readers.
-            TokenMalformed: it decrypts to nothing under its claims.
+            TokenMalformed: it decrypts to nothing under its claims, or not to what they say.
         """
         claims = message.claims
         if message.kind != "token":
@@ -403,7 +413,7 @@ class Keyring:
             )
         return self._decrypt(message)
 
-    def _decrypt(self, message: Message) -> str:
+    def _decrypt(self, message: Message) -> Secret:
         reader, name = self._reader(message), message.claims.name
         if reader is None:
             raise NoReaderKey(
@@ -416,13 +426,7 @@ class Keyring:
             raise TokenMalformed(
                 f"{name} (fingerprint {message.fingerprint}) does not decrypt under its claims"
             ) from None
-        token = ""
-        # An error raised while this one is handled would carry the secret as its context.
-        with suppress(UnicodeDecodeError):
-            token = plaintext.decode()
-        if not token:
-            raise TokenMalformed("the sealed token is empty or no text")
-        return token
+        return Secret.decode(plaintext, message.claims.content)
 
     def reader_of(self, message: Message) -> str | None:
         """The id of the key that opens a message here, or None."""

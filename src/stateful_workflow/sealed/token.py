@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from ..errors import OriginNotAllowed
 from .message import Message
 from .origins import is_allowed, origin_or_none
+from .secret import Secret, Values
 
 
 class ApiToken:
@@ -18,23 +19,24 @@ class ApiToken:
 
     Args:
         message: what it was opened from.
-        secret: the string.
+        secret: the string, and the values that belong to it.
         note: hears of each `for_url`: the token, the URL's origin (None where it has none), and
             why it was refused there, or None.
     """
 
-    __slots__ = ("_message", "_note", "_reveal")
+    __slots__ = ("_message", "_note", "_reveal", "_values")
 
     def __init__(
         self,
         message: Message,
-        secret: str,
+        secret: Secret,
         note: Callable[[ApiToken, str | None, OriginNotAllowed | None], None] | None = None,
     ) -> None:
         self._message = message
         self._note = note
         # In a closure: what lists an object's members, and `object.__getstate__`, get no string.
-        self._reveal = lambda: secret
+        self._reveal = lambda: secret.token
+        self._values = Values(secret.values)
 
     @property
     def message(self) -> Message:
@@ -70,6 +72,11 @@ class ApiToken:
     def expires_at(self) -> int | None:
         """Unix seconds from which it is refused, or None."""
         return self._message.claims.expires_at
+
+    @property
+    def values(self) -> Mapping[str, str]:
+        """What belongs to it, such as the user name of a database's password; as secret as it."""
+        return self._values
 
     def for_url(self, url: str) -> str:
         """The secret, for a client of another library that connects to this URL.

@@ -16,6 +16,7 @@ from ..errors import (
     NewestUnknown,
     OriginNotAllowed,
     PluginMissing,
+    ReferenceUnresolved,
     StatefulError,
     TokenNotSet,
 )
@@ -104,16 +105,21 @@ class ActivityTokens:
         known, now = self.newest.standing(name), self.newest.clock()
         try:
             message, keyring = self.newest.message(name), self.keyring()
-            secret = keyring.open(
+            secret = keyring.unseal(
                 message,
                 now=now,
                 namespace=self.info.namespace,
                 workflow_type=self.info.workflow_type,
             )
+            if secret.is_reference:
+                raise ReferenceUnresolved(
+                    f"{name} is a reference, which nothing resolves here", secret.token
+                )
         except StatefulError as error:
             self.refused(name, known.message, error)
             raise
-        self.secrets.add(name, secret)
+        for text in (secret.token, *secret.values.values()):
+            self.secrets.add(name, text)
         expiry = message.claims.expires_at
         self.recorder.metrics.opened(
             name,
