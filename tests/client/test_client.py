@@ -154,7 +154,7 @@ async def test_no_worker(
 ) -> None:
     await start(tokens, queue)
 
-    with pytest.raises(NoWorkerAnswers, match="is one running on its task queue"):
+    with pytest.raises(NoWorkerAnswers, match=f"is one running on task queue {queue}"):
         await act(tokens, queue)
 
 
