@@ -46,6 +46,7 @@ def unknown(block: Block) -> list[str]:
 
 WALKED: Final = {
     "docs/audit.md": "tests/docs/test_audit.py",
+    "docs/guide-sources.md": "tests/source/test_guide.py",
     "docs/kms.md": "tests/sealed/test_kms.py",
     "docs/operations.md": "tests/docs/test_operations.py",
     "docs/security.md": "tests/docs/test_security.py",

@@ -87,7 +87,6 @@ def manager(openbao: OpenBao) -> Manager:
     manager.ask("POST", "sys/mounts/ssh", {"type": "ssh"})
     otp = {"key_type": "otp", "default_user": "ada", "cidr_list": "127.0.0.0/8"}
     manager.ask("POST", "ssh/roles/otp", otp)
-    manager.ask("POST", "sys/auth/approle", {"type": "approle"})
     manager.ask("POST", "sys/auth/kubernetes", {"type": "jwt"})
     public = key.export_to_pem().decode()
     manager.ask(

@@ -29,7 +29,7 @@ ROOT = "openbao-root-canary"
 
 @dataclass(frozen=True)
 class OpenBao:
-    """A server in development mode, unsealed, with a KV 2 engine at ``secret/``."""
+    """A server in development mode, with a KV 2 engine at ``secret/`` and logins by AppRole."""
 
     address: str
 
@@ -66,7 +66,9 @@ def start_openbao(directory: Path) -> Generator[OpenBao, None, None]:
         )
     try:
         _await_openbao(process, f"http://127.0.0.1:{port}/v1/", directory / "openbao.log")
-        yield OpenBao(f"http://127.0.0.1:{port}")
+        server = OpenBao(f"http://127.0.0.1:{port}")
+        server.ask("POST", "sys/auth/approle", {"type": "approle"})
+        yield server
     finally:
         process.kill()
         process.wait()
