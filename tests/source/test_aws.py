@@ -139,6 +139,13 @@ async def test_it_asks_once(caplog: pytest.LogCaptureFixture) -> None:
     assert len(sent) == 1
 
 
+async def test_aws_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stateful_workflow.source.aws.TIMEOUT", 0.5)
+    async with start_failing(None) as endpoint:
+        with pytest.raises(ProviderUnreachable, match="did not answer"):
+            await SecretsManagerSource(**aws_client_of(endpoint)).mint({"secret": "acme"})
+
+
 def test_it_says_nothing_that_aws_cannot(aws: dict[str, Any]) -> None:
     source = SecretsManagerSource(**aws)
     assert isinstance(source, Source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from dataclasses import dataclass
@@ -331,6 +332,21 @@ async def test_a_login_serves_for_half_of_its_life(
     assert [await logins_after(seconds) for seconds in (0, 1_700, 1_900)] == [1, 1, 2]
 
 
+async def test_many_who_mint_at_one_moment_log_in_once(manager: Manager) -> None:
+    manager.ask("PUT", "sys/leases/revoke-prefix/auth/approle/login", {"sync": True})
+    manager.put("prod/login", token="there")
+    source = VaultSecret(manager.approle())
+    minting = [source.mint({"secret": "prod/login"}) for _ in range(20)]
+    assert {minted.token for minted in await asyncio.gather(*minting)} == {"there"}
+    logins = manager.ask("LIST", "sys/leases/lookup/auth/approle/login/")["data"]["keys"]
+    assert len(logins) == 1
+
+    refused = VaultSecret(Vault(manager.address, {"role_id": "no"}, auth="approle"))
+    minting = [refused.mint({"secret": "prod/login"}) for _ in range(20)]
+    failures = await asyncio.gather(*minting, return_exceptions=True)
+    assert {type(failure) for failure in failures} == {ProviderUnreachable}
+
+
 async def test_a_pod_logs_in_with_its_service_accounts_file(
     manager: Manager, tmp_path: Path
 ) -> None:
@@ -458,6 +474,23 @@ async def test_it_is_said_whether_the_manager_may_have_done_it(
     assert not isinstance(unread.value, (ReplyLost, GrantRefused))  # nothing was to be lost
     assert not isinstance(unproven.value, TokenRefused)
     assert parent.token not in all_known_at(unproven.value)
+
+
+async def test_a_manager_that_says_nothing_is_given_up(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    login = manager.approle()
+    manager.put("prod/silent", token="there")
+    await VaultSecret(login).mint({"secret": "prod/silent"})
+    monkeypatch.setattr(vault, "TIMEOUT", 0.5)
+    async with start_failing(None) as address:
+        with pytest.raises(ProviderUnreachable, match="no answer"):  # to the login
+            await VaultToken(Vault(address, {"token": "canary"})).mint({"policies": ["read-prod"]})
+        login._base = f"{address}/v1/"  # pyright: ignore[reportPrivateUsage]
+        with pytest.raises(ReplyLost):
+            await VaultToken(login).mint({"policies": ["read-prod"]})
+        with pytest.raises(ProviderUnreachable, match="no answer"):
+            await VaultSecret(login).mint({"secret": "prod/acme"})
 
 
 def test_each_says_what_the_manager_can_do(manager: Manager) -> None:

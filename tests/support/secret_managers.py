@@ -115,12 +115,14 @@ def aws_client_of(endpoint: str) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def start_failing(answer: bytes) -> AsyncGenerator[str, None]:
-    """A server that reads a request, sends this and hangs up."""
+async def start_failing(answer: bytes | None) -> AsyncGenerator[str, None]:
+    """A server that reads a request, sends this and hangs up; with None it does neither."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(answer)
+        if answer is None:
+            await reader.read()  # until the other side gives up
+        writer.write(answer or b"")
         await writer.drain()
         writer.close()
 

@@ -76,6 +76,7 @@ class Vault:
             self._headers["X-Vault-Namespace"] = namespace
         self._verify = httpx.create_ssl_context() if verify is None else verify
         self._session: _Session | None = None
+        self._login_task: asyncio.Future[_Session] | None = None
 
     async def ask(
         self, method: str, path: str, body: Grant | None = None, *, changes: bool = True
@@ -87,8 +88,8 @@ class Vault:
         deadline, session = time.monotonic() + TIMEOUT, self._session
         new = session is None or (session.until is not None and time.time() >= session.until)
         while True:
-            if session is None or new:  # in half of the time, so that the answer has some
-                session = await self._log_in(deadline - TIMEOUT / 2)
+            if session is None or new:
+                session = await self._logged_in(session)
             response = await self.send(session.token, method, path, body, changes, deadline)
             if response.status_code != 403 or new:
                 return response, session.ends
@@ -114,7 +115,15 @@ class Vault:
             sending = http.request(method, self._base + path, headers=headers, json=body)
             return await exchanged(sending, left, _WHO, changes=changes)
 
-    async def _log_in(self, deadline: float) -> _Session:
+    async def _logged_in(self, before: _Session | None) -> _Session:
+        if self._session is not None and self._session is not before:
+            return self._session
+        if self._login_task is None or self._login_task.done():  # one for all who wait
+            self._login_task = asyncio.ensure_future(self._log_in())
+        return await asyncio.shield(self._login_task)
+
+    async def _log_in(self) -> _Session:
+        deadline = time.monotonic() + TIMEOUT / 2  # so that what follows has some time too
         now, method = time.time(), "GET" if self._auth is None else "POST"
         login = {name: await asyncio.to_thread(_kept, it) for name, it in self._login.items()}
         if self._auth is None:
