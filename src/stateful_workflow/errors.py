@@ -246,9 +246,15 @@ class RateLimited(SourceError):
 
 
 class AnswerUnusable(SourceError):
-    """The provider's answer is no answer to what was asked."""
+    """The provider's answer is no answer to what was asked, or one that only an operator can mend.
 
-    reached = True
+    Attributes:
+        reached: as `SourceError`; False where it has said that it did not do it.
+    """
+
+    def __init__(self, message: str, *, reached: bool = True) -> None:
+        super().__init__(message)
+        self.reached = reached
 
 
 class ReplyLost(SourceError):

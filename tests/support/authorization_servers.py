@@ -37,12 +37,14 @@ from base64 import urlsafe_b64encode
 from collections.abc import Generator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, cast
 from urllib.parse import quote_plus
 
 import httpx
 import pytest
+from joserfc.jwk import RSAKey
 
 from tests.engine.test_engine import free_port
 from tests.faults.processes import Process
@@ -55,10 +57,19 @@ STARTS_WITHIN: Final = 50.0
 CLIENT: Final = "stateful"
 SECRET: Final = "CANARY client secret +/%:="
 PUBLIC: Final = "stateful-public"
+SIGNING: Final = "stateful-signing"
+"""At oidc-provider, a client that authenticates with `client_key` (``private_key_jwt``)."""
+
 CLIENTS: Final = [
     {"client_id": CLIENT, "client_secret": SECRET},
     {"client_id": PUBLIC, "token_endpoint_auth_method": "none"},
 ]
+
+
+@cache
+def client_key() -> RSAKey:
+    """The key of `SIGNING`."""
+    return cast("Any", RSAKey).generate_key(2048, {"use": "sig", "alg": "RS256"})
 
 
 @dataclass(frozen=True)
@@ -101,9 +112,12 @@ class AuthorizationServer:
         self._behind("end", token=grant["refresh_token"])
 
     def is_active(self, token: str) -> bool:
-        """Whether an access token is good, by introspection (RFC 7662)."""
-        answer = self._post(self.introspection_url, {"token": token})
-        return bool(answer.json()["active"])
+        """Whether an access token is good."""
+        return bool(self.introspected(token)["active"])
+
+    def introspected(self, token: str) -> dict[str, Any]:
+        """What the server says of an access token (RFC 7662)."""
+        return self._post(self.introspection_url, {"token": token}).json()
 
     @property
     def basic(self) -> tuple[str, str]:
@@ -159,7 +173,12 @@ def start_oidc_provider(
         "redirect_uris": ["https://client.example/"],
         "response_types": ["code"],
     }
-    clients = json.dumps([{**usual, **client} for client in CLIENTS])
+    signing = {
+        "client_id": SIGNING,
+        "token_endpoint_auth_method": "private_key_jwt",
+        "jwks": {"keys": [client_key().as_dict(private=False)]},
+    }
+    clients = json.dumps([{**usual, **client} for client in (*CLIENTS, signing)])
     script = ROOT / "tests/support/oidc_provider.mjs"
     command = [shutil.which("node"), script, packages, port, token_seconds, clients]
     with _running(folder, command, port, "/-/exchanges") as (origin, process):

@@ -35,7 +35,7 @@ async def exchanged(
 
     Raises:
         ProviderUnreachable: it could not be asked, or has answered with a redirect or a 5xx.
-        RateLimited: it has answered 429.
+        RateLimited: it has answered 429, or 503 and when to ask again.
         ReplyLost: it `changes` something and no answer came.
     """
     failure: SourceError
@@ -49,9 +49,9 @@ async def exchanged(
         failure = ReplyLost(problem) if changes else ProviderUnreachable(problem)
     else:
         status = response.status_code
-        if status == 429:
-            after = retry_after(response.headers.get("Retry-After"), time.time())
-            failure = RateLimited(f"{provider} asks for patience (429)", after)
+        after = retry_after(response.headers.get("Retry-After"), time.time())
+        if status == 429 or (status == 503 and after is not None):
+            failure = RateLimited(f"{provider} asks for patience ({status})", after)
         elif status >= 500 or 300 <= status < 400:
             reached = changes and status in {500, 502, 504}
             failure = ProviderUnreachable(f"{provider} answered {status}", reached=reached)
