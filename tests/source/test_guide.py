@@ -23,15 +23,17 @@ from stateful_workflow.source import Grant, Minted, Source, exchanged, expiry
 from stateful_workflow.source.aws import SecretsManagerSource
 from stateful_workflow.source.environment import EnvironmentSource
 from stateful_workflow.source.file import FileSource
+from stateful_workflow.source.oauth import OAuthSource
 from stateful_workflow.source.vault import Vault, VaultLease, VaultSecret, VaultToken
 from tests.docs.reader import BLOCKS
+from tests.support.authorization_servers import AuthorizationServer
 from tests.support.secret_managers import OpenBao, start_failing
 
 IMPORTED: Final = {
     each.__name__: each
     for each in (
         *(Minted, GrantRefused, ProviderUnreachable, exchanged, expiry),
-        *(EnvironmentSource, FileSource, SecretsManagerSource),
+        *(EnvironmentSource, FileSource, OAuthSource, SecretsManagerSource),
         *(Vault, VaultLease, VaultSecret, VaultToken),
         *(Path, httpx, os, time),
     )
@@ -92,6 +94,18 @@ async def test_a_variable_and_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     names, (grant,) = section("A variable and a file")
     assert (await names["variable"].mint({})).token == "variable"
     assert (await names["mounted"].mint(grant)).token == "file"
+
+
+async def test_oauth(oauth_toolkit: AuthorizationServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIENT_ID", oauth_toolkit.client_id)
+    monkeypatch.setenv("CLIENT_SECRET", oauth_toolkit.client_secret)
+    monkeypatch.setenv("ISSUER", oauth_toolkit.issuer)
+    names, (shown,) = section("OAuth 2.0")
+    grant = oauth_toolkit.new_grant()
+    assert grant.keys() == shown.keys()
+    for minted in (await names["tenants"].mint(grant), await names["tenants"].mint({})):
+        assert oauth_toolkit.is_active(minted.token)
+        await names["tenants"].probe(minted.token, minted.values)
 
 
 async def test_aws_secrets_manager(aws: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

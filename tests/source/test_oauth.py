@@ -104,6 +104,10 @@ async def test_within_a_grace_the_same_grant_gives_the_same_token_again(
     source, grant = source_of(oauth_toolkit), oauth_toolkit.new_grant()
     first, again = await source.mint(grant), await source.mint(grant)
     assert (first.token, first.grant) == (again.token, again.grant)
+    # It says the whole lifetime again, of a token that is older.
+    assert first.expires_at is not None
+    assert again.expires_at is not None
+    assert first.expires_at < again.expires_at
 
 
 @pytest.mark.parametrize("server", ALL, indirect=True)
@@ -156,6 +160,17 @@ async def test_what_was_retired_is_refused(server: AuthorizationServer) -> None:
     with pytest.raises(TokenRefused):
         await source.probe(retired.token, {})
     await source.probe(kept.token, {})
+
+
+@pytest.mark.parametrize("server", ALL, indirect=True)
+async def test_what_becomes_of_the_token_before_is_the_servers_choice(
+    server: AuthorizationServer,
+) -> None:
+    source = source_of(server)
+    first = await source.mint(server.new_grant())
+    assert first.grant is not None
+    await source.mint(first.grant)
+    assert server.is_active(first.token) is ("toolkit" not in str(server.process.output))
 
 
 async def test_a_server_may_end_the_grant_with_a_token_that_is_retired(
