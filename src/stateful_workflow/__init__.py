@@ -10,16 +10,18 @@ from temporalio.workflow import unsafe as _unsafe
 # copy of the library underneath would break (the cryptographic one aborts) is then not imported.
 with _unsafe.imports_passed_through():
     from .client.client import TokenClient
-    from .client.starting import NewToken
+    from .client.starting import NewGrant, NewToken
     from .errors import (
         AddressRefused,
         AlreadyRunning,
         AnswerMalformed,
+        AnswerUnusable,
         AuditBroken,
         AuditError,
         AuditFailed,
         EngineError,
         EngineNotFound,
+        GrantRefused,
         IssuerLimited,
         JoinFailed,
         KeyringError,
@@ -29,6 +31,8 @@ with _unsafe.imports_passed_through():
         NoIssuerKey,
         NoReaderKey,
         NotConverged,
+        NotRenewable,
+        NotRenewed,
         NotSealed,
         NotStateful,
         NoWorkerAnswers,
@@ -37,6 +41,10 @@ with _unsafe.imports_passed_through():
         OriginsMissing,
         OutcomeUnknown,
         PluginMissing,
+        ProviderUnreachable,
+        RateLimited,
+        ReplyLost,
+        SourceError,
         StatefulError,
         TokenConflict,
         TokenExpired,
@@ -45,6 +53,7 @@ with _unsafe.imports_passed_through():
         TokenKnown,
         TokenMalformed,
         TokenNotSet,
+        TokenRefused,
         TokenRevoked,
         TokenStale,
         TokenUnavailable,
@@ -59,6 +68,7 @@ with _unsafe.imports_passed_through():
         WrongWorkflowType,
     )
     from .node.home import TokenHome
+    from .node.renewal import SourceState, SourceStatus
     from .node.status import TokenState, TokenStatus, TokenTree, TreeNode
     from .node.workflow import StatefulWorkflow
     from .sealed.crypto import Opener, Signer
@@ -77,11 +87,13 @@ with _unsafe.imports_passed_through():
         report_refused_async,
     )
     from .worker.plugin import StatefulPlugin
+    from .worker.source_worker import SourceWorker
 
 __all__ = [
     "AddressRefused",
     "AlreadyRunning",
     "AnswerMalformed",
+    "AnswerUnusable",
     "ApiToken",
     "AsyncOriginTransport",
     "AuditBroken",
@@ -89,6 +101,7 @@ __all__ = [
     "AuditFailed",
     "EngineError",
     "EngineNotFound",
+    "GrantRefused",
     "IssuerLimited",
     "JoinFailed",
     "KeyInfo",
@@ -96,12 +109,15 @@ __all__ = [
     "KeyringError",
     "MessageRefused",
     "NameNotInUse",
+    "NewGrant",
     "NewToken",
     "NewestUnknown",
     "NoIssuerKey",
     "NoReaderKey",
     "NoWorkerAnswers",
     "NotConverged",
+    "NotRenewable",
+    "NotRenewed",
     "NotSealed",
     "NotStateful",
     "Opener",
@@ -111,8 +127,15 @@ __all__ = [
     "OriginsMissing",
     "OutcomeUnknown",
     "PluginMissing",
+    "ProviderUnreachable",
+    "RateLimited",
+    "ReplyLost",
     "SealedToken",
     "Signer",
+    "SourceError",
+    "SourceState",
+    "SourceStatus",
+    "SourceWorker",
     "StatefulError",
     "StatefulPlugin",
     "StatefulWorkflow",
@@ -127,6 +150,7 @@ __all__ = [
     "TokenMalformed",
     "TokenNotSet",
     "TokenProvider",
+    "TokenRefused",
     "TokenRevoked",
     "TokenStale",
     "TokenState",

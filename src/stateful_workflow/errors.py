@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .node.renewal import SourceStatus
     from .node.status import TokenTree
 
 
@@ -55,6 +56,10 @@ class TokenWithheld(MessageRefused):
 
 class TooManyWaiting(MessageRefused):
     """Too many updates of issuers that are not known here wait already; signal it instead."""
+
+
+class NotRenewable(MessageRefused):
+    """No source mints this credential here, or somebody has to authorize it first."""
 
 
 class WrongTree(MessageRefused):
@@ -265,6 +270,18 @@ class ReplyLost(SourceError):
 
 class TokenRefused(SourceError):
     """The provider does not take the token."""
+
+
+class NotRenewed(OperationFailed):
+    """A source had not minted a new token in time, or the old one was not retired.
+
+    Attributes:
+        status: what is known of the source at the workflow.
+    """
+
+    def __init__(self, message: str, status: SourceStatus) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class AuditError(StatefulError):

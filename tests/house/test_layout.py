@@ -28,8 +28,8 @@ BELOW: Final[dict[str, set[str]]] = {
     "source": {"sealed", "text", "errors"},
     "requests": {"use", "sealed"},
     "aiohttp": {"use", "sealed"},
-    "worker": {"use", "node", "record", "sealed", "text", "errors"},
-    "client": {"use", "node", "record", "sealed", "text", "errors"},
+    "worker": {"client", "source", "use", "node", "record", "sealed", "text", "errors"},
+    "client": {"source", "use", "node", "record", "sealed", "text", "errors"},
     "web": {"node", "sealed", "text", "errors"},
     "engine": {"errors"},
     "demo": {

@@ -45,8 +45,9 @@ from ..errors import (
 )
 from ..node import limits
 from ..node.answers import NodeStatus, TokenAnswer, node_status
-from ..node.contract import MESSAGE, STATUS_QUERY, URL
+from ..node.contract import MESSAGE, RENEW, STATUS_QUERY, URL
 from ..node.members import read
+from ..node.renewal import SourceStatus
 from ..node.status import TokenStatus
 from ..sealed.issuing import Said
 from ..sealed.keys import Issuer
@@ -223,11 +224,19 @@ async def send(client: Client, workflow_id: str, message: Message) -> TokenStatu
     )
     why = _NO_ANSWER
     try:
-        await asyncio.wait([update], timeout=limits.LIMITS.update_alone_seconds)
+        alone = limits.LIMITS.update_alone_seconds
+        if message.kind == "grant":  # it may be another by the time that anybody looks
+            alone = limits.LIMITS.confirm_seconds
+        await asyncio.wait([update], timeout=alone)
         try:
             return await _answer_of(client, workflow_id, message, update)
         except _NoRoom as error:
             why = str(error)
+        if message.kind == "grant":
+            raise OutcomeUnknown(
+                f"workflow {workflow_id} was given a grant and did not answer ({why}); look at its "
+                "status, and authorize again"
+            )
         await signal(client, workflow_id, message)
         stands = _stands(client, workflow_id, message, update)
         return await asyncio.wait_for(stands, limits.LIMITS.confirm_seconds)
@@ -238,6 +247,58 @@ async def send(client: Client, workflow_id: str, message: Message) -> TokenStatu
         ) from None
     finally:
         update.cancel()
+
+
+async def send_renewal(
+    client: Client, workflow_id: str, name: str, *, retire: bool
+) -> SourceStatus:
+    """Have the source of a credential mint a new token now.
+
+    Raises:
+        NotRenewable: nothing mints it there, or it needs authorization.
+        OutcomeUnknown: no worker answered in time; it may be done later.
+        WorkflowAsleep, WorkflowNotFound, NotStateful, OperationFailed: there is no such node.
+    """
+    await ask(client, workflow_id)
+    argument = {"name": name, "retire": retire}
+    handle = client.get_workflow_handle(workflow_id)
+    update = handle.execute_update(RENEW, argument, result_type=RawValue)
+    try:
+        answer = await asyncio.wait_for(update, limits.LIMITS.confirm_seconds)
+    except WorkflowUpdateFailedError as error:
+        raise await _refusal(client, workflow_id, error) from None
+    except (asyncio.TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError):
+        raise OutcomeUnknown(
+            f"workflow {workflow_id} was asked for a new {name} and did not answer ({_NO_ANSWER}); "
+            "repeat the call"
+        ) from None
+    except RPCError as error:
+        raise await what_it_means(client, workflow_id, error) from None
+    return read_answer(client, workflow_id, RENEW, answer, partial(read, SourceStatus))
+
+
+def is_renewed(status: SourceStatus, old: str | None, *, retire: bool) -> bool:
+    """Whether a renewal is done; `old` is the fingerprint of the token before."""
+    if status.asked or status.is_minting or status.needs_authorization:
+        return False
+    return not retire or old is None or not any(one.fingerprint == old for one in status.retiring)
+
+
+def why_not_renewed(workflow_id: str, status: SourceStatus, seconds: float) -> str:
+    """What holds a renewal up."""
+    name, where = status.name, f"workflow {workflow_id}"
+    if status.needs_authorization:
+        return f"{where}: {name} needs authorization: {status.detail}"
+    if status.asked:
+        why = status.detail or f"does a worker of source {status.source} run?"
+        return f"{where} had no new {name} from source {status.source} within {seconds:g} s: {why}"
+    held_up = status.retiring[0] if status.retiring else None
+    why = "it is under way" if held_up is None or held_up.problem is None else held_up.problem
+    behind = "" if held_up is None or not held_up.behind else f" ({', '.join(held_up.behind[:5])})"
+    return (
+        f"{where} has a new {name}, and the old one was not retired within {seconds:g} s: "
+        f"{why}{behind}; it was kept"
+    )
 
 
 async def send_url(client: Client, workflow_id: str, url: str | None) -> None:

@@ -26,7 +26,9 @@ from ..errors import (
     KeyringError,
     NameNotInUse,
     NotConverged,
+    NotRenewed,
     OperationFailed,
+    OutcomeUnknown,
     ReferenceUnresolved,
     StatefulError,
     TokenForged,
@@ -34,6 +36,7 @@ from ..errors import (
     TokenRevoked,
 )
 from ..node import limits
+from ..node.renewal import SourceStatus
 from ..node.status import TokenStatus, TokenTree, cure
 from ..record.event import AuditSink, Deed, Note
 from ..record.metrics import Metrics
@@ -44,13 +47,23 @@ from ..sealed.keys import Issuer
 from ..sealed.message import DEFAULT_NAME, Message, SealedToken, parse
 from ..sealed.secret import Secret
 from ..sealed.token import ApiToken
+from ..source.protocol import Grant
 from ..use.parents import confirm_above
-from .calls import ask, check_in_use, send_url, token_at
+from .calls import ask, check_in_use, is_renewed, send_renewal, send_url, token_at, why_not_renewed
 from .sending import Sender, Sign, Signed
-from .starting import StartOptions, TokenOptions, confirm_started, first_tokens, new_tree, start
+from .starting import (
+    NewGrant,
+    StartOptions,
+    TokenOptions,
+    confirm_started,
+    first_tokens,
+    new_tree,
+    start,
+)
 from .walk import TreeWalk
 
 _HAND_DOWN_SECONDS: Final = 2.0
+_LOOK_SECONDS: Final = 0.2
 
 
 class SetTerms(Terms, Note):
@@ -159,7 +172,9 @@ class TokenClient:
                 ``api_url``, ``origins`` (where the token may be sent; None takes the origin of
                 ``api_url``), ``expires_in`` (seconds or a timedelta), ``types`` and ``readers``
                 (as `set`), and `Note`; ``api_tokens`` has several by their names, each a secret
-                or a `NewToken` with terms of its own.
+                or a `NewToken` with terms of its own, or a `NewGrant`. In the place of a token
+                ``source``, ``grant``, ``renew_every`` and ``retire``, as `authorize`: then the
+                source mints the first one as well.
 
         Raises:
             KeyringError, IssuerLimited, OriginsMissing, AddressRefused, ValueError, TokenMalformed:
@@ -182,7 +197,7 @@ class TokenClient:
         tree, namespace = uuid.uuid4().hex, self._client.namespace
         messages: list[Message] = []
         for name, one in new.items():
-            async with self._sender.on_record(deed.without(one.token), id, name):
+            async with self._sender.on_record(deed.without(*one.secrets), id, name):
                 place = Place(name, namespace, id, tree, id)
                 messages.append(await asyncio.to_thread(one.seal, place, self._require_keyring()))
         keyring = self._keyring_at_hand()
@@ -381,6 +396,112 @@ class TokenClient:
             deadline = time.monotonic() + _HAND_DOWN_SECONDS
             tree = await self._walk(name, deadline, message).run(workflow_id)
         return status, tree
+
+    # --- sources -------------------------------------------------------------
+
+    async def authorize(
+        self,
+        workflow_id: str,
+        *,
+        source: str,
+        grant: Grant | None = None,
+        name: str = DEFAULT_NAME,
+        renew_every: timedelta | float | None = None,
+        retire: bool = False,
+        **terms: Unpack[SetTerms],
+    ) -> SourceStatus:
+        """Give a workflow a grant, by which a source mints its tokens from now on.
+
+        The workflow has the first one minted at once, renews it before it expires, and tells its
+        subtree. It ends *needs authorization*, and replaces a grant that stands there.
+
+        Args:
+            workflow_id: the home of the grant, usually the root.
+            source: its name, as `StatefulPlugin` has it in the workers that mint with it.
+            grant: what it needs for that, a JSON object; None where all is in the source itself.
+                It is sealed for the readers of audience ``sources`` alone.
+            name: credential name.
+            renew_every: seconds or a timedelta after which a token is renewed at the latest,
+                whatever its expiry.
+            retire: revoke each token at the provider once its successor is in use everywhere.
+            terms: as `set`, of the tokens; their expiry is the source's. Origins are needed where
+                neither the source nor a token that stands there has them.
+
+        Returns:
+            What is known of the source there now; `source` tells it again later.
+
+        Raises:
+            NoReaderKey: the keyring has no reader of audience ``sources``.
+            OutcomeUnknown: the worker went silent; it may have the grant.
+            As `set`.
+        """
+        given = cast("dict[str, Any]", terms)
+        [note, of_tokens] = parted(given, Note, Terms)
+        if of_tokens.pop("expires_in", None) is not None:
+            raise ValueError("expires_in= is not for a grant: the source says when a token expires")
+        new = NewGrant(source, grant or {}, renew_every=renew_every, retire=retire, **of_tokens)
+        deed = Deed("authorize", **note).without(*new.secrets)
+        await self._sender.send(deed, self._sender.grant(deed, workflow_id, name, new.seal))
+        status = await self.source(workflow_id, name)
+        if status is None:
+            raise OutcomeUnknown(f"workflow {workflow_id} took the grant, and does not show it")
+        return status
+
+    async def source(self, workflow_id: str, name: str = DEFAULT_NAME) -> SourceStatus | None:
+        """What is known of the source that mints a credential at a workflow; None where none does.
+
+        Raises:
+            WorkflowNotFound, NotStateful, NoWorkerAnswers, OperationFailed: it cannot be asked.
+        """
+        return (await ask(self._client, workflow_id)).node.source(name)
+
+    async def renew(
+        self,
+        workflow_id: str,
+        name: str = DEFAULT_NAME,
+        *,
+        retire: bool = False,
+        timeout: timedelta | float = 60.0,
+        **note: Unpack[Note],
+    ) -> SourceStatus:
+        """Have a source mint a new token now, and wait until it stands at the workflow.
+
+        Args:
+            workflow_id: the home of the grant.
+            name: credential name.
+            retire: wait also until every workflow that may have it holds the new one and running
+                activities have asked for it, the old one is revoked at the provider, and it was
+                seen to be refused there.
+            timeout: seconds or a timedelta for all of that.
+            note: as `set`.
+
+        Returns:
+            What is known of the source then.
+
+        Raises:
+            NotRenewable: no source mints it there, or it needs authorization.
+            NotRenewed: not within the timeout; its ``status`` says why, and which workflows hold
+                the retirement up. The old token was kept, and what was asked for goes on.
+            OutcomeUnknown, WorkflowNotFound, NotStateful, NoWorkerAnswers, OperationFailed: it
+                could not be asked.
+            AuditFailed: it could not be put on record, and was not asked.
+        """
+        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        deadline = time.monotonic() + seconds
+        before = await self.status(workflow_id, name)
+        deed = Deed("renew", **note)
+        event = self._sender.event(deed, workflow_id, name, None, "unknown")
+        await self._recorder.require_async(event)
+        status = await send_renewal(self._client, workflow_id, name, retire=retire)
+        old = None if before is None else before.fingerprint
+        while not is_renewed(status, old, retire=retire):
+            if status.needs_authorization or time.monotonic() > deadline:
+                raise NotRenewed(why_not_renewed(workflow_id, status, seconds), status)
+            await asyncio.sleep(_LOOK_SECONDS)
+            status = await self.source(workflow_id, name) or status
+        return status
+
+    # --- other changes -------------------------------------------------------
 
     async def set_api_url(self, workflow_id: str, url: str | None) -> None:
         """Give a workflow an API address of its own, which it uses in the place of its token's.

@@ -77,6 +77,16 @@ class Sender:
         in_use = terms.get("origins") is None and terms.get("api_url") is None
         return self._signing(deed, workflow_id, name, seal, in_use=in_use)
 
+    def grant(
+        self, deed: Deed, workflow_id: str, name: str, seal: Callable[[Place, Keyring], Message]
+    ) -> Sign:
+        """What signs a grant for a workflow."""
+
+        def sealed(keyring: Keyring, place: Place) -> str:
+            return seal(place, keyring).text
+
+        return self._signing(deed, workflow_id, name, sealed, in_use=False)
+
     def revocation(self, deed: Deed, workflow_id: str, name: str, *, in_use: bool) -> Sign:
         """What signs a revocation, or that its ancestors' token counts again."""
 

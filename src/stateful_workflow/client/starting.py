@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Final, Literal, cast
 
 import temporalio.common
 from temporalio.client import (
@@ -17,6 +17,7 @@ from temporalio.client import (
     WorkflowHandle,
 )
 from temporalio.service import RPCError
+from typing_extensions import Self
 
 from ..errors import AlreadyRunning, OutcomeUnknown
 from ..node import limits
@@ -24,61 +25,128 @@ from ..node.contract import NODE_HEADER
 from ..node.headers import Start
 from ..node.ledger import Ledger
 from ..record.event import Note
-from ..sealed.issuing import Place, Terms
+from ..sealed.grants import Granted, first_grant
+from ..sealed.issuing import Place, Terms, parted
 from ..sealed.keyring import Keyring
 from ..sealed.keys import Issuer
-from ..sealed.message import DEFAULT_NAME, Message, parse
+from ..sealed.message import DEFAULT_NAME, Message, Renewal, parse
 from ..sealed.origins import checked_address
+from ..source.protocol import Grant
 from ..use.server import start_of_run
 from .asleep import start_of
 
+_SECRET_LENGTH: Final = 12
 
-@dataclass(frozen=True)
-class NewToken:
-    """A token that a tree is started with, for `TokenClient.start_workflow`'s ``api_tokens``.
+
+@dataclass(frozen=True, kw_only=True)
+class FirstTerms:
+    """The terms of a credential that a tree is started with.
 
     Attributes:
-        token: the secret.
         origins, api_url, allow_http: where it may be sent, and the API's address. Where neither
             of the first two is given, those of the call count.
-        expires_in, types, readers: as `TokenClient.set`; those of the call where None.
+        types, readers: as `TokenClient.set`; those of the call where None.
     """
 
-    token: str = field(repr=False)
     origins: Sequence[str] | None = None
-    expires_in: timedelta | float | None = None
     types: Sequence[str] | Literal["any"] | None = None
     readers: Sequence[str] | Literal["any"] | None = None
     api_url: str | None = None
     allow_http: Sequence[str] = ()
 
-    def or_as(self, common: NewToken) -> NewToken:
-        """The same, with the terms of another where this one says nothing."""
-        where = self if (self.origins, self.api_url) != (None, None) else common
-        return replace(
-            where,
-            token=self.token,
-            expires_in=common.expires_in if self.expires_in is None else self.expires_in,
-            types=common.types if self.types is None else self.types,
-            readers=common.readers if self.readers is None else self.readers,
-        )
+    def or_as(self, common: Terms) -> Self:
+        """The same, with the terms of a call where this one says nothing."""
+        missing = {name for name in ("types", "readers", "expires_in") if self._lacks(name)}
+        if (self.origins, self.api_url) == (None, None):
+            missing |= {"origins", "api_url", "allow_http"}
+        return replace(self, **{name: common[name] for name in missing & common.keys()})
+
+    def _lacks(self, name: str) -> bool:
+        return hasattr(self, name) and getattr(self, name) is None
+
+    @property
+    def secrets(self) -> Sequence[str]:
+        """What is not to stand in a note of who had it done."""
+        raise NotImplementedError
+
+    def terms(self) -> Terms:
+        """The same as `Terms`."""
+        names = (name for name in Terms.__annotations__ if hasattr(self, name))
+        return cast("Terms", {name: getattr(self, name) for name in names})
 
     def seal(self, place: Place, keyring: Keyring) -> Message:
-        """The token as it is set there now.
+        """What is set there now.
 
         Raises:
             KeyringError, OriginsMissing, AddressRefused, ValueError, TokenMalformed: it cannot be
                 sealed.
         """
-        terms: Any = {key: getattr(self, key) for key in Terms.__annotations__}
-        return parse(keyring.seal(place.token(terms, time.time()), self.token))
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class NewToken(FirstTerms):
+    """A token that a tree is started with, for `TokenClient.start_workflow`'s ``api_tokens``.
+
+    Attributes:
+        token: the secret.
+        expires_in: as `TokenClient.set`; that of the call where None.
+    """
+
+    token: str = field(repr=False)
+    expires_in: timedelta | float | None = field(default=None, kw_only=True)
+
+    @property
+    def secrets(self) -> Sequence[str]:
+        """The token."""
+        return [self.token]
+
+    def seal(self, place: Place, keyring: Keyring) -> Message:
+        """The token as it is set there now; raises as `FirstTerms.seal`."""
+        return parse(keyring.seal(place.token(self.terms(), time.time()), self.token))
+
+
+@dataclass(frozen=True)
+class NewGrant(FirstTerms):
+    """A source for a credential of a tree that is started, in the place of a `NewToken`.
+
+    Attributes:
+        source: its name; see `StatefulPlugin`.
+        grant: what it needs to mint with.
+        renew_every, retire: as `TokenClient.authorize`.
+    """
+
+    source: str
+    grant: Grant = field(default_factory=dict[str, Any], repr=False)
+    renew_every: timedelta | float | None = field(default=None, kw_only=True)
+    retire: bool = field(default=False, kw_only=True)
+
+    @property
+    def secrets(self) -> Sequence[str]:
+        """The texts of the grant, but for short words."""
+        values = self.grant.values()
+        return [one for one in values if isinstance(one, str) and len(one) >= _SECRET_LENGTH]
+
+    def seal(self, place: Place, keyring: Keyring) -> Message:
+        """The grant as it is given there now; raises as `FirstTerms.seal`."""
+        every = self.renew_every
+        seconds = every.total_seconds() if isinstance(every, timedelta) else every
+        if seconds is not None and seconds < 1:
+            raise ValueError("renew_every= is a second at least")
+        renewal = Renewal(None if seconds is None else int(seconds), self.retire)
+        claims = first_grant(place, self.source, renewal, time.time())
+        return parse(keyring.seal(claims, Granted(self.grant, self.terms()).to_text()))
 
 
 class TokenOptions(Terms, total=False):
     """The tokens a tree is started with; see `TokenClient.start_workflow`."""
 
     api_token: str | None
-    api_tokens: Mapping[str, str | NewToken] | None
+    api_tokens: Mapping[str, str | NewToken | NewGrant] | None
+    source: str | None
+    grant: Grant | None
+    renew_every: timedelta | float | None
+    retire: bool
     name: str
 
 
@@ -107,24 +175,33 @@ class StartOptions(TokenOptions, Note, total=False):
     priority: temporalio.common.Priority
 
 
-def first_tokens(options: TokenOptions) -> dict[str, NewToken]:
-    """The tokens that a tree is started with, by credential name, each with its terms.
+def first_tokens(options: TokenOptions) -> dict[str, NewToken | NewGrant]:
+    """What a tree is started with, by credential name, each with its terms.
 
     Raises:
-        ValueError: a name is given twice.
+        ValueError: a name is given twice, or a grant without its source.
     """
     given = dict(options.get("api_tokens") or {})
-    secret, name = options.get("api_token"), options.get("name", DEFAULT_NAME)
-    if secret is not None:
+    secret, source = options.get("api_token"), options.get("source")
+    name = options.get("name", DEFAULT_NAME)
+    if source is None and {"grant", "renew_every", "retire"} & options.keys():
+        raise ValueError("grant=, renew_every= and retire= are for source=")
+    if secret is not None and source is not None:
+        raise ValueError("give api_token= or source=, not both: the source mints the first one too")
+    if secret is not None or source is not None:
         if name in given:
-            raise ValueError(f"api_token= and api_tokens= both have a {name}")
-        given[name] = secret
+            raise ValueError(f"api_tokens= and another option both have a {name}")
+        given[name] = secret or NewGrant(
+            source or "",
+            options.get("grant") or {},
+            renew_every=options.get("renew_every"),
+            retire=options.get("retire", False),
+        )
     elif "name" in options and given:
         raise ValueError("name= is for api_token=; in api_tokens= the names are the keys")
-    terms: dict[str, Any] = {key: options[key] for key in Terms.__annotations__ if key in options}
-    common = NewToken("", **terms)
+    [terms] = parted({key: options[key] for key in Terms.__annotations__ if key in options}, Terms)
     return {
-        name: (one if isinstance(one, NewToken) else NewToken(one)).or_as(common)
+        name: (NewToken(one) if isinstance(one, str) else one).or_as(terms)
         for name, one in given.items()
     }
 

@@ -34,6 +34,7 @@ from .members import (
     read,
     text,
 )
+from .renewal import SourceStatus
 from .status import TokenStatus
 
 Refusal = Literal["not_open", "no_token", "not_ready"]
@@ -159,12 +160,20 @@ class NodeStatus:
     id: str = ""
     waiting_count: int = 0
     rejections: Rejections = member(optional(partial(read, Rejections), _NONE), _NONE)
+    sources: tuple[SourceStatus, ...] = member(
+        optional(list_of(partial(read, SourceStatus)), ()), ()
+    )
     reports: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, "dict[str, int]"])
 
     def names(self) -> frozenset[str]:
         """The credential names that it knows of."""
         held, waits = (held.status.name for held in self.tokens), (one.name for one in self.waiting)
-        return frozenset({*held, *waits, *self.withheld} - {ALL})
+        minted = (one.name for one in self.sources)
+        return frozenset({*held, *waits, *self.withheld, *minted} - {ALL})
+
+    def source(self, name: str) -> SourceStatus | None:
+        """What is known of the source that mints a name here; None where none does."""
+        return next((one for one in self.sources if one.name == name), None)
 
     def waits(self, name: str) -> str | None:
         """What is amiss where a message waits that counts once the workers know its issuer."""
@@ -226,6 +235,15 @@ class JoinAnswer:
     parent_api_url: str | None = member(optional(text(0, 2_048)))
     refused: Refusal | None = member(optional(one_of(get_args(Refusal))))
     registered: bool = member(FLAG)
+
+
+@dataclass(frozen=True)
+class RenewalRequest:
+    """The argument of `apiTokenRenew`: of which name a new token is wanted, and whether the one
+    before is to be revoked at its provider then."""
+
+    name: str = member(NAME)
+    retire: bool = member(optional(FLAG, False), False)
 
 
 def token_answer(answer: object, name: str) -> TokenAnswer | None:

@@ -17,13 +17,14 @@ from typing_extensions import Self
 
 from ..errors import AnswerMalformed, TokenMalformed
 from ..sealed.keys import Issuer
-from ..sealed.message import Message, parse
+from ..sealed.message import Kind, Message, parse
 from .children import MOST, Child, Life, Order, Place
 from .members import (
     FLAG,
     ID,
     TEXT,
     VERSION,
+    Check,
     integer,
     list_of,
     mapping_of,
@@ -65,7 +66,20 @@ class Rejected:
 _CHILDREN: Final = list_of(partial(read, Child), MOST)
 _COUNTS: Final = mapping_of(integer(0), TEXT)
 _REVOKED: Final = list_of(TEXT, MOST)
-_MESSAGES: Final = list_of(parse, MOST)
+
+
+def _messages(*kinds: Kind) -> Check:
+    def message(value: object) -> Message:
+        read = parse(value)
+        if read.kind not in kinds:
+            raise AnswerMalformed(f"a {read.kind} is in the place of another message")
+        return read
+
+    return list_of(message, MOST)
+
+
+_MESSAGES: Final = _messages("token", "revocation")
+_GRANTS: Final = _messages("grant")
 _ORDERS: Final = mapping_of(tuple_of(integer(0), TEXT), TEXT)
 _FLOORS: Final = list_of(tuple_of(TEXT, TEXT, _ORDERS), MOST)
 _REJECTION: Final = tuple_of(integer(0), TEXT, optional(TEXT), optional(TEXT))
@@ -102,6 +116,7 @@ class Carried:
         revoked: key ids of the issuers that are never trusted again.
         held: the newest message of each place.
         last: of each name that is revoked at this node the token before.
+        grants: of each name that a source mints here; they are this node's alone, and no child's.
         floors: for each place the highest order that each issuer has had accepted.
         children, closed: by id; whom a closed one leaves is still to be found.
         soft: for each child the names that are withheld from it (true), or shared again.
@@ -121,6 +136,11 @@ class Carried:
     )
     last: dict[str, Message] = member(
         lambda value: {one.claims.name: one for one in _MESSAGES(value)}, factory=dict, write=_texts
+    )
+    grants: dict[str, Message] = member(
+        lambda value: {one.claims.name: one for one in optional(_GRANTS, ())(value)},
+        factory=dict,
+        write=_texts,
     )
     floors: dict[Place, dict[str, Order]] = member(
         lambda value: {(name, at): orders for name, at, orders in _FLOORS(value)},

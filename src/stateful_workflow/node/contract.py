@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
+from ..sealed.message import MAX_MESSAGE_BYTES
 from .members import (
     ANY,
     FLAG,
@@ -20,6 +21,7 @@ from .members import (
     list_of,
     mapping_of,
     member,
+    one_of,
     optional,
     read,
     text,
@@ -35,6 +37,9 @@ METADATA_QUERY: Final = "__temporal_workflow_metadata"
 
 URL: Final = "apiUrl"
 REPORT: Final = "apiTokenReport"
+RENEW: Final = "apiTokenRenew"
+"""Update: mint a new token from the source now."""
+
 JOIN: Final = "apiTokenJoin"
 """Query for the state that a workflow without a place would start with, and signal to be told."""
 
@@ -42,7 +47,10 @@ TELL: Final = "statefulTell"
 TRUST: Final = "statefulTrust"
 RECOVER: Final = "statefulRecover"
 PLACE: Final = "statefulJoin"
-ACTIVITIES: Final = frozenset({TELL, TRUST, RECOVER, PLACE})
+MINT: Final = "statefulMint"
+RETIRE: Final = "statefulRetire"
+ANNOUNCE: Final = "statefulNeedsAuthorization"
+ACTIVITIES: Final = frozenset({TELL, TRUST, RECOVER, PLACE, MINT, RETIRE, ANNOUNCE})
 
 FORMAT: Final = 1
 """Of the courier's requests; a courier that does not know it leaves the task to a later one."""
@@ -58,6 +66,9 @@ _MOST_IDS: Final = 1_000_000
 """In one result; the server takes 2 MB of it."""
 
 
+_MESSAGE: Final = optional(text(1, MAX_MESSAGE_BYTES))
+
+
 def _ids(value: object) -> list[str]:
     return list(list_of(ID, _MOST_IDS)(value))
 
@@ -65,6 +76,11 @@ def _ids(value: object) -> list[str]:
 def courier_queue_of(task_queue: str) -> str:
     """The task queue of the couriers of a workflow's workers, from the workflow's own."""
     return f"{task_queue}:stateful"
+
+
+def source_queue_of(source: str) -> str:
+    """The task queue of the workers of a source, in any namespace."""
+    return f"stateful-source:{source}"
 
 
 @dataclass(frozen=True)
@@ -182,3 +198,127 @@ class TrustResult:
 
     trusted: dict[str, Any] = member(OBJECT)
     revoked: list[str] = member(_ids)
+
+
+# --- sources -----------------------------------------------------------------
+
+Outcome = Literal[
+    "minted",
+    "alive",
+    "newer",
+    "refused_grant",
+    "unreachable",
+    "rate_limited",
+    "malformed",
+    "lost_reply",
+    "not_ready",
+]
+"""What came of one exchange. alive: the source says that the token is good, so none was minted.
+newer: the run that a reset left behind had minted since, and what it got was taken over. not_ready:
+the source's worker could not begin, as without keys. Only `refused_grant` is a dead grant."""
+
+OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
+
+Why = Literal["first", "expiry", "every", "refused", "asked"]
+"""Why a token is minted: there is none to use, or none by this grant, it expires soon or is old
+enough, an API refused it, or somebody asked for it."""
+
+
+@dataclass(frozen=True)
+class MintRequest:
+    """Mint a token of a name: docs/wire-format.md#statefulmint.
+
+    Attributes:
+        name: credential name.
+        why: see `Why`.
+        grant: the message that holds the grant.
+        standing: the message that stands at the workflow itself, if any.
+        last: where that is a revocation, the token before it.
+        is_lost: an answer to this very grant was lost before.
+    """
+
+    name: str
+    why: Why
+    grant: str
+    standing: str | None
+    last: str | None
+    is_lost: bool
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class MintResult:
+    """What came of it.
+
+    Attributes:
+        outcome: see `Outcome`.
+        token: the sealed token.
+        grant: the sealed grant for the next one, where the exchange has changed it.
+        revocation: of the token that an API refused, where no other can be minted.
+        detail: what is shown of a failure, without any secret.
+        reached: the provider may have done what was asked, though nothing came of it.
+        retry_after: seconds that the provider asked for.
+    """
+
+    outcome: Outcome = member(one_of(OUTCOMES))
+    token: str | None = member(_MESSAGE, None)
+    grant: str | None = member(_MESSAGE, None)
+    revocation: str | None = member(_MESSAGE, None)
+    detail: str | None = member(optional(text(0, 2_000)), None)
+    reached: bool = member(FLAG, False)
+    retry_after: int | None = member(optional(integer(0)), None)
+
+
+@dataclass(frozen=True)
+class RetireRequest:
+    """Revoke a token at the provider, once its successor is in use everywhere.
+
+    Attributes:
+        name: credential name.
+        source: that minted it.
+        old: the token, as it travels.
+        after: version of its successor.
+    """
+
+    name: str
+    source: str
+    old: str
+    after: int
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class RetireResult:
+    """What came of it.
+
+    Attributes:
+        done: it is revoked at the provider.
+        proven: the provider was seen to refuse it; None where it cannot be asked.
+        behind: ids of workflows that do not hold the successor, so that the old one was kept.
+        problem: why it is not done.
+    """
+
+    done: bool = member(FLAG)
+    proven: bool | None = member(optional(FLAG), None)
+    behind: list[str] = member(_ids, factory=list)
+    problem: str | None = member(optional(text(0, 2_000)), None)
+
+
+@dataclass(frozen=True)
+class AnnounceRequest:
+    """Say once that a grant is dead.
+
+    Attributes:
+        name: credential name.
+        source: that refused it.
+        grant: fingerprint of the grant.
+        after_lost: an answer to the same grant had been lost before.
+        detail: what the provider said, without any secret.
+    """
+
+    name: str
+    source: str
+    grant: str
+    after_lost: bool
+    detail: str | None
+    format: int = FORMAT

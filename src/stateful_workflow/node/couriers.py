@@ -32,10 +32,14 @@ def courier_queue() -> str:
     return courier_queue_of(workflow.info().task_queue)
 
 
-def start(activity: str, *args: Any, **options: Any) -> workflow.ActivityHandle[RawValue]:
-    """Start an activity of a courier; its options are the SDK's."""
+def start(
+    activity: str, *args: Any, task_queue: str | None = None, **options: Any
+) -> workflow.ActivityHandle[RawValue]:
+    """Start an activity of a courier, or of another queue of the library's; its options are the
+    SDK's."""
+    queue = courier_queue() if task_queue is None else task_queue
     return workflow.start_activity(
-        activity, args=args, result_type=RawValue, task_queue=courier_queue(), **options
+        activity, args=args, result_type=RawValue, task_queue=queue, **options
     )
 
 
@@ -58,8 +62,8 @@ def result(handle: asyncio.Task[RawValue], cls: type[T]) -> T:
     except Exception as error:  # noqa: BLE001 - the converter is the user's, and may raise anything
         why = f"it cannot be decoded: {type(error).__name__}"
     raise AnswerMalformed(
-        f"what was answered on task queue {courier_queue()} is no courier's answer ({why}): only "
-        "workers with StatefulPlugin may poll that queue"
+        f"what was answered is none of this library's answers ({why}): only workers with "
+        f"StatefulPlugin may poll {courier_queue()}, and those of the library's other task queues"
     )
 
 

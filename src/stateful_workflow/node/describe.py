@@ -27,6 +27,7 @@ from .answers import (
 )
 from .headers import Use
 from .ledger import ALL, Child, Ledger, Life, is_among
+from .renewal import SourceStatus
 from .status import TokenStatus, TokenTree, TreeNode, state_without
 
 _SHOWN_WAITING: Final = 20
@@ -53,6 +54,7 @@ class View:
         own_url: the workflow's own API address.
         begun_url: its parent's at its start.
         reports: for each name how often an API was said to have refused the token of a fingerprint.
+        sources: what is known of the credentials that a source mints here.
     """
 
     ledger: Ledger
@@ -64,6 +66,7 @@ class View:
     own_url: str | None = None
     begun_url: str | None = None
     reports: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, "Mapping[str, int]"])
+    sources: Sequence[SourceStatus] = ()
 
     @property
     def needs_set(self) -> bool:
@@ -91,6 +94,16 @@ class View:
 
     def status(self, name: str) -> TokenStatus:
         """What is known of a credential."""
+        status = self._known(name)
+        source = next((one for one in self.sources if one.name == name), None)
+        if source is None or not source.needs_authorization or self.recovering:
+            return status
+        is_dead = source.outcome == "refused_grant"
+        lacks = status.state in (("none", "expired", "revoked") if is_dead else ("none",))
+        is_out = lacks or (is_dead and status.refused)
+        return replace(status, state="needs_authorization") if is_out else status
+
+    def _known(self, name: str) -> TokenStatus:
         message = self.ledger.in_force(name)
         if message is not None:
             return self._status_of(message)
@@ -139,6 +152,7 @@ class View:
             parent=ledger.path[-2] if len(ledger.path) > 1 else None,
             waiting_count=len(self.waiting),
             rejections=Rejections(ledger.rejected, ledger.rejections),
+            sources=tuple(self.sources),
             reports=self.reports,
         )
 
@@ -178,7 +192,8 @@ class View:
         """Temporal's own workflow details: what the user's code has there, and a line of ours."""
         withheld = self.ledger.withheld()
         waiting = {message.claims.name for message in self._shown_waiting()}
-        names = {*self.ledger.names(), *waiting, *withheld} - {ALL}
+        minted = [one.name for one in self.sources]
+        names = {*self.ledger.names(), *waiting, *withheld, *minted} - {ALL}
         if ALL in withheld or self.needs_set or self.recovering:
             names |= {DEFAULT_NAME}
         statuses = [self.status(name) for name in sorted(names)]
@@ -194,7 +209,8 @@ class View:
         tokens: dict[str, Mapping[str, str | None]] = {}
         room = _USE_BYTES
         waiting = (message.claims.name for message in self._shown_waiting())
-        for name in dict.fromkeys([*ledger.names(), *waiting, *ledger.withheld()]):
+        minted = (one.name for one in self.sources)
+        for name in dict.fromkeys([*ledger.names(), *waiting, *ledger.withheld(), *minted]):
             sealed, status = self._sealed(name), self.status(name)
             room -= 0 if sealed is None else len(sealed)
             tokens[name] = {

@@ -20,7 +20,20 @@ from ..errors import AnswerMalformed
 from .carried import check_format
 from .children import MOST
 from .contract import NODE_HEADER, USE_HEADER
-from .members import FLAG, OBJECT, TEXT, integer, list_of, member, optional, read, to_json
+from .members import (
+    FLAG,
+    NAME,
+    OBJECT,
+    TEXT,
+    integer,
+    list_of,
+    mapping_of,
+    member,
+    optional,
+    read,
+    to_json,
+)
+from .renewal import Renewing
 
 
 def _ledger(value: object) -> Mapping[str, Any]:
@@ -62,6 +75,7 @@ class Start:
         lost: the state of an earlier run was lost, and nothing was set since.
         since: when the first run began, in Unix milliseconds; None at a start.
         joined: of a workflow that joined by its own code; else None.
+        renewing: what is known, by name, of credentials that a source mints here.
     """
 
     # First: a later format may have any other members.
@@ -73,6 +87,9 @@ class Start:
     lost: bool = member(FLAG, False)
     since: int | None = member(optional(integer(0)), None)
     joined: Joined | None = member(optional(partial(read, Joined)), None)
+    renewing: Mapping[str, Renewing] = member(
+        optional(mapping_of(partial(read, Renewing), NAME), {}), factory=dict
+    )
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""

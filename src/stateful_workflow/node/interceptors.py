@@ -40,6 +40,7 @@ from .contract import (
     MESSAGE,
     METADATA_QUERY,
     NODE_HEADER,
+    RENEW,
     REPORT,
     STATE_QUERY,
     STATUS_QUERY,
@@ -70,6 +71,7 @@ _VALIDATORS: Final[Mapping[str, Callable[[Node, Args], None]]] = {
     MESSAGE: Node.validate_update,
     REPORT: Node.validate_report,
     URL: Node.validate_url,
+    RENEW: Node.validate_renew,
 }
 _QUERIES: Final[Mapping[str, Callable[[Node, Args], object]]] = {
     MESSAGE: lambda node, args: node.view().token(_name(args)),
@@ -148,6 +150,8 @@ class NodeInbound(WorkflowInboundInterceptor):
             return node.on_report(input.args)
         if input.update == URL:
             return node.take_url(input.args)
+        if input.update == RENEW:
+            return to_json(node.renew(input.args))
         return await super().handle_update_handler(input)
 
     async def handle_query(self, input: HandleQueryInput) -> Any:

@@ -68,6 +68,10 @@ class Ledger(Carried):
                 f"{where}: the message is for tree {claims.tree} of root {claims.root}, "
                 f"this is tree {self.tree} of root {self.path[0]}; read the status and seal again"
             )
+        if message.kind == "grant" and claims.authority != self.path[-1]:
+            raise WrongAuthority(
+                f"{where}: the grant is for {claims.authority}, and no other workflow may use it"
+            )
         if claims.authority not in self.path:
             raise WrongAuthority(
                 f"{where}: the message was set at {claims.authority}, which is not above this node"
@@ -78,7 +82,7 @@ class Ledger(Carried):
                 "only a message set at or below there is taken"
             )
         place = message.place
-        held = self.held.get(place)
+        held = self.grants.get(place[0]) if message.kind == "grant" else self.held.get(place)
         if held is not None and held.hash == message.hash:
             return Verdict.KNOWN
         if claims.version > now + CLOCK_TOLERANCE_MS:
@@ -93,7 +97,7 @@ class Ledger(Carried):
         # A floor ahead of that was never accepted by anybody, whoever's state it came with.
         floors = [
             (order, issuer)
-            for issuer, order in self._floors(place).items()
+            for issuer, order in self._floors_of(message).items()
             if order[0] <= now + CLOCK_TOLERANCE_MS
         ]
         floor, by = max(floors, default=((0, ""), ""))
@@ -123,8 +127,17 @@ class Ledger(Carried):
             self._accepted += 1
         return verdict
 
+    def _floors_of(self, message: Message) -> dict[str, Order]:
+        if message.kind != "grant":
+            return self._floors(message.place)
+        held = self.grant(message.claims.name)
+        return {} if held is None else {held.issuer: held.order}
+
     def _hold(self, message: Message) -> None:
         place = message.place
+        if message.kind == "grant":
+            self.grants[place[0]] = message
+            return
         before = self.held.get(place)
         self.held[place] = message
         if place[1] == self.path[-1]:
@@ -160,6 +173,11 @@ class Ledger(Carried):
         return (set(self.trusted), self.revoked) != before
 
     # --- what is in force ----------------------------------------------------
+
+    def grant(self, name: str) -> Message | None:
+        """What a source mints tokens of this name with, here; None of an issuer revoked since."""
+        grant = self.grants.get(name)
+        return None if grant is None or grant.issuer in self.revoked else grant
 
     def _floors(self, place: Place) -> dict[str, Order]:
         """The highest order that each issuer trusted now has had accepted in a place."""
@@ -313,7 +331,7 @@ class Ledger(Carried):
         lowest = [(name, self.path[index]) for name, index in self.boundary.items() if index > 0]
         if (state.path, state.tree) != (self.path, self.tree):
             self.path, self.tree, self.boundary = state.path, state.tree, {}
-            self.held, self.last = {}, {}
+            self.held, self.last, self.grants = {}, {}, {}
             for child in self.children.values():
                 self.children[child.id] = replace(child, delivered={})
         own = len(self.path) - 1

@@ -33,6 +33,7 @@ class Limits:
         joiner_bytes: of the id of each, as JSON: they stand in the status and in the next run's
             header, and the server takes 2 MB.
         joins_until_a_look: so many later those that have ended are looked for.
+        heal_every_ms: milliseconds between two renewals for which refusals by an API are the cause.
     """
 
     many_signals: int = 8_000
@@ -48,6 +49,13 @@ class Limits:
     joiners: int = 1_000
     joiner_bytes: int = 1_002
     joins_until_a_look: int = 200
+    heal_every_ms: int = 30_000
+
+    @property
+    def settle_seconds(self) -> float:
+        """How long running activities may go on with the token before: until they ask again, and as
+        long as a question may take."""
+        return self.fresh_seconds + self.activity_question.total_seconds()
 
 
 LIMITS = Limits()

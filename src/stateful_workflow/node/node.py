@@ -10,7 +10,7 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Final, Literal, cast
 
@@ -30,7 +30,7 @@ from ..errors import (
 from ..sealed.message import Message, named_issuer
 from ..sealed.origins import allowed_origin, is_allowed, is_covered, origin_of
 from . import couriers, limits
-from .answers import JoinAnswer, Joiner, NodeStatus
+from .answers import JoinAnswer, Joiner, NodeStatus, RenewalRequest
 from .carried import StateUnreadable
 from .children import Child, Life, Place, Starting
 from .contract import MAX_SIGNALS, NODE_HEADER, RECOVER, PlaceResult, RecoverResult
@@ -39,8 +39,10 @@ from .headers import Start
 from .inbox import Inbox, now_ms, read_message
 from .joining import Joining
 from .ledger import ALL, Ledger, Verdict, is_among
+from .living import Living
 from .members import read
 from .record import NodeRecord, warn
+from .renewal import SourceStatus
 from .status import TokenStatus
 from .telling import Telling
 
@@ -61,6 +63,8 @@ class Settings:
     withhold: tuple[str, ...] = ()
     api_url: str | None = None
     open_to: tuple[str, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Of each credential name that a source mints the name of that."""
 
     def withholds(self, child_type: str) -> bool:
         """Whether a child of this type is started without the tokens."""
@@ -104,7 +108,7 @@ class Node:
         self._inbox = Inbox(
             self.ledger,
             self._record,
-            self.telling.accepted,
+            lambda: self._has_accepted(),
             lambda message: self.joining.is_astray(message),
         )
         self._inbox.queue(start.waiting)
@@ -112,6 +116,9 @@ class Node:
             self.ledger, self._inbox, self._entered, start.joined, has_place=header is not None
         )
         self._reports: dict[str, dict[str, int]] = {}
+        self.living = Living(
+            self.ledger, self._inbox, self._reports, self.telling.accepted, start.renewing
+        )
         self.signals = 0
         self._updates = 0
         self._header_bytes = 0
@@ -176,8 +183,9 @@ class Node:
             verdict = self._inbox.judge(message)
             if verdict is Verdict.WAITING:
                 verdict = await self._inbox.until_known(message)
-            if verdict is Verdict.ACCEPTED:
+            if verdict is Verdict.ACCEPTED and message.kind != "grant":
                 self.telling.accepted(by_update=True)
+            self.living.granted()
         finally:
             self._updates -= 1
         return self.view().status(message.claims.name)
@@ -211,6 +219,23 @@ class Node:
         if held is None or held.kind != "token" or members.get("fingerprint") != held.fingerprint:
             raise TokenStale(f"workflow {self.ledger.path[-1]}: no such token stands here")
         return held
+
+    def validate_renew(self, args: Sequence[Any]) -> None:
+        """Turn down what cannot be done before it enters history; raises as `renew`."""
+        asked = _renewal(args)
+        if not self.recovering:
+            self.living.check_renewable(asked.name)
+
+    def renew(self, args: Sequence[Any]) -> SourceStatus:
+        """Have the source mint a new token now; what is known of it.
+
+        Raises:
+            MessageRefused: no source mints it here, or it needs authorization.
+        """
+        asked = _renewal(args)
+        self.living.renew(asked.name, retire=asked.retire)
+        sources = self.living.statuses(now_ms(), self._settings.sources)
+        return next(one for one in sources if one.name == asked.name)
 
     def on_url(self, args: Sequence[Any]) -> None:
         """Take an API address by signal; what is refused is counted."""
@@ -267,6 +292,7 @@ class Node:
             own_url=self.own_url,
             begun_url=self._begun_url,
             reports=self._reports,
+            sources=self.living.statuses(now_ms(), self._settings.sources),
         )
 
     def describe(self) -> NodeStatus:
@@ -331,7 +357,12 @@ class Node:
         """This node has its place, or knows what was set above it since."""
         self._lost = False
         self._begun_url = answer.parent_api_url
+        self._has_accepted()
+
+    def _has_accepted(self) -> None:
+        """Messages were accepted that had come by signal, or had waited."""
         self.telling.accepted()
+        self.living.granted()
 
     # --- what is withheld ----------------------------------------------------
 
@@ -372,6 +403,7 @@ class Node:
         self._inbox.begin()
         self.telling.begin()
         self.joining.begin()
+        self.living.begin()
 
     # --- the run's ends ------------------------------------------------------
 
@@ -432,6 +464,7 @@ class Node:
             self.own_url = start.api_url
         if start.since is not None:
             self._since = start.since
+        self.living.states = dict(start.renewing)
         self._inbox.queue(start.waiting, first=True)
 
     def carry(self) -> Payload:
@@ -455,11 +488,13 @@ class Node:
             self._recovers or self.view().needs_set,
             self._since,
             self.joining.joined,
+            self.living.states,
         )
 
     async def drain(self) -> None:
         """Finish judging and telling before the run closes, within 10 s."""
         self._inbox.hurry()
+        await self.living.end()
         if not self._is_settled():
             with suppress(asyncio.TimeoutError):
                 await workflow.wait_condition(self._is_settled, timeout=_DRAIN)
@@ -516,6 +551,13 @@ def _parent() -> tuple[str, ...]:
     """The id of the workflow that the server names as the parent, if it names one."""
     parent = workflow.info().parent
     return () if parent is None else (parent.workflow_id,)
+
+
+def _renewal(args: Sequence[Any]) -> RenewalRequest:
+    try:
+        return read(RenewalRequest, argument(args))
+    except AnswerMalformed as error:
+        raise TokenMalformed(f"that is no request for a new token: {error}") from None
 
 
 def _joiner(args: Sequence[Any]) -> Joiner:

@@ -30,6 +30,7 @@ TokenState = Literal[
     "waiting",
     "needs_set",
     "key_revoked",
+    "needs_authorization",
     "told",
 ]
 """What is known of a credential at a workflow.
@@ -39,6 +40,8 @@ is. expired: the token is past its expiry. withheld: the workflow was started wi
 it. waiting: a message of an issuer who is not known yet. needs_set: the state of the
 run before was lost (past retention); set the token again. key_revoked: the token is signed by a
 key that the keyring of who asks has revoked, so that nobody opens it; no workflow says that itself.
+needs_authorization: a source mints it here, and its provider refuses the grant, or nobody has
+given one yet; there is no token to use until somebody authorizes the source.
 told: it was signalled to a workflow that is asleep (between cron runs, in a retry's backoff, in a
 start delay) or paused, which takes it when it goes on: nothing says yet that it was accepted.
 """
@@ -59,6 +62,7 @@ _CURES: Final[Mapping[str, str]] = {
     "revoked": "an issuer must set it again, or let it inherit",
     "expired": "an issuer must set a new one",
     "key_revoked": "the key that signed it is revoked; set the token again",
+    "needs_authorization": "run `stateful token authorize` there",
     "told": "it waits at a workflow that is asleep or paused",
 }
 
@@ -209,7 +213,7 @@ class TreeNode:
         return self.state in ("held", "told") and not (self.closed or self.not_for_type)
 
 
-_UNUSABLE: Final = ("expired", "key_revoked", "waiting", "needs_set")
+_UNUSABLE: Final = ("expired", "key_revoked", "waiting", "needs_set", "needs_authorization")
 """The states of a node that is entitled to a token and has none to use."""
 
 _COUNTED: Final[Mapping[str, Callable[[TreeNode], bool]]] = {

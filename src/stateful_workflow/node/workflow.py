@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -14,9 +14,9 @@ from temporalio.common import RawValue
 from typing_extensions import Self
 
 from ..errors import AddressRefused, PluginMissing
-from ..sealed.message import DEFAULT_NAME, SealedToken, parse
+from ..sealed.message import DEFAULT_NAME, SealedToken, parse, valid_name
 from ..sealed.origins import checked_address
-from .contract import JOIN, MESSAGE, REPORT, STATE_QUERY, STATUS_QUERY, URL
+from .contract import JOIN, MESSAGE, RENEW, REPORT, STATE_QUERY, STATUS_QUERY, URL
 from .ledger import ALL
 from .node import Node, Settings
 from .record import RECORDER
@@ -62,7 +62,9 @@ class StatefulWorkflow:
     - ``withhold``: workflow types the tokens are never passed to;
     - ``share``: the only workflow types they are passed to (``()`` for none);
     - ``open_to``: workflow types that may `join` below; without it nobody may;
-    - ``api_url``: the workflow's own API address.
+    - ``api_url``: the workflow's own API address;
+    - ``source``: the name of the source that mints this workflow's token, or such names by the
+      names of credentials. Until somebody gives it a grant it *needs authorization*.
     """
 
     _stateful_settings: ClassVar[Settings] = Settings()
@@ -76,6 +78,7 @@ class StatefulWorkflow:
         withhold: Sequence[str] | None = None,
         api_url: str | None = None,
         open_to: Sequence[str] | None = None,
+        source: str | Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init_subclass__(**kwargs)
@@ -100,6 +103,12 @@ class StatefulWorkflow:
             settings = replace(settings, api_url=api_url)
         if open_to is not None:
             settings = replace(settings, open_to=tuple(open_to))
+        if source is not None:
+            named = {DEFAULT_NAME: source} if isinstance(source, str) else dict(source)
+            for name in (*named, *named.values()):
+                if not valid_name(name):
+                    raise TypeError(f"{cls.__name__}: source={name!r} is no name of a source")
+            settings = replace(settings, sources=named)
         cls._stateful_settings = settings
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -264,6 +273,8 @@ class StatefulWorkflow:
     _on_api_token_report = workflow.signal(name=REPORT)(_given())
     _update_api_token_report = workflow.update(name=REPORT)(_given())
     _update_api_token_report.validator(_given())
+    _update_api_token_renew = workflow.update(name=RENEW)(_given())
+    _update_api_token_renew.validator(_given())
     _on_api_url = workflow.signal(name=URL)(_given())
     _update_api_url = workflow.update(name=URL)(_given())
     _update_api_url.validator(_given())

@@ -30,6 +30,11 @@ Action = Literal[
     "read",
     "use",
     "refuse",
+    "authorize",
+    "renew",
+    "mint",
+    "retire",
+    "needs_authorization",
     "lost",
 ]
 """What was done; docs/audit.md says by whom, and when."""
@@ -83,13 +88,14 @@ class Deed:
                     f"{MAX_NOTE:,} characters"
                 )
 
-    def without(self, token: str) -> Deed:
-        """This deed, in whose note the token does not stand.
+    def without(self, *secrets: str) -> Deed:
+        """This deed, in whose note none of these stands.
 
         Raises:
             ValueError: it does.
         """
-        if token and any(token in text for text in self.fields().values() if text is not None):
+        texts = [text for text in self.fields().values() if text is not None]
+        if any(secret and secret in text for secret in secrets for text in texts):
             raise ValueError("by=, on_behalf_of= and reason= go on record: give no token there")
         return self
 
@@ -119,6 +125,7 @@ class AuditEvent:
         expires_at: Unix seconds, of the same.
         api_url: the address it was set with.
         by, on_behalf_of, said_reason: see `Deed`.
+        source: name of the source that a token comes from.
         reader: id of the key that opened it.
         child_id, child_type: whom it was forwarded to, or kept from.
         origin: where a request went, or was to go: scheme, host and port.
@@ -148,6 +155,7 @@ class AuditEvent:
     by: str | None = _named("user.name")
     on_behalf_of: str | None = _named("stateful.on_behalf_of")
     said_reason: str | None = _named("stateful.reason")
+    source: str | None = _named("stateful.source")
     reader: str | None = _named("stateful.token.reader")
     child_id: str | None = _named("stateful.child.id")
     child_type: str | None = _named("stateful.child.type")

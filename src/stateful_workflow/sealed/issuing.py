@@ -127,7 +127,7 @@ class Place:
         held = self.held
         origins, api_url = self._where(terms)
         return replace(
-            self._claims(now),
+            self.claims(now),
             expires_at=_expiry(terms.get("expires_in"), now),
             origins=origins,
             types=kept("types", terms.get("types"), None if held is None else held.types),
@@ -167,9 +167,10 @@ class Place:
         Raises:
             TokenMalformed: as `token`.
         """
-        return replace(self._claims(now), inherit=inherit)
+        return replace(self.claims(now), inherit=inherit)
 
-    def _claims(self, now: float) -> Claims:
+    def claims(self, now: float) -> Claims:
+        """What every message here says; raises as `revocation`."""
         newest = 0 if self.before is None else self.before.claims.version
         # One more than the newest is what the same token sealed anew takes, which must not come
         # after.

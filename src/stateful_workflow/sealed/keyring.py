@@ -26,6 +26,7 @@ from ..errors import (
     TokenExpired,
     TokenMalformed,
     TokenRevoked,
+    WrongAuthority,
     WrongNamespace,
     WrongWorkflowType,
 )
@@ -412,6 +413,31 @@ class Keyring:
                 f"{claims.name} is not signed for activities of workflow type {workflow_type}"
             )
         return self._decrypt(message)
+
+    def open_grant(self, message: Message, *, namespace: str, workflow_id: str) -> str:
+        """Check a grant whole, for the workflow that wants a token by it, and decrypt it.
+
+        Raises:
+            TokenForged, IssuerLimited: no issuer of this keyring signed it, or may sign it.
+            TokenRevoked: its issuer was revoked here.
+            WrongNamespace, WrongAuthority: it is for another namespace, or another workflow.
+            NoReaderKey: this keyring has none of the keys of the workers of sources.
+            TokenMalformed: it is no grant, or decrypts to nothing under its claims.
+        """
+        claims = message.claims
+        if message.kind != "grant":
+            raise TokenMalformed(f"a {message.kind} was given in the place of a grant")
+        if message.issuer in self.revoked():
+            raise TokenRevoked(
+                f"the grant of {claims.name} was signed by issuer {message.issuer}, which is "
+                "revoked; authorize the source again"
+            )
+        verify(message, self.trusted())
+        if claims.namespace != namespace:
+            raise WrongNamespace(f"the grant of {claims.name} is for namespace {claims.namespace}")
+        if claims.authority != workflow_id:
+            raise WrongAuthority(f"the grant of {claims.name} is for workflow {claims.authority}")
+        return self._decrypt(message).token
 
     def _decrypt(self, message: Message) -> Secret:
         reader, name = self._reader(message), message.claims.name

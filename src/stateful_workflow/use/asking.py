@@ -25,7 +25,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from ..errors import AnswerMalformed
 from ..node.answers import JoinAnswer, TokenAnswer, token_answer
-from ..node.contract import JOIN, MESSAGE, METADATA_QUERY, STATE_QUERY, STATUS_QUERY
+from ..node.contract import JOIN, MESSAGE, METADATA_QUERY, RENEW, STATE_QUERY, STATUS_QUERY
 from ..node.members import ANY, OBJECT, list_of, optional, read
 from .server import never_ran, start_of_run
 
@@ -37,6 +37,7 @@ MAX_BYTES: Final[Mapping[str, int]] = {
     METADATA_QUERY: 2 * 1024 * 1024,
     MESSAGE: 64 * 1024,
     JOIN: 1024 * 1024,
+    RENEW: 65_536,
 }
 """Of an answer, by the name of what was asked. The server takes no larger status."""
 

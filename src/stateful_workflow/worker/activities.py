@@ -105,7 +105,7 @@ class CourierActivities:
             ApplicationError: nothing came of a patient request, or its format is a later one; the
                 server is to repeat it.
         """
-        request = _known(TellRequest, request)
+        request = known(TellRequest, request)
         beat = asyncio.create_task(_beat())
         try:
             result = TellResult(more=request.more)
@@ -312,7 +312,7 @@ class CourierActivities:
     @activity.defn(name=PLACE)
     async def place(self, request: PlaceRequest) -> dict[str, Any]:
         """Ask a workflow for the state that a child of its would start with; see `place_of`."""
-        request, info = _known(PlaceRequest, request), activity.info()
+        request, info = known(PlaceRequest, request), activity.info()
         who = info.workflow_id or "", info.workflow_type or ""
         return _written(await place_of(self._client(), request, *who))
 
@@ -321,12 +321,12 @@ def _state(answer: object) -> dict[str, Any] | None:
     return cast("dict[str, Any]", answer) if isinstance(answer, dict) else None
 
 
-Request = TypeVar("Request", TellRequest, PlaceRequest)
+T = TypeVar("T")
 
 
-def _known(cls: type[Request], request: Request | dict[str, Any]) -> Request:
+def known(cls: type[T], request: T | dict[str, Any]) -> T:
     """A request of a known format; the user's converter may give a dictionary for a dataclass."""
-    asked: Any = request if isinstance(request, dict) else vars(request)
+    asked = cast("dict[str, Any]", request if isinstance(request, dict) else vars(request))
     if asked["format"] > FORMAT:
         raise ApplicationError(
             f"format {asked['format']} is known to later versions of stateful-workflow only; "

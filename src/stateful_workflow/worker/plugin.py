@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, cast
 
 from temporalio import workflow
@@ -32,13 +33,19 @@ from ..record.metrics import Metrics
 from ..record.recorder import FailureRule, Recorder, SinkWriter
 from ..sealed.keyring import Keyring, KeyringSource
 from ..sealed.keyring_file import KEYRING_VARIABLE
+from ..sealed.message import valid_name
+from ..source.announcing import OnDeadGrant
+from ..source.protocol import Source
 from ..text.printable import printable
 from ..use.given_back import LateGate
 from ..use.interceptors import ActivityInbound
 from ..use.telling import Asking
 from .activities import OfPlugin
+from .beside import HasClient, Small
 from .courier import courier_beside
+from .minting import OfSources
 from .pace import SignalPace
+from .sources import sources_beside
 
 _log = logging.getLogger(__name__)
 
@@ -65,14 +72,19 @@ class StatefulPlugin(SimplePlugin):
             client sets or reads one, without its record; a revocation is sent even so.
             "continue": all goes on. Either way the next record says how many are missing, and
             nodes never wait for one.
+        sources: where tokens come from, by name (docs/guide-sources.md). A process that is given
+            some mints with them, for every home of their names in the namespace; its keyring has an
+            issuer's private key, and the reader's of audience ``sources``.
+        on_dead_grant: is told of each grant that a source's provider refuses, so that somebody
+            authorizes it again; such as `Webhook`.
         max_signals_per_second: what this process's nodes signal to their children a second at
             most, so that a rotation leaves others their share of the namespace's rate limit
             (docs/scaling.md); None for no limit. A rotation takes longer by it.
 
     Raises:
         KeyringError: where ``$STATEFUL_KEYRING`` names a file that cannot be used.
-        ValueError: where `audit_failure` is none of its values, or `max_signals_per_second` is
-            below 1.
+        ValueError: where `audit_failure` is none of its values, `max_signals_per_second` is below
+            1, or a source's name is none.
     """
 
     def __init__(
@@ -82,6 +94,8 @@ class StatefulPlugin(SimplePlugin):
         audit: AuditSink | None = None,
         audit_failure: FailureRule = "block",
         max_signals_per_second: float | None = None,
+        sources: Mapping[str, Source] | None = None,
+        on_dead_grant: OnDeadGrant | Sequence[OnDeadGrant] = (),
     ) -> None:
         if keyring is None and KEYRING_VARIABLE in os.environ:
             keyring = Keyring.load()
@@ -90,6 +104,12 @@ class StatefulPlugin(SimplePlugin):
         self.sink_writer = SinkWriter(audit, audit_failure)
         """Writes this process's events."""
         self._pace = SignalPace(max_signals_per_second)
+        self._sources = dict(sources or {})
+        for name in self._sources:
+            if not valid_name(name):
+                raise ValueError(f"{name!r} is no name of a source: letters, digits and . _ -")
+        told = [on_dead_grant] if callable(on_dead_grant) else list(on_dead_grant)
+        self._on_dead_grant: list[OnDeadGrant] = told
         self._interceptor = _WorkerInterceptor(self)
         super().__init__(
             "stateful-workflow",
@@ -158,14 +178,29 @@ class StatefulPlugin(SimplePlugin):
         config = worker.config(active_config=True)
         bound = _ours(config)
         workflows = cast("Sequence[type[Any]]", config.get("workflows", ()))
-        if bound is not None:
-            bound.worker = worker
-        if bound is None or not workflows:
+        if bound is None:
             await next(worker)
             return
-        of_plugin = OfPlugin(self.look_at_keyring, bound.recorder(), self._pace)
-        async with courier_beside(worker, of_plugin, _takes_part(workflows)):
+        bound.worker = worker
+        async with AsyncExitStack() as beside:
+            if workflows:
+                of_plugin = OfPlugin(self.look_at_keyring, bound.recorder(), self._pace)
+                courier = courier_beside(worker, of_plugin, _takes_part(workflows))
+                await beside.enter_async_context(courier)
+            await beside.enter_async_context(self.sources_beside(worker))
             await next(worker)
+
+    @property
+    def has_sources(self) -> bool:
+        """Whether it was given any."""
+        return bool(self._sources)
+
+    def sources_beside(self, owner: HasClient) -> AbstractAsyncContextManager[list[Small]]:
+        """Run this plugin's sources while the block runs; see `SourceWorker`."""
+        client = owner.client
+        recorder = Recorder(self.sink_writer, Metrics.of(client), client.identity)
+        of_sources = OfSources(self._sources, self.require_keyring, recorder, self._on_dead_grant)
+        return sources_beside(owner, of_sources)
 
 
 class _WorkerInterceptor(Interceptor):

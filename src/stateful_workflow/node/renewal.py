@@ -1,0 +1,326 @@
+"""When the home of a grant does what: the pure state of one credential that a source mints.
+
+`next_step` says what is due; what came of it is put into the state again. It takes the time as an
+argument, and knows nothing of Temporal (docs/decisions/51-living-tokens.md).
+"""
+
+# ruff: noqa: RUF009 - what `member` gives is a field
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple, get_args
+
+from ..sealed.message import Message, parse
+from . import limits
+from .contract import OUTCOMES, MintResult, Outcome, Why
+from .members import (
+    ANY,
+    FLAG,
+    ID,
+    NAME,
+    integer,
+    list_of,
+    mapping_of,
+    member,
+    one_of,
+    optional,
+    read,
+)
+
+GOT: Final = ("minted", "newer")
+
+SourceState = Literal["fresh", "stale", "invalid", "needs_authorization"]
+"""What is known of a credential that a source mints. fresh: nothing is due. stale: the token
+serves while it is renewed. invalid: there is none to use, and one is being minted.
+needs_authorization: the provider refuses the grant, or there is none; nothing is tried until
+somebody authorizes the source again."""
+
+_RENEWED_AT: Final = (0.60, 0.75)
+"""Of its life a token has passed so much when it is renewed; where between is drawn."""
+
+_BACKOFF_MS: Final = 1_000
+_LONGEST_BACKOFF_MS: Final = 5 * 60_000
+_AT_ONCE: Final = 3
+"""Times that the same grant is sent again at once after a lost reply, within providers' graces."""
+
+
+@dataclass(frozen=True)
+class Retiring:
+    """A token whose successor is there, and which is to be revoked at the provider.
+
+    Attributes:
+        message: the old one, as it travels.
+        after: version of its successor.
+        due: Unix milliseconds from when it is tried again.
+        behind: ids of workflows that do not hold the successor yet, of the last try.
+        problem: why it is not done yet.
+    """
+
+    message: str = member(ANY)
+    after: int = member(integer(1))
+    due: int = member(integer(0), 0)
+    behind: tuple[str, ...] = member(list_of(ID), ())
+    problem: str | None = member(optional(ANY), None)
+
+
+@dataclass(frozen=True)
+class Renewing:
+    """What the home knows of one credential beside the grant and the tokens, which its ledger has.
+
+    Attributes:
+        counts: exchanges by what came of them, since the home began.
+        failures: exchanges in a row that brought nothing.
+        outcome: of the last one.
+        detail: what it said, without any secret.
+        retry_at: Unix milliseconds before which the provider is left alone.
+        sent: fingerprint of a grant that was sent and whose answer nobody has.
+        dead: fingerprint of the grant that the provider refused.
+        after_lost: it did so after an answer to the same grant had been lost.
+        announced: fingerprint of the dead grant that was announced.
+        healed: fingerprint of the token that was renewed, or found good, after a refusal.
+        healed_at: Unix milliseconds of that.
+        drawn: fingerprint of the token for which `share` was drawn.
+        share: of a token's life after which it is renewed, in thousandths.
+        asked_at: Unix milliseconds at which somebody asked for a new token that is not there yet.
+        asked_retire: and wants the old one retired.
+        retiring: tokens that are to be retired, the oldest first.
+        retired: fingerprint of the last one that was.
+        proven: whether the provider was seen to refuse that one; None where it cannot be asked.
+    """
+
+    counts: Mapping[str, int] = member(mapping_of(integer(0)), factory=dict[str, int])
+    failures: int = member(integer(0), 0)
+    outcome: Outcome | None = member(optional(one_of(OUTCOMES)), None)
+    detail: str | None = member(optional(ANY), None)
+    retry_at: int = member(integer(0), 0)
+    sent: str | None = member(optional(ID), None)
+    dead: str | None = member(optional(ID), None)
+    after_lost: bool = member(FLAG, False)
+    announced: str | None = member(optional(ID), None)
+    healed: str | None = member(optional(ID), None)
+    healed_at: int = member(integer(0), 0)
+    drawn: str | None = member(optional(ID), None)
+    share: int = member(integer(0), 0)
+    asked_at: int | None = member(optional(integer(0)), None)
+    asked_retire: bool = member(FLAG, False)
+    retiring: tuple[Retiring, ...] = member(list_of(partial(read, Retiring)), ())
+    retired: str | None = member(optional(ID), None)
+    proven: bool | None = member(optional(FLAG), None)
+
+
+class Step(NamedTuple):
+    """What is due: to mint, for a reason, to announce a dead grant, or to wait until a time (Unix
+    milliseconds; None until something happens)."""
+
+    what: Literal["mint", "announce", "wait"]
+    why: Why | None = None
+    until: int | None = None
+
+
+class Standing(NamedTuple):
+    """What stands at the home for one name.
+
+    Attributes:
+        grant: None where there is none, or where it was revoked with the token, or its issuer was.
+        token: in force and set at the home itself; None where none is, or none to use.
+        reported: fingerprints of tokens that an API refused.
+    """
+
+    grant: Message | None
+    token: Message | None
+    reported: Collection[str]
+
+    def is_dead(self, state: Renewing) -> bool:
+        """Whether the provider refuses the grant, and nobody has given another."""
+        is_same = self.grant is None or self.grant.fingerprint == state.dead
+        return state.dead is not None and is_same
+
+    def valid_token(self, now: int) -> Message | None:
+        """The token, if it is not past its expiry."""
+        token = self.token
+        expires = None if token is None else token.claims.expires_at
+        return None if expires is not None and now >= expires * 1000 else token
+
+
+def next_step(state: Renewing, at: Standing, now: int) -> Step:
+    """What is due at a time (Unix milliseconds)."""
+    if at.is_dead(state):
+        return Step("wait") if state.announced == state.dead else Step("announce")
+    if at.grant is None:
+        return Step("wait")
+    why, when = _due(state, at, now)
+    if when is None:
+        return Step("wait")
+    when = max(when, state.retry_at)
+    return Step("mint", why) if when <= now else Step("wait", until=when)
+
+
+def _due(state: Renewing, at: Standing, now: int) -> tuple[Why, int | None]:
+    """Why a token is to be minted next, and when; of a token that was minted the version is not
+    below that of the grant that came with it."""
+    token = at.valid_token(now)
+    if token is None:
+        return "first", now
+    if state.asked_at is not None:
+        return "asked", now
+    if at.grant is not None and at.grant.claims.version > token.claims.version:
+        return "first", now  # somebody has authorized since
+    if token.fingerprint in at.reported and token.fingerprint != state.healed:
+        return "refused", state.healed_at + limits.LIMITS.heal_every_ms
+    begun, grant = token.claims.version, at.grant
+    every = None if grant is None or grant.claims.renewal is None else grant.claims.renewal.every
+    ends: list[tuple[int, Why]] = []
+    if token.claims.expires_at is not None:
+        life = max(token.claims.expires_at * 1000 - begun, 0)
+        ends.append((begun + life * state.share // 1000, "expiry"))
+    if every is not None:
+        # Somewhat before, so that those that began together do not renew together.
+        ends.append((begun + every * state.share, "every"))
+    if not ends:
+        return "expiry", None
+    when, why = min(ends)
+    return why, when
+
+
+def drawn(state: Renewing, token: Message, random: float) -> Renewing:
+    """The state in which it is drawn when this token is renewed; `random` is in [0, 1)."""
+    low, high = _RENEWED_AT
+    share = int(1000 * (low + (high - low) * random))
+    return replace(state, drawn=token.fingerprint, share=share)
+
+
+def source_state(state: Renewing, at: Standing, now: int) -> SourceState:
+    """What is shown of it."""
+    if at.grant is None or at.is_dead(state):
+        return "needs_authorization"
+    if at.valid_token(now) is None:
+        return "invalid"
+    return "stale" if next_step(state, at, now).what == "mint" or state.failures else "fresh"
+
+
+def begun(state: Renewing, grant: Message) -> Renewing:
+    """A grant is about to be sent: until there is an answer, it may have been spent."""
+    return replace(state, sent=grant.fingerprint)
+
+
+def settled(
+    state: Renewing, grant: Message, result: MintResult, now: int, random: float, *, was_sent: bool
+) -> Renewing:
+    """What came of an exchange.
+
+    Args:
+        grant: that was sent.
+        result: what came of it.
+        now: Unix milliseconds.
+        random: in [0, 1).
+        was_sent: an answer to this grant had been lost before.
+    """
+    outcome = result.outcome
+    counts = {**state.counts, outcome: state.counts.get(outcome, 0) + 1}
+    state = replace(state, counts=counts, outcome=outcome, detail=result.detail)
+    if outcome in (*GOT, "alive", "refused_grant"):
+        is_dead = outcome == "refused_grant"
+        return replace(
+            state,
+            failures=0,
+            retry_at=0,
+            sent=None,
+            dead=grant.fingerprint if is_dead else None,
+            after_lost=is_dead and was_sent,
+            asked_at=None,
+        )
+    failures = state.failures + 1
+    pause = 0.0
+    if outcome != "lost_reply" or failures > _AT_ONCE:
+        longest = min(_BACKOFF_MS * 2.0 ** min(failures, 20), _LONGEST_BACKOFF_MS)
+        pause = longest * (0.5 + random / 2)
+    pause = max(pause, 1000 * (result.retry_after or 0.0))
+    sent = grant.fingerprint if was_sent or result.reached else None
+    return replace(state, failures=failures, retry_at=now + int(pause), sent=sent)
+
+
+@dataclass(frozen=True)
+class SourceStatus:
+    """What may be shown of a credential that a source mints.
+
+    Attributes:
+        name: credential name.
+        source: name of the source.
+        state: see `SourceState`.
+        grant: fingerprint of the grant; None where there is none.
+        every: seconds after which tokens are renewed, whatever their expiry, or None.
+        retire: each token is revoked at the provider once its successor is in use.
+        next_at: Unix milliseconds at which the next exchange is due, or None.
+        is_minting: one is under way, or waits for a worker of the source.
+        asked: somebody asked for a new token, which is not there yet.
+        counts, failures, outcome, detail, after_lost, retiring, retired, proven: as `Renewing`;
+            of the tokens that are to be retired only the versions.
+    """
+
+    name: str = member(NAME)
+    source: str = member(NAME)
+    state: SourceState = member(one_of(get_args(SourceState)))
+    grant: str | None = member(optional(ID), None)
+    every: int | None = member(optional(integer(1)), None)
+    retire: bool = member(optional(FLAG, False), False)
+    next_at: int | None = member(optional(integer(0)), None)
+    is_minting: bool = member(optional(FLAG, False), False)
+    asked: bool = member(optional(FLAG, False), False)
+    counts: Mapping[str, int] = member(optional(mapping_of(integer(0)), {}), factory=dict[str, int])
+    failures: int = member(optional(integer(0), 0), 0)
+    outcome: Outcome | None = member(optional(one_of(OUTCOMES)), None)
+    detail: str | None = member(optional(ANY), None)
+    after_lost: bool = member(optional(FLAG, False), False)
+    retiring: tuple[RetiringStatus, ...] = member(
+        optional(list_of(lambda value: read(RetiringStatus, value)), ()), ()
+    )
+    retired: str | None = member(optional(ID), None)
+    proven: bool | None = member(optional(FLAG), None)
+
+    @property
+    def needs_authorization(self) -> bool:
+        """Whether nothing goes on until somebody authorizes the source again."""
+        return self.state == "needs_authorization"
+
+
+@dataclass(frozen=True)
+class RetiringStatus:
+    """A token that is to be retired: its version, and what holds that up."""
+
+    version: int = member(integer(1))
+    fingerprint: str = member(ID)
+    behind: tuple[str, ...] = member(optional(list_of(ID), ()), ())
+    problem: str | None = member(optional(ANY), None)
+
+
+def source_status(
+    name: str, source: str, state: Renewing, at: Standing, now: int, *, is_minting: bool
+) -> SourceStatus:
+    """What is shown of it at a time (Unix milliseconds)."""
+    step = next_step(state, at, now)
+    renewal = None if at.grant is None else at.grant.claims.renewal
+    shown: dict[str, Any] = {
+        one: getattr(state, one)
+        for one in ("counts", "failures", "outcome", "detail", "after_lost", "retired", "proven")
+    }
+    return SourceStatus(
+        name,
+        source,
+        source_state(state, at, now),
+        None if at.grant is None else at.grant.fingerprint,
+        None if renewal is None else renewal.every,
+        renewal is not None and renewal.retire,
+        step.until,
+        is_minting,
+        state.asked_at is not None,
+        retiring=tuple(map(_retiring, state.retiring)),
+        **shown,
+    )
+
+
+def _retiring(one: Retiring) -> RetiringStatus:
+    old = parse(one.message)
+    return RetiringStatus(old.claims.version, old.fingerprint, one.behind, one.problem)

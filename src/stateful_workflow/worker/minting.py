@@ -1,0 +1,441 @@
+"""What the worker of a source does for the homes of grants: mint, retire, announce.
+
+An exchange with a provider is not repeated here, and not undone: whether and when it is tried again
+is the home's decision, in its history. So what comes after the provider's answer is the sealing of
+it, and nothing that may fail or wait (docs/decisions/51-living-tokens.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import math
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar
+
+from temporalio import activity
+from temporalio.client import Client
+from temporalio.service import RPCError
+
+from ..client.walk import TreeWalk
+from ..errors import (
+    AnswerUnusable,
+    GrantRefused,
+    ProviderUnreachable,
+    RateLimited,
+    SourceError,
+    StatefulError,
+    TokenMalformed,
+    TokenRefused,
+)
+from ..node import limits
+from ..node.contract import (
+    ANNOUNCE,
+    MINT,
+    RETIRE,
+    AnnounceRequest,
+    MintRequest,
+    MintResult,
+    Outcome,
+    RetireRequest,
+    RetireResult,
+)
+from ..node.members import to_json
+from ..record.event import Action, Scene
+from ..record.event import Outcome as EventOutcome
+from ..record.recorder import Recorder
+from ..sealed.grants import AUDIENCE, Granted, next_grant
+from ..sealed.issuing import Place, Said, Terms, verified_place
+from ..sealed.keyring import Keyring
+from ..sealed.message import Claims, Message, parse
+from ..sealed.secret import Secret
+from ..source.announcing import DeadGrant, OnDeadGrant
+from ..source.protocol import Grant, Minted, Probes, Retires, Source
+from ..text.printable import printable
+from ..use.clock import server_clock
+from .activities import known
+from .left_behind import left_behind
+
+_log = logging.getLogger(__name__)
+
+_BEAT_SECONDS: Final = 1.0
+_CONVERGED_WITHIN: Final = 60.0
+_MOST_BEHIND: Final = 100
+
+_KINDS: Final[Mapping[type[SourceError], Outcome]] = {
+    GrantRefused: "refused_grant",
+    RateLimited: "rate_limited",
+    ProviderUnreachable: "unreachable",
+    AnswerUnusable: "malformed",
+}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class OfSources:
+    """What the activities of sources need of their plugin.
+
+    Attributes:
+        sources: by name.
+        keyring: gives the process's keyring as it is now.
+        recorder: puts on record what is minted and retired.
+        on_dead_grant: whom to tell of a dead grant.
+    """
+
+    sources: Mapping[str, Source]
+    keyring: Callable[[], Keyring]
+    recorder: Recorder
+    on_dead_grant: Sequence[OnDeadGrant]
+
+
+class SourceActivities:
+    """The activities of one source.
+
+    Args:
+        name: of the source.
+        plugin: see `OfSources`.
+        client: gives the client that trees are walked with.
+    """
+
+    def __init__(self, name: str, plugin: OfSources, client: Callable[[], Client]) -> None:
+        self._name = name
+        self._source = plugin.sources[name]
+        self._plugin = plugin
+        self._client = client
+
+    def all(self) -> list[Callable[..., Any]]:
+        """What to register with the source's worker."""
+        return [self.mint, self.retire, self.announce]
+
+    # --- mint ----------------------------------------------------------------
+
+    @activity.defn(name=MINT)
+    async def mint(self, request: MintRequest) -> dict[str, Any]:
+        """Mint a token with a grant, in one exchange, and seal what came of it."""
+        request = known(MintRequest, request)
+        return to_json(await _to_the_end(self._mint(request, server_clock())))
+
+    async def _mint(self, request: MintRequest, now: Callable[[], float]) -> MintResult:
+        info = activity.info()
+        workflow_id, run_id = info.workflow_id or "", info.workflow_run_id or ""
+        try:
+            minting = _Minting.of(request, self._name, self._plugin.keyring(), now)
+            newer = await left_behind(self._client(), workflow_id, run_id, minting.grant.message)
+            if newer is not None:
+                return newer
+            event = self._event("mint", "unknown", request.name, reason=request.why)
+            await self._plugin.recorder.require_async(event)
+        except (StatefulError, RPCError) as error:
+            return MintResult("not_ready", detail=str(error)[:1_000])
+        result = await self._exchanged(minting, request)
+        self._recorded_soon(minting, result)
+        return result
+
+    async def _exchanged(self, minting: _Minting, request: MintRequest) -> MintResult:
+        """Ask the provider; from its answer on nothing waits for anything."""
+        try:
+            if request.why == "refused" and await self._is_good(minting):
+                return MintResult("alive", detail="the provider says that the token is good")
+            minted = await self._source.mint(minting.grant.grant)
+        except SourceError as error:
+            result = _failed(error)
+            if result.outcome == "refused_grant" and request.why == "refused":
+                result = replace(result, revocation=minting.revocation())
+            return result
+        except Exception as error:  # noqa: BLE001 - a source of the user's may raise anything
+            said = type(error).__name__
+            _log.error("Source %s raised %s, which is no SourceError", self._name, said)
+            return MintResult("lost_reply", detail=f"the source raised {said}", reached=True)
+        return minting.sealed(minted)
+
+    async def _is_good(self, minting: _Minting) -> bool:
+        """Whether the provider takes the token that an API is said to have refused."""
+        token = minting.standing_token()
+        if token is None or not isinstance(self._source, Probes):
+            return False
+        try:
+            await self._source.probe(*token)
+        except TokenRefused:
+            return False
+        return True
+
+    def _recorded_soon(self, minting: _Minting, result: MintResult) -> None:
+        """A sink that waits or fails is not to hold the result."""
+        outcome: EventOutcome = "success" if result.outcome in ("minted", "alive") else "failure"
+        message = None if result.token is None else parse(result.token)
+        is_after_lost = result.outcome == "refused_grant" and minting.is_lost
+        reason = "refused_grant_after_lost_reply" if is_after_lost else result.outcome
+        event = self._event("mint", outcome, minting.name, message, reason=reason)
+        asyncio.get_running_loop().call_soon(self._plugin.recorder.record, event)
+
+    # --- retire --------------------------------------------------------------
+
+    @activity.defn(name=RETIRE)
+    async def retire(self, request: RetireRequest) -> dict[str, Any]:
+        """Revoke a token at the provider once no workflow and no activity uses it any more."""
+        request = known(RetireRequest, request)
+        beat = asyncio.create_task(_beat())
+        try:
+            result = await self._retired(request)
+        finally:
+            beat.cancel()
+        outcome: EventOutcome = "success" if result.done else "failure"
+        reason = {True: "refused_now", False: "still_taken", None: None}[result.proven]
+        if result.behind:
+            reason = "not_converged"
+        event = self._event("retire", outcome, request.name, parse(request.old), reason=reason)
+        self._plugin.recorder.record(event)
+        return to_json(result)
+
+    async def _retired(self, request: RetireRequest) -> RetireResult:
+        source, info = self._source, activity.info()
+        if not isinstance(source, Retires):
+            problem = f"source {self._name} cannot revoke a token at its provider"
+            return RetireResult(done=True, proven=None, problem=problem)
+        keyring = self._plugin.keyring()
+        old = parse(request.old)
+        try:
+            token = _opened(keyring, old, info.namespace)
+            if token is None:
+                return RetireResult(done=True, problem="it has expired")
+            behind = await self._behind(info.workflow_id or "", request)
+        except (StatefulError, RPCError) as error:
+            return RetireResult(done=False, problem=str(error)[:1_000])
+        if behind:
+            problem = f"{len(behind)} workflows do not hold its successor"
+            return RetireResult(done=False, behind=behind[:_MOST_BEHIND], problem=problem)
+        # Until running activities have asked for the newest.
+        await asyncio.sleep(limits.LIMITS.settle_seconds)
+        event = self._event("retire", "unknown", request.name, old)
+        try:
+            await self._plugin.recorder.require_async(event)
+            await source.retire(*token)
+            proven = await self._is_refused(token)
+        except StatefulError as error:
+            return RetireResult(done=False, problem=str(error)[:1_000])
+        return RetireResult(done=True, proven=proven)
+
+    async def _behind(self, home: str, request: RetireRequest) -> list[str]:
+        deadline = time.monotonic() + _CONVERGED_WITHIN
+        walk = TreeWalk(self._client(), request.name, deadline, keyring=self._plugin.keyring())
+        tree = await walk.run(home)
+        return [node.id for node in tree.behind]
+
+    async def _is_refused(self, token: tuple[str, Mapping[str, str]]) -> bool | None:
+        if not isinstance(self._source, Probes):
+            return None
+        try:
+            await self._source.probe(*token)
+        except TokenRefused:
+            return True
+        return False
+
+    # --- a dead grant --------------------------------------------------------
+
+    @activity.defn(name=ANNOUNCE)
+    async def announce(self, request: AnnounceRequest) -> None:
+        """Tell whom the plugin names that somebody has to authorize a source again."""
+        request = known(AnnounceRequest, request)
+        info = activity.info()
+        dead = DeadGrant(
+            info.namespace,
+            info.workflow_id or "",
+            info.workflow_type or "",
+            request.name,
+            self._name,
+            request.grant,
+            request.after_lost,
+            request.detail,
+        )
+        reason = "after_lost_reply" if request.after_lost else "out_of_the_blue"
+        event = self._event("needs_authorization", "success", request.name, reason=reason)
+        for tell in self._plugin.on_dead_grant:
+            told = tell(dead)
+            if inspect.isawaitable(told):
+                await told
+        self._plugin.recorder.record(event)
+
+    def _event(
+        self,
+        action: Action,
+        outcome: EventOutcome,
+        name: str,
+        message: Message | None = None,
+        **detail: Any,
+    ) -> Any:
+        scene = Scene.of(self._plugin.recorder.identity, activity.info())
+        return scene.event(action, outcome, message, name, source=self._name, **detail)
+
+
+@dataclass(frozen=True)
+class _OpenedGrant:
+    message: Message
+    grant: Grant
+    terms: Terms
+
+
+@dataclass(frozen=True)
+class _Minting:
+    """What one exchange is about, checked before it.
+
+    Attributes:
+        name: credential name.
+        grant: opened.
+        place: where the token will stand.
+        keyring: seals it.
+        now: the time.
+        is_lost: an answer to the same grant was lost before.
+    """
+
+    name: str
+    grant: _OpenedGrant
+    place: Place
+    keyring: Keyring
+    now: Callable[[], float]
+    is_lost: bool
+
+    @classmethod
+    def of(
+        cls, request: MintRequest, source: str, keyring: Keyring, now: Callable[[], float]
+    ) -> _Minting:
+        """Check what was asked for.
+
+        Raises:
+            StatefulError: it is not to be believed, or could not be sealed.
+        """
+        info, message = activity.info(), parse(request.grant)
+        home = info.workflow_id or ""
+        text = keyring.open_grant(message, namespace=info.namespace, workflow_id=home)
+        claims, granted = message.claims, Granted.from_text(text)
+        if claims.name != request.name or claims.source != source:
+            raise TokenMalformed(f"the grant is for {claims.name} of source {claims.source}")
+        said = Said(claims.root, claims.tree, request.standing, request.last)
+        place = verified_place(
+            said,
+            name=request.name,
+            namespace=info.namespace,
+            authority=home,
+            trusted=keyring.trusted(),
+        )
+        if (place.root, place.tree) != (claims.root, claims.tree):
+            raise TokenMalformed("what stands there is of another tree than the grant")
+        opened = _OpenedGrant(message, granted.grant, granted.terms)
+        minting = cls(request.name, opened, place, keyring, now, request.is_lost)
+        minting._try()
+        return minting
+
+    def _try(self) -> None:
+        """What can be told before the exchange is not to fail after it; raises as `of`."""
+        with_origins = self.grant.terms.get("origins") is not None or self.place.held is not None
+        like = Minted("token", origins=None if with_origins else ["https://example.com"])
+        self.keyring.seal(self._claims(like), like.token)
+        self.keyring.seal(self._next_grant(), "{}")
+
+    def _claims(self, minted: Minted) -> Claims:
+        terms: Terms = {**self.grant.terms}
+        readers = terms.get("readers")
+        if readers is None and self.place.held is not None:
+            readers = self.place.held.audiences
+        if readers is not None and readers != "any":
+            terms["readers"] = [*dict.fromkeys([*readers, AUDIENCE])]
+        if minted.origins is not None:
+            terms["origins"] = minted.origins
+        if minted.api_url is not None:
+            terms["api_url"] = minted.api_url
+        claims = self.place.token(terms, self.now())
+        expires = None if minted.expires_at is None else max(int(minted.expires_at), 1)
+        return replace(
+            claims,
+            version=max(claims.version, self._next_grant().version),
+            expires_at=expires,
+            source=self.grant.message.claims.source,
+        )
+
+    def _next_grant(self) -> Claims:
+        return next_grant(self.grant.message.claims, self.now())
+
+    def sealed(self, minted: Minted) -> MintResult:
+        """Seal what the provider gave; the next grant above all."""
+        grant = token = None
+        try:
+            if minted.grant is not None:
+                granted = Granted(minted.grant, self.grant.terms)
+                grant = self.keyring.seal(self._next_grant(), granted.to_text())
+            secret = Secret(minted.token, minted.values)
+            token = self.keyring.seal(self._claims(minted), secret)
+        except (StatefulError, ValueError) as error:
+            detail = f"the provider's answer could not be sealed: {error}"[:1_000]
+            return MintResult("malformed", grant=grant, detail=detail, reached=True)
+        return MintResult("minted", token=token, grant=grant)
+
+    def standing_token(self) -> tuple[str, Mapping[str, str]] | None:
+        """The token that stands there, if it can be opened and has not expired."""
+        before = self.place.before
+        if before is None or before.kind != "token":
+            return None
+        with suppress(StatefulError):
+            return _opened(self.keyring, before, before.claims.namespace, self.now())
+        return None
+
+    def revocation(self) -> str | None:
+        """What lets no workflow call with a token that is dead."""
+        before = self.place.before
+        if before is None or before.kind != "token":
+            return None
+        with suppress(StatefulError):
+            return self.keyring.revocation(self.place.revocation(self.now(), inherit=False))
+        return None
+
+
+def _opened(
+    keyring: Keyring, message: Message, namespace: str, now: float | None = None
+) -> tuple[str, Mapping[str, str]] | None:
+    """A token and its values; None where it has expired.
+
+    Raises:
+        StatefulError: this worker cannot open it.
+    """
+    at = server_clock()() if now is None else now
+    expires = message.claims.expires_at
+    if expires is not None and at >= expires:
+        return None
+    secret = keyring.unseal(message, now=at, namespace=namespace, workflow_type=None)
+    return secret.token, secret.values
+
+
+def _failed(error: SourceError) -> MintResult:
+    outcome: Outcome = "lost_reply" if error.reached else "not_ready"
+    for kind, meant in _KINDS.items():
+        outcome = meant if isinstance(error, kind) else outcome
+    after = error.retry_after if isinstance(error, RateLimited) else None
+    return MintResult(
+        outcome,
+        detail=printable(str(error))[:1_000],
+        reached=error.reached,
+        retry_after=None if after is None else math.ceil(after),
+    )
+
+
+async def _to_the_end(exchange: Coroutine[Any, Any, T]) -> T:
+    """What it gives, whoever cancels meanwhile: what a provider answered is not to be lost."""
+    beat, task = asyncio.create_task(_beat()), asyncio.create_task(exchange)
+    try:
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        return task.result()
+    finally:
+        beat.cancel()
+
+
+async def _beat() -> None:
+    """Let the server know that this worker lives."""
+    while True:
+        await asyncio.sleep(_BEAT_SECONDS)
+        with suppress(RuntimeError):
+            activity.heartbeat()

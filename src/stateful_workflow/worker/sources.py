@@ -1,0 +1,35 @@
+"""Run the workers of a plugin's sources: beside a user's worker, or in a process of their own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from typing import Final
+
+from ..node.contract import source_queue_of
+from .beside import HasClient, Small, beside
+from .minting import OfSources, SourceActivities
+
+_LAST_EXCHANGES: Final = timedelta(seconds=15)
+"""How long an exchange that is under way when the worker stops may still take."""
+
+
+@asynccontextmanager
+async def sources_beside(owner: HasClient, plugin: OfSources) -> AsyncGenerator[list[Small], None]:
+    """Poll the task queue of each of a plugin's sources while the block runs.
+
+    The queues are the namespace's: whoever has a source of that name serves every home of it.
+    """
+    async with AsyncExitStack() as running:
+        smalls: list[Small] = []
+        for name in plugin.sources:
+            worker = beside(
+                f"worker of source {name}",
+                owner,
+                source_queue_of(name),
+                lambda small, name=name: SourceActivities(name, plugin, lambda: small.client).all(),
+                grace=_LAST_EXCHANGES,
+            )
+            smalls.append(await running.enter_async_context(worker))
+        yield smalls

@@ -1,0 +1,104 @@
+"""A workflow that has a grant mints its tokens, renews them, and gives them to its tree."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from temporalio.client import Client
+
+from stateful_workflow import NotRenewed, ProviderUnreachable, RateLimited, ReplyLost, TokenClient
+from stateful_workflow.engine import EmbeddedEngine
+from tests.support.living import Provider, living_keyring, plugin, source_is
+from tests.support.trees import Tree
+from tests.support.workflows import Plan
+
+
+@pytest.fixture
+def provider() -> Provider:
+    return Provider()
+
+
+@pytest.fixture
+async def home(engine: EmbeddedEngine, provider: Provider, queue: str) -> AsyncIterator[Tree]:
+    """A tree whose workers mint as well; its root is to be started with a grant."""
+    keyring = living_keyring()
+    client = await Client.connect(engine.address, plugins=[plugin(keyring, provider)])
+    tree = Tree(client, TokenClient(client, keyring), queue, queue)
+    async with tree.worker():
+        yield tree
+
+
+async def start(home: Tree, provider: Provider, plan: Plan | None = None, **options: Any) -> None:
+    await home.start(
+        plan,
+        api_token=None,
+        source="own",
+        grant=provider.first,
+        origins=["https://api.example.com"],
+        api_url=None,
+        **options,
+    )
+
+
+async def test_a_root_that_is_started_with_a_grant_mints_its_first_token(
+    home: Tree, provider: Provider
+) -> None:
+    await start(home, provider, Plan({"0": Plan(), "1": Plan()}))
+    await source_is(home.tokens, home.root, lambda status: status.state == "fresh")
+    await home.opens("tok-1", "", "0", "1")
+    assert provider.exchanges == 1
+
+
+async def test_a_person_has_a_new_token_minted_and_the_old_one_retired_once_nobody_uses_it(
+    home: Tree, provider: Provider
+) -> None:
+    await start(home, provider, Plan({"a": Plan()}))
+    await source_is(home.tokens, home.root, lambda status: status.state == "fresh")
+
+    status = await home.tokens.renew(home.root, retire=True, timeout=60)
+
+    assert (status.retiring, status.proven, status.counts) == ((), True, {"minted": 2})
+    assert provider.valid == {"tok-2"}
+    assert await home.opened("", "a") == ["tok-2"] * 2
+
+
+async def test_a_grant_that_is_refused_needs_authorization_and_then_all_goes_on(
+    home: Tree, provider: Provider
+) -> None:
+    await start(home, provider, Plan({"a": Plan()}))
+    await source_is(home.tokens, home.root, lambda status: status.state == "fresh")
+    provider.grant = "revoked-at-the-provider"
+
+    with pytest.raises(NotRenewed, match="needs authorization"):
+        await home.tokens.renew(home.root)
+    status = await source_is(home.tokens, home.root, lambda status: status.needs_authorization)
+    assert (status.after_lost, status.counts["refused_grant"]) == (False, 1)
+
+    provider.grant = "given-anew"
+    await home.tokens.authorize(home.root, source="own", grant=provider.first)
+    await source_is(home.tokens, home.root, lambda status: status.state == "fresh")
+    await home.opens("tok-2", "", "a")
+
+
+async def test_a_reply_that_is_lost_is_asked_for_again_with_the_same_grant(
+    home: Tree, provider: Provider
+) -> None:
+    provider.failures = [ReplyLost("the connection broke")]
+    await start(home, provider)
+    status = await source_is(home.tokens, home.root, lambda status: status.state == "fresh")
+    assert status.counts == {"lost_reply": 1, "minted": 1}
+
+
+async def test_what_passes_is_no_dead_grant_and_is_tried_again(
+    home: Tree, provider: Provider
+) -> None:
+    provider.failures = [
+        ProviderUnreachable("no route"),
+        RateLimited("patience", retry_after=1.0),
+        ValueError("secret-canary"),
+    ]
+    await start(home, provider)
+    status = await source_is(home.tokens, home.root, lambda status: status.state == "fresh")
+    assert status.counts == {"unreachable": 1, "rate_limited": 1, "lost_reply": 1, "minted": 1}

@@ -1,0 +1,111 @@
+"""A source of tests' own whose provider rotates single-use grants, and trees that live by it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from stateful_workflow import (
+    GrantRefused,
+    Keyring,
+    SourceError,
+    SourceStatus,
+    StatefulPlugin,
+    TokenClient,
+    TokenRefused,
+)
+from stateful_workflow.source import Grant, Minted, Source
+from tests.support.asking import eventually
+
+URL = "https://api.example.com"
+
+
+def living_keyring() -> Keyring:
+    """All keys: of an issuer, of the readers of activities, and of the workers of sources."""
+    return Keyring.generate().add_reader("sources")
+
+
+class Provider:
+    """A provider, and the source that asks it: each grant is good for one exchange.
+
+    Attributes:
+        lives: seconds that its tokens live; None for ever.
+        grant: the one that is good now.
+        exchanges: how many it has made.
+        reused: how often a spent grant was sent.
+        valid: tokens that it takes.
+        failures: raised one after the other in the place of exchanges.
+        before_reply: called after an exchange and before its answer is given, as where it is lost.
+    """
+
+    def __init__(self, lives: float | None = 3600) -> None:
+        self.lives = lives
+        self._counted = itertools.count(1)
+        self.grant = "refresh-canary-0"
+        self.exchanges = 0
+        self.reused = 0
+        self.valid: set[str] = set()
+        self.failures: list[Exception] = []
+        self.before_reply: Callable[[], Any] | None = None
+        self.probes = 0
+        self.at_work = 0
+        self.most_at_work = 0
+
+    @property
+    def first(self) -> dict[str, str]:
+        """What somebody authorizes with."""
+        return {"refresh": self.grant}
+
+    async def mint(self, grant: Grant) -> Minted:
+        self.at_work += 1
+        self.most_at_work = max(self.most_at_work, self.at_work)
+        try:
+            await asyncio.sleep(0)
+            if self.failures:
+                raise self.failures.pop(0)
+            if grant["refresh"] != self.grant:
+                self.reused += 1
+                raise GrantRefused("the provider answered invalid_grant")
+            self.exchanges += 1
+            number = next(self._counted)
+            self.grant = f"refresh-canary-{number}"
+            token = f"tok-{number}"
+            self.valid.add(token)
+            if self.before_reply is not None:
+                await asyncio.ensure_future(self.before_reply())
+            expires = None if self.lives is None else time.time() + self.lives
+            return Minted(token, expires_at=expires, grant={"refresh": self.grant})
+        finally:
+            self.at_work -= 1
+
+    async def retire(self, token: str, values: Mapping[str, str]) -> None:
+        self.valid.discard(token)
+
+    async def probe(self, token: str, values: Mapping[str, str]) -> None:
+        self.probes += 1
+        if token not in self.valid:
+            raise TokenRefused("it is not active")
+
+
+def plugin(keyring: Keyring, provider: Source, **options: Any) -> StatefulPlugin:
+    return StatefulPlugin(keyring, sources={"own": provider}, **options)
+
+
+async def source_is(
+    tokens: TokenClient, home: str, so: Callable[[SourceStatus], bool], name: str = "apiToken"
+) -> SourceStatus:
+    """Wait until this is known of the source at a home."""
+
+    async def known() -> SourceStatus:
+        status = await tokens.source(home, name)
+        assert status is not None
+        assert so(status), status
+        return status
+
+    return await eventually(known)
+
+
+__all__ = ["URL", "Provider", "SourceError", "living_keyring", "plugin", "source_is"]
