@@ -20,6 +20,7 @@ from stateful_workflow import Keyring, NoWorkerAnswers, StatefulPlugin, TokenCli
 from stateful_workflow.engine import EmbeddedEngine
 from stateful_workflow.record.metrics import Metrics
 from stateful_workflow.record.recorder import Recorder, SinkWriter
+from stateful_workflow.worker import beside as beside_module
 from stateful_workflow.worker import courier
 from stateful_workflow.worker.activities import OfPlugin
 from stateful_workflow.worker.pace import SignalPace
@@ -208,7 +209,7 @@ async def test_a_courier_follows_whichever_client_is_replaced_and_tries_again_wh
 ) -> None:
     one, another = (SimpleNamespace(client=client, task_queue=queue) for _ in range(2))
     new = await Client.connect(engine.address)
-    bare, failures = courier._bare, [ValueError("this is not said")]
+    bare, failures = beside_module._bare, [ValueError("this is not said")]
 
     def fails_once(client: Client) -> Client:
         if failures:
@@ -216,15 +217,15 @@ async def test_a_courier_follows_whichever_client_is_replaced_and_tries_again_wh
         return bare(client)
 
     async with beside(one), beside(another):
-        (shared,) = (c for c in courier._couriers if len(c.workers) == 2)
-        monkeypatch.setattr(courier, "_bare", fails_once)
+        (shared,) = (c for c in beside_module._running if len(c.owners) == 2)
+        monkeypatch.setattr(beside_module, "_bare", fails_once)
         another.client = new
 
         async def is_followed() -> bool:
             return shared._worker.client.service_client is new.service_client
 
         await eventually(is_followed)
-        assert [r.getMessage() for r in caplog.records if r.name == courier.__name__] == [
+        assert [r.getMessage() for r in caplog.records if r.name == beside_module.__name__] == [
             "A courier cannot take a new client: ValueError"
         ]
 
@@ -234,10 +235,10 @@ async def test_a_type_that_takes_part_in_one_of_two_versions_is_not_plain(
 ) -> None:
     one, another = (SimpleNamespace(client=client, task_queue=queue) for _ in range(2))
     async with beside(one, A=False, B=False):
-        (shared,) = (c for c in courier._couriers if len(c.workers) == 1)
-        assert [shared._takes_part(name) for name in "ABC"] == [False, False, None]
+        (shared,) = (c for c in beside_module._running if len(c.owners) == 1)
+        assert [courier._said(shared, name) for name in "ABC"] == [False, False, None]
         async with beside(another, B=True, C=False):
-            assert [shared._takes_part(name) for name in "ABC"] == [False, True, False]
+            assert [courier._said(shared, name) for name in "ABC"] == [False, True, False]
 
 
 class WithoutCourier(StatefulPlugin):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 
 from temporalio.worker import Worker
@@ -32,12 +33,14 @@ async def courier_beside(
     queue = courier_queue_of(worker.task_queue)
 
     def activities(courier: Small) -> list[Callable[..., Any]]:
-        def takes(workflow_type: str) -> bool | None:
-            """Of two versions of a program, one may have made a workflow type take part."""
-            said = {known.get(workflow_type) for known in courier.known()} - {None}
-            return any(said) if said else None
-
-        return CourierActivities(plugin, lambda: courier.client, takes).all()
+        said = partial(_said, courier)
+        return CourierActivities(plugin, lambda: courier.client, said).all()
 
     async with beside("courier", worker, queue, activities, grace=_LAST_CALLS, knows=takes_part):
         yield
+
+
+def _said(courier: Small, workflow_type: str) -> bool | None:
+    """Whether a type takes part: of two versions of a program, one may have made it do so."""
+    said = {known.get(workflow_type) for known in courier.known()} - {None}
+    return any(said) if said else None
