@@ -205,6 +205,7 @@ class TrustResult:
 Outcome = Literal[
     "minted",
     "alive",
+    "unchanged",
     "newer",
     "refused_grant",
     "unreachable",
@@ -214,8 +215,9 @@ Outcome = Literal[
     "not_ready",
 ]
 """What came of one exchange. alive: the source says that the token is good, so none was minted.
-newer: the run that a reset left behind had minted since, and what it got was taken over. not_ready:
-the source's worker could not begin, as without keys. Only `refused_grant` is a dead grant."""
+unchanged: it gave the token that stands there already. newer: the run that a reset left behind had
+minted since, and what it got was taken over. not_ready: the source's worker could not begin, as
+without keys. Only `refused_grant` is a dead grant."""
 
 OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 

@@ -45,6 +45,7 @@ from .inbox import Inbox, now_ms
 from .ledger import Ledger, Verdict
 from .record import warn
 from .renewal import (
+    AS_BEFORE,
     GOT,
     Renewing,
     Retiring,
@@ -272,7 +273,8 @@ class Living:
             )
         random = workflow.random().random()
         state = settled(before, grant, result, now, random, was_sent=was_sent)
-        if why == "refused" and old is not None and result.outcome in (*GOT, "alive"):
+        is_settled = result.outcome in (*GOT, *AS_BEFORE, "refused_grant")
+        if why == "refused" and old is not None and is_settled:
             state = replace(state, healed=old.fingerprint, healed_at=now)
         if result.outcome in GOT and old is not None:
             state = self._with_retiring(name, state, grant, old)

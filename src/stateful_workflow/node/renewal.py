@@ -31,6 +31,7 @@ from .members import (
 )
 
 GOT: Final = ("minted", "newer")
+AS_BEFORE: Final = ("alive", "unchanged")
 
 SourceState = Literal["fresh", "stale", "invalid", "needs_authorization"]
 """What is known of a credential that a source mints. fresh: nothing is due. stale: the token
@@ -82,6 +83,7 @@ class Renewing:
         announced: fingerprint of the dead grant that was announced.
         healed: fingerprint of the token that was renewed, or found good, after a refusal.
         healed_at: Unix milliseconds of that.
+        looked_at: Unix milliseconds at which the source last said that the token stays.
         drawn: fingerprint of the token for which `share` was drawn.
         share: of a token's life after which it is renewed, in thousandths.
         asked_at: Unix milliseconds at which somebody asked for a new token that is not there yet.
@@ -102,6 +104,7 @@ class Renewing:
     announced: str | None = member(optional(ID), None)
     healed: str | None = member(optional(ID), None)
     healed_at: int = member(integer(0), 0)
+    looked_at: int = member(integer(0), 0)
     drawn: str | None = member(optional(ID), None)
     share: int = member(integer(0), 0)
     asked_at: int | None = member(optional(integer(0)), None)
@@ -148,7 +151,12 @@ class Standing(NamedTuple):
 def next_step(state: Renewing, at: Standing, now: int) -> Step:
     """What is due at a time (Unix milliseconds)."""
     if at.is_dead(state):
-        return Step("wait") if state.announced == state.dead else Step("announce")
+        if state.announced != state.dead:
+            return Step("announce")
+        # One that an API refuses is revoked, so that nobody calls with what is dead.
+        token = at.valid_token(now)
+        is_out = token is not None and is_refused(state, at, token)
+        return Step("mint", "refused") if is_out and at.grant is not None else Step("wait")
     if at.grant is None:
         return Step("wait")
     why, when = _due(state, at, now)
@@ -156,6 +164,11 @@ def next_step(state: Renewing, at: Standing, now: int) -> Step:
         return Step("wait")
     when = max(when, state.retry_at)
     return Step("mint", why) if when <= now else Step("wait", until=when)
+
+
+def is_refused(state: Renewing, at: Standing, token: Message) -> bool:
+    """Whether an API refused a token, and nothing was done about it yet."""
+    return token.fingerprint in at.reported and token.fingerprint != state.healed
 
 
 def _due(state: Renewing, at: Standing, now: int) -> tuple[Why, int | None]:
@@ -168,9 +181,9 @@ def _due(state: Renewing, at: Standing, now: int) -> tuple[Why, int | None]:
         return "asked", now
     if at.grant is not None and at.grant.claims.version > token.claims.version:
         return "first", now  # somebody has authorized since
-    if token.fingerprint in at.reported and token.fingerprint != state.healed:
+    if is_refused(state, at, token):
         return "refused", state.healed_at + limits.LIMITS.heal_every_ms
-    begun, grant = token.claims.version, at.grant
+    begun, grant = max(token.claims.version, state.looked_at), at.grant
     every = None if grant is None or grant.claims.renewal is None else grant.claims.renewal.every
     ends: list[tuple[int, Why]] = []
     if token.claims.expires_at is not None:
@@ -221,12 +234,13 @@ def settled(
     outcome = result.outcome
     counts = {**state.counts, outcome: state.counts.get(outcome, 0) + 1}
     state = replace(state, counts=counts, outcome=outcome, detail=result.detail)
-    if outcome in (*GOT, "alive", "refused_grant"):
-        is_dead = outcome == "refused_grant"
+    if outcome in (*GOT, *AS_BEFORE, "refused_grant"):
+        is_dead, is_as_before = outcome == "refused_grant", outcome in AS_BEFORE
         return replace(
             state,
             failures=0,
-            retry_at=0,
+            retry_at=now + _BACKOFF_MS if is_as_before else 0,
+            looked_at=now if is_as_before else state.looked_at,
             sent=None,
             dead=grant.fingerprint if is_dead else None,
             after_lost=is_dead and was_sent,

@@ -45,6 +45,7 @@ from ..node.contract import (
     RetireResult,
 )
 from ..node.members import to_json
+from ..node.renewal import AS_BEFORE
 from ..record.event import Action, Scene
 from ..record.event import Outcome as EventOutcome
 from ..record.recorder import Recorder
@@ -166,7 +167,8 @@ class SourceActivities:
 
     def _recorded_soon(self, minting: _Minting, result: MintResult) -> None:
         """A sink that waits or fails is not to hold the result."""
-        outcome: EventOutcome = "success" if result.outcome in ("minted", "alive") else "failure"
+        is_well = result.outcome in ("minted", *AS_BEFORE)
+        outcome: EventOutcome = "success" if is_well else "failure"
         message = None if result.token is None else parse(result.token)
         is_after_lost = result.outcome == "refused_grant" and minting.is_lost
         reason = "refused_grant_after_lost_reply" if is_after_lost else result.outcome
@@ -366,12 +368,21 @@ class _Minting:
             if minted.grant is not None:
                 granted = Granted(minted.grant, self.grant.terms)
                 grant = self.keyring.seal(self._next_grant(), granted.to_text())
-            secret = Secret(minted.token, minted.values)
-            token = self.keyring.seal(self._claims(minted), secret)
+            secret, claims = Secret(minted.token, minted.values), self._claims(minted)
+            if grant is None and self._is_standing(secret, claims.expires_at):
+                return MintResult("unchanged")
+            token = self.keyring.seal(claims, secret)
         except (StatefulError, ValueError) as error:
             detail = f"the provider's answer could not be sealed: {error}"[:1_000]
             return MintResult("malformed", grant=grant, detail=detail, reached=True)
         return MintResult("minted", token=token, grant=grant)
+
+    def _is_standing(self, secret: Secret, expires_at: int | None) -> bool:
+        before = self.place.before
+        if before is None or before.claims.expires_at != expires_at:
+            return False
+        is_newest = before.claims.version >= self.grant.message.claims.version
+        return is_newest and self.standing_token() == (secret.token, secret.values)
 
     def standing_token(self) -> tuple[str, Mapping[str, str]] | None:
         """The token that stands there, if it can be opened and has not expired."""
