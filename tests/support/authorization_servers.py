@@ -81,6 +81,8 @@ class AuthorizationServer:
         client_id: a confidential client; both grants are for it.
         public_client_id: one without a secret, where there is such a one.
         process: the program, to kill or to look at its output.
+        grace: seconds in which a refresh token that was exchanged gives the same answer again.
+        keeps_tokens: the access token before is good beyond an exchange.
     """
 
     issuer: str
@@ -91,6 +93,8 @@ class AuthorizationServer:
     client_id: str = CLIENT
     client_secret: str = SECRET
     public_client_id: str = PUBLIC
+    grace: int = 0
+    keeps_tokens: bool = True
 
     def new_grant(self, client_id: str | None = None) -> dict[str, str]:
         """A grant with a refresh token, as somebody who has consented in a browser leaves it."""
@@ -144,7 +148,7 @@ def start_oauth_toolkit(
 
     Args:
         folder: an empty one, or none yet.
-        grace: seconds in which a refresh token that was exchanged gives the same answer again.
+        grace: as `AuthorizationServer`.
         token_seconds: how long an access token lives.
     """
     _needs_module("oauth2_provider", "django-oauth-toolkit")
@@ -158,6 +162,8 @@ def start_oauth_toolkit(
             revocation_url=f"{origin}/revoke_token/",
             introspection_url=f"{origin}/introspect/",
             process=process,
+            grace=grace,
+            keeps_tokens=False,
         )
 
 
@@ -200,6 +206,8 @@ def start_authgent(
     What it derives needs an ``audience``. Its tokens are JWTs, valid beyond their revocation for
     whoever does not ask it.
     """
+    if sys.version_info < (3, 11):
+        pytest.skip("authgent-server needs Python 3.11")
     _needs_module("authgent_server", "authgent-server")
     port = free_port()
     origin = f"http://127.0.0.1:{port}"
