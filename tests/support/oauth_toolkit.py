@@ -119,6 +119,7 @@ def main() -> None:
         with one_at_a_time:
             return application(environ, start_response)
 
+    basehttp.ThreadedWSGIServer.request_queue_size = 1_000  # of ten it resets what comes at once
     server = basehttp.ThreadedWSGIServer(("127.0.0.1", int(port)), basehttp.WSGIRequestHandler)
     server.daemon_threads = True
     server.set_app(serve)
