@@ -92,7 +92,7 @@ def _await_openbao(process: subprocess.Popen[bytes], base: str, log: Path) -> No
 def start_aws() -> Generator[dict[str, Any], None, None]:
     """Start moto's server; what a client of boto3 needs to ask it."""
     if importlib.util.find_spec("moto") is None or importlib.util.find_spec("flask") is None:
-        _missing("moto is missing (pip install 'moto[server]')")
+        _missing("moto is missing (pip install moto flask flask-cors)")
     started: Any = import_module("moto.server").ThreadedMotoServer(
         ip_address="127.0.0.1", port=0, verbose=False
     )
