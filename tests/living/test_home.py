@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -102,3 +103,33 @@ async def test_what_passes_is_no_dead_grant_and_is_tried_again(
     await start(home, provider)
     status = await source_is(home.tokens, home.root, lambda status: status.state == "fresh")
     assert status.counts == {"unreachable": 1, "rate_limited": 1, "lost_reply": 1, "minted": 1}
+
+
+class Keeping:
+    """A source whose provider has no way to revoke a token, and gives expired ones at first."""
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    async def mint(self, grant: Grant) -> Minted:
+        self.given += 1
+        expires = time.time() + (3600 if self.given > 1 else -1)
+        return Minted(f"tok-{self.given}", expires)
+
+
+async def test_an_expired_token_is_no_token_and_one_that_cannot_be_revoked_is_not_said_to_be(
+    engine: EmbeddedEngine, queue: str
+) -> None:
+    keyring, source = living_keyring(), Keeping()
+    client = await Client.connect(engine.address, plugins=[plugin(keyring, source)])
+    tree = Tree(client, TokenClient(client, keyring), queue, queue)
+    async with tree.worker():
+        await tree.start(None, api_token=None, source="own")
+        status = await source_is(tree.tokens, tree.root, lambda status: status.state == "fresh")
+        assert status.counts == {"malformed": 1, "minted": 1}
+
+        with pytest.raises(NotRenewed, match="cannot revoke a token") as not_renewed:
+            await tree.tokens.renew(tree.root, retire=True)
+
+        assert not_renewed.value.status.retired is None
+        assert await tree.opened("") == ["tok-3"]

@@ -281,7 +281,9 @@ def is_renewed(status: SourceStatus, old: str | None, *, retire: bool) -> bool:
     """Whether a renewal is done; `old` is the fingerprint of the token before."""
     if status.asked or status.is_minting or status.needs_authorization:
         return False
-    return not retire or old is None or not any(one.fingerprint == old for one in status.retiring)
+    if not retire or old is None:
+        return True
+    return status.problem is None and all(one.fingerprint != old for one in status.retiring)
 
 
 def why_not_renewed(workflow_id: str, status: SourceStatus, seconds: float) -> str:
@@ -293,7 +295,8 @@ def why_not_renewed(workflow_id: str, status: SourceStatus, seconds: float) -> s
         why = status.detail or f"does a worker of source {status.source} run?"
         return f"{where} had no new {name} from source {status.source} within {seconds:g} s: {why}"
     held_up = status.retiring[0] if status.retiring else None
-    why = "it is under way" if held_up is None or held_up.problem is None else held_up.problem
+    problem = status.problem if held_up is None else held_up.problem
+    why = "it is under way" if problem is None else problem
     behind = "" if held_up is None or not held_up.behind else f" ({', '.join(held_up.behind[:5])})"
     return (
         f"{where} has a new {name}, and the old one was not retired within {seconds:g} s: "

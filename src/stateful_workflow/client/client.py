@@ -495,7 +495,8 @@ class TokenClient:
         status = await send_renewal(self._client, workflow_id, name, retire=retire)
         old = None if before is None else before.fingerprint
         while not is_renewed(status, old, retire=retire):
-            if status.needs_authorization or time.monotonic() > deadline:
+            is_final = status.needs_authorization or (retire and status.problem is not None)
+            if is_final or time.monotonic() > deadline:
                 raise NotRenewed(why_not_renewed(workflow_id, status, seconds), status)
             await asyncio.sleep(_LOOK_SECONDS)
             status = await self.source(workflow_id, name) or status

@@ -134,8 +134,11 @@ class NewGrant(FirstTerms):
         if seconds is not None and seconds < 1:
             raise ValueError("renew_every= is a second at least")
         renewal = Renewal(None if seconds is None else int(seconds), self.retire)
-        claims = first_grant(place, self.source, renewal, time.time())
-        return parse(keyring.seal(claims, Granted(self.grant, self.terms()).to_text()))
+        terms, now = self.terms(), time.time()
+        if place.held is not None or terms.get("origins") or terms.get("api_url"):
+            place.token(terms, now)  # what is wrong with the terms is said now
+        claims = first_grant(place, self.source, renewal, now)
+        return parse(keyring.seal(claims, Granted(self.grant, terms).to_text()))
 
 
 class TokenOptions(Terms, total=False):

@@ -294,10 +294,11 @@ class RetireResult:
     """What came of it.
 
     Attributes:
-        done: it is revoked at the provider.
+        done: nothing more is tried: it is revoked at the provider or has expired, unless there is
+            a problem.
         proven: the provider was seen to refuse it; None where it cannot be asked.
         behind: ids of workflows that do not hold the successor, so that the old one was kept.
-        problem: why it is not done.
+        problem: why it is not revoked.
     """
 
     done: bool = member(FLAG)

@@ -177,7 +177,9 @@ class Ledger(Carried):
     def grant(self, name: str) -> Message | None:
         """What a source mints tokens of this name with, here; None of an issuer revoked since."""
         grant = self.grants.get(name)
-        return None if grant is None or grant.issuer in self.revoked else grant
+        if grant is None or grant.claims.authority != self.path[-1]:
+            return None
+        return None if grant.issuer in self.revoked else grant
 
     def _floors(self, place: Place) -> dict[str, Order]:
         """The highest order that each issuer trusted now has had accepted in a place."""

@@ -356,7 +356,13 @@ class Living:
             rest = tuple(other for other in state.retiring if other.message != one.message)
             if result.done:
                 fingerprint = parse(one.message).fingerprint
-                state = replace(state, retired=fingerprint, proven=result.proven, retiring=rest)
+                state = replace(
+                    state,
+                    retired=fingerprint if result.problem is None else state.retired,
+                    proven=result.proven,
+                    problem=result.problem,
+                    retiring=rest,
+                )
                 pause = _RETIRED_AGAIN_AFTER[0]
             else:
                 behind, due = tuple(result.behind[:100]), now_ms() + pause

@@ -91,6 +91,7 @@ class Renewing:
         retiring: tokens that are to be retired, the oldest first.
         retired: fingerprint of the last one that was.
         proven: whether the provider was seen to refuse that one; None where it cannot be asked.
+        problem: why the last one could not be, for good.
     """
 
     counts: Mapping[str, int] = member(mapping_of(integer(0)), factory=dict[str, int])
@@ -112,6 +113,7 @@ class Renewing:
     retiring: tuple[Retiring, ...] = member(list_of(partial(read, Retiring)), ())
     retired: str | None = member(optional(ID), None)
     proven: bool | None = member(optional(FLAG), None)
+    problem: str | None = member(optional(ANY), None)
 
 
 class Step(NamedTuple):
@@ -256,6 +258,11 @@ def settled(
     return replace(state, failures=failures, retry_at=now + int(pause), sent=sent)
 
 
+_SHOWN: Final = (
+    *("counts", "failures", "outcome", "detail", "after_lost", "retired", "proven", "problem"),
+)
+
+
 @dataclass(frozen=True)
 class SourceStatus:
     """What may be shown of a credential that a source mints.
@@ -270,8 +277,8 @@ class SourceStatus:
         next_at: Unix milliseconds at which the next exchange is due, or None.
         is_minting: one is under way, or waits for a worker of the source.
         asked: somebody asked for a new token, which is not there yet.
-        counts, failures, outcome, detail, after_lost, retiring, retired, proven: as `Renewing`;
-            of the tokens that are to be retired only the versions.
+        counts, failures, outcome, detail, after_lost, retired, proven, problem, retiring: as
+            `Renewing`; of the tokens that are to be retired only what may be shown.
     """
 
     name: str = member(NAME)
@@ -293,6 +300,7 @@ class SourceStatus:
     )
     retired: str | None = member(optional(ID), None)
     proven: bool | None = member(optional(FLAG), None)
+    problem: str | None = member(optional(ANY), None)
 
     @property
     def needs_authorization(self) -> bool:
@@ -316,10 +324,7 @@ def source_status(
     """What is shown of it at a time (Unix milliseconds)."""
     step = next_step(state, at, now)
     renewal = None if at.grant is None else at.grant.claims.renewal
-    shown: dict[str, Any] = {
-        one: getattr(state, one)
-        for one in ("counts", "failures", "outcome", "detail", "after_lost", "retired", "proven")
-    }
+    shown: dict[str, Any] = {one: getattr(state, one) for one in _SHOWN}
     return SourceStatus(
         name,
         source,

@@ -186,10 +186,11 @@ class SourceActivities:
             result = await self._retired(request)
         finally:
             beat.cancel()
-        outcome: EventOutcome = "success" if result.done else "failure"
+        is_done = result.done and result.problem is None
+        outcome: EventOutcome = "success" if is_done else "failure"
         reason = {True: "refused_now", False: "still_taken", None: None}[result.proven]
-        if result.behind:
-            reason = "not_converged"
+        if result.problem is not None:
+            reason = "not_converged" if result.behind else "not_retired"
         event = self._event("retire", outcome, request.name, parse(request.old), reason=reason)
         self._plugin.recorder.record(event)
         return to_json(result)
@@ -198,13 +199,13 @@ class SourceActivities:
         source, info = self._source, activity.info()
         if not isinstance(source, Retires):
             problem = f"source {self._name} cannot revoke a token at its provider"
-            return RetireResult(done=True, proven=None, problem=problem)
+            return RetireResult(done=True, problem=problem)
         keyring = self._plugin.keyring()
         old = parse(request.old)
         try:
             token = _opened(keyring, old, info.namespace)
             if token is None:
-                return RetireResult(done=True, problem="it has expired")
+                return RetireResult(done=True)  # it has expired
             behind = await self._behind(info.workflow_id or "", request)
         except (StatefulError, RPCError) as error:
             return RetireResult(done=False, problem=str(error)[:1_000])
@@ -369,6 +370,9 @@ class _Minting:
                 granted = Granted(minted.grant, self.grant.terms)
                 grant = self.keyring.seal(self._next_grant(), granted.to_text())
             secret, claims = Secret(minted.token, minted.values), self._claims(minted)
+            if claims.expires_at is not None and claims.expires_at <= self.now():
+                detail = "the source gave a token that has expired"
+                return MintResult("malformed", grant=grant, detail=detail, reached=True)
             if grant is None and self._is_standing(secret, claims.expires_at):
                 return MintResult("unchanged")
             token = self.keyring.seal(claims, secret)
