@@ -11,6 +11,7 @@ from temporalio.client import Client
 
 from stateful_workflow import NotRenewed, ProviderUnreachable, RateLimited, ReplyLost, TokenClient
 from stateful_workflow.engine import EmbeddedEngine
+from stateful_workflow.source import Grant, Minted
 from tests.support.living import Provider, living_keyring, plugin, source_is
 from tests.support.trees import Tree
 from tests.support.workflows import Plan
