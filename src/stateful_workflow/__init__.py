@@ -43,6 +43,7 @@ with _unsafe.imports_passed_through():
         PluginMissing,
         ProviderUnreachable,
         RateLimited,
+        ReferenceUnresolved,
         ReplyLost,
         SourceError,
         StatefulError,
@@ -78,6 +79,7 @@ with _unsafe.imports_passed_through():
     from .sealed.token import ApiToken
     from .use.http import AsyncOriginTransport, OriginTransport, TokenAuth
     from .use.providing import TokenProvider
+    from .use.references import Resolver
     from .use.sealing import seal_token
     from .use.tokens import (
         current_api_url,
@@ -129,7 +131,9 @@ __all__ = [
     "PluginMissing",
     "ProviderUnreachable",
     "RateLimited",
+    "ReferenceUnresolved",
     "ReplyLost",
+    "Resolver",
     "SealedToken",
     "Signer",
     "SourceError",

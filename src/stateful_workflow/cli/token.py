@@ -18,7 +18,7 @@ from rich.table import Table
 from ..audit import AuditFile
 from ..client.calls import ask
 from ..client.client import TokenClient
-from ..errors import AuditError, NotConverged, OperationFailed, StatefulError
+from ..errors import AuditError, NotConverged, OperationFailed, ReferenceUnresolved, StatefulError
 from ..node.status import TokenStatus
 from ..record.event import MAX_NOTE, Deed, Note
 from ..sealed.keyring import Keyring
@@ -104,6 +104,10 @@ class NewToken(Noted):
     from_env: Annotated[
         str | None, typer.Option(metavar="VARIABLE", help="Read the token from this variable.")
     ] = None
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="PREFIX:NAME", help="Not a token but what workers resolve to one."),
+    ] = None
     origin: Annotated[
         list[str] | None, typer.Option(metavar="URL", help="Where it may be sent; repeatable.")
     ] = None
@@ -139,7 +143,10 @@ class NewToken(Noted):
             origins = [allowed_origin(text, self.allow_http or ()) for text in self.origin or ()]
         except ValueError as error:
             raise typer.BadParameter(f"--origin: {in_options(str(error))}") from None
-        token = _read_token(self.from_env, self.mistaken)
+        if self.reference is not None and self.from_env is not None:
+            raise typer.BadParameter("give either --reference or --from-env")
+        is_read = self.reference is None or self.mistaken
+        token = _read_token(self.from_env, self.mistaken) if is_read else None
         return {
             "workflow_id": self.workflow_id,
             "token": token,
@@ -148,7 +155,8 @@ class NewToken(Noted):
             "expires_in": self.expires_in,
             "types": self.workflow_type or None,
             "readers": self.reader or None,
-            **self.note(token),
+            "reference": self.reference,
+            **self.note(token or ""),
             "api_url": self.api_url,
             "allow_http": self.allow_http or (),
         }
@@ -260,7 +268,13 @@ async def api_url(
 async def reveal(options: WithKeys) -> None:
     """Print the token itself, with --json also what belongs to it. Needs a reader key."""
     async with options.client() as tokens:
-        opened = await tokens.get(options.workflow_id, options.name)
+        try:
+            opened = await tokens.get(options.workflow_id, options.name)
+        except ReferenceUnresolved as error:
+            if not options.as_json:
+                raise StatefulError(f"it is a reference: {error.reference}") from None
+            print_json({"name": options.name, "reference": error.reference})
+            return
     token, values = opened.reveal(), dict(opened.values)
     if options.as_json:
         more = {"values": values} if values else {}

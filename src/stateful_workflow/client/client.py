@@ -29,7 +29,6 @@ from ..errors import (
     NotRenewed,
     OperationFailed,
     OutcomeUnknown,
-    ReferenceUnresolved,
     StatefulError,
     TokenForged,
     TokenNotSet,
@@ -41,7 +40,7 @@ from ..node.status import TokenStatus, TokenTree, cure
 from ..record.event import AuditSink, Deed, Note
 from ..record.metrics import Metrics
 from ..record.recorder import FailureRule, Recorder, SinkWriter, writer_of
-from ..sealed.issuing import Place, Terms, capped, kept, parted
+from ..sealed.issuing import Place, Terms, TokenTerms, capped, given_secret, kept, parted
 from ..sealed.keyring import Keyring, KeyringSource
 from ..sealed.keys import Issuer
 from ..sealed.message import DEFAULT_NAME, Message, SealedToken, parse
@@ -49,6 +48,7 @@ from ..sealed.secret import Secret
 from ..sealed.token import ApiToken
 from ..source.protocol import Grant
 from ..use.parents import confirm_above
+from ..use.references import Resolver, resolved, resolvers_of
 from .calls import ask, check_in_use, is_renewed, send_renewal, send_url, token_at, why_not_renewed
 from .sending import Sender, Sign, Signed
 from .starting import (
@@ -66,7 +66,7 @@ _HAND_DOWN_SECONDS: Final = 2.0
 _LOOK_SECONDS: Final = 0.2
 
 
-class SetTerms(Terms, Note):
+class SetTerms(TokenTerms, Note):
     """What a token is set with, and who has it done, for whom and why."""
 
 
@@ -81,6 +81,7 @@ class TokenClient:
         audit: where what is set and read here goes on record; None takes that of the client's
             `StatefulPlugin`, where it has one.
         audit_failure: as `StatefulPlugin`'s, for `audit`; None means "block".
+        resolvers: as `StatefulPlugin`'s, for `get`; None takes those of the client's.
 
     Raises:
         ValueError: where `audit_failure` is none of its values, or given without `audit`.
@@ -93,6 +94,7 @@ class TokenClient:
         *,
         audit: AuditSink | None = None,
         audit_failure: FailureRule | None = None,
+        resolvers: Mapping[str, Resolver] | None = None,
     ) -> None:
         if audit is None and audit_failure is not None:
             raise ValueError("audit_failure= is for audit=; the client's plugin has its own")
@@ -100,6 +102,7 @@ class TokenClient:
         plugins = client.config(active_config=True)["plugins"]
         is_given = keyring is not None
         self._keyring = KeyringSource(keyring) if is_given else KeyringSource.of_plugins(plugins)
+        self._resolvers = resolvers_of(plugins) if resolvers is None else resolvers
         writer = writer_of(plugins)
         if audit is not None:
             writer = SinkWriter(audit, audit_failure or "block")
@@ -170,11 +173,11 @@ class TokenClient:
             workflow, arg, args, id, task_queue, result_type: as the SDK's `start_workflow`.
             options: the SDK's own, and `TokenOptions`: ``api_token`` (the secret), ``name``,
                 ``api_url``, ``origins`` (where the token may be sent; None takes the origin of
-                ``api_url``), ``expires_in`` (seconds or a timedelta), ``types`` and ``readers``
-                (as `set`), and `Note`; ``api_tokens`` has several by their names, each a secret
-                or a `NewToken` with terms of its own, or a `NewGrant`. In the place of a token
-                ``source``, ``grant``, ``renew_every`` and ``retire``, as `authorize`: then the
-                source mints the first one as well.
+                ``api_url``), ``expires_in`` (seconds or a timedelta), ``types``, ``readers`` and
+                ``reference`` (as `set`), and `Note`; ``api_tokens`` has several by their names,
+                each a secret or a `NewToken` with terms of its own, or a `NewGrant`. In the place
+                of a token ``source``, ``grant``, ``renew_every`` and ``retire``, as `authorize`:
+                then the source mints the first one as well.
 
         Raises:
             KeyringError, IssuerLimited, OriginsMissing, AddressRefused, ValueError, TokenMalformed:
@@ -216,17 +219,23 @@ class TokenClient:
     # --- set -----------------------------------------------------------------
 
     async def set(
-        self, workflow_id: str, token: str, *, name: str = DEFAULT_NAME, **terms: Unpack[SetTerms]
+        self,
+        workflow_id: str,
+        token: str | None = None,
+        *,
+        name: str = DEFAULT_NAME,
+        **terms: Unpack[SetTerms],
     ) -> TokenStatus:
         """Set a token at a workflow; it reaches that workflow's subtree.
 
         Args:
             workflow_id: the authority, usually the root.
-            token: the secret.
+            token: the secret; None with ``reference=``.
             name: credential name.
-            terms: ``origins``, ``expires_in``, ``types``, ``readers``, ``api_url`` and
-                ``allow_http``, as `Terms`; and as `Note` ``by``, ``on_behalf_of`` and ``reason``,
-                a text each: who had this done, for whom and why. It goes on record as it is given.
+            terms: ``origins``, ``expires_in``, ``types``, ``readers``, ``api_url``, ``allow_http``
+                and ``reference``, as `Terms`; and as `Note` ``by``, ``on_behalf_of`` and
+                ``reason``, a text each: who had this done, for whom and why. It goes on record as
+                it is given.
 
         Returns:
             What stands at the workflow now. Its children are told meanwhile: see `rotate`. A
@@ -249,7 +258,12 @@ class TokenClient:
         return status
 
     async def seal(
-        self, workflow_id: str, token: str, *, name: str = DEFAULT_NAME, **terms: Unpack[SetTerms]
+        self,
+        workflow_id: str,
+        token: str | None = None,
+        *,
+        name: str = DEFAULT_NAME,
+        **terms: Unpack[SetTerms],
     ) -> SealedToken:
         """Seal a token for a workflow, to be sent by whoever may: as the update `apiToken`.
 
@@ -268,21 +282,22 @@ class TokenClient:
         return SealedToken(message.text)
 
     async def _set(
-        self, workflow_id: str, token: str, name: str, given: SetTerms
+        self, workflow_id: str, token: str | None, name: str, given: SetTerms
     ) -> tuple[TokenStatus, Message]:
         return await self._sender.send(*self._signing(workflow_id, token, name, given))
 
     def _signing(
-        self, workflow_id: str, token: str, name: str, given: SetTerms
+        self, workflow_id: str, token: str | None, name: str, given: SetTerms
     ) -> tuple[Deed, Sign]:
+        secret = given_secret(token, given.pop("reference", None))
         terms, note = parted(given, Terms, Note)
-        deed = Deed("set", **note).without(token)
-        return deed, self._sender.token(deed, workflow_id, token, name, terms)
+        deed = Deed("set", **note).without(token or "")
+        return deed, self._sender.token(deed, workflow_id, secret, name, terms)
 
     async def rotate(
         self,
         workflow_id: str,
-        token: str,
+        token: str | None = None,
         *,
         timeout: timedelta | float,
         name: str = DEFAULT_NAME,
@@ -565,6 +580,7 @@ class TokenClient:
 
         Raises:
             TokenNotSet, TokenRevoked, TokenExpired: there is none.
+            ReferenceUnresolved: a reference stands there, which none of the `resolvers` resolves.
             KeyringError, NoReaderKey: it cannot be opened here.
             TokenForged, TokenMalformed, WrongNamespace: it is not to be trusted.
             WorkflowNotFound, NotStateful, NoWorkerAnswers, OperationFailed: as `status`.
@@ -588,9 +604,7 @@ class TokenClient:
                 workflow_type=None,
             )
             if resolve and secret.is_reference:
-                raise ReferenceUnresolved(
-                    f"{name} is a reference, which nothing resolves here", secret.token
-                )
+                secret, _ = await resolved(self._resolvers, message, secret)
         except StatefulError as error:
             deed = Deed("read" if isinstance(error, OperationFailed) else "refuse")
             reason = type(error).__name__

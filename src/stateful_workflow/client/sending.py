@@ -30,6 +30,7 @@ from ..record.recorder import Recorder
 from ..sealed.issuing import Place, Terms, verified_place
 from ..sealed.keyring import Keyring
 from ..sealed.message import Message, parse
+from ..sealed.secret import Secret
 from ..use.parents import confirm_above
 from .calls import check_in_use, find_place, send, signal, told_status
 
@@ -67,11 +68,11 @@ class Sender:
 
     # --- signing -------------------------------------------------------------
 
-    def token(self, deed: Deed, workflow_id: str, token: str, name: str, terms: Terms) -> Sign:
+    def token(self, deed: Deed, workflow_id: str, secret: Secret, name: str, terms: Terms) -> Sign:
         """What signs a token for a workflow, on what stands there when it is called."""
 
         def seal(keyring: Keyring, place: Place) -> str:
-            return keyring.seal(place.token(terms, time.time()), token)
+            return keyring.seal(place.token(terms, time.time()), secret)
 
         # Without either it is one more of a name, and not the first.
         in_use = terms.get("origins") is None and terms.get("api_url") is None

@@ -26,7 +26,7 @@ from ..node.headers import Start
 from ..node.ledger import Ledger
 from ..record.event import Note
 from ..sealed.grants import Granted, first_grant
-from ..sealed.issuing import Place, Terms, parted
+from ..sealed.issuing import Place, Terms, TokenTerms, given_secret, parted
 from ..sealed.keyring import Keyring
 from ..sealed.keys import Issuer
 from ..sealed.message import DEFAULT_NAME, Message, Renewal, parse
@@ -89,21 +89,24 @@ class NewToken(FirstTerms):
     """A token that a tree is started with, for `TokenClient.start_workflow`'s ``api_tokens``.
 
     Attributes:
-        token: the secret.
+        token: the secret; None with a reference.
         expires_in: as `TokenClient.set`; that of the call where None.
+        reference: in the place of the token, as `TokenClient.set`.
     """
 
-    token: str = field(repr=False)
+    token: str | None = field(default=None, repr=False)
     expires_in: timedelta | float | None = field(default=None, kw_only=True)
+    reference: str | None = field(default=None, kw_only=True)
 
     @property
     def secrets(self) -> Sequence[str]:
         """The token."""
-        return [self.token]
+        return [self.token or ""]
 
     def seal(self, place: Place, keyring: Keyring) -> Message:
         """The token as it is set there now; raises as `FirstTerms.seal`."""
-        return parse(keyring.seal(place.token(self.terms(), time.time()), self.token))
+        secret = given_secret(self.token, self.reference)
+        return parse(keyring.seal(place.token(self.terms(), time.time()), secret))
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ class NewGrant(FirstTerms):
         return parse(keyring.seal(claims, Granted(self.grant, terms).to_text()))
 
 
-class TokenOptions(Terms, total=False):
+class TokenOptions(TokenTerms, total=False):
     """The tokens a tree is started with; see `TokenClient.start_workflow`."""
 
     api_token: str | None
@@ -186,26 +189,32 @@ def first_tokens(options: TokenOptions) -> dict[str, NewToken | NewGrant]:
     """
     given = dict(options.get("api_tokens") or {})
     secret, source = options.get("api_token"), options.get("source")
+    reference = options.get("reference")
     name = options.get("name", DEFAULT_NAME)
     if source is None and {"grant", "renew_every", "retire"} & options.keys():
         raise ValueError("grant=, renew_every= and retire= are for source=")
-    if secret is not None and source is not None:
-        raise ValueError("give api_token= or source=, not both: the source mints the first one too")
-    if secret is not None or source is not None:
-        if name in given:
-            raise ValueError(f"api_tokens= and another option both have a {name}")
-        given[name] = secret or NewGrant(
-            source or "",
+    if [secret, source, reference].count(None) < 2:
+        raise ValueError("give one of api_token=, reference= and source=, which mints the first")
+    one: NewToken | NewGrant | None = None
+    if source is not None:
+        one = NewGrant(
+            source,
             options.get("grant") or {},
             renew_every=options.get("renew_every"),
             retire=options.get("retire", False),
         )
+    elif (secret, reference) != (None, None):
+        one = NewToken(secret, reference=reference)
+    if one is not None:
+        if name in given:
+            raise ValueError(f"api_tokens= and another option both have a {name}")
+        given[name] = one
     elif "name" in options and given:
         raise ValueError("name= is for api_token=; in api_tokens= the names are the keys")
     [terms] = parted({key: options[key] for key in Terms.__annotations__ if key in options}, Terms)
     return {
-        name: (NewToken(one) if isinstance(one, str) else one).or_as(terms)
-        for name, one in given.items()
+        name: (NewToken(each) if isinstance(each, str) else each).or_as(terms)
+        for name, each in given.items()
     }
 
 

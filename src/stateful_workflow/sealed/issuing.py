@@ -25,6 +25,7 @@ from ..errors import (
 from .keys import Issuer, verify
 from .message import CLOCK_TOLERANCE_MS, Claims, Message, parse
 from .origins import allowed_origin, checked_address, is_allowed, is_covered
+from .secret import Secret
 
 
 class Terms(TypedDict, total=False):
@@ -56,6 +57,29 @@ class Terms(TypedDict, total=False):
     readers: Sequence[str] | Literal["any"] | None
     api_url: str | None
     allow_http: Sequence[str]
+
+
+class TokenTerms(Terms, total=False):
+    """Those, and what may stand in the place of the token.
+
+    ``reference``: ``PREFIX:NAME``; the reader's worker resolves it, by its `Resolver` of that
+    prefix.
+    """
+
+    reference: str | None
+
+
+def given_secret(token: str | None, reference: str | None) -> Secret:
+    """What is to be sealed.
+
+    Raises:
+        ValueError: a token and a reference are given, or neither.
+    """
+    if token is not None and reference is None:
+        return Secret(token)
+    if token is None and reference is not None:
+        return Secret(reference, is_reference=True)
+    raise ValueError("give either a token or reference=, which stands in its place")
 
 
 def parted(given: Mapping[str, Any], *kinds: type[Any]) -> list[Any]:

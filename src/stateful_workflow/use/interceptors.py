@@ -92,6 +92,7 @@ class ActivityInbound(ActivityInboundInterceptor):
             None if info.is_local else self._asking,
             time.monotonic() - max(age, 0.0),
             must_ask=info.attempt > 1,
+            references=self._asking.references,
         )
         return ActivityTokens(newest, self._keyring, self._recorder())
 

@@ -11,7 +11,7 @@ import concurrent.futures
 import math
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -22,6 +22,7 @@ from temporalio.client import WorkflowQueryFailedError
 from ..errors import (
     NewestUnknown,
     PluginMissing,
+    ReferenceUnresolved,
     StatefulError,
     TokenForged,
     TokenNotSet,
@@ -32,10 +33,12 @@ from ..node.headers import Use
 from ..node.ledger import ALL
 from ..node.status import cure
 from ..sealed.message import DEFAULT_NAME, Message, parse
+from ..sealed.secret import Secret
 from ..sealed.token import ApiToken
 from ..text.printable import printable
 from .asking import ask_token, is_plain
 from .clock import server_clock
+from .references import References
 from .telling import Asking
 
 T = TypeVar("T")
@@ -85,6 +88,7 @@ class Newest:
         fresh_since: `time.monotonic` seconds at which `use` was true.
         must_ask: on an attempt after the first, what came along may be dead: nothing is
             used before the workflow has answered.
+        references: what the worker's activities have resolved.
     """
 
     def __init__(
@@ -94,13 +98,19 @@ class Newest:
         fresh_since: float,
         *,
         must_ask: bool = False,
+        references: References | None = None,
     ) -> None:
         self.use = use
+        self.references = References() if references is None else references
+        self.prepare: Callable[[Message], Awaitable[None]] | None = None
+        """Makes a message ready for uses on the event loop, before it is known there."""
         self.clock = server_clock()
         self._info = activity.info()
         self._where = f"workflow {self._info.workflow_id}"
         self._asking = asking
-        self._loop = None if asking is None else asyncio.get_running_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        with suppress(RuntimeError):
+            self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._must_ask = must_ask
         self._carried_at = -math.inf if must_ask or use is None else fresh_since
@@ -152,7 +162,8 @@ class Newest:
     def is_newest(self, token: ApiToken) -> bool:
         """Whether nothing else is known to have come in the place of a token."""
         message = self.standing(token.name).message
-        return message is not None and message.hash == token.message.hash
+        is_same = message is not None and message.hash == token.message.hash
+        return is_same and not self.references.has_another(token)
 
     def _is_usable(self, name: str, refused: ApiToken | None = None) -> bool:
         """Whether a token is held that is neither the refused one nor past its expiry."""
@@ -188,6 +199,7 @@ class Newest:
             if isinstance(failed, BaseException) and not isinstance(failed, StatefulError):
                 raise failed
         for name in sorted(on_loop):
+            await self._prepared(self.standing(name))
             self._keep_fresh(name)
 
     def end(self) -> None:
@@ -247,8 +259,10 @@ class Newest:
         return refused is None or not self.is_newest(refused)
 
     async def _renew(self, name: str, refused: ApiToken | None = None, wait: float = 0.0) -> bool:
+        if refused is not None:
+            await self.references.look_again(refused)
         if self._asking is None:
-            return refused is None
+            return refused is None or not self.is_newest(refused)
         if refused is not None and self.is_newest(refused):
             await self._look_for_another(self._asking, refused)
         elif self._is_stale(name):
@@ -267,7 +281,33 @@ class Newest:
                 await self._ask(self._asking, name, limits.LIMITS.wait_seconds)
         return refused is None or not self.is_newest(refused)
 
-    def _in_loop(self, asking: Coroutine[Any, Any, bool], name: str, wait: float = 0.0) -> bool:
+    async def resolved(self, message: Message, reference: Secret, *, blocks: bool) -> Secret:
+        """What a reference leads to; on the event loop, where the caller blocks, if it is known.
+
+        Raises:
+            ReferenceUnresolved: no resolver may be asked, or it gives none, or not yet.
+        """
+        known = self.references.known(message)
+        if known is not None:
+            return known
+        resolving = self.references.resolve(message, reference)
+        if not blocks:
+            return await resolving
+        if self._loop_elsewhere is not None:
+            return self._in_loop(resolving, message.claims.name)
+        asyncio.create_task(resolving).add_done_callback(_retrieve)
+        raise ReferenceUnresolved(
+            f"the {message.claims.name} of {self._where} is a reference, which cannot be resolved "
+            "on the event loop while its caller waits: use `await current_token_async()`, or let "
+            "the activity be retried: by then it is resolved",
+            reference.token,
+        )
+
+    async def _prepared(self, known: Standing) -> None:
+        if known.message is not None and self.prepare is not None:
+            await self.prepare(known.message)
+
+    def _in_loop(self, asking: Coroutine[Any, Any, T], name: str, wait: float = 0.0) -> T:
         """What comes of asking in the worker's loop, in a thread that waits for it."""
         within = _THREAD_SECONDS + wait
         give_up = time.monotonic() + within
@@ -360,6 +400,8 @@ class Newest:
                 f"({type(error).__name__}: {error}); the activity is to be retried"
             ) from None
         of = self._of(name)
+        if of.keeper is not None:
+            await self._prepared(known)
         of.standing, of.true_at, of.is_answered, of.error = known, sent, True, None
 
 
@@ -384,7 +426,7 @@ def _message(name: str, sealed: str | None) -> Message | None:
     return message
 
 
-def _retrieve(answer: asyncio.Task[None]) -> None:
+def _retrieve(answer: asyncio.Task[Any]) -> None:
     """Look at what came of a question, which nobody may be waiting for by now."""
     if not answer.cancelled():
         answer.exception()

@@ -7,20 +7,22 @@ from contextlib import suppress
 from typing_extensions import Unpack
 
 from ..errors import StatefulError, WrongTree
-from ..sealed.issuing import Place, Said, Terms, parted, verified_place
+from ..sealed.issuing import Place, Said, Terms, TokenTerms, given_secret, parted, verified_place
 from ..sealed.keyring import Keyring
 from ..sealed.message import DEFAULT_NAME, SealedToken, parse
 from .telling import Asking
 from .tokens import ActivityTokens, activity_tokens
 
 
-def seal_token(token: str, *, name: str = DEFAULT_NAME, **terms: Unpack[Terms]) -> SealedToken:
+def seal_token(
+    token: str | None = None, *, name: str = DEFAULT_NAME, **terms: Unpack[TokenTerms]
+) -> SealedToken:
     """Seal a token in an activity of an issuer, for the workflow's `set_api_token`.
 
     Only the sealed form returns to the workflow, so no clear text enters history.
 
     Args:
-        token: the secret.
+        token: the secret; None with ``reference=``.
         name, terms: as `TokenClient.set`; what stands there is what was set at this workflow.
 
     Raises:
@@ -31,16 +33,17 @@ def seal_token(token: str, *, name: str = DEFAULT_NAME, **terms: Unpack[Terms]) 
         OriginsMissing: no origins are given, and no verified token stands there.
         AddressRefused: the address is none, or not within the origins.
         MessageRefused: what came with the activity is not to be believed.
-        ValueError: an origin is refused, or the expiry is not ahead.
+        ValueError: an origin is refused, the expiry is not ahead, or there is no secret.
         TokenMalformed: the token is empty, no text, or too large.
         AuditFailed: it cannot be put on record (see `StatefulPlugin`).
     """
+    secret = given_secret(token, terms.pop("reference", None))
     (asked,) = parted(terms, Terms)
     tokens = activity_tokens()
     try:
         keyring = tokens.keyring()
         place = _place(tokens, name, keyring)
-        sealed = keyring.seal(place.token(asked, tokens.newest.clock()), token)
+        sealed = keyring.seal(place.token(asked, tokens.newest.clock()), secret)
     except StatefulError as error:
         failed = tokens.event("set", "failure", name, None, reason=type(error).__name__)
         tokens.recorder.record(failed)

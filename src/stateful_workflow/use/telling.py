@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from temporalio import activity
@@ -23,6 +23,7 @@ from ..sealed.token import ApiToken
 from ..text.printable import printable
 from .asking import ask_token
 from .parents import confirm_above
+from .references import References, Resolver
 
 _NO_ROOM: Final = (RPCStatusCode.RESOURCE_EXHAUSTED, RPCStatusCode.FAILED_PRECONDITION)
 """What the server says of an update where ten are open, or the run has had 2,000."""
@@ -34,8 +35,11 @@ _REMEMBERED: Final = 10_000
 class Asking:
     """How the activities of one worker ask workflows, and say what an API refused."""
 
-    def __init__(self, client: Callable[[], Client]) -> None:
+    def __init__(
+        self, client: Callable[[], Client], resolvers: Mapping[str, Resolver] | None = None
+    ) -> None:
         self.client = client
+        self.references = References(resolvers)
         self.on_loop: dict[str, set[str]] = {}
         """Of each activity type the names that it takes on the event loop, where it cannot wait."""
         self._roots: dict[str, str] = {}

@@ -7,16 +7,15 @@ import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 from temporalio import activity
 
 from ..errors import (
-    KeyringError,
     NewestUnknown,
     OriginNotAllowed,
     PluginMissing,
-    ReferenceUnresolved,
     StatefulError,
     TokenNotSet,
 )
@@ -26,6 +25,7 @@ from ..record.recorder import Recorder
 from ..sealed.keyring import Keyring
 from ..sealed.message import DEFAULT_NAME, Message
 from ..sealed.origins import is_covered
+from ..sealed.secret import Secret
 from ..sealed.token import ApiToken
 from .exposure import OpenedSecrets
 from .newest import Newest, at_once
@@ -40,6 +40,7 @@ class ActivityTokens:
         self.process = os.getpid()
         self.has_ended = False
         self.newest = newest
+        newest.prepare = self._prepare
         self.use = newest.use
         self.keyring = keyring
         self.recorder = recorder
@@ -88,33 +89,12 @@ class ActivityTokens:
             TokenUnavailable, UseRefused, KeyringError, MessageRefused: the subclass says why.
             AuditFailed: it could not be put on record, and is not given out.
         """
-        asks = False
-        with suppress(KeyringError):  # opening says it
-            asks = not blocks and self.keyring().has_openers
-        # No thread otherwise: a user's threads may be waiting for this loop.
-        opened = await asyncio.to_thread(self._opened, name) if asks else self._opened(name)
-        token, read = opened
-        if blocks:
-            self.recorder.require(read)
-        else:
-            await self.recorder.require_async(read)
-        return token
-
-    def _opened(self, name: str) -> tuple[ApiToken, AuditEvent]:
-        """The token, and the event that says so."""
         known, now = self.newest.standing(name), self.newest.clock()
         try:
-            message, keyring = self.newest.message(name), self.keyring()
-            secret = keyring.unseal(
-                message,
-                now=now,
-                namespace=self.info.namespace,
-                workflow_type=self.info.workflow_type,
-            )
+            message = self.newest.message(name)
+            secret = await self._unsealed(message, blocks=blocks)
             if secret.is_reference:
-                raise ReferenceUnresolved(
-                    f"{name} is a reference, which nothing resolves here", secret.token
-                )
+                secret = await self.newest.resolved(message, secret, blocks=blocks)
         except StatefulError as error:
             self.refused(name, known.message, error)
             raise
@@ -126,9 +106,32 @@ class ActivityTokens:
             age=now - message.claims.version / 1000,
             remaining=None if expiry is None else expiry - now,
         )
-        reader = keyring.reader_of(message)
+        reader = self.keyring().reader_of(message)
         read = self.event("read", "success", name, message, reader=reader)
-        return ApiToken(message, secret, self._handed_out), read
+        if blocks:
+            self.recorder.require(read)
+        else:
+            await self.recorder.require_async(read)
+        return ApiToken(message, secret, self._handed_out)
+
+    async def _unsealed(self, message: Message, *, blocks: bool) -> Secret:
+        """What is sealed in a message, checked whole."""
+        keyring, info = self.keyring(), self.info
+        unseal = partial(
+            keyring.unseal,
+            message,
+            now=self.newest.clock(),
+            namespace=info.namespace,
+            workflow_type=info.workflow_type,
+        )
+        # No thread otherwise: a user's threads may be waiting for this loop.
+        return unseal() if blocks or not keyring.has_openers else await asyncio.to_thread(unseal)
+
+    async def _prepare(self, message: Message) -> None:
+        if message.claims.content == "reference":
+            with suppress(StatefulError):  # opening says it
+                reference = await self._unsealed(message, blocks=False)
+                await self.newest.resolved(message, reference, blocks=False)
 
     def used(
         self,

@@ -39,6 +39,7 @@ from ..source.protocol import Source
 from ..text.printable import printable
 from ..use.given_back import LateGate
 from ..use.interceptors import ActivityInbound
+from ..use.references import Resolver
 from ..use.telling import Asking
 from .activities import OfPlugin
 from .beside import HasClient, Small
@@ -80,6 +81,7 @@ class StatefulPlugin(SimplePlugin):
         max_signals_per_second: what this process's nodes signal to their children a second at
             most, so that a rotation leaves others their share of the namespace's rate limit
             (docs/scaling.md); None for no limit. A rotation takes longer by it.
+        resolvers: by prefix what gives the secrets that references name (see `Resolver`).
 
     Raises:
         KeyringError: where ``$STATEFUL_KEYRING`` names a file that cannot be used.
@@ -96,6 +98,7 @@ class StatefulPlugin(SimplePlugin):
         max_signals_per_second: float | None = None,
         sources: Mapping[str, Source] | None = None,
         on_dead_grant: OnDeadGrant | Sequence[OnDeadGrant] = (),
+        resolvers: Mapping[str, Resolver] | None = None,
     ) -> None:
         if keyring is None and KEYRING_VARIABLE in os.environ:
             keyring = Keyring.load()
@@ -103,6 +106,8 @@ class StatefulPlugin(SimplePlugin):
         """Gives this process's keyring, as its file is now; None where there is none."""
         self.sink_writer = SinkWriter(audit, audit_failure)
         """Writes this process's events."""
+        self.resolvers = dict(resolvers or {})
+        """By prefix what resolves references in this process."""
         self._pace = SignalPace(max_signals_per_second)
         self._sources = dict(sources or {})
         for name in self._sources:
@@ -211,7 +216,7 @@ class _WorkerInterceptor(Interceptor):
         self.worker: Worker | None = None
         self._client = client
         self._metrics = Metrics.of(client)
-        self._asking = Asking(self._current_client)
+        self._asking = Asking(self._current_client, plugin.resolvers)
 
     def _current_client(self) -> Client:
         """The worker's client, which may have been replaced since the worker was made."""
