@@ -7,7 +7,7 @@ import re
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -338,6 +338,7 @@ class Liar:
 
     error: StatefulError | None = None
     token = ""
+    values: Mapping[str, str] = {}
 
     def __init__(self, *_: object, **__: object) -> None:
         self.asked = 0
@@ -427,6 +428,22 @@ def test_a_token_is_revealed_as_it_is_or_not_at_all(liar: type[Liar]) -> None:
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert refused.stderr == "error: the token has characters that are not printed: add --json\n"
     assert json.loads(stateful("token", "reveal", "x", "--json").stdout)["token"] == HOSTILE
+
+
+def test_what_belongs_to_a_token_is_in_json_alone(
+    liar: type[Liar], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    liar.token = "sk-live"
+    monkeypatch.setattr(liar, "values", {"user": "ann"})
+    assert stateful("token", "reveal", "x").stdout == "sk-live\n"
+    whole = json.loads(stateful("token", "reveal", "x", "--json").stdout)
+    assert whole == {"name": "apiToken", "token": "sk-live", "values": {"user": "ann"}}
+
+
+def test_a_reference_and_a_variable_are_not_given_together() -> None:
+    result = stateful("token", "set", "x", "--reference", "prod:a", "--from-env", "HOME")
+    assert result.exit_code == 2
+    assert "give either --reference or --from-env" in result.stderr
 
 
 # --- what was not understood --------------------------------------------------------------

@@ -135,6 +135,21 @@ async def test_a_token_is_set_shown_revealed_revoked_and_inherited(
     assert json.loads(inherited.stdout)["fingerprint"] == status["fingerprint"]
 
 
+async def test_a_reference_is_set_without_waiting_for_a_token_and_never_printed_as_one(
+    root: str, run: Run
+) -> None:
+    made = await run("token", "rotate", root, "--reference", "prod:tenants/acme")
+    assert made.returncode == 0, made.stderr
+    revealed = await run("token", "reveal", root)
+    assert (revealed.returncode, revealed.stdout) == (1, "")
+    assert revealed.stderr == "error: it is a reference: prod:tenants/acme\n"
+    whole = json.loads((await run("token", "reveal", root, "--json")).stdout)
+    assert whole == {"name": "apiToken", "reference": "prod:tenants/acme"}
+    refused = await run("token", "set", root, "--reference", "prod:../acme")
+    assert refused.returncode == 1
+    assert "acme" not in refused.stderr
+
+
 async def test_addresses_are_given_refused_and_shown(root: str, run: Run) -> None:
     child, other = f"{root}-a", "https://other.example.com"
     origins = ("--origin", ORIGIN, "--origin", other)

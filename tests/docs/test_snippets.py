@@ -20,11 +20,22 @@ from typing import Any, Final
 import pytest
 from temporalio.client import Client, WorkflowHandle
 
-from stateful_workflow import Keyring, NoWorkerAnswers, TokenClient
+from stateful_workflow import (
+    Keyring,
+    NoWorkerAnswers,
+    ReferenceUnresolved,
+    Resolver,
+    TokenClient,
+)
 from stateful_workflow.engine import start_engine
+from stateful_workflow.sealed.message import parse
+from stateful_workflow.sealed.secret import Secret
+from stateful_workflow.source.environment import EnvironmentSource
+from stateful_workflow.use.references import resolved
 from tests.docs.reader import BLOCKS, DOCUMENTS, PROJECT, Block, Reader
 from tests.support.api import start_api
 from tests.support.asking import WITHIN, events_of, eventually
+from tests.support.builders import CLAIMS as CLAIMS_OF_ONE
 
 KINDS: Final = {"python", "diff", "sh", "console", "json", "text"}
 
@@ -53,6 +64,7 @@ WALKED: Final = {
 }
 """Documents whose blocks have a test of their own."""
 
+ACME: Final = Secret("prod:tenants/acme", is_reference=True)
 FIRST, SECOND, BILLING = "snippet-token-1", "snippet-token-2", "snippet-billing"
 KEY_ID: Final = "snippet-key-id"
 PATHS: Final = ("/accounts/ada", "/accounts/bob")
@@ -277,6 +289,31 @@ async def the_activities(reader: Reader, block: Block) -> None:
         await handle.terminate()
 
 
+async def the_reference(reader: Reader, block: Block) -> None:
+    async with reader.worker_of(BESIDE, "tenants") as (tokens, _):
+        await reader.python(block)
+        with pytest.raises(ReferenceUnresolved) as refusal:
+            await tokens.get("sync-acme")
+        assert refusal.value.reference == "prod:tenants/acme"
+        await reader.names["client"].get_workflow_handle("sync-acme").terminate()
+
+
+async def the_resolvers(reader: Reader, block: Block) -> None:
+    """Each of them resolves a tenant's, and nothing else."""
+    exec("from stateful_workflow import Resolver, StatefulPlugin", reader.names)
+    names = {**reader.names}
+    reader.names["read_secret"] = {"tenants/acme": SECOND}.__getitem__
+    reader.names["key_values"] = EnvironmentSource("NEW_API_TOKEN")
+    await reader.python(block)
+    resolver: Resolver = (
+        reader.names.pop("resolver", None) or (reader.names["plugin"].resolvers["prod"])
+    )
+    reader.names |= names
+    held = parse(Keyring.generate().seal(CLAIMS_OF_ONE, ACME))
+    assert (await resolved({"prod": resolver}, held, ACME))[0].token == SECOND
+    assert not resolver.allows("others/acme")
+
+
 async def the_renewal(reader: Reader, block: Block) -> None:
     async with reader.worker_of(BESIDE + block.text) as (tokens, _):
         handle = await tokens.start_workflow("Renewal", id="renewal", task_queue="snippets")
@@ -384,8 +421,10 @@ CLAIMS: Final[dict[tuple[str, str, str], Callable[[Reader, Block], Awaitable[Non
     ("docs/guide-use.md", "python", "Before there is a token"): the_activities,
     ("docs/guide-use.md", "sh", "Several credentials"): the_commands,
     ("docs/guide-use.md", "python", "Several credentials"): the_activities,
+    ("docs/guide-use.md", "python", "Where the token is a reference"): the_resolvers,
     ("docs/guide-share.md", "python", "Before a child starts"): the_withholding,
     ("docs/guide-share.md", "python", "From outside"): the_python,
+    ("docs/guide-share.md", "python", "Nothing but a reference"): the_reference,
     ("docs/guide-join.md", "python", "Join a tree"): the_joining,
     ("docs/guide-join.md", "python", "A home for a token"): the_home,
     ("docs/guide-join.md", "sh", "A home for a token"): the_commands_of_the_home,
