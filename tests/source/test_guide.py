@@ -19,7 +19,7 @@ from stateful_workflow.errors import (
     ReplyLost,
     SourceError,
 )
-from stateful_workflow.source import Grant, Minted, Source, exchanged, expiry
+from stateful_workflow.source import Grant, Minted, Source, exchanged, expiry, now
 from stateful_workflow.source.aws import SecretsManagerSource
 from stateful_workflow.source.environment import EnvironmentSource
 from stateful_workflow.source.file import FileSource
@@ -32,7 +32,7 @@ from tests.support.secret_managers import OpenBao, start_failing
 IMPORTED: Final = {
     each.__name__: each
     for each in (
-        *(Minted, GrantRefused, ProviderUnreachable, exchanged, expiry),
+        *(Minted, GrantRefused, ProviderUnreachable, exchanged, expiry, now),
         *(EnvironmentSource, FileSource, OAuthSource, SecretsManagerSource),
         *(Vault, VaultLease, VaultSecret, VaultToken),
         *(Path, httpx, os, time),

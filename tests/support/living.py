@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from stateful_workflow import (
     TokenClient,
     TokenRefused,
 )
-from stateful_workflow.source import Grant, Minted, Source
+from stateful_workflow.source import Grant, Minted, Source, now
 from tests.support.asking import eventually
 
 URL = "https://api.example.com"
@@ -76,7 +75,7 @@ class Provider:
             self.valid.add(token)
             if self.before_reply is not None:
                 await asyncio.ensure_future(self.before_reply())
-            expires = None if self.lives is None else time.time() + self.lives
+            expires = None if self.lives is None else now() + self.lives
             return Minted(token, expires_at=expires, grant={"refresh": self.grant})
         finally:
             self.at_work -= 1

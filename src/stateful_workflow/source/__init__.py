@@ -1,11 +1,22 @@
 """Where tokens come from: `Source`, what it gives, and the sources that come with the library.
 
-Runs in the workers of sources alone: only they hold client secrets and issuer keys. `exchanged` and
-`expiry` are for sources of one's own.
+Runs in the workers of sources alone: only they hold client secrets and issuer keys. `exchanged`,
+`expiry` and `now` are for sources of one's own.
 """
 
+from .clock import now
 from .exchange import exchanged
 from .expiry import expiry
 from .protocol import Grant, Minted, Narrows, Probes, Retires, Source
 
-__all__ = ["Grant", "Minted", "Narrows", "Probes", "Retires", "Source", "exchanged", "expiry"]
+__all__ = [
+    "Grant",
+    "Minted",
+    "Narrows",
+    "Probes",
+    "Retires",
+    "Source",
+    "exchanged",
+    "expiry",
+    "now",
+]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from importlib import import_module
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ from ..errors import (
     SourceError,
     StatefulError,
 )
+from .clock import now as unix_now
 from .exchange import TIMEOUT, retry_after
 from .protocol import Grant, Minted
 from .secret import minted, named
@@ -70,7 +70,7 @@ class SecretsManagerSource:
         text = answer.get("SecretString")
         if not isinstance(text, str):
             raise AnswerUnusable("the secret is no text")
-        return minted(text, grant, self.margin, time.time())
+        return minted(text, grant, self.margin, unix_now())
 
     def _ask(self, wanted: dict[str, str]) -> Any:
         """The answer, or a `SourceError`; one that was raised here would carry boto3's."""
@@ -98,6 +98,6 @@ def _passing(error: Any) -> SourceError:
     meta: dict[str, Any] = error.response.get("ResponseMetadata", {})
     code, status = error.response.get("Error", {}).get("Code"), meta.get("HTTPStatusCode")
     if code in _THROTTLED or status == 429:
-        after = retry_after(meta.get("HTTPHeaders", {}).get("retry-after"), time.time())
+        after = retry_after(meta.get("HTTPHeaders", {}).get("retry-after"), unix_now())
         return RateLimited(f"AWS asks for patience ({code})", after)
     return ProviderUnreachable(f"AWS answered {code} ({status})")

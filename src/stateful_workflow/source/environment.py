@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass
 
 from ..errors import ProviderUnreachable
+from .clock import now as unix_now
 from .protocol import Grant, Minted
 from .secret import minted
 
@@ -35,4 +35,4 @@ class EnvironmentSource:
             raise ProviderUnreachable(
                 f"${self.variable} is not set: start the source's worker with it"
             )
-        return minted(token, {}, self.margin, time.time())
+        return minted(token, {}, self.margin, unix_now())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable
 from datetime import timezone
 from email.utils import parsedate_to_datetime
@@ -12,6 +11,7 @@ from typing import Final
 import httpx
 
 from ..errors import ProviderUnreachable, RateLimited, ReplyLost, SourceError
+from .clock import now as unix_now
 
 TIMEOUT: Final = 8.0
 """Seconds for all of one mint: the activity that mints has about ten."""
@@ -49,7 +49,7 @@ async def exchanged(
         failure = ReplyLost(problem) if changes else ProviderUnreachable(problem)
     else:
         status = response.status_code
-        after = retry_after(response.headers.get("Retry-After"), time.time())
+        after = retry_after(response.headers.get("Retry-After"), unix_now())
         if status == 429 or (status == 503 and after is not None):
             failure = RateLimited(f"{provider} asks for patience ({status})", after)
         elif status >= 500 or 300 <= status < 400:

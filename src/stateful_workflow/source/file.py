@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from ..errors import AnswerUnusable, GrantRefused, ProviderUnreachable
+from .clock import now as unix_now
 from .exchange import TIMEOUT
 from .protocol import Grant, Minted
 from .secret import minted, named
@@ -47,7 +47,7 @@ class FileSource:
             text = None
         if text is None:
             raise ProviderUnreachable(f"the file system did not answer within {TIMEOUT:g} s")
-        return minted(text, grant, self.margin, time.time())
+        return minted(text, grant, self.margin, unix_now())
 
 
 def read_text(path: Path, within: Path | None = None) -> str:

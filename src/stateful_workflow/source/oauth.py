@@ -31,6 +31,7 @@ from ..errors import (
 )
 from ..sealed.origins import checked_address, origin_of
 from ..text.strict_json import json_object
+from .clock import now as unix_now
 from .exchange import TIMEOUT, exchanged, retry_after
 from .expiry import expiry
 from .protocol import Grant, Minted
@@ -221,7 +222,7 @@ class OAuthSource:
         url = await self._url(endpoint)
         headers, body = self._authenticated(url, urlencode(form), await self._client_secret())
         headers["Content-Type"] = "application/x-www-form-urlencoded"
-        sent_at, changes = time.time(), endpoint != "introspection"
+        sent_at, changes = unix_now(), endpoint != "introspection"
         left = began + TIMEOUT - time.monotonic()
         response = await self._send(left, "POST", url, headers, body, changes=changes)
         answer = _object(response)
@@ -236,7 +237,7 @@ class OAuthSource:
         self, url: str, response: httpx.Response, error: object, refusal: _Refusal | None
     ) -> SourceError:
         where, code = origin_of(url), error if isinstance(error, str) else ""
-        after = retry_after(response.headers["Retry-After"], time.time())
+        after = retry_after(response.headers["Retry-After"], unix_now())
         if refusal is not None and code in self._refused:
             return refusal(f"{where} says that what was to be exchanged is good no more")
         if code == "slow_down" or (code == "temporarily_unavailable" and after is not None):

@@ -24,6 +24,7 @@ import httpx
 from ..errors import AnswerUnusable, GrantRefused, ProviderUnreachable, SourceError, TokenRefused
 from ..sealed.origins import checked_address
 from ..text.strict_json import json_object
+from .clock import now as unix_now
 from .exchange import TIMEOUT, exchanged
 from .expiry import expiry
 from .file import read_text
@@ -86,7 +87,7 @@ class Vault:
         Raises: as `exchanged`, and `ProviderUnreachable` where the login is refused.
         """
         deadline, session = time.monotonic() + TIMEOUT, self._session
-        new = session is None or (session.until is not None and time.time() >= session.until)
+        new = session is None or (session.until is not None and unix_now() >= session.until)
         while True:
             if session is None or new:
                 session = await self._logged_in(session)
@@ -124,7 +125,7 @@ class Vault:
 
     async def _log_in(self) -> _Session:
         deadline = time.monotonic() + TIMEOUT / 2  # so that what follows has some time too
-        now, method = time.time(), "GET" if self._auth is None else "POST"
+        now, method = unix_now(), "GET" if self._auth is None else "POST"
         login = {name: await asyncio.to_thread(_kept, it) for name, it in self._login.items()}
         if self._auth is None:
             token, path, body = _text(login, "token"), "auth/token/lookup-self", None
@@ -174,7 +175,7 @@ class VaultSecret(_OfVault):
             if "data" in answer and _member(_member(answer, "data"), "metadata").get("destroyed"):
                 raise GrantRefused(f"{_WHO} says that the secret's latest version was destroyed")
         fields = _member(_member(_taken(response), "data"), "data")
-        return minted(fields, {"field": "token", **grant}, self.margin, time.time())
+        return minted(fields, {"field": "token", **grant}, self.margin, unix_now())
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ class VaultLease(_OfVault):
 
     async def mint(self, grant: Grant) -> Minted:
         """Have credentials made."""
-        now, told = time.time(), grant.get("with")
+        now, told = unix_now(), grant.get("with")
         if told is not None and not isinstance(told, Mapping):
             raise GrantRefused("the grant's 'with' is no object: authorize with one that is")
         body = None if told is None else dict(cast("Grant", told))
@@ -235,7 +236,7 @@ class VaultToken(_OfVault):
         policies = grant.get("policies")
         if not isinstance(policies, Sequence) or isinstance(policies, str) or not policies:
             raise GrantRefused("the grant names no list of 'policies': authorize with one")
-        now, members = time.time(), ("policies", "ttl", "explicit_max_ttl", "period")
+        now, members = unix_now(), ("policies", "ttl", "explicit_max_ttl", "period")
         path = f"/{_path(named(grant, 'role'))}" if "role" in grant else ""
         body = {name: grant[name] for name in members if name in grant}
         response, ends = await self.vault.ask("POST", f"auth/token/create{path}", body)
@@ -258,7 +259,7 @@ class VaultToken(_OfVault):
         """
         if not scopes:
             raise SourceError("a narrower token needs the policies that it is to have")
-        now, deadline = time.time(), time.monotonic() + TIMEOUT
+        now, deadline = unix_now(), time.monotonic() + TIMEOUT
         about = await self._looked_up(token, deadline - TIMEOUT / 2)
         sent = ("POST", "auth/token/create", {"policies": list(scopes)}, True, deadline)
         response = await self.vault.send(token, *sent)

@@ -55,6 +55,7 @@ from ..sealed.keyring import Keyring
 from ..sealed.message import Claims, Message, parse
 from ..sealed.secret import Secret
 from ..source.announcing import DeadGrant, OnDeadGrant
+from ..source.clock import going_by
 from ..source.protocol import Grant, Minted, Probes, Retires, Source
 from ..text.printable import printable
 from ..use.clock import server_clock
@@ -119,7 +120,9 @@ class SourceActivities:
     async def mint(self, request: MintRequest) -> dict[str, Any]:
         """Mint a token with a grant, in one exchange, and seal what came of it."""
         request = known(MintRequest, request)
-        return to_json(await _to_the_end(self._mint(request, server_clock())))
+        clock = server_clock()
+        with going_by(clock):
+            return to_json(await _to_the_end(self._mint(request, clock)))
 
     async def _mint(self, request: MintRequest, now: Callable[[], float]) -> MintResult:
         info = activity.info()
@@ -183,7 +186,8 @@ class SourceActivities:
         request = known(RetireRequest, request)
         beat = asyncio.create_task(_beat())
         try:
-            result = await self._retired(request)
+            with going_by(server_clock()):
+                result = await self._retired(request)
         finally:
             beat.cancel()
         is_done = result.done and result.problem is None
@@ -377,6 +381,9 @@ class _Minting:
                 return MintResult("malformed", grant=grant, detail=detail, reached=True)
             if grant is None and self._is_standing(secret, claims.expires_at):
                 return MintResult("unchanged")
+            if claims.expires_at is not None and claims.expires_at <= self.now():
+                detail = "the token that the source gave has expired, or its margin is too long"
+                return MintResult("malformed", grant=grant, detail=detail)
             token = self.keyring.seal(claims, secret)
         except (StatefulError, ValueError) as error:
             detail = f"the provider's answer could not be sealed: {error}"[:1_000]
