@@ -99,6 +99,7 @@ class Living:
         self._ends = False
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._minting: dict[str, workflow.ActivityHandle[RawValue]] = {}
+        self._announcing: dict[str | None, asyncio.Task[None]] = {}
         self._retirements: dict[str, asyncio.Task[None]] = {}
 
     # --- what is known -------------------------------------------------------
@@ -190,7 +191,7 @@ class Living:
         self._ends = True
         for handle in self._minting.values():
             handle.cancel()
-        await workflow.wait_condition(lambda: not self._minting)
+        await workflow.wait_condition(lambda: not self._minting and not self._announcing)
 
     async def _keep_alive(self, name: str) -> None:
         while not self._ends:
@@ -199,7 +200,8 @@ class Living:
             if step.what == "mint" and step.why is not None and at.grant is not None:
                 await self._mint(name, at.grant, step.why)
             elif step.what == "announce":
-                await self._announce(name)
+                self.states[name] = replace(state, announced=state.dead)
+                self._announcing[state.dead] = asyncio.create_task(self._announce(name, state))
             else:
                 before = self._seen(name)
                 timeout = None if step.until is None else _until(step.until)
@@ -252,11 +254,11 @@ class Living:
             if result is None:  # given up before a worker had begun
                 self.states[name] = replace(self.states[name], sent=state.sent)
                 return
-            self._settle(name, grant, old, why, result, was_sent=was_sent)
+            await self._settle(name, grant, old, why, result, was_sent=was_sent)
         finally:
             del self._minting[name]
 
-    def _settle(
+    async def _settle(
         self,
         name: str,
         grant: Message,
@@ -266,22 +268,25 @@ class Living:
         *,
         was_sent: bool,
     ) -> None:
-        now, before = now_ms(), self.states[name]
-        if not self._taken(name, result):
+        # Of a grant that was revoked or replaced meanwhile nothing is wanted any more.
+        is_wanted = self.standing(name).grant == grant
+        if is_wanted and not await self._taken(name, result):
             result = replace(
                 result, outcome="malformed", reached=True, detail="its messages were refused here"
             )
-        random = workflow.random().random()
-        state = settled(before, grant, result, now, random, was_sent=was_sent)
+        now, random, after = now_ms(), workflow.random().random(), self._ledger.grant(name)
+        state = settled(self.states[name], grant, result, now, random, was_sent=was_sent)
+        if is_wanted:
+            state = replace(state, tried=None if after is None else after.fingerprint)
         is_settled = result.outcome in (*GOT, *AS_BEFORE, "refused_grant")
         if why == "refused" and old is not None and is_settled:
             state = replace(state, healed=old.fingerprint, healed_at=now)
-        if result.outcome in GOT and old is not None:
+        if result.outcome in GOT and is_wanted and old is not None:
             state = self._with_retiring(name, state, grant, old)
         self.states[name] = state
         self._retire_soon(name)
 
-    def _taken(self, name: str, result: MintResult) -> bool:
+    async def _taken(self, name: str, result: MintResult) -> bool:
         """Judge what an exchange brought; whether all of it was taken."""
         texts = [result.grant, result.token, result.revocation]
         for text in filter(None, texts):
@@ -290,7 +295,8 @@ class Living:
                 if message.claims.name != name:
                     raise NotRenewable(f"it is a message for {message.claims.name}")
                 if self._inbox.judge(message, "minted") is Verdict.WAITING:
-                    self._inbox.queue([text])  # its issuer's key is younger than this run
+                    # Its issuer's key is younger than this run. Nothing is to be minted meanwhile.
+                    await self._inbox.until_known(message)
             except MessageRefused as error:
                 warn(f"What a source of workflow {self._ledger.path[-1]} gave: {error}")
                 return False
@@ -301,26 +307,24 @@ class Living:
 
     # --- a dead grant --------------------------------------------------------
 
-    async def _announce(self, name: str) -> None:
-        state = self.states[name]
-        grant = self._ledger.grants[name]
-        request = AnnounceRequest(
-            name, grant.claims.source or "", state.dead or "", state.after_lost, state.detail
-        )
+    async def _announce(self, name: str, state: Renewing) -> None:
+        grant = self._ledger.grants.get(name)
+        source = "" if grant is None else grant.claims.source or ""
+        request = AnnounceRequest(name, source, state.dead or "", state.after_lost, state.detail)
         handle = couriers.start(
             ANNOUNCE,
             vars(request),
-            task_queue=source_queue_of(request.source),
+            task_queue=source_queue_of(source),
             start_to_close_timeout=_EXCHANGE,
             schedule_to_close_timeout=timedelta(hours=1),
         )
         await workflow.wait_condition(lambda: handle.done() or self._ends)
         if not handle.done():
             handle.cancel()
+            self.states[name] = replace(self.states[name], announced=None)  # the next run does
         elif handle.exception() is not None:
             warn(f"Nobody could be told that {name} needs authorization: {handle.exception()}")
-        if handle.done():
-            self.states[name] = replace(self.states[name], announced=state.dead)
+        del self._announcing[state.dead]
 
     # --- retire the token before ---------------------------------------------
 

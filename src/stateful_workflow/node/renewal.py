@@ -44,6 +44,8 @@ _RENEWED_AT: Final = (0.60, 0.75)
 
 _BACKOFF_MS: Final = 1_000
 _LONGEST_BACKOFF_MS: Final = 5 * 60_000
+_LONGEST_ASKED_FOR_MS: Final = 24 * 3_600_000
+_LONGEST_TIMER_MS: Final = 10 * 365 * 24 * 3_600_000
 _AT_ONCE: Final = 3
 """Times that the same grant is sent again at once after a lost reply, within providers' graces."""
 
@@ -77,6 +79,8 @@ class Renewing:
         outcome: of the last one.
         detail: what it said, without any secret.
         retry_at: Unix milliseconds before which the provider is left alone.
+        tried: fingerprint of the grant that this is for; one that somebody gives since is tried at
+            once.
         sent: fingerprint of a grant that was sent and whose answer nobody has.
         dead: fingerprint of the grant that the provider refused.
         after_lost: it did so after an answer to the same grant had been lost.
@@ -99,6 +103,7 @@ class Renewing:
     outcome: Outcome | None = member(optional(one_of(OUTCOMES)), None)
     detail: str | None = member(optional(ANY), None)
     retry_at: int = member(integer(0), 0)
+    tried: str | None = member(optional(ID), None)
     sent: str | None = member(optional(ID), None)
     dead: str | None = member(optional(ID), None)
     after_lost: bool = member(FLAG, False)
@@ -158,14 +163,16 @@ def next_step(state: Renewing, at: Standing, now: int) -> Step:
         # One that an API refuses is revoked, so that nobody calls with what is dead.
         token = at.valid_token(now)
         is_out = token is not None and is_refused(state, at, token)
-        return Step("mint", "refused") if is_out and at.grant is not None else Step("wait")
-    if at.grant is None:
+        why, when = "refused", now if is_out else None
+    else:
+        why, when = _due(state, at, now)
+    if when is None or at.grant is None:
         return Step("wait")
-    why, when = _due(state, at, now)
-    if when is None:
-        return Step("wait")
-    when = max(when, state.retry_at)
-    return Step("mint", why) if when <= now else Step("wait", until=when)
+    if state.tried in (None, at.grant.fingerprint):
+        when = max(when, state.retry_at)
+    if when <= now:
+        return Step("mint", why)
+    return Step("wait", until=min(when, now + _LONGEST_TIMER_MS))
 
 
 def is_refused(state: Renewing, at: Standing, token: Message) -> bool:
@@ -183,11 +190,11 @@ def _due(state: Renewing, at: Standing, now: int) -> tuple[Why, int | None]:
         return "asked", now
     if at.grant is not None and at.grant.claims.version > token.claims.version:
         return "first", now  # somebody has authorized since
-    if is_refused(state, at, token):
-        return "refused", state.healed_at + limits.LIMITS.heal_every_ms
     begun, grant = max(token.claims.version, state.looked_at), at.grant
     every = None if grant is None or grant.claims.renewal is None else grant.claims.renewal.every
     ends: list[tuple[int, Why]] = []
+    if is_refused(state, at, token):
+        ends.append((state.healed_at + limits.LIMITS.heal_every_ms, "refused"))
     if token.claims.expires_at is not None:
         life = max(token.claims.expires_at * 1000 - begun, 0)
         ends.append((begun + life * state.share // 1000, "expiry"))
@@ -237,24 +244,27 @@ def settled(
     counts = {**state.counts, outcome: state.counts.get(outcome, 0) + 1}
     state = replace(state, counts=counts, outcome=outcome, detail=result.detail)
     if outcome in (*GOT, *AS_BEFORE, "refused_grant"):
-        is_dead, is_as_before = outcome == "refused_grant", outcome in AS_BEFORE
+        is_dead, is_alive = outcome == "refused_grant", outcome == "alive"
         return replace(
             state,
             failures=0,
-            retry_at=now + _BACKOFF_MS if is_as_before else 0,
-            looked_at=now if is_as_before else state.looked_at,
-            sent=None,
-            dead=grant.fingerprint if is_dead else None,
-            after_lost=is_dead and was_sent,
+            retry_at=now + _BACKOFF_MS,
+            looked_at=now if outcome in AS_BEFORE else state.looked_at,
+            # That a token is good says nothing of the grant, which was not sent.
+            sent=state.sent if is_alive and was_sent else None,
+            dead=grant.fingerprint if is_dead else state.dead if is_alive else None,
+            after_lost=(is_dead and was_sent) or (is_alive and state.after_lost),
             asked_at=None,
         )
-    failures = state.failures + 1
+    is_lost = was_sent or result.reached
+    # From the first loss on it is counted anew: the provider's grace begins with it.
+    failures = 1 if is_lost and not was_sent else state.failures + 1
     pause = 0.0
     if outcome != "lost_reply" or failures > _AT_ONCE:
         longest = min(_BACKOFF_MS * 2.0 ** min(failures, 20), _LONGEST_BACKOFF_MS)
         pause = longest * (0.5 + random / 2)
-    pause = max(pause, 1000 * (result.retry_after or 0.0))
-    sent = grant.fingerprint if was_sent or result.reached else None
+    pause = max(pause, min(1000 * (result.retry_after or 0), _LONGEST_ASKED_FOR_MS))
+    sent = grant.fingerprint if is_lost else None
     return replace(state, failures=failures, retry_at=now + int(pause), sent=sent)
 
 
