@@ -11,7 +11,10 @@ from datetime import timedelta
 from functools import partial
 from typing import Final
 
+from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import (
     Client,
     WorkflowExecutionStatus,
@@ -45,7 +48,7 @@ from ..errors import (
 )
 from ..node import limits
 from ..node.answers import NodeStatus, TokenAnswer, node_status
-from ..node.contract import MESSAGE, RENEW, STATUS_QUERY, URL
+from ..node.contract import MESSAGE, RENEW, STATUS_QUERY, URL, source_queue_of
 from ..node.members import read
 from ..node.renewal import SourceStatus
 from ..node.status import TokenStatus
@@ -58,6 +61,7 @@ from ..use.server import Execution, describe, never_ran
 from .asleep import said_of, what_is_left
 
 _CONFIRM_EVERY_SECONDS: Final = 0.2
+_POLLERS: Final = timedelta(seconds=2)
 
 _NO_ANSWER: Final = "no answer: no worker runs, or as many updates are open as the server lets be"
 _FINAL: Final = (
@@ -289,19 +293,39 @@ def is_renewed(status: SourceStatus, old: str | None, *, retire: bool) -> bool:
 def why_not_renewed(workflow_id: str, status: SourceStatus, seconds: float) -> str:
     """What holds a renewal up."""
     name, where = status.name, f"workflow {workflow_id}"
+    why = status.amiss or "it is under way"
     if status.needs_authorization:
-        return f"{where}: {name} needs authorization: {status.detail}"
+        return f"{where}: {name} needs authorization: {why}; run `{status.cure(workflow_id)}`"
     if status.asked:
-        why = status.detail or f"does a worker of source {status.source} run?"
         return f"{where} had no new {name} from source {status.source} within {seconds:g} s: {why}"
-    held_up = status.retiring[0] if status.retiring else None
-    problem = status.problem if held_up is None else held_up.problem
-    why = "it is under way" if problem is None else problem
-    behind = "" if held_up is None or not held_up.behind else f" ({', '.join(held_up.behind[:5])})"
-    return (
-        f"{where} has a new {name}, and the old one was not retired within {seconds:g} s: "
-        f"{why}{behind}; it was kept"
+    return f"{where} has a new {name}, and the old one was kept after {seconds:g} s: {why}"
+
+
+async def is_polled(client: Client, queue: str) -> bool:
+    """Whether a worker polls a task queue for activities; also where the server does not say."""
+    request = DescribeTaskQueueRequest(
+        namespace=client.namespace,
+        task_queue=TaskQueue(name=queue),
+        task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
     )
+    try:
+        described = await client.workflow_service.describe_task_queue(request, timeout=_POLLERS)
+    except RPCError:
+        return True
+    return len(described.pollers) > 0
+
+
+async def source_at(client: Client, workflow_id: str, name: str) -> SourceStatus | None:
+    """What is known of the source that mints a credential at a workflow; None where none does.
+
+    Raises:
+        As `ask`.
+    """
+    status = (await ask(client, workflow_id)).node.source(name)
+    is_pending = status is not None and status.waits
+    if status is None or not is_pending or await is_polled(client, source_queue_of(status.source)):
+        return status
+    return replace(status, pending=True)
 
 
 async def send_url(client: Client, workflow_id: str, url: str | None) -> None:

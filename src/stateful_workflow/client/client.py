@@ -49,7 +49,16 @@ from ..sealed.token import ApiToken
 from ..source.protocol import Grant
 from ..use.parents import confirm_above
 from ..use.references import Resolver, resolved, resolvers_of
-from .calls import ask, check_in_use, is_renewed, send_renewal, send_url, token_at, why_not_renewed
+from .calls import (
+    ask,
+    check_in_use,
+    is_renewed,
+    send_renewal,
+    send_url,
+    source_at,
+    token_at,
+    why_not_renewed,
+)
 from .sending import Sender, Sign, Signed
 from .starting import (
     NewGrant,
@@ -468,7 +477,7 @@ class TokenClient:
         Raises:
             WorkflowNotFound, NotStateful, NoWorkerAnswers, OperationFailed: it cannot be asked.
         """
-        return (await ask(self._client, workflow_id)).node.source(name)
+        return await source_at(self._client, workflow_id, name)
 
     async def renew(
         self,

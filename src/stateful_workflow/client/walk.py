@@ -12,12 +12,8 @@ from datetime import timedelta
 from typing import Any, Final
 
 from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.enums.v1 import EventType, TaskQueueType
-from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import (
-    DescribeTaskQueueRequest,
-    GetWorkflowExecutionHistoryReverseRequest,
-)
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.workflowservice.v1 import GetWorkflowExecutionHistoryReverseRequest
 from temporalio.client import (
     Client,
     WorkflowUpdateFailedError,
@@ -29,14 +25,14 @@ from temporalio.service import RPCError
 from ..errors import NotStateful, OperationFailed, WorkflowAsleep, WorkflowNotFound
 from ..node import limits
 from ..node.answers import ChildStatus, NodeStatus
-from ..node.contract import MESSAGE
+from ..node.contract import MESSAGE, source_queue_of
 from ..node.ledger import Life, is_among
-from ..node.status import TokenTree, TreeNode, state_without
+from ..node.status import TokenStatus, TokenTree, TreeNode, state_without
 from ..sealed.keyring import Keyring
 from ..sealed.message import Message
 from ..sealed.origins import in_clear
 from .asleep import what_is_left
-from .calls import Answer, ask, check_in_use, signal
+from .calls import Answer, ask, check_in_use, is_polled, signal
 
 MAX_CONCURRENT_QUERIES: Final = 50
 
@@ -128,11 +124,16 @@ class TreeWalk:
         await self._visit(workflow_id, (), {}, answer=answer)
         if all(node.state == "none" for node in self._nodes.values()):
             check_in_use(self._name, self._names, workflow_id)
-        nodes = [await self._with_courier(node) for node in self._in_order()]
+        nodes = [await self._with_pollers(node) for node in self._in_order()]
         return TokenTree(self._name, tuple(nodes))
 
-    async def _with_courier(self, node: TreeNode) -> TreeNode:
-        """The same; of one that has somebody to tell, whether a courier polls for it."""
+    async def _with_pollers(self, node: TreeNode) -> TreeNode:
+        """The same; of one that has something to be done, whether somebody polls for it: a worker
+        of its source, and a courier of one that has somebody to tell."""
+        source = node.source
+        if source is not None and source.waits:
+            is_pending = not await self._is_polled(source_queue_of(source.source))
+            node = replace(node, source=replace(source, pending=is_pending or None))
         queue = self._couriers.get(node.id) if node.undelivered else None
         if queue is None or await self._is_polled(queue):
             return node
@@ -140,17 +141,7 @@ class TreeWalk:
 
     async def _is_polled(self, queue: str) -> bool:
         if queue not in self._polled:
-            request = DescribeTaskQueueRequest(
-                namespace=self._client.namespace,
-                task_queue=TaskQueue(name=queue),
-                task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
-            )
-            service = self._client.workflow_service
-            try:
-                described = await service.describe_task_queue(request, timeout=_LAST_CALL)
-                self._polled[queue] = len(described.pollers) > 0
-            except RPCError:
-                self._polled[queue] = True  # nobody knows
+            self._polled[queue] = await is_polled(self._client, queue)
         return self._polled[queue]
 
     def _in_order(self) -> Iterator[TreeNode]:
@@ -332,9 +323,16 @@ class TreeWalk:
         self._names |= status.names()
         of_name = (t for t in status.tokens if t.status.name == self._name and t.in_force)
         in_force = next(of_name, None)
-        seen = None if in_force is None else in_force.status.at(time.time()).under(self._revoked)
-        used = status.api_url if seen is None else seen.api_url
         withheld = withheld or is_among(self._name, status.withheld)
+        source = status.source(self._name)
+        if in_force is not None:
+            seen = in_force.status.at(time.time()).under(self._revoked)
+        else:
+            waiting = status.recovering or self._name in {m.name for m in status.waiting}
+            state = state_without(waiting=waiting, needs_set=status.needs_set, withheld=withheld)
+            seen = TokenStatus(self._name, state, api_url=status.api_url)
+        if not status.recovering:
+            seen = seen.minted_by(source)
         few = status.signals < limits.LIMITS.many_signals
         many = None if answer.closed or few else status.signals
         behind = self._is_behind(status, expected) or status.recovering or bool(status.replaced)
@@ -343,20 +341,12 @@ class TreeWalk:
             id=workflow_id,
             type=status.type,
             parent=parent,
-            state=(
-                state_without(
-                    waiting=status.recovering or self._name in {m.name for m in status.waiting},
-                    needs_set=status.needs_set,
-                    withheld=withheld,
-                )
-                if seen is None
-                else seen.state
-            ),
+            state=seen.state,
             version=None if in_force is None else in_force.version,
-            fingerprint=None if seen is None else seen.fingerprint,
+            fingerprint=seen.fingerprint,
             authority=None if in_force is None else in_force.authority,
-            api_url=used if status.api_url is None else status.api_url,
-            used_api_url=used,
+            api_url=seen.api_url if status.api_url is None else status.api_url,
+            used_api_url=seen.api_url,
             withheld=withheld,
             closed=answer.closed,
             current=answer.closed or not behind,
@@ -368,10 +358,9 @@ class TreeWalk:
             set_here=(
                 parent is not None and in_force is not None and in_force.authority == workflow_id
             ),
-            http=() if seen is None else tuple(filter(in_clear, seen.origins)),
-            not_for_type=(
-                seen is not None and seen.types is not None and status.type not in seen.types
-            ),
+            http=tuple(filter(in_clear, seen.origins)),
+            not_for_type=seen.types is not None and status.type not in seen.types,
+            source=source,
         )
         asleep = self._asleep.get(workflow_id)
         return node if asleep is None else _as_asleep(node, asleep)

@@ -95,13 +95,10 @@ class View:
     def status(self, name: str) -> TokenStatus:
         """What is known of a credential."""
         status = self._known(name)
-        source = next((one for one in self.sources if one.name == name), None)
-        if source is None or not source.needs_authorization or self.recovering:
-            return status
-        is_dead = source.outcome == "refused_grant"
-        lacks = status.state in (("none", "expired", "revoked") if is_dead else ("none",))
-        is_out = lacks or (is_dead and status.refused)
-        return replace(status, state="needs_authorization") if is_out else status
+        return status if self.recovering else status.minted_by(self._source(name))
+
+    def _source(self, name: str) -> SourceStatus | None:
+        return next((one for one in self.sources if one.name == name), None)
 
     def _known(self, name: str) -> TokenStatus:
         message = self.ledger.in_force(name)
@@ -197,7 +194,7 @@ class View:
         if ALL in withheld or self.needs_set or self.recovering:
             names |= {DEFAULT_NAME}
         statuses = [self.status(name) for name in sorted(names)]
-        line = details_line(statuses, self.ledger.path[-1], withheld)
+        line = details_line(statuses, self.ledger.path[-1], withheld, self.sources)
         return "\n\n".join(text for text in (theirs, line) if text)
 
     def use(self, *, local: bool) -> Use:
@@ -283,16 +280,25 @@ class View:
 # --- one line ----------------------------------------------------------------
 
 
-def details_line(statuses: Iterable[TokenStatus], own: str, withheld: Collection[str] = ()) -> str:
+def details_line(
+    statuses: Iterable[TokenStatus],
+    own: str,
+    withheld: Collection[str] = (),
+    sources: Iterable[SourceStatus] = (),
+) -> str:
     """What the node of this id holds, as one line of Markdown, without the names `withheld` there.
 
     For each credential its name and state, and of a message in force the first 4 bytes of the
-    fingerprint, the time of the version, its expiry, and where it was set if not here.
+    fingerprint, the time of the version, its expiry, where it was set if not here, and the source
+    that mints it here.
     """
-    return " · ".join(_details(status, own, withheld) for status in statuses)
+    of_name = {one.name: one for one in sources}
+    return " · ".join(_details(one, own, withheld, of_name.get(one.name)) for one in statuses)
 
 
-def _details(status: TokenStatus, own: str, withheld: Collection[str]) -> str:
+def _details(
+    status: TokenStatus, own: str, withheld: Collection[str], source: SourceStatus | None
+) -> str:
     line = f"{_code(status.name)} **{status.state.replace('_', ' ')}**"
     if status.version is not None and status.fingerprint is not None:
         time = utc(status.version / 1000) or f"version {status.version}"
@@ -305,6 +311,8 @@ def _details(status: TokenStatus, own: str, withheld: Collection[str]) -> str:
         line += ", refused by an API"
     if status.state != "withheld" and is_among(status.name, withheld):
         line += ", withheld by a workflow above"
+    if source is not None:
+        line += f", source {_code(source.source)} {source.state.replace('_', ' ')}"
     return line
 
 

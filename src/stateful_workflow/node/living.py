@@ -51,6 +51,7 @@ from .renewal import (
     Retiring,
     SourceStatus,
     Standing,
+    authorizing,
     begun,
     drawn,
     next_step,
@@ -163,9 +164,9 @@ class Living:
         if name not in self._ledger.grants:
             raise NotRenewable(f"{where}: no source mints {name} here; authorize one first")
         if at.grant is None or at.is_dead(self.states.get(name, Renewing())):
-            raise NotRenewable(
-                f"{where}: {name} needs authorization: run `stateful token authorize`"
-            )
+            source = self._ledger.grants[name].claims.source or ""
+            command = authorizing(self._ledger.path[-1], source, name)
+            raise NotRenewable(f"{where}: {name} needs authorization: run `{command}`")
 
     # --- the loops -----------------------------------------------------------
 

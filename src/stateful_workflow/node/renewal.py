@@ -8,14 +8,15 @@ argument, and knows nothing of Temporal (docs/decisions/51-living-tokens.md).
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple, get_args
 
-from ..sealed.message import Message, parse
+from ..sealed.message import DEFAULT_NAME, Message, parse
 from . import limits
-from .contract import OUTCOMES, MintResult, Outcome, Why
+from .contract import OUTCOMES, MintResult, Outcome, Why, source_queue_of
 from .members import (
     ANY,
     FLAG,
@@ -289,6 +290,8 @@ class SourceStatus:
         asked: somebody asked for a new token, which is not there yet.
         counts, failures, outcome, detail, after_lost, retired, proven, problem, retiring: as
             `Renewing`; of the tokens that are to be retired only what may be shown.
+        pending: it waits, and no worker of the source runs, as the server says to whoever asks
+            for it; else None.
     """
 
     name: str = member(NAME)
@@ -311,11 +314,50 @@ class SourceStatus:
     retired: str | None = member(optional(ID), None)
     proven: bool | None = member(optional(FLAG), None)
     problem: str | None = member(optional(ANY), None)
+    pending: bool | None = member(None, None, omit_null=True)
 
     @property
     def needs_authorization(self) -> bool:
         """Whether nothing goes on until somebody authorizes the source again."""
         return self.state == "needs_authorization"
+
+    @property
+    def waits(self) -> bool:
+        """Whether a worker of the source is at work for it, or is waited for."""
+        return self.is_minting or bool(self.retiring)
+
+    @property
+    def amiss(self) -> str | None:
+        """Why it is not fresh, or why a token is not retired yet; None where nothing is amiss."""
+        if self.pending:
+            return f"pending: no worker polls task queue {source_queue_of(self.source)}"
+        if self.needs_authorization and self.grant is None:
+            return "there is no grant, or it was revoked with the token"
+        lost = " after an answer to it was lost" if self.after_lost else ""
+        if self.needs_authorization:
+            return f"the provider refuses the grant{lost}{_after(self.detail)}"
+        if self.failures and self.outcome is not None:
+            what = self.outcome.replace("_", " ")
+            return f"{self.failures} exchanges failed, the last: {what}{_after(self.detail)}"
+        held_up = next((one for one in self.retiring if one.problem is not None), None)
+        if held_up is None:
+            return None if self.problem is None else f"the last one is not retired: {self.problem}"
+        behind = ", ".join(held_up.behind[:5])
+        return f"{held_up.fingerprint} is not retired: {held_up.problem}{behind and f' ({behind})'}"
+
+    def cure(self, home: str) -> str | None:
+        """The command that ends *needs authorization* at the workflow of this id."""
+        return authorizing(home, self.source, self.name) if self.needs_authorization else None
+
+
+def authorizing(home: str, source: str, name: str) -> str:
+    """The command by which somebody gives a workflow a grant."""
+    named = "" if name == DEFAULT_NAME else f" --name {name}"
+    return f"stateful token authorize {shlex.quote(home)} --source {source}{named}"
+
+
+def _after(text: str | None) -> str:
+    return f": {text}" if text else ""
 
 
 @dataclass(frozen=True)

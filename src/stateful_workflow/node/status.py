@@ -20,6 +20,7 @@ from .members import (
     optional,
     to_json,
 )
+from .renewal import SourceStatus
 
 TokenState = Literal[
     "none",
@@ -147,6 +148,15 @@ class TokenStatus:
         is_dead = self.state == "held" and self.issuer in revoked
         return replace(self, state="key_revoked") if is_dead else self
 
+    def minted_by(self, source: SourceStatus | None) -> TokenStatus:
+        """The same at a home whose source this is: a token is gone for want of a grant."""
+        if source is None or not source.needs_authorization:
+            return self
+        is_dead = source.outcome == "refused_grant"
+        lacks = self.state in (("none", "expired", "revoked") if is_dead else ("none",))
+        is_out = lacks or (is_dead and self.refused)
+        return replace(self, state="needs_authorization") if is_out else self
+
     def to_json(self) -> dict[str, Any]:
         """The same as JSON data."""
         return to_json(self)
@@ -178,6 +188,7 @@ class TreeNode:
             this one cannot open it.
         asleep_until: Unix seconds at which it goes on, where it is asleep and can be asked nothing:
             what it was sent waits for it, and it is current all the same.
+        source: of a home what is known of the source that mints the token; None of others.
     """
 
     id: str
@@ -200,6 +211,13 @@ class TreeNode:
     http: tuple[str, ...] = ()
     not_for_type: bool = False
     asleep_until: float | None = None
+    source: SourceStatus | None = None
+
+    @property
+    def needs_authorization(self) -> bool:
+        """Whether somebody has to authorize its source; it may have a token that serves yet."""
+        is_out = self.source is not None and self.source.needs_authorization
+        return not self.closed and (is_out or self.state == "needs_authorization")
 
     @property
     def has_own(self) -> bool:
@@ -225,6 +243,8 @@ _COUNTED: Final[Mapping[str, Callable[[TreeNode], bool]]] = {
         state.replace("_", " "): lambda node, state=state: node.state == state and not node.closed
         for state in (*_UNUSABLE, "revoked")
     },
+    "needs authorization": lambda node: node.needs_authorization,
+    "pending": lambda node: node.source is not None and node.source.pending is True,
     "not for its type": lambda node: node.not_for_type and not node.closed,
     "withheld": lambda node: node.withheld and not node.closed,
     "asleep": lambda node: node.asleep_until is not None,

@@ -1,0 +1,72 @@
+"""What is shown of a source, and of a tree that lives by it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from temporalio.client import Client
+
+from stateful_workflow import SourceStatus, TokenClient, TokenTree
+from stateful_workflow.engine import EmbeddedEngine
+from tests.node.test_details import details_of
+from tests.support.asking import eventually
+from tests.support.living import URL, Provider, living_keyring, plugin, source_is
+from tests.support.trees import Tree
+from tests.support.workflows import Plan
+
+
+@pytest.fixture
+def provider() -> Provider:
+    return Provider()
+
+
+@pytest.fixture
+async def home(engine: EmbeddedEngine, provider: Provider, queue: str) -> AsyncIterator[Tree]:
+    """A root with a child; only a worker of the source "own" runs beside theirs."""
+    keyring = living_keyring()
+    client = await Client.connect(engine.address, plugins=[plugin(keyring, provider)])
+    tree = Tree(client, TokenClient(client, keyring), queue, queue)
+    async with tree.worker():
+        await tree.start(Plan({"a": Plan()}), api_token=None, api_url=None)
+        yield tree
+
+
+async def test_what_waits_for_a_worker_of_a_source_that_nobody_runs_is_pending(home: Tree) -> None:
+    await home.tokens.authorize(home.root, source=f"own-{home.queue}", grant={}, origins=[URL])
+
+    status = await source_is(home.tokens, home.root, lambda one: one.is_minting)
+    assert (status.state, status.pending) == ("invalid", True)
+    assert status.amiss == f"pending: no worker polls task queue stateful-source:own-{home.queue}"
+    tree = await home.tokens.tree(home.root)
+    assert [node.source and node.source.pending for node in tree.nodes] == [True, None]
+    assert tree.glance == "nothing usable is held · 1 pending"
+
+
+async def test_a_dead_grant_is_seen_while_its_token_serves_and_when_it_does_no_more(
+    home: Tree, provider: Provider
+) -> None:
+    provider.lives = 8
+    await home.tokens.authorize(home.root, source="own", grant=provider.first, origins=[URL])
+    await home.opens("tok-1", "", "a")
+    provider.grant = "revoked-at-the-provider"
+
+    async def seen(usable: bool) -> tuple[TokenTree, SourceStatus]:
+        async def so() -> tuple[TokenTree, SourceStatus]:
+            tree = await home.tokens.tree(home.root)
+            source = tree.nodes[0].source
+            assert source is not None
+            assert (source.needs_authorization, tree.usable) == (True, usable)
+            return tree, source
+
+        return await eventually(so)
+
+    tree, source = await seen(usable=True)
+    assert tree.glance == "converged · 1 needs authorization"
+    assert source.cure(home.root) == f"stateful token authorize {home.root} --source own"
+
+    tree, source = await seen(usable=False)
+    assert [node.state for node in tree.nodes] == ["needs_authorization", "expired"]
+    assert tree.counts == {"needs authorization": 1, "expired": 1}
+    assert source.amiss == ("the provider refuses the grant: the provider answered invalid_grant")
+    assert "source `own` needs authorization" in await details_of(home.client, home.root)
