@@ -426,3 +426,35 @@ def test_a_fallback_is_no_version_that_could_be_refused() -> None:
         for n in range(1, 9)
     ]
     assert review(refused) == []
+
+
+# --- tokens of sources ----------------------------------------------------------------------------
+
+
+def test_a_token_that_is_used_after_it_was_retired_is_found() -> None:
+    trail = [
+        accept(0, 1),
+        event(1, "retire", "unknown", workflow=ROOT),
+        use(2),
+        event(3, "retire", workflow=ROOT),
+        use(4),
+        read(5),
+    ]
+    (found,) = review(trail)
+    assert (found.kind, found.count) == ("retired", 2)
+    assert found.evidence == (trail[3], trail[4], trail[5])
+
+
+def test_a_grant_overtakes_no_token_and_reaches_no_further() -> None:
+    assert (
+        review(
+            [
+                event(0, "set", origins="https://api.example.com"),
+                event(1, "authorize", version=9, kind="grant", workflow=ROOT),
+                accept(1, 9, kind="grant"),
+                event(2, "mint", "failure", reason="unreachable", version=None),
+                use(3600),
+            ]
+        )
+        == []
+    )

@@ -19,6 +19,7 @@ from stateful_workflow import Keyring, NotConverged, StatefulPlugin, TokenClient
 from stateful_workflow.audit import AuditEvent, AuditSink
 from stateful_workflow.engine import EmbeddedEngine
 from stateful_workflow.errors import MessageRefused
+from stateful_workflow.node.contract import OUTCOMES
 from stateful_workflow.record.metrics import BUCKETS, NAMES, Metrics
 from stateful_workflow.sealed.message import Claims, parse
 from tests.support.api import Api, start_api
@@ -183,6 +184,13 @@ async def test_a_worker_that_has_done_nothing_shows_zeros_to_count_from(
         sample.labels["reason"] for sample in seen.samples if sample.name == "stateful_messages"
     }
     assert {error.__name__ for error in MessageRefused.__subclasses__()} <= rejections
+    minted = {
+        sample.labels["reason"]
+        for sample in seen.samples
+        if sample.labels.get("action") == "mint" and sample.labels["name"] == ""
+    }
+    # What is newer is taken over, without an exchange.
+    assert minted == {*OUTCOMES, "refused_grant_after_lost_reply"} - {"newer"}
     refusals = {
         sample.labels["reason"] for sample in seen.samples if sample.name == "stateful_refusals"
     }

@@ -199,7 +199,11 @@ class TokenClient:
         given = {key: options.pop(key) for key in TokenOptions.__annotations__ if key in options}
         token = cast("TokenOptions", given)
         note: Any = {key: options.pop(key) for key in Note.__annotations__ if key in options}
-        new, deed = first_tokens(token), Deed("set", **note)
+        new = first_tokens(token)
+        deeds = {
+            name: Deed("authorize" if isinstance(one, NewGrant) else "set", **note)
+            for name, one in new.items()
+        }
         conflict = options.get("id_conflict_policy")
         if new and conflict is temporalio.common.WorkflowIDConflictPolicy.USE_EXISTING:
             raise ValueError(
@@ -209,7 +213,7 @@ class TokenClient:
         tree, namespace = uuid.uuid4().hex, self._client.namespace
         messages: list[Message] = []
         for name, one in new.items():
-            async with self._sender.on_record(deed.without(*one.secrets), id, name):
+            async with self._sender.on_record(deeds[name].without(*one.secrets), id, name):
                 place = Place(name, namespace, id, tree, id)
                 messages.append(await asyncio.to_thread(one.seal, place, self._require_keyring()))
         keyring = self._keyring_at_hand()
@@ -218,7 +222,8 @@ class TokenClient:
         sdk = {"args": args, "id": id, "task_queue": task_queue, "result_type": result_type}
         async with AsyncExitStack() as recorded:
             for message in messages:
-                on_record = self._sender.on_record(deed, id, message.claims.name, message)
+                name = message.claims.name
+                on_record = self._sender.on_record(deeds[name], id, name, message)
                 await recorded.enter_async_context(on_record)
             handle = await start(self._client, state, workflow, arg, **sdk, **options)
             if messages and options.get("start_signal") is not None:
@@ -513,17 +518,15 @@ class TokenClient:
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         deadline = time.monotonic() + seconds
         before = await self.status(workflow_id, name)
-        deed = Deed("renew", **note)
-        event = self._sender.event(deed, workflow_id, name, None, "unknown")
-        await self._recorder.require_async(event)
-        status = await send_renewal(self._client, workflow_id, name, retire=retire)
         old = None if before is None else before.fingerprint
-        while not is_renewed(status, old, retire=retire):
-            is_final = status.needs_authorization or (retire and status.problem is not None)
-            if is_final or time.monotonic() > deadline:
-                raise NotRenewed(why_not_renewed(workflow_id, status, seconds), status)
-            await asyncio.sleep(_LOOK_SECONDS)
-            status = await self.source(workflow_id, name) or status
+        async with self._sender.on_record(Deed("renew", **note), workflow_id, name):
+            status = await send_renewal(self._client, workflow_id, name, retire=retire)
+            while not is_renewed(status, old, retire=retire):
+                is_final = status.needs_authorization or (retire and status.problem is not None)
+                if is_final or time.monotonic() > deadline:
+                    raise NotRenewed(why_not_renewed(workflow_id, status, seconds), status)
+                await asyncio.sleep(_LOOK_SECONDS)
+                status = await self.source(workflow_id, name) or status
         return status
 
     # --- other changes -------------------------------------------------------

@@ -184,21 +184,22 @@ class Sender:
         Of a block that makes the message, what keeps it from being made.
         """
         event = partial(self.event, deed, workflow_id, name, message)
-        if message is not None and deed.action == "revoke":
+        is_sent = message is not None or deed.action == "renew"
+        if is_sent and deed.action == "revoke":
             self._recorder.record(event("unknown"))  # not done, a leaked token would stay in force
-        elif message is not None:
+        elif is_sent:
             await self._recorder.require_async(event("unknown"))
         after: dict[str, Any] = {"outcome": "success"}
         try:
             yield after
         except BaseException as error:
             # Of what is sent nobody knows whether it was applied, or will be, unless refused.
-            if message is not None or isinstance(error, StatefulError):
-                is_known = message is None or isinstance(error, _REFUSALS)
+            if is_sent or isinstance(error, StatefulError):
+                is_known = not is_sent or isinstance(error, _REFUSALS)
                 outcome = "failure" if is_known else "unknown"
                 self._recorder.record(event(outcome, reason=type(error).__name__))
             raise
-        if message is not None:
+        if is_sent:
             self._recorder.record(event(**after))
 
     def event(

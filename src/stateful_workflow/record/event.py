@@ -118,14 +118,14 @@ class AuditEvent:
         reason: why not, or how: mostly the name of an error of this library.
         identity: of who recorded it; nobody vouches for it.
         workflow_id, run_id, workflow_type: of the workflow it happened at.
-        kind: of the message: "token", "revocation", or "inherit".
+        kind: of the message: "token", "grant", "revocation", or "inherit".
         authority, issuer: as the message says; of unknown origin, it is just that.
         origins, types, readers: what a token that is set or resealed is limited to, each
             separated by spaces.
         expires_at: Unix seconds, of the same.
         api_url: the address it was set with.
         by, on_behalf_of, said_reason: see `Deed`.
-        source: name of the source that a token comes from.
+        source: name of the source that minted a token, or is to mint with a grant.
         reader: id of the key that opened it.
         child_id, child_type: whom it was forwarded to, or kept from.
         origin: where a request went, or was to go: scheme, host and port.
@@ -211,6 +211,7 @@ def _of_message(message: Message | None, name: str | None, *, terms: bool) -> di
         "fingerprint": message.fingerprint,
         "authority": claims.authority,
         "issuer": message.issuer,
+        "source": claims.source,
     }
     if terms and message.kind == "token":
         said["origins"] = " ".join(claims.origins)
@@ -265,7 +266,7 @@ class Scene:
         """
         which = _of_message(message, name, terms=action in ("set", "reseal"))
         now = time.time() if at is None else at
-        return AuditEvent(now, action, outcome, **vars(self), **which, **detail)
+        return AuditEvent(now, action, outcome, **vars(self), **{**which, **detail})
 
 
 @runtime_checkable

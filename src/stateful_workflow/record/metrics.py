@@ -38,6 +38,26 @@ _HISTOGRAMS: Final = {
 NAMES: Final = (*_COUNTERS, *_HISTOGRAMS)
 """Every metric."""
 
+_FAILED: Final = (
+    *("refused_grant", "refused_grant_after_lost_reply", "unreachable", "rate_limited"),
+    *("malformed", "lost_reply", "not_ready"),
+)
+
+OF_SOURCES: Final = (
+    *(("mint", "success", reason) for reason in ("minted", "alive", "unchanged")),
+    *(("mint", "failure", reason) for reason in _FAILED),
+    *(
+        ("needs_authorization", outcome, reason)
+        for outcome in ("success", "failure")
+        for reason in ("out_of_the_blue", "after_lost_reply")
+    ),
+)
+"""Action, outcome and reason of what the workers of sources count."""
+
+_NAMELESS: Final = ("reject", "mint", "needs_authorization")
+"""What a rejected message says of itself is anybody's choice; the others are counted from zero,
+since the first may be the one that matters."""
+
 _MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86400.0
 _DELAYS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, _MINUTE, 5 * _MINUTE, _HOUR)
 _LIVES: Final = (
@@ -73,6 +93,8 @@ class Metrics:
         self._add("stateful_audit_lost", 0)
         for reason in _names_of(MessageRefused):
             self._message("reject", "failure", reason, "", 0)
+        for action, outcome, reason in OF_SOURCES:
+            self._message(action, outcome, reason, "", 0)
         for reason in _names_of(KeyringError, MessageRefused, TokenUnavailable, UseRefused):
             self._add("stateful_refusals", 0, reason=reason)
 
@@ -93,8 +115,7 @@ class Metrics:
         elif event.action == "refuse":
             self._add("stateful_refusals", 1, reason=reason)
         else:
-            # What a rejected message says of itself is anybody's choice.
-            name = "" if event.action == "reject" else name
+            name = "" if event.action in _NAMELESS else name
             self._message(event.action, event.outcome, reason, name, 1)
             if event.action == "set":
                 self._add("stateful_not_converged", 0, name=name)

@@ -135,6 +135,8 @@ class SourceActivities:
             event = self._event("mint", "unknown", request.name, reason=request.why)
             await self._plugin.recorder.require_async(event)
         except (StatefulError, RPCError) as error:
+            event = self._event("mint", "failure", request.name, reason="not_ready")
+            self._plugin.recorder.record(event)
             return MintResult("not_ready", detail=str(error)[:1_000])
         result = await self._exchanged(minting, request)
         self._recorded_soon(minting, result)
@@ -260,12 +262,16 @@ class SourceActivities:
             request.detail,
         )
         reason = "after_lost_reply" if request.after_lost else "out_of_the_blue"
-        event = self._event("needs_authorization", "success", request.name, reason=reason)
-        for tell in self._plugin.on_dead_grant:
-            told = tell(dead)
-            if inspect.isawaitable(told):
-                await told
-        self._plugin.recorder.record(event)
+        outcome: EventOutcome = "failure"
+        try:
+            for tell in self._plugin.on_dead_grant:
+                told = tell(dead)
+                if inspect.isawaitable(told):
+                    await told
+            outcome = "success"
+        finally:
+            event = self._event("needs_authorization", outcome, request.name, reason=reason)
+            self._plugin.recorder.record(event)
 
     def _event(
         self,

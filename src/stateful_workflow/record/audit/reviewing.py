@@ -17,6 +17,7 @@ from ..event import WITHHELD, AuditEvent
 
 FindingKind = Literal[
     "revoked",  # opened or sent by a node that had accepted its revocation before
+    "retired",  # opened or sent after it was revoked at its provider, with a newer one in use
     "overtaken",  # an older version, opened or sent though the node had accepted a newer one
     "behind",  # a node that shows signs of life holds a version that many newer ones followed
     "reader",  # opened with a key that is not among the known ones
@@ -141,6 +142,7 @@ class _Review:
         self._nodes: dict[tuple[str | None, str | None], _Node] = {}
         self._versions: dict[tuple[str | None, _Place], dict[int, float]] = {}
         self._terms: dict[tuple[str | None, _Place], AuditEvent] = {}
+        self._retired: dict[tuple[str | None, _Place, int | None], AuditEvent] = {}
         self._usual: dict[Hashable, set[str]] = {}
         self._welcome: set[Hashable] = set()
         self._groups: dict[FindingKind, dict[Hashable, _Group]] = {
@@ -174,6 +176,8 @@ class _Review:
                 self._reaching(event)  # sealed for a workflow, which sets it by itself
             case "withhold" | "share":
                 self._kept(event)
+            case "retire" if event.outcome == "success":
+                self._retired[_version(event)] = event
             case _:
                 pass
         if event.action in _AT_NODE:
@@ -196,7 +200,7 @@ class _Review:
         return self._nodes.setdefault((event.namespace, workflow_id), _Node())
 
     def _accepted(self, event: AuditEvent, node: _Node) -> None:
-        if event.version is None:
+        if event.version is None or event.kind == "grant":
             return
         if event.reason == "start" and event.run_id not in (None, node.run_id):
             node.newest.clear()  # the workflow id is used again, for another node
@@ -220,7 +224,10 @@ class _Review:
     # --- what is found -------------------------------------------------------
 
     def _opened(self, event: AuditEvent, node: _Node) -> None:
-        if not self._ended(event, node):
+        if (retired := self._retired.get(_version(event))) is not None:
+            what = f"{event.name} was used at {event.workflow_id} after it was retired"
+            self._report("retired", _version(event), what, event, against=retired)
+        elif not self._ended(event, node):
             self._older(event, node)
         name, kind = event.name, event.workflow_type
         what = f"{name} was sent to {event.origin}, which is new for it"
@@ -289,7 +296,7 @@ class _Review:
         """Note what the API said of a version; a fallback has none."""
         if event.version is None:
             return
-        version = (event.namespace, _place(event), event.version)
+        version = _version(event)
         if event.status not in (None, _UNAUTHORIZED):
             self._welcome.add(version)
             self._groups["unaccepted"].pop(version, None)
@@ -400,3 +407,7 @@ def _wider(before: AuditEvent, event: AuditEvent) -> str:
 
 def _place(event: AuditEvent) -> _Place:
     return event.name or "", event.authority or ""
+
+
+def _version(event: AuditEvent) -> tuple[str | None, _Place, int | None]:
+    return event.namespace, _place(event), event.version
