@@ -48,6 +48,14 @@ class NodeRecord:
             event = replace(event, authority=None)
         self._record(event)
 
+    def lost_reply(self, name: str, source: str) -> None:
+        """The worker that minted a token did not answer: it has put on record no more than that it
+        began."""
+        event = self._scene.event(
+            "mint", "failure", None, name, at=workflow.time(), reason="lost_reply", source=source
+        )
+        self._record(event)
+
     def kept_from(
         self,
         action: Literal["withhold", "share"],
