@@ -40,9 +40,13 @@ from stateful_workflow import (
     ApiToken,
     AsyncOriginTransport,
     Keyring,
+    NewGrant,
     NewToken,
     NotConverged,
+    NotRenewed,
     OriginTransport,
+    Resolver,
+    SourceStatus,
     StatefulError,
     StatefulPlugin,
     StatefulWorkflow,
@@ -304,6 +308,7 @@ def objects(keyring: Keyring, client: Client) -> dict[str, object]:
     status = TokenStatus("apiToken", "held", version=1, fingerprint=message.fingerprint)
     node = TreeNode("acme", "Tenant", None, "held")
     tree = TokenTree("apiToken", (node,))
+    source = SourceStatus("apiToken", "variable", "fresh")
 
     def provider() -> TokenProvider:
         holds = {"apiToken": {"state": "held", "sealed": message.text}}
@@ -321,7 +326,9 @@ def objects(keyring: Keyring, client: Client) -> dict[str, object]:
         "KeyInfo": keyring.keys()[0],
         "Keyring": keyring,
         "OriginTransport": OriginTransport(httpx.HTTPTransport()),
+        "Resolver": Resolver(lambda _: SECRET, ["tenants/*"]),
         "SealedToken": message.text,
+        "SourceStatus": source,
         "StatefulPlugin": StatefulPlugin(keyring),
         "StatefulWorkflow": StatefulWorkflow(),
         "TokenAuth": TokenAuth(),
@@ -333,6 +340,7 @@ def objects(keyring: Keyring, client: Client) -> dict[str, object]:
     }
     arguments: dict[type, tuple[Any, ...]] = {
         NotConverged: ("behind", tree),
+        NotRenewed: ("stale", source),
         WorkflowAsleep: ("asleep", 0.0),
     }
     errors = {
@@ -358,10 +366,13 @@ def test_no_public_object_prints_a_secret(client: Client) -> None:
     }
     # What a caller gives in clear text; its members are what was given.
     assert found(SECRET, repr(NewToken(SECRET)).encode()) == []
-    functions.add("NewToken")
+    assert found(SECRET, repr(NewGrant("source", {"refresh_token": SECRET})).encode()) == []
+    functions |= {"NewGrant", "NewToken"}
     assert set(stateful_workflow.__all__) - printed.keys() == functions | {
         "Opener",
         "Signer",
+        "SourceState",
+        "SourceWorker",
         "TokenHome",
         "TokenState",
     }
