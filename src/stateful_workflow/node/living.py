@@ -43,7 +43,7 @@ from .contract import (
 )
 from .inbox import Inbox, now_ms
 from .ledger import Ledger, Verdict
-from .record import warn
+from .record import NodeRecord, warn
 from .renewal import (
     AS_BEFORE,
     GOT,
@@ -76,7 +76,7 @@ class Living:
     """The credentials of one node that a source mints.
 
     Args:
-        ledger, inbox: of the node.
+        ledger, inbox, record: of the node.
         reports: fingerprints of tokens that an API refused, by name.
         accepted: called after a token was accepted that was minted.
         carried: what the run before knew.
@@ -86,12 +86,14 @@ class Living:
         self,
         ledger: Ledger,
         inbox: Inbox,
+        record: NodeRecord,
         reports: Mapping[str, Collection[str]],
         accepted: Callable[[], None],
         carried: Mapping[str, Renewing],
     ) -> None:
         self._ledger = ledger
         self._inbox = inbox
+        self._record = record
         self._reports = reports
         self._accepted = accepted
         self.states = dict(carried)
@@ -255,6 +257,8 @@ class Living:
             if result is None:  # given up before a worker had begun
                 self.states[name] = replace(self.states[name], sent=state.sent)
                 return
+            if result.outcome == "lost_reply" and handle.exception() is not None:
+                self._record.lost_reply(name, grant.claims.source or "")
             await self._settle(name, grant, old, why, result, was_sent=was_sent)
         finally:
             del self._minting[name]

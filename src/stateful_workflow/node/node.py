@@ -117,7 +117,12 @@ class Node:
         )
         self._reports: dict[str, dict[str, int]] = {}
         self.living = Living(
-            self.ledger, self._inbox, self._reports, self.telling.accepted, start.renewing
+            self.ledger,
+            self._inbox,
+            self._record,
+            self._reports,
+            self.telling.accepted,
+            start.renewing,
         )
         self.signals = 0
         self._updates = 0
