@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 from temporalio.client import Client
@@ -12,42 +10,15 @@ from temporalio.client import Client
 from stateful_workflow import NotRenewed, ProviderUnreachable, RateLimited, ReplyLost, TokenClient
 from stateful_workflow.engine import EmbeddedEngine
 from stateful_workflow.source import Grant, Minted
-from tests.support.living import Provider, living_keyring, plugin, source_is
+from tests.support.living import Provider, living_keyring, plugin, source_is, start_home
 from tests.support.trees import Tree
 from tests.support.workflows import Plan
-
-
-@pytest.fixture
-def provider() -> Provider:
-    return Provider()
-
-
-@pytest.fixture
-async def home(engine: EmbeddedEngine, provider: Provider, queue: str) -> AsyncIterator[Tree]:
-    """A tree whose workers mint as well; its root is to be started with a grant."""
-    keyring = living_keyring()
-    client = await Client.connect(engine.address, plugins=[plugin(keyring, provider)])
-    tree = Tree(client, TokenClient(client, keyring), queue, queue)
-    async with tree.worker():
-        yield tree
-
-
-async def start(home: Tree, provider: Provider, plan: Plan | None = None, **options: Any) -> None:
-    await home.start(
-        plan,
-        api_token=None,
-        source="own",
-        grant=provider.first,
-        origins=["https://api.example.com"],
-        api_url=None,
-        **options,
-    )
 
 
 async def test_a_root_that_is_started_with_a_grant_mints_its_first_token(
     home: Tree, provider: Provider
 ) -> None:
-    await start(home, provider, Plan({"0": Plan(), "1": Plan()}))
+    await start_home(home, provider, Plan({"0": Plan(), "1": Plan()}))
     await source_is(home.tokens, home.root, lambda status: status.state == "fresh")
     await home.opens("tok-1", "", "0", "1")
     assert provider.exchanges == 1
@@ -56,7 +27,7 @@ async def test_a_root_that_is_started_with_a_grant_mints_its_first_token(
 async def test_a_person_has_a_new_token_minted_and_the_old_one_retired_once_nobody_uses_it(
     home: Tree, provider: Provider
 ) -> None:
-    await start(home, provider, Plan({"a": Plan()}))
+    await start_home(home, provider, Plan({"a": Plan()}))
     await source_is(home.tokens, home.root, lambda status: status.state == "fresh")
 
     status = await home.tokens.renew(home.root, retire=True, timeout=60)
@@ -69,7 +40,7 @@ async def test_a_person_has_a_new_token_minted_and_the_old_one_retired_once_nobo
 async def test_a_grant_that_is_refused_needs_authorization_and_then_all_goes_on(
     home: Tree, provider: Provider
 ) -> None:
-    await start(home, provider, Plan({"a": Plan()}))
+    await start_home(home, provider, Plan({"a": Plan()}))
     await source_is(home.tokens, home.root, lambda status: status.state == "fresh")
     provider.grant = "revoked-at-the-provider"
 
@@ -88,7 +59,7 @@ async def test_a_reply_that_is_lost_is_asked_for_again_with_the_same_grant(
     home: Tree, provider: Provider
 ) -> None:
     provider.failures = [ReplyLost("the connection broke")]
-    await start(home, provider)
+    await start_home(home, provider)
     status = await source_is(home.tokens, home.root, lambda status: status.state == "fresh")
     assert status.counts == {"lost_reply": 1, "minted": 1}
 
@@ -101,7 +72,7 @@ async def test_what_passes_is_no_dead_grant_and_is_tried_again(
         RateLimited("patience", retry_after=1.0),
         ValueError("secret-canary"),
     ]
-    await start(home, provider)
+    await start_home(home, provider)
     status = await source_is(home.tokens, home.root, lambda status: status.state == "fresh")
     assert status.counts == {"unreachable": 1, "rate_limited": 1, "lost_reply": 1, "minted": 1}
 

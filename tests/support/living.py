@@ -18,6 +18,8 @@ from stateful_workflow import (
 )
 from stateful_workflow.source import Grant, Minted, Source, now
 from tests.support.asking import eventually
+from tests.support.trees import Tree
+from tests.support.workflows import Plan
 
 URL = "https://api.example.com"
 
@@ -93,6 +95,15 @@ def plugin(keyring: Keyring, provider: Source, **options: Any) -> StatefulPlugin
     return StatefulPlugin(keyring, sources={"own": provider}, **options)
 
 
+async def start_home(
+    home: Tree, provider: Provider, plan: Plan | None = None, **options: Any
+) -> None:
+    """Start a tree with the provider's first grant in the place of a token."""
+    terms: dict[str, Any] = {"origins": [URL], "api_url": None, **options}
+    grant = provider.first
+    await home.start(plan, api_token=None, source="own", grant=grant, **terms)
+
+
 async def source_is(
     tokens: TokenClient, home: str, so: Callable[[SourceStatus], bool], name: str = "apiToken"
 ) -> SourceStatus:
@@ -107,4 +118,4 @@ async def source_is(
     return await eventually(known)
 
 
-__all__ = ["URL", "Provider", "SourceError", "living_keyring", "plugin", "source_is"]
+__all__ = ["URL", "Provider", "SourceError", "living_keyring", "plugin", "source_is", "start_home"]
