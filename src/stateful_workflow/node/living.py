@@ -170,6 +170,11 @@ class Living:
             command = authorizing(self._ledger.path[-1], source, name)
             raise NotRenewable(f"{where}: {name} needs authorization: run `{command}`")
 
+    def distrust(self, why: str) -> None:
+        """Send none of the grants that stand here: they need authorization, for this reason."""
+        for name, grant in self._ledger.grants.items():
+            self.states[name] = Renewing(dead=grant.fingerprint, detail=why)
+
     # --- the loops -----------------------------------------------------------
 
     def begin(self) -> None:

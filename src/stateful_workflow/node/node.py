@@ -423,7 +423,7 @@ class Node:
         Raises:
             StateTooNew: only a newer worker can read it.
         """
-        info = workflow.info()
+        info, is_resumed = workflow.info(), False
         try:
             answer = await couriers.ask(
                 RECOVER,
@@ -436,6 +436,7 @@ class Node:
             )
             if answer.state is not None:
                 self._resume(Start.from_json(answer.state))
+                is_resumed = True
             elif answer.asked:
                 self.ledger.held = self._first_held
             self._lost = self._lost or not answer.asked
@@ -448,6 +449,8 @@ class Node:
                 f"Run {info.continued_run_id} could not be asked for its state; set the token of "
                 f"workflow {info.workflow_id} again"
             )
+        if self._lost and not is_resumed:
+            self.living.distrust(f"run {info.continued_run_id}, which may have spent it, is gone")
         self._first_held = {}
         self.telling.resume(self._since)
         self._recovers = False

@@ -152,8 +152,15 @@ async def start_of_run(
     client: Client, workflow_id: str, run_id: str, *, timeout: timedelta
 ) -> WorkflowExecutionStartedEventAttributes:
     """What a run was started with, by its first event; raises as `history`."""
-    first = await anext(history(client, workflow_id, run_id, timeout=timeout, page=1))
+    first = await first_event(client, workflow_id, run_id, timeout=timeout)
     return first.workflow_execution_started_event_attributes
+
+
+async def first_event(
+    client: Client, workflow_id: str, run_id: str, *, timeout: timedelta
+) -> HistoryEvent:
+    """The event of a run's start; raises as `history`."""
+    return await anext(history(client, workflow_id, run_id, timeout=timeout, page=1))
 
 
 async def never_ran(client: Client, workflow_id: str, run_id: str, *, timeout: timedelta) -> bool:

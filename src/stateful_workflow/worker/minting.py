@@ -65,6 +65,7 @@ from .left_behind import left_behind
 _log = logging.getLogger(__name__)
 
 _BEAT_SECONDS: Final = 1.0
+_READY_WITHIN: Final = 5.0
 _CONVERGED_WITHIN: Final = 60.0
 _MOST_BEHIND: Final = 100
 
@@ -127,6 +128,7 @@ class SourceActivities:
     async def _mint(self, request: MintRequest, now: Callable[[], float]) -> MintResult:
         info = activity.info()
         workflow_id, run_id = info.workflow_id or "", info.workflow_run_id or ""
+        began = time.monotonic()
         try:
             minting = _Minting.of(request, self._name, self._plugin.keyring(), now)
             newer = await left_behind(self._client(), workflow_id, run_id, minting.grant.message)
@@ -138,6 +140,8 @@ class SourceActivities:
             event = self._event("mint", "failure", request.name, reason="not_ready")
             self._plugin.recorder.record(event)
             return MintResult("not_ready", detail=str(error)[:1_000])
+        if time.monotonic() - began > _READY_WITHIN:  # or its answer would come too late
+            return MintResult("not_ready", detail="the server and the record took too long")
         result = await self._exchanged(minting, request)
         self._recorded_soon(minting, result)
         return result
