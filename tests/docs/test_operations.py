@@ -23,10 +23,18 @@ import pytest
 from temporalio.client import Client, WorkflowHandle, WorkflowUpdateStage
 from temporalio.common import RetryPolicy
 
-from stateful_workflow import Keyring, NotConverged, StatefulPlugin, TokenClient
+from stateful_workflow import (
+    Keyring,
+    NotConverged,
+    NotRenewed,
+    ProviderUnreachable,
+    StatefulPlugin,
+    TokenClient,
+)
 from stateful_workflow.audit import AuditEvent, AuditFile
 from stateful_workflow.engine import EmbeddedEngine, start_engine
 from stateful_workflow.errors import MessageRefused, TokenForged, TokenMalformed
+from stateful_workflow.record.metrics import OF_SOURCES
 from stateful_workflow.sealed.message import parse
 from tests.conftest import DELETE_SOON
 from tests.docs.reader import BLOCKS, PROJECT, Block, Reader
@@ -43,6 +51,7 @@ from tests.support.asking import (
     start_worker,
     status_of,
 )
+from tests.support.living import Provider, source_is
 from tests.support.tools import needs
 from tests.support.use_workflows import Caller, Distant, Job
 from tests.support.workflows import Flaky, Node, Plan, shown
@@ -52,6 +61,7 @@ DOCUMENT: Final = "docs/operations.md"
 ROOT, CHILD = "tenant-acme", "tenant-acme-sync-0"
 FIRST, SECOND, STOLEN = "operations-token-1", "operations-token-2", "operations-stolen"
 ELSEWHERE: Final = "https://api.example.com"
+FAILED = ("mint", "failure")
 BEHIND, FOUND = 3, 1
 """Exit statuses of `stateful tree` and of `stateful audit review`."""
 
@@ -338,6 +348,57 @@ async def test_calls_are_answered_401(site: Site) -> None:
     assert await update.result() == ["200"]
     *_, last = (await site.run(over)).splitlines()
     assert last.endswith(" 200")
+
+
+@pytest.fixture
+async def minted(idle_site: Site) -> AsyncIterator[Provider]:
+    """The tree of a site whose workers have a source; its provider."""
+    provider, site = Provider(), idle_site
+    keyring = site.keyring.add_reader("sources")
+    plugin = StatefulPlugin(keyring, sources={"tenants": provider}, audit=site.audit)
+    site.client = await Client.connect(site.engine.address, plugins=[plugin])
+    site.issuer = TokenClient(site.client, keyring)
+    async with start_worker(site.client, "tenants", **EVERYTHING):
+        grant = {"source": "tenants", "grant": provider.first}
+        await site.start(Node.run, Plan({"sync-0": Plan()}), api_token=None, **grant)
+        await source_is(site.issuer, ROOT, lambda status: status.state == "fresh")
+        yield provider
+
+
+async def test_a_grant_is_dead(idle_site: Site, minted: Provider) -> None:
+    look, over = blocks("A grant is dead")
+    minted.grant = "given-anew"
+    with pytest.raises(NotRenewed):
+        await idle_site.issuer.renew(ROOT)
+
+    async def is_told() -> None:
+        printed = await idle_site.run(look)
+        assert "needs_authorization" in printed
+        assert '"state":"needs_authorization"' in printed
+
+    await eventually(is_told)
+    await idle_site.issuer.authorize(ROOT, source="tenants", grant=minted.first)
+    await source_is(idle_site.issuer, ROOT, lambda status: status.state == "fresh")
+    assert "held" in await idle_site.run(over)
+
+
+async def test_a_source_gets_no_tokens(idle_site: Site, minted: Provider) -> None:
+    look, over = blocks("A source gets no tokens")
+    minted.failures = [ProviderUnreachable("no route to it")]
+    renewing = asyncio.create_task(idle_site.issuer.renew(ROOT))
+    await source_is(idle_site.issuer, ROOT, lambda status: "unreachable" in status.counts)
+    printed = await idle_site.run(look)
+    assert "unreachable" in printed
+    assert (await renewing).counts["minted"] == 2
+    assert "held" in await idle_site.run(over)
+
+
+def test_every_reason_for_a_failed_exchange_is_explained() -> None:
+    text = (PROJECT / DOCUMENT).read_text("utf-8")
+    section = text.partition("\n## A source gets no tokens\n")[2].partition("\n## ")[0]
+    failed = {reason for action, outcome, reason in OF_SOURCES if (action, outcome) == FAILED}
+    for reason in failed - {"refused_grant", "refused_grant_after_lost_reply"}:
+        assert f"`{reason}`" in section
 
 
 async def test_a_request_to_another_origin_is_refused(site: Site) -> None:
