@@ -186,6 +186,34 @@ async def test_a_version_is_resolved_once_for_all_who_use_it_and_a_failure_is_no
     assert len(manager.asked) == 2
 
 
+async def test_what_is_in_use_stays_known_while_a_newer_one_is_resolved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lower(monkeypatch, fresh_seconds=0.0)
+    answers, old, new = asyncio.Event(), message(), message(version=CLAIMS.version + 1)
+    given = iter(["first", "second", "third"])
+
+    async def read(_: str) -> str:
+        await answers.wait()
+        return next(given)
+
+    known = References({"prod": Resolver(read, ("*/*",))})
+    answers.set()
+    token = ApiToken(old, await known.resolve(old, TO))
+    answers.clear()
+    waiting: list[asyncio.Task[Any]] = [
+        asyncio.create_task(known.resolve(new, TO)),
+        asyncio.create_task(known.look_again(token)),
+    ]
+    await asyncio.sleep(0)
+    assert known.known(old) == Secret("first")
+    answers.set()
+    await asyncio.gather(*waiting)
+    assert known.known(old) in (Secret("second"), Secret("third"))
+    assert known.known(new) in (Secret("second"), Secret("third"))
+    assert known.has_another(token)
+
+
 async def test_fifty_refusals_at_one_moment_look_once_and_again_when_it_may_have_changed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

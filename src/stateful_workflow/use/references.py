@@ -65,13 +65,23 @@ class Resolver:
         )
 
 
+_Task: TypeAlias = "asyncio.Task[tuple[Secret, float]]"
+
+
 @dataclass
 class _Resolved:
-    """What came of a reference, for all who use that version; times are of `time.monotonic`."""
+    """What came of a reference, for all who use that version.
+
+    Attributes:
+        before: what came of another version at its place, which some activities may use yet.
+        again, anew_at: what comes of looking again, and when that began (`time.monotonic`).
+    """
 
     hash: str
     reference: Secret
-    task: asyncio.Task[tuple[Secret, float]]
+    task: _Task
+    before: _Resolved | None = None
+    again: _Task | None = None
     anew_at: float = -math.inf
 
     @property
@@ -92,8 +102,8 @@ class References:
 
     def known(self, message: Message) -> Secret | None:
         """What a message's reference has led to already, if anything."""
-        found = self._resolved.get(_place(message))
-        return found.secret if found is not None and found.hash == message.hash else None
+        found = self._find(message)
+        return None if found is None else found.secret
 
     async def resolve(self, message: Message, reference: Secret) -> Secret:
         """What a message's reference leads to.
@@ -101,9 +111,8 @@ class References:
         Raises:
             ReferenceUnresolved: no resolver here may be asked, or it gives none.
         """
-        found = self._resolved.get(_place(message))
-        is_over = found is None or found.hash != message.hash
-        if found is None or is_over or (found.task.done() and found.secret is None):
+        found = self._find(message)
+        if found is None or (found.task.done() and found.secret is None):
             found = self._begin(message, reference)
         secret, _ = await asyncio.shield(found.task)
         return secret
@@ -115,23 +124,38 @@ class References:
 
     async def look_again(self, refused: ApiToken) -> None:
         """Resolve anew what an API refused, once in the time that a token is fresh."""
-        found, now = self._resolved.get(_place(refused.message)), time.monotonic()
-        if found is None or found.hash != refused.message.hash or self.has_another(refused):
+        found, now = self._find(refused.message), time.monotonic()
+        if found is None or self.has_another(refused):
             return
         if found.secret is not None and now - found.anew_at >= limits.LIMITS.fresh_seconds:
-            found = self._begin(refused.message, found.reference)
-            found.anew_at = now
-        with suppress(StatefulError):
-            await asyncio.shield(found.task)
+            found.again, found.anew_at = self._task(refused.message, found.reference), now
+        if found.again is not None:
+            with suppress(StatefulError):
+                await asyncio.shield(found.again)
+                found.task = found.again
+
+    def _find(self, message: Message) -> _Resolved | None:
+        found = self._resolved.get(_place(message))
+        if found is not None and found.hash != message.hash:
+            found = found.before
+        return found if found is not None and found.hash == message.hash else None
 
     def _begin(self, message: Message, reference: Secret) -> _Resolved:
         if len(self._resolved) >= _REMEMBERED:
             self._resolved.clear()
-        task = asyncio.create_task(resolved(self._resolvers, message, reference))
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        begun = _Resolved(message.hash, reference, task)
+        before = self._resolved.get(_place(message))
+        if before is not None and before.hash == message.hash:
+            before = before.before
+        if before is not None:
+            before.before = None
+        begun = _Resolved(message.hash, reference, self._task(message, reference), before)
         self._resolved[_place(message)] = begun
         return begun
+
+    def _task(self, message: Message, reference: Secret) -> _Task:
+        task = asyncio.create_task(resolved(self._resolvers, message, reference))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return task
 
 
 async def resolved(
