@@ -374,6 +374,13 @@ async def test_patience_asked_for_in_words_is_as_long_as_said(
     assert error.retry_after == 17
 
 
+async def test_what_is_not_encrypted_goes_through_no_proxy(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    assert isinstance(await minting(scripted, http(400, INVALID_GRANT)), GrantRefused)
+
+
 async def test_no_redirect_is_followed(scripted: Scripted) -> None:
     there = f"Location: http://127.0.0.1:{scripted.port}/elsewhere"
     error = await minting(scripted, http(307, b"", there))  # one request, it says

@@ -314,7 +314,12 @@ class OAuthSource:
 
         async def whole() -> httpx.Response:
             async with (
-                httpx.AsyncClient(verify=self._verify, timeout=timeout, headers=usual) as http,
+                httpx.AsyncClient(
+                    verify=self._verify,
+                    timeout=timeout,
+                    headers=usual,
+                    trust_env=url.startswith("https:"),  # or a proxy would read it in clear text
+                ) as http,
                 http.stream(method, url, headers=headers, content=body) as response,
             ):
                 content = b""

@@ -112,7 +112,11 @@ class Vault:
                 raise AnswerUnusable(f"what is to be a token of {_WHO} is none")
             headers["X-Vault-Token"] = token
         left = TIMEOUT if deadline is None else max(deadline - time.monotonic(), 0.0)
-        async with httpx.AsyncClient(verify=self._verify, timeout=TIMEOUT) as http:
+        # What is not encrypted is for this machine, and for no proxy that the environment names.
+        trusts = self._base.startswith("https:")
+        async with httpx.AsyncClient(
+            verify=self._verify, timeout=TIMEOUT, trust_env=trusts
+        ) as http:
             sending = http.request(method, self._base + path, headers=headers, json=body)
             return await exchanged(sending, left, _WHO, changes=changes)
 
