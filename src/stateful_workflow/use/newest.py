@@ -175,13 +175,16 @@ class Newest:
 
     def _is_stale(self, name: str) -> bool:
         """Whether the workflow is asked before the next use."""
-        of, known = self._of(name), self.standing(name)
-        if time.monotonic() - of.true_at >= limits.LIMITS.fresh_seconds:
+        known = self.standing(name)
+        if self._is_old(name):
             return True
         if known.message is None:
             return known.state in ("held", "waiting")  # too large for the header, or on its way
         expiry = known.message.claims.expires_at
         return expiry is not None and expiry - self.clock() < NEAR_EXPIRY_SECONDS
+
+    def _is_old(self, name: str) -> bool:
+        return time.monotonic() - self._of(name).true_at >= limits.LIMITS.fresh_seconds
 
     async def begin(self, *, takes_part: bool) -> None:
         """Ask before the activity begins, where it could not later; `message` raises the errors.
@@ -331,7 +334,7 @@ class Newest:
         assert self._asking is not None  # noqa: S101 - who calls has looked
         self._asking.on_loop.setdefault(self._info.activity_type, set()).add(name)
         of = self._of(name)
-        if of.keeper is None and self._is_usable(name) and self._is_stale(name):
+        if of.keeper is None and self._is_usable(name) and self._is_old(name):
             activity.logger.warning(
                 printable(
                     f"What this activity knows of its {name} is old, and on the event loop it "
