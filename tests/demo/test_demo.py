@@ -55,7 +55,7 @@ def ui_port(said: str) -> int:
     return int(found[1])
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_it_rotates_while_calls_flow_and_reports_what_was_counted(tmp_path: Path) -> None:
     with start_demo(tmp_path, "--json", "--keep") as process:
         said = wait_for(process, "Ctrl-C ends it")
@@ -73,13 +73,16 @@ def test_it_rotates_while_calls_flow_and_reports_what_was_counted(tmp_path: Path
     assert report["nodes"] == 1 + 5 + 5 * 5 + 5
     assert report["rotations"] == len(report["convergence_ms"]) == 3
     by_version = report["api_calls_by_version"]
-    assert list(by_version) == ["v1", "v2", "v3", "v4"]
+    assert list(by_version)[:4] == ["v1", "v2", "v3", "v4"]
     assert min(by_version.values()) > 0
     assert sum(by_version.values()) == report["api_calls"]
     assert report["audit_api_uses"] == report["api_calls"]
     assert report["audit_verified"] is True
     assert report["audit_events"] > 2 * report["api_calls"]
     assert 0 <= report["unauthorized_responses"] < report["api_calls"] / 4
+    assert report["refreshes"] == report["exchanges_at_provider"] >= 5
+    assert (report["reports_of_401"], report["retired_and_refused"]) == (1, 1)
+    assert "nobody was told" in said
     assert report["failed_activities"] == 0
     assert report["withheld_nodes_with_token"] == 0
     assert report["token_occurrences_in_engine"] == 0

@@ -34,7 +34,7 @@ BELOW: Final[dict[str, set[str]]] = {
     "engine": {"errors"},
     "demo": {
         *(PUBLIC, "audit", "client", "engine", "errors", "node", "record", "sealed"),
-        *("text", "use", "web", "worker"),
+        *("source", "text", "use", "web", "worker"),
     },
     "cli": {
         *("audit", "client", "demo", "engine", "errors", "node", "record", "sealed"),

@@ -21,8 +21,10 @@ from ..errors import OperationFailed
 from ..sealed.keyring import Keyring
 from ..text.output import print_json, say
 from ..worker.plugin import StatefulPlugin
-from .api import TokenApi, serve_api
+from .api import TokenApi, serve
+from .provider import AuthorizationServer
 from .report import VERSIONS, Report, Seen, count
+from .second_act import SOURCE, live_on_a_source, source_of
 from .workflows import ACTIVITIES, WORKFLOWS, Tenant
 
 _ROOT: Final = "acme"
@@ -31,6 +33,7 @@ _ACCOUNTS: Final = [f"account-{number}" for number in range(1, 6)]
 _SYNCS: Final = 5
 _NODES: Final = 1 + len(_ACCOUNTS) * (1 + _SYNCS + 1)
 _TOLD_EVERY_SECONDS: Final = 2.0
+_TOKEN_LIVES_SECONDS: Final = 5
 _CONVERGE_WITHIN_SECONDS: Final = 30.0
 _END_WITHIN_SECONDS: Final = 300.0
 
@@ -51,31 +54,37 @@ async def run_demo(*, as_json: bool, keep: bool) -> int:
         StatefulError: what kept it from a report.
     """
     with tempfile.TemporaryDirectory(prefix="stateful-demo-", ignore_cleanup_errors=True) as at:
-        _tell("starting the Temporal server and the API")
-        api = TokenApi()
-        async with start_engine(Path(at, "engine.db")) as engine, serve_api(api) as url:
+        _tell("starting the Temporal server, the API and its authorization server")
+        server = AuthorizationServer(TokenApi(), _TOKEN_LIVES_SECONDS)
+        async with start_engine(Path(at, "engine.db")) as engine, serve(server.app()) as url:
             _tell(f"Web UI: {engine.ui_url}")
-            report = await _run(engine, api, url, Path(at), keep=keep, as_json=as_json)
+            report = await _run(engine, server, url, Path(at), keep=keep, as_json=as_json)
     return 0 if report.is_good else 1
 
 
 async def _run(
-    engine: EmbeddedEngine, api: TokenApi, url: str, folder: Path, *, as_json: bool, keep: bool
+    engine: EmbeddedEngine,
+    server: AuthorizationServer,
+    url: str,
+    folder: Path,
+    *,
+    as_json: bool,
+    keep: bool,
 ) -> Report:
     checkpoints: list[str] = []
-    keyring = Keyring.generate()
+    keyring = Keyring.generate().add_reader("sources")
     with AuditFile(folder / "audit.jsonl", on_checkpoint=checkpoints.append) as record:
-        plugin = StatefulPlugin(keyring, audit=record)
+        plugin = StatefulPlugin(keyring, audit=record, sources={SOURCE: source_of(server, url)})
         client = await Client.connect(engine.address, plugins=[plugin])
         async with Worker(client, task_queue=_QUEUE, workflows=WORKFLOWS, activities=ACTIVITIES):
-            running = _rotate_while_calls_flow(TokenClient(client, keyring), api, url)
+            running = _rotate_while_calls_flow(TokenClient(client, keyring), server, url)
             try:
                 seen = await asyncio.wait_for(running, _END_WITHIN_SECONDS)
             except asyncio.TimeoutError:
                 raise OperationFailed(f"no end within {_END_WITHIN_SECONDS:g} s") from None
             _tell("all workflows have ended; reading the API's log, histories, database")
             await asyncio.to_thread(record.close)
-            report = await count(client, engine, api, seen, record.path, checkpoints)
+            report = await count(client, engine, server, seen, record.path, checkpoints)
             shown = [f"{name:<28} {value}" for name, value in asdict(report).items()]
             say("", *shown, "", err=as_json)
             if as_json:
@@ -88,8 +97,11 @@ async def _run(
     return report
 
 
-async def _rotate_while_calls_flow(tokens: TokenClient, api: TokenApi, url: str) -> Seen:
-    """Start the tree, rotate its token again and again while it works, and end it."""
+async def _rotate_while_calls_flow(
+    tokens: TokenClient, server: AuthorizationServer, url: str
+) -> Seen:
+    """Start the tree, rotate its token while it works, let it live on a source, and end it."""
+    api = server.api
     current = api.issue()
     root = await tokens.start_workflow(
         Tenant.run,
@@ -119,10 +131,11 @@ async def _rotate_while_calls_flow(tokens: TokenClient, api: TokenApi, url: str)
         )
         await _let_calls_flow(api)
     answer: dict[str, str] = await root.query("apiToken")
+    lived = await live_on_a_source(tokens, _ROOT, server, lambda: _let_calls_flow(api))
     _tell("stopping the tree")
     await root.signal(Tenant.stop)
     await root.result()
-    return Seen(tree, answer["sealed"].encode(), convergence_ms)
+    return Seen(tree, answer["sealed"].encode(), convergence_ms, *lived)
 
 
 async def _let_calls_flow(api: TokenApi) -> None:

@@ -1,7 +1,7 @@
 """A customer's tree: a tenant, its accounts, and for each account its syncs and a cleanup.
 
 An ordinary Temporal application but for three things: the base class `StatefulWorkflow`,
-the class keyword ``withhold``, and ``auth=TokenAuth()`` in the activity.
+the class keyword ``withhold``, and ``auth=TokenAuth(…)`` in the activity.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ _RETRIES: Final = RetryPolicy(initial_interval=timedelta(milliseconds=200), maxi
 async def read_items(account: str) -> None:
     """Page through an account's items at the API, with the token of the moment at every page."""
     async with httpx.AsyncClient(
-        auth=TokenAuth(), base_url=current_api_url() or "", verify=_TLS, trust_env=False
+        auth=TokenAuth(wait_for_newer=10),
+        base_url=current_api_url() or "",
+        verify=_TLS,
+        trust_env=False,
     ) as http:
         for page in range(_PAGES):
             response = await http.get(f"/accounts/{account}/items", params={"page": page})
