@@ -29,6 +29,7 @@ from stateful_workflow.cli.app import app
 from stateful_workflow.cli.common import IN_OPTIONS, in_options
 from stateful_workflow.cli.tree import render
 from stateful_workflow.errors import NoWorkerAnswers, StatefulError, TokenNotSet, WorkflowNotFound
+from stateful_workflow.node.renewal import RetiringStatus, SourceStatus
 from stateful_workflow.node.status import TokenStatus, TokenTree, TreeNode
 from stateful_workflow.sealed.keyring import Keyring
 from stateful_workflow.sealed.message import MAX_VERSION
@@ -166,6 +167,29 @@ def test_wrong_usage_of_set_is_status_2(arguments: list[str], stdin: str | bytes
     assert stateful("token", "set", *arguments, stdin=stdin).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "stdin", "said"),
+    [
+        ([], "", "no grant on stdin"),
+        ([], "canary", "a grant is a JSON object, "),
+        ([], '{"a": "canary", "a": 1}', "it names a member twice"),
+        (["canary"], "{}", "a grant is not taken from the command line: "),
+        (["--refresh-token"], "canary\ncanary", "has several lines"),
+        (["--no-grant", "--refresh-token"], "canary", "--no-grant stands without a grant"),
+        (["--grant-from-env", "NOT_SET_HERE"], "", "the variable of --grant-from-env is not set"),
+        (["--renew-every", "canary"], "{}", "--renew-every takes TIME: "),
+        (["--renew-every", "0d"], "{}", "--renew-every takes TIME: "),
+        (["--by", "canary-0123456789"], '{"a": "canary-0123456789"}', "never a secret"),
+    ],
+)
+def test_a_grant_that_is_not_understood_is_not_repeated(
+    options: list[str], stdin: str, said: str
+) -> None:
+    result = stateful("token", "authorize", "x", "--source", "own", *options, stdin=stdin)
+    assert (result.exit_code, said in result.stderr) == (2, True), result.stderr
+    assert CANARY not in result.output
+
+
 def test_help_shows_every_command_and_completion() -> None:
     text = stateful("--help").stdout
     for word in ("dev", "demo", "keys", "token", "tree", "--install-completion"):
@@ -252,6 +276,27 @@ def test_of_many_children_that_could_not_be_told_the_first_are_named() -> None:
     assert line.endswith("sync-8, sync-9 and 1990 more")
 
 
+def test_a_home_is_drawn_with_what_is_known_of_its_source() -> None:
+    home = held("tenant", None)
+    fresh = SourceStatus("apiToken", "own", "fresh", "f1", next_at=3_730_000)
+    slow = SourceStatus(
+        *("apiToken", "own", "stale", "f1"), failures=2, outcome="unreachable", detail="no route"
+    )
+    dead = SourceStatus(
+        "billing", "own", "needs_authorization", "f1", outcome="refused_grant", after_lost=True
+    )
+    for source, said in (
+        (fresh, "fresh, renews it in 1 h"),
+        (slow, "stale: 2 exchanges failed, the last: unreachable: no route"),
+        (
+            dead,
+            "needs authorization: the provider refuses the grant after an answer to it was lost; "
+            "run `stateful token authorize tenant --source own --name billing`",
+        ),
+    ):
+        assert drawn(replace(home, source=source))[1].endswith(f"old source own {said}")
+
+
 # --- nothing goes around what escapes -------------------------------------------------------
 
 AROUND = re.compile(
@@ -306,6 +351,19 @@ def test_an_error_that_nobody_expected_is_escaped_too() -> None:
 
 # --- what others chose --------------------------------------------------------------------
 
+MINTED = SourceStatus(
+    HOSTILE,
+    HOSTILE,
+    "stale",
+    HOSTILE,
+    next_at=1,
+    counts={HOSTILE: 1},
+    failures=1,
+    outcome="malformed",
+    detail=HOSTILE,
+    retiring=(RetiringStatus(1, HOSTILE, (HOSTILE,), HOSTILE),),
+    retired=HOSTILE,
+)
 NODE = TreeNode(
     HOSTILE,
     HOSTILE,
@@ -318,6 +376,7 @@ NODE = TreeNode(
     current=False,
     undelivered=(HOSTILE,),
     problem=HOSTILE,
+    source=MINTED,
 )
 STATUS = TokenStatus(
     HOSTILE,
@@ -356,6 +415,9 @@ class Liar:
         if self.error is not None:
             raise self.error
         return STATUS
+
+    async def source(self, *_: object) -> SourceStatus:
+        return MINTED
 
     async def get(self, *_: object) -> Any:
         return self

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from ..engine import start_engine
-from ..text.output import Commands, say
-from . import audit, codec_server, keys, token, tree
+from ..text.output import Command, Commands, say
+from . import audit, codec_server, keys, source, token, tree
 from .common import Json, Namespace, reported, run
 from .extras import needing
 
@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 app.add_typer(keys.app, name="keys")
 app.add_typer(token.app, name="token")
+token.app.command("authorize", cls=Command)(source.authorize)
+token.app.command("renew")(source.renew)
 app.add_typer(audit.app, name="audit")
 app.command("tree")(tree.tree)
 app.command("codec-server")(codec_server.codec_server)

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -19,6 +19,7 @@ from ..audit import AuditFile
 from ..client.calls import ask
 from ..client.client import TokenClient
 from ..errors import AuditError, NotConverged, OperationFailed, ReferenceUnresolved, StatefulError
+from ..node.renewal import SourceStatus
 from ..node.status import TokenStatus
 from ..record.event import MAX_NOTE, Deed, Note
 from ..sealed.keyring import Keyring
@@ -79,40 +80,30 @@ class Noted(WithKeys):
         str | None, typer.Option(metavar="WHY", help="Why, such as a ticket. On record.")
     ] = None
 
-    def note(self, token: str = "") -> Note:
-        """What `TokenClient` takes of it; the token must not stand in it."""
+    def note(self, *secrets: str) -> Note:
+        """What `TokenClient` takes of it; none of the secrets may stand in it."""
         by = self.by
         with suppress(OSError, KeyError, ImportError):  # a container may have no user
             by = getpass.getuser() if by is None else by
         note = Note(by=by, on_behalf_of=self.on_behalf_of, reason=self.reason)
         try:
-            Deed("set", **note).without(token)
+            Deed("set", **note).without(*secrets)
         except ValueError:
             raise typer.BadParameter(
                 "--by, --on-behalf-of and --reason go on record: each takes up to "
-                f"{MAX_NOTE:,} characters, and never the token"
+                f"{MAX_NOTE:,} characters, and never a secret"
             ) from None
         return note
 
 
 @dataclass(frozen=True)
-class NewToken(Noted):
-    """Options of a command that sets a token."""
+class GivenSecret(Noted):
+    """Options of a command that is given a secret, and the terms of tokens."""
 
-    # Taken so that a token given here by mistake is not echoed by the parser's own error.
+    # Taken so that a secret given here by mistake is not echoed by the parser's own error.
     mistaken: Annotated[list[str] | None, typer.Argument(hidden=True)] = None
-    from_env: Annotated[
-        str | None, typer.Option(metavar="VARIABLE", help="Read the token from this variable.")
-    ] = None
-    reference: Annotated[
-        str | None,
-        typer.Option(metavar="PREFIX:NAME", help="Not a token but what workers resolve to one."),
-    ] = None
     origin: Annotated[
         list[str] | None, typer.Option(metavar="URL", help="Where it may be sent; repeatable.")
-    ] = None
-    expires_in: Annotated[
-        float | None, typer.Option(min=1, metavar="SECONDS", help="From now; else never.")
     ] = None
     workflow_type: Annotated[
         list[str] | None,
@@ -136,34 +127,82 @@ class NewToken(Noted):
         ),
     ] = None
 
-    @cached_property
-    def given(self) -> dict[str, Any]:
-        """What `TokenClient.set` and `rotate` take; waits for the token where it is typed in."""
+    def checked_origins(self) -> list[str]:
+        """Where it may be sent, checked before any secret is read."""
         try:
-            origins = [allowed_origin(text, self.allow_http or ()) for text in self.origin or ()]
+            return [allowed_origin(text, self.allow_http or ()) for text in self.origin or ()]
         except ValueError as error:
             raise typer.BadParameter(f"--origin: {in_options(str(error))}") from None
-        if self.reference is not None and self.from_env is not None:
-            raise typer.BadParameter("give either --reference or --from-env")
-        is_read = self.reference is None or self.mistaken
-        token = _read_token(self.from_env, self.mistaken) if is_read else None
+
+    @cached_property
+    def given(self) -> dict[str, Any]:
+        """What `TokenClient` takes; waits for the secret where it is typed in."""
         return {
             "workflow_id": self.workflow_id,
-            "token": token,
             "name": self.name,
-            "origins": origins or None,
-            "expires_in": self.expires_in,
+            "origins": self.checked_origins() or None,
             "types": self.workflow_type or None,
             "readers": self.reader or None,
-            "reference": self.reference,
-            **self.note(token or ""),
             "api_url": self.api_url,
             "allow_http": self.allow_http or (),
+            **self.secret(),
         }
 
+    def secret(self) -> dict[str, Any]:
+        """What `TokenClient` takes of the secret, and of who has it done."""
+        raise NotImplementedError
+
+    def read(self, what: str, option: str, variable: str | None, mistake: str) -> str:
+        """A secret from stdin, a hidden prompt or a variable, whose option is named."""
+        if self.mistaken:
+            raise typer.BadParameter(
+                f"a {what} is not taken from the command line: pipe it in, or use {option}. If one "
+                f"was given just now, it is in the history of your shell: {mistake}"
+            )
+        if variable is not None:
+            text = os.environ.get(variable, "")
+            if not text:
+                raise typer.BadParameter(f"the variable of {option} is not set or empty")
+            return text
+        if sys.stdin.isatty():
+            return str(typer.prompt(what.capitalize(), hide_input=True, err=True))
+        try:
+            text = sys.stdin.read().rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise typer.BadParameter("stdin is not text") from None
+        if not text:
+            raise typer.BadParameter(f"no {what} on stdin")
+        return text
+
     def prepare(self) -> None:
-        """Read the token: on the event loop Ctrl-C would not end the waiting for it."""
+        """Read the secret: on the event loop Ctrl-C would not end the waiting for it."""
         _ = self.given
+
+
+@dataclass(frozen=True)
+class NewToken(GivenSecret):
+    """Options of a command that sets a token."""
+
+    from_env: Annotated[
+        str | None, typer.Option(metavar="VARIABLE", help="Read the token from this variable.")
+    ] = None
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="PREFIX:NAME", help="Not a token but what workers resolve to one."),
+    ] = None
+    expires_in: Annotated[
+        float | None, typer.Option(min=1, metavar="SECONDS", help="From now; else never.")
+    ] = None
+
+    def secret(self) -> dict[str, Any]:
+        """The token."""
+        if self.reference is not None and self.from_env is not None:
+            raise typer.BadParameter("give either --reference or --from-env")
+        given: dict[str, Any] = {"reference": self.reference, "expires_in": self.expires_in}
+        if self.reference is not None and not self.mistaken:
+            return {"token": None, **given, **self.note()}
+        token = one_line(self.read("token", "--from-env", self.from_env, "rotate it"))
+        return {"token": token, **given, **self.note(token)}
 
 
 @app.command("set", cls=Command)
@@ -177,6 +216,7 @@ async def set_token(options: NewToken) -> None:
     """
     async with options.client() as tokens:
         status = await tokens.set(**options.given)
+        await _say_what_goes_on(tokens, options)
     _show(options, status)
 
 
@@ -203,6 +243,7 @@ async def rotate(
                 tree = await tokens.rotate(**options.given, timeout=timeout, settle=settle)
         except NotConverged as behind:
             tree = behind.tree
+        await _say_what_goes_on(tokens, options)
     return show_tree(tree, as_json=options.as_json)
 
 
@@ -216,22 +257,30 @@ async def seal(options: NewToken) -> None:
     """
     async with options.client() as tokens:
         sealed = await tokens.seal(**options.given)
+        await _say_what_goes_on(tokens, options)
     print_json({"name": options.name, "sealed": sealed}) if options.as_json else say(sealed)
 
 
 @app.command()
 @command
 async def status(options: AtWorkflow, keyring: KeyringPath = None) -> None:
-    """Show what a workflow holds, without opening it."""
+    """Show what a workflow holds, without opening it, and the source that mints it where one does.
+
+    What needs authorization goes on after `stateful token authorize`.
+    """
     keys = keyring_at_hand(keyring)
     client = await options.connect()
-    status = await TokenClient(client, keys).status(options.workflow_id, options.name)
+    tokens = TokenClient(client, keys)
+    status = await tokens.status(options.workflow_id, options.name)
+    home = (status and status.authority) or options.workflow_id
     problem: str | None = None
+    source: SourceStatus | None = None
     with suppress(OperationFailed):
         answer = await ask(client, options.workflow_id)
         closed = "the workflow is closed" if answer.closed and status is not None else None
         problem = answer.node.clear_text(options.name) or closed
-    _show(options, status, problem=problem)
+        source = await tokens.source(home, options.name)
+    _show(options, status, problem=problem, source=None if source is None else (home, source))
 
 
 @app.command("api-url")
@@ -354,32 +403,25 @@ def _record(path: Path | None, *, must_record: bool) -> AbstractContextManager[A
         return nullcontext()
 
 
-def _read_token(variable: str | None, mistaken: list[str] | None) -> str:
-    if mistaken:
-        raise typer.BadParameter(
-            "a token is not taken from the command line: pipe it in, or use --from-env. If one "
-            "was given just now, it is in the history of your shell: rotate it"
-        )
-    if variable is not None:
-        token = os.environ.get(variable, "")
-        if not token:
-            raise typer.BadParameter("the variable of --from-env is not set or empty")
-        return _of_one_line(token, "the variable of --from-env")
-    if sys.stdin.isatty():
-        return str(typer.prompt("Token", hide_input=True, err=True))
-    try:
-        token = sys.stdin.read().rstrip("\r\n")
-    except UnicodeDecodeError:
-        raise typer.BadParameter("stdin is not text") from None
-    if not token:
-        raise typer.BadParameter("no token on stdin")
-    return _of_one_line(token, "stdin")
-
-
-def _of_one_line(token: str, where: str) -> str:
+def one_line(token: str) -> str:
+    """The token, refused where it has several lines."""
     if "\n" in token or "\r" in token:
-        raise typer.BadParameter(f"{where} has several lines, and a token is one")
+        raise typer.BadParameter("what was given has several lines, and a token is one")
     return token
+
+
+async def _say_what_goes_on(tokens: TokenClient, options: AtWorkflow) -> None:
+    """A note where a source renews what was just set."""
+    source = None
+    with suppress(OperationFailed):
+        source = await tokens.source(options.workflow_id, options.name)
+    if source is not None and not source.needs_authorization:
+        at = None if source.next_at is None else utc(source.next_at / 1000)
+        say(
+            f"note: source {source.source} goes on minting {options.name} here, and replaces this "
+            f"one {f'at {at}' if at else 'when it renews it'}; a revoke ends that",
+            err=True,
+        )
 
 
 def _show(
@@ -388,6 +430,7 @@ def _show(
     at: str | None = None,
     more: Mapping[str, Sequence[str]] | None = None,
     problem: str | None = None,
+    source: tuple[str, SourceStatus] | None = None,
 ) -> None:
     more = more or {}
     if options.as_json:
@@ -397,6 +440,8 @@ def _show(
         }
         if problem is not None:
             members["problem"] = problem
+        if source is not None:
+            members["source"] = source_json(*source)
         print_json({**(shown or {}), **members} if members else shown)
         return
     rows: dict[str, str | None] = {"workflow": at or options.workflow_id}
@@ -420,14 +465,51 @@ def _show(
             "readers": None if status.readers is None else " ".join(status.readers),
             "expires": None if expires is None else _time(expires),
         } | {label: some(ids) for label, ids in more.items()}
+    if source is not None:
+        home, minting = source
+        rows |= source_rows(home, minting)
+        rows["source"] = f"{rows['source']}{'' if home == rows['workflow'] else f', at {home}'}"
     rows["problem"] = problem
+    table = table_of(rows)
+    if status is not None and (clear := in_red(status.origins)) != ("", "red"):
+        table.add_row("", Escaped(clear))
+    out().print(table)
+
+
+def table_of(rows: Mapping[str, str | None]) -> Table:
+    """A line for each row that says something."""
     table = Table(box=None, show_header=False, pad_edge=False)
     for label, value in rows.items():
         if value:
             table.add_row(label, value)
-    if status is not None and (clear := in_red(status.origins)) != ("", "red"):
-        table.add_row("", Escaped(clear))
-    out().print(table)
+    return table
+
+
+def source_rows(home: str, source: SourceStatus) -> dict[str, str | None]:
+    """What is known of the source that mints a credential at a home."""
+    how = [] if source.every is None else [f"every {source.every:,} s at the latest"]
+    how += ["the one before is retired"] if source.retire else []
+    counts = (f"{count:,} {what.replace('_', ' ')}" for what, count in source.counts.items())
+    proven = {True: ", which the provider refuses now", False: ", which the provider STILL TAKES"}
+    told = proven.get(source.proven, "") if source.proven is not None else ""
+    retiring = (f"{each.fingerprint}, {some(each.behind)}" for each in source.retiring)
+    cure = source.cure(home)
+    return {
+        "source": f"{source.source}, {source.state.replace('_', ' ')}",
+        "next renewal": None if source.next_at is None else _time(source.next_at / 1000),
+        "renewed": ", ".join(how),
+        "exchanges": ", ".join(counts),
+        "to be retired": "; ".join(each.removesuffix(", ") for each in retiring),
+        "retired": None if source.retired is None else f"{source.retired}{told}",
+        "held up": source.amiss,
+        "run": cure,
+    }
+
+
+def source_json(home: str, source: SourceStatus) -> dict[str, Any]:
+    """The same as JSON data."""
+    more = {"home": home, "amiss": source.amiss, "cure": source.cure(home)}
+    return {**asdict(source), **more}
 
 
 def _time(seconds: float) -> str:

@@ -19,6 +19,7 @@ from temporalio.service import RPCError
 from ..client.client import TokenClient
 from ..errors import NoWorkerAnswers
 from ..node.contract import MAX_SIGNALS
+from ..node.renewal import SourceStatus
 from ..node.status import TokenStatus, TokenTree, TreeNode
 from ..sealed.origins import in_clear
 from ..text.output import Escaped, out, print_json, say
@@ -130,7 +131,8 @@ def render(tree: TokenTree, now: float) -> Tree:
         tree: what was seen.
         now: Unix seconds, for the age of versions.
     """
-    style = "green" if tree.usable else "yellow" if tree.converged and tree.holding else "red"
+    is_well = tree.usable and not any(node.needs_authorization for node in tree.nodes)
+    style = "green" if is_well else "yellow" if tree.converged and tree.holding else "red"
     drawn = Tree(Escaped((tree.name, "bold"), " ", (tree.glance, style)))
     seen = {node.id: node.used_api_url for node in tree.nodes}
     bare = {"api_url": None, "used_api_url": None}
@@ -195,7 +197,7 @@ def _what(node: TreeNode, now: float) -> Escaped:
     state = node.state.replace("_", " ")
     version = ""
     if node.version is not None:
-        version = f"{node.fingerprint} {_age(now - node.version / 1000)}"
+        version = f"{node.fingerprint} {_span(now - node.version / 1000)} old"
     if node.withheld and not version:
         line.append(" withheld", "yellow")
     elif node.withheld and node.state == "held" and node.authority != node.id:
@@ -228,7 +230,23 @@ def _what(node: TreeNode, now: float) -> Escaped:
         line.append(f" undelivered: {some(node.undelivered)}", "yellow")
     if node.problem is not None:
         line.append(f" {node.problem}", "red")
+    if node.source is not None:
+        line.append(*_source(node.id, node.source, now))
     return line
+
+
+def _source(home: str, source: SourceStatus, now: float) -> tuple[str, str]:
+    """What a line says of the source that mints a token at a home, and its style."""
+    text = f" source {source.source} {source.state.replace('_', ' ')}"
+    amiss, cure = source.amiss, source.cure(home)
+    if amiss is not None:
+        text += f": {amiss}"
+    elif source.next_at is not None:
+        text += f", renews it in {_span(source.next_at / 1000 - now)}"
+    if cure is not None:
+        text += f"; run `{cure}`"
+    is_well = source.state in ("fresh", "stale")
+    return text, "red" if not is_well else "dim" if amiss is None else "yellow"
 
 
 def some(ids: Sequence[str]) -> str:
@@ -237,8 +255,8 @@ def some(ids: Sequence[str]) -> str:
     return shown if len(ids) <= _ALIKE else f"{shown} and {len(ids) - _ALIKE} more"
 
 
-def _age(seconds: float) -> str:
+def _span(seconds: float) -> str:
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
-            return f"{seconds / size:.0f} {unit} old"
-    return f"{max(seconds, 0):.0f} s old"
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
