@@ -15,7 +15,7 @@ import itertools
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -25,6 +25,7 @@ from stateful_workflow.node.describe import View
 from stateful_workflow.node.ledger import Child, Ledger
 from stateful_workflow.node.status import state_without
 from stateful_workflow.sealed.crypto import Key, encrypt
+from stateful_workflow.sealed.grants import Granted
 from stateful_workflow.sealed.message import (
     MAX_MESSAGE_BYTES,
     TYP,
@@ -81,7 +82,9 @@ KEYS: dict[str, Json] = {
     "stranger": make_key("stranger", "Ed25519"),
     "reader": make_key("reader", "X25519"),
     "other reader": make_key("other reader", "X25519"),
+    "reader of sources": make_key("reader of sources", "X25519"),
 }
+OF_SOURCES = {"reader of sources": {"audience": "sources"}}
 
 
 def keyring(*names: str, limits: dict[str, Json] | None = None) -> Keyring:
@@ -199,6 +202,27 @@ def messages(old: Json) -> list[Json]:
             {**ACME, "ver": NOW + 450, "origins": ORIGINS[:1], "content": "reference"},
             secret=Secret("prod:tenants/acme", is_reference=True),
         ),
+        token(
+            kept,
+            "token of a source",
+            "who minted it",
+            {**ACME, "ver": NOW + 470, "origins": ORIGINS[:1], "source": "tenants"},
+            secret="tok-9-example",
+        ),
+        grant(kept, "grant", "of the root; tokens are renewed before their expiry alone", ACME),
+        grant(
+            kept,
+            "grant at the child",
+            "its tokens are renewed daily, and each is retired",
+            {**at_child, "retire": True, "every": 86400},
+        ),
+        grant(
+            kept,
+            "newer grant at the child",
+            "what an exchange made of it",
+            {**at_child, "ver": NOW + 600, "retire": True, "every": 86400},
+            secret=granted({"refresh_token": "refresh-3-example"}),
+        ),
         revocation(
             "revocation", "no token at the child or below it", {**at_child, "ver": NOW + 2000}
         ),
@@ -216,6 +240,24 @@ def messages(old: Json) -> list[Json]:
     ]
 
 
+def granted(grant: Json) -> str:
+    """What a grant is sealed over."""
+    return Granted(grant, {"origins": ORIGINS[:1]}).to_text()
+
+
+def grant(kept: dict[str, Json], name: str, about: str, claims: Json, secret: str = "") -> Json:
+    """A sealed grant and what it says."""
+    return token(
+        kept,
+        name,
+        about,
+        {**claims, "retire": claims.get("retire", False), "aud": ["sources"], "source": "tenants"},
+        kind="grant",
+        readers=("reader of sources",),
+        secret=secret or granted({"refresh_token": "refresh-1-example", "realm": "akmé"}),
+    )
+
+
 def token(
     kept: dict[str, Json],
     name: str,
@@ -225,14 +267,15 @@ def token(
     issuer: str = "issuer",
     readers: tuple[str, ...] = ("reader",),
     secret: str | Secret = "tok-1-example",
+    kind: Literal["token", "grant"] = "token",
 ) -> Json:
-    """A sealed token and what it says."""
+    """A sealed token, or a grant, and what it says."""
     text = compact(claims).decode()
     sealed = Secret(secret) if isinstance(secret, str) else secret
     entry = {
         "name": name,
         "about": about,
-        "kind": "token",
+        "kind": kind,
         "issuer": issuer,
         "readers": list(readers),
         "claims": text,
@@ -241,8 +284,8 @@ def token(
     old = kept.get(name, {})
     if {**old, **entry} == {**old, "about": about}:  # the same but for the words about it
         return named(entry, old["message"])
-    claims_of = Claims.decode(text.encode(), "token")
-    return named(entry, keyring(issuer, *readers).seal(claims_of, sealed))
+    claims_of = Claims.decode(text.encode(), kind)
+    return named(entry, keyring(issuer, *readers, limits=OF_SOURCES).seal(claims_of, sealed))
 
 
 def revocation(name: str, about: str, claims: Json, *, inherit: bool = False) -> Json:
@@ -408,6 +451,22 @@ class Altered:
         addressed = {**ACME, "inherit": False, "api_url": ORIGINS[0]}
         self._malformed("a revocation with an address", self.sign(revoking, addressed))
         self._malformed("inherit that is no boolean", self.sign(revoking, {**ACME, "inherit": 0}))
+        granting, sealed, _ = self.parts("grant at the child")
+        jwe = json.loads(sealed)
+        claims = json.loads(decode(jwe["aad"]))
+        for name, altered in {
+            "a grant without its source": {k: v for k, v in claims.items() if k != "source"},
+            "a grant without its audience": {k: v for k, v in claims.items() if k != "aud"},
+            "a grant with origins": {**claims, "origins": ORIGINS[:1]},
+            "a grant with an expiry": {**claims, "exp": NOW // 1000},
+            "retire that is no boolean": {**claims, "retire": 1},
+            "every of zero": {**claims, "every": 0},
+            "the name of a source with a slash": {**claims, "source": "a/b"},
+        }.items():
+            self._malformed(name, self.sign(granting, {**jwe, "aad": encode(compact(altered))}))
+        named = {**ACME, "origins": ORIGINS[:1], "every": 86400}
+        aad = encode(compact(named))
+        self._malformed("a claim of a grant on a token", self.sign(header, {**jwe, "aad": aad}))
 
     def _signatures(self) -> None:
         header, payload, signature = self.parts("token")
@@ -512,6 +571,7 @@ class Altered:
             ("no workflow type", self._genuine["token for nothing"], "WrongWorkflowType", here),
             ("a revoked issuer", plain, "TokenRevoked", {**here, "revoked": ["issuer"]}),
             ("a revocation", self._genuine["revocation"], "TokenRevoked", here),
+            ("a grant", self._genuine["grant"], "TokenRevoked", here),
         ):
             self.add(name, message, "open", error, **given)
 
@@ -583,7 +643,19 @@ def judged(genuine: list[Json]) -> list[Json]:
             "revocation",
         ),
         Judging(genuine, "a child started without the token", withheld=["apiToken"]).run(
-            "newer token", "token at the child"
+            "newer token", "token at the child", "grant at the child"
+        ),
+        Judging(genuine, "a child that is the home of a grant", withheld=[]).run(
+            "token",
+            "grant",
+            "grant at the child",
+            "grant at the child",
+            "newer grant at the child",
+            "grant at the child",
+            # What is in force is another matter.
+            "token at the child",
+            {"revoked": ["issuer"]},
+            "grant at the child",
         ),
         Judging(genuine, "a child started without any", withheld=["*"]).run(
             "newer token", "token at the child"

@@ -22,9 +22,14 @@ from stateful_workflow.errors import MessageRefused, StatefulError
 from stateful_workflow.node.answers import Joiner
 from stateful_workflow.node.contract import (
     ACTIVITIES,
+    AnnounceRequest,
+    MintRequest,
+    MintResult,
     PlaceRequest,
     PlaceResult,
     RecoverResult,
+    RetireRequest,
+    RetireResult,
     TellRequest,
     TellResult,
     TrustResult,
@@ -33,7 +38,9 @@ from stateful_workflow.node.describe import View
 from stateful_workflow.node.headers import Joined, Start, Use
 from stateful_workflow.node.ledger import Child, Ledger, Life, Verdict
 from stateful_workflow.node.members import read, to_json
+from stateful_workflow.node.renewal import SourceStatus
 from stateful_workflow.node.status import state_without
+from stateful_workflow.sealed.grants import Granted
 from stateful_workflow.sealed.keyring import Keyring
 from stateful_workflow.sealed.keys import verify
 from stateful_workflow.sealed.message import MAX_MESSAGE_BYTES, Message, parse
@@ -46,6 +53,7 @@ VECTORS = cast("Json", json.loads((DOCS / "vectors.json").read_text(encoding="ut
 KEYS: dict[str, Json] = VECTORS["keys"]
 MESSAGES: dict[str, Json] = {entry["name"]: entry for entry in VECTORS["messages"]}
 TOKENS = {name: entry for name, entry in MESSAGES.items() if entry["kind"] == "token"}
+GRANTS = {name: entry for name, entry in MESSAGES.items() if entry["kind"] == "grant"}
 REFUSED: dict[str, Json] = {entry["name"]: entry for entry in VECTORS["refused"]}
 BLOCKS = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)]
 
@@ -98,6 +106,19 @@ def test_a_token_opens_for_each_of_its_readers(entry: Json) -> None:
         opened = keys.unseal(parsed, now=0, namespace=namespace, workflow_type=None)
         assert opened.encode().decode() == entry["token"]
         assert opened.content == json.loads(entry["claims"]).get("content")
+
+
+@pytest.mark.parametrize("entry", GRANTS.values(), ids=GRANTS)
+def test_a_grant_opens_for_the_workers_of_sources_at_its_home_alone(entry: Json) -> None:
+    parsed, (reader,) = parse(entry["message"]), entry["readers"]
+    home: Json = {"namespace": "default", "workflow_id": parsed.claims.authority}
+    text = keyring(entry["issuer"], reader).open_grant(parsed, **home)
+    assert text == entry["token"]
+    assert Granted.from_text(text).to_text() == text
+    with pytest.raises(errors.NoReaderKey):
+        keyring(entry["issuer"], "reader").open_grant(parsed, **home)
+    with pytest.raises(errors.WrongAuthority):
+        keyring(entry["issuer"], reader).open_grant(parsed, **{**home, "workflow_id": "other"})
 
 
 def test_the_order_is_that_of_the_code() -> None:
@@ -217,7 +238,8 @@ def test_the_vectors_show_every_verdict() -> None:
     shown = {entry["error"] for entry in REFUSED.values()}
     shown |= {step.get("verdict") for case in VECTORS["judged"] for step in case["steps"]}
     expected = {error.__name__ for error in MessageRefused.__subclasses__()} - {
-        "TokenKnown",  # of updates alone
+        "NotRenewable",  # of updates alone
+        "TokenKnown",
         "TooManyWaiting",
     }
     assert expected | {verdict.value for verdict in Verdict} <= shown
@@ -277,6 +299,7 @@ def a_node() -> Ledger:
     ledger.reject(refusal.value, now, message("token of an earlier tree"))
     ledger.rejected = {"TokenStale": 1}
     ledger.last = {"apiToken": token}
+    ledger.accept(message("grant at the child"), now)
     return ledger
 
 
@@ -286,9 +309,10 @@ def test_the_answers_have_the_members_of_the_text() -> None:
     ledger.soft = {}
     ledger.children = {"tenant-acme-eu-1": Child("tenant-acme-eu-1", "Shop", Life.RUNNING)}
     reports = {"apiToken": {token.fingerprint: 1}}
-    view = View(ledger, token.claims.version, [token], reports=reports)
-    status = to_json(view.node("Region", courier="q:stateful"))
     written = block("undelivered", "rejections")
+    sources = [read(SourceStatus, one) for one in written["sources"]]
+    view = View(ledger, token.claims.version, [token], reports=reports, sources=sources)
+    status = to_json(view.node("Region", courier="q:stateful"))
 
     assert written.keys() == status.keys()
     # `withheld` is an empty list in the text.
@@ -318,10 +342,16 @@ def test_the_activities_are_those_of_the_text() -> None:
         "statefulTrust": names_of(TrustResult),
         "statefulRecover": names_of(RecoverResult),
         "statefulJoin": names_of(PlaceResult),
+        "statefulMint": names_of(MintResult),
+        "statefulRetire": names_of(RetireResult),
+        "statefulNeedsAuthorization": set(),
     }
     taken = {name: members(arguments) for name, arguments, _ in rows}
     assert taken["statefulTell"] == names_of(TellRequest)
     assert taken["statefulJoin"] == names_of(PlaceRequest)
+    assert taken["statefulMint"] == names_of(MintRequest)
+    assert taken["statefulRetire"] == names_of(RetireRequest)
+    assert taken["statefulNeedsAuthorization"] == names_of(AnnounceRequest)
 
 
 def members(cell: str) -> set[str]:

@@ -37,7 +37,7 @@ VECTORS = cast(
     "Json", json.loads((Path(__file__).parents[2] / "docs/vectors.json").read_text("utf-8"))
 )
 KEYS: dict[str, Json] = VECTORS["keys"]
-TOKENS = [entry for entry in VECTORS["messages"] if entry["kind"] == "token"]
+TOKENS = [entry for entry in VECTORS["messages"] if entry["kind"] != "revocation"]
 REVOCATIONS = [entry for entry in VECTORS["messages"] if entry["kind"] == "revocation"]
 LATER = [entry for entry in VECTORS["refused"] if entry["step"] != "parse"]
 """What is refused and not by our parser: for its cryptography, or by a policy."""
