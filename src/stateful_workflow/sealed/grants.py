@@ -29,10 +29,13 @@ class Granted:
     Attributes:
         grant: for the source, a JSON object.
         terms: of the tokens, but for their expiry, which the source says.
+        by: key id of the issuer who gave the first one, whose limits and life its successors share;
+            None in the first one itself.
     """
 
     grant: Mapping[str, Any]
     terms: Terms
+    by: str | None = None
 
     def to_text(self) -> str:
         """As it is sealed.
@@ -42,13 +45,14 @@ class Granted:
         """
         terms = {name: value for name, value in self.terms.items() if value is not None}
         try:
-            text = json.dumps(
-                {"grant": dict(self.grant), "terms": terms}, separators=(",", ":"), allow_nan=False
-            )
-        except (TypeError, ValueError):
+            whole = {"grant": dict(self.grant), "terms": terms}
+            whole |= {} if self.by is None else {"by": self.by}
+            text = json.dumps(whole, separators=(",", ":"), allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
             text = ""
         if not text or "expires_in" in terms:
             raise TokenMalformed("a grant is a JSON object, and its tokens have their own expiry")
+        self.from_text(text)  # or nothing would ever mint with it
         return text
 
     @classmethod
@@ -57,12 +61,13 @@ class Granted:
         members: dict[str, Any] = {}
         with suppress(ValueError):
             members = json_object(text.encode())
-        grant, terms = members.get("grant"), members.get("terms")
-        if not isinstance(grant, dict) or not isinstance(terms, dict):
+        grant, terms, by = members.get("grant"), members.get("terms"), members.get("by")
+        is_whole = isinstance(grant, dict) and isinstance(by, str | None)
+        if not is_whole or not isinstance(terms, dict):
             raise TokenMalformed("the sealed grant is not what it must be")
         if not cast("dict[str, Any]", terms).keys() <= _TERMS:
             raise TokenMalformed("the sealed grant has terms that are not known here")
-        return cls(cast("dict[str, Any]", grant), cast("Terms", terms))
+        return cls(cast("dict[str, Any]", grant), cast("Terms", terms), by)
 
 
 def first_grant(place: Place, source: str, renewal: Renewal, now: float) -> Claims:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import shlex
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Final, TypeAlias
 
 import httpx
+
+from ..errors import SourceError
+from ..sealed.message import DEFAULT_NAME
 
 _SECONDS: Final = 8.0
 
@@ -40,7 +44,9 @@ class DeadGrant:
     @property
     def command(self) -> str:
         """What mends it."""
-        return f"stateful token authorize {self.workflow_id} --source {self.source}"
+        of_name = [] if self.name == DEFAULT_NAME else ["--name", self.name]
+        words = ["stateful", "token", "authorize", self.workflow_id, "--source", self.source]
+        return shlex.join([*words, *of_name])
 
 
 OnDeadGrant: TypeAlias = Callable[[DeadGrant], Awaitable[None] | None]
@@ -67,7 +73,7 @@ class Webhook:
         """Post it.
 
         Raises:
-            httpx.HTTPError: it was not taken.
+            SourceError: it was not taken; the URL, which may be a secret, is not shown.
         """
         body = json.dumps({**asdict(dead), "command": dead.command}).encode()
         headers = {"Content-Type": "application/json", **self._headers}
@@ -75,4 +81,11 @@ class Webhook:
             signature = hmac.new(self._secret.encode(), body, hashlib.sha256).hexdigest()
             headers["Stateful-Signature"] = signature
         async with httpx.AsyncClient(timeout=_SECONDS) as http:
-            (await http.post(self._url, content=body, headers=headers)).raise_for_status()
+            problem = None
+            try:
+                response = await http.post(self._url, content=body, headers=headers)
+                problem = None if response.is_success else str(response.status_code)
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                problem = type(error).__name__
+        if problem is not None:
+            raise SourceError(f"the webhook did not take it ({problem})")

@@ -12,13 +12,14 @@ import inspect
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from temporalio import activity
 from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 
 from ..client.walk import TreeWalk
@@ -29,8 +30,10 @@ from ..errors import (
     RateLimited,
     SourceError,
     StatefulError,
+    TokenForged,
     TokenMalformed,
     TokenRefused,
+    TokenRevoked,
 )
 from ..node import limits
 from ..node.contract import (
@@ -59,15 +62,24 @@ from ..source.clock import going_by
 from ..source.protocol import Grant, Minted, Probes, Retires, Source
 from ..text.printable import printable
 from ..use.clock import server_clock
+from ..use.exposure import OpenedSecrets
 from .activities import known
 from .left_behind import left_behind
 
 _log = logging.getLogger(__name__)
 
 _BEAT_SECONDS: Final = 1.0
-_READY_WITHIN: Final = 5.0
+_EXCHANGED_WITHIN: Final = 12.0
+"""Seconds of an attempt after which no answer is waited for: its home takes it for lost at 15."""
+
+_EXCHANGE_TAKES: Final = 7.0
+"""Seconds that have to be left of those where an exchange begins."""
+
 _CONVERGED_WITHIN: Final = 60.0
 _MOST_BEHIND: Final = 100
+
+_SAID_BYTES: Final = 1_000
+_LONGEST_RETRY_AFTER: Final = 86_400.0
 
 _KINDS: Final[Mapping[type[SourceError], Outcome]] = {
     GrantRefused: "refused_grant",
@@ -126,9 +138,9 @@ class SourceActivities:
             return to_json(await _to_the_end(self._mint(request, clock)))
 
     async def _mint(self, request: MintRequest, now: Callable[[], float]) -> MintResult:
+        until = time.monotonic() + _EXCHANGED_WITHIN
         info = activity.info()
         workflow_id, run_id = info.workflow_id or "", info.workflow_run_id or ""
-        began = time.monotonic()
         try:
             minting = _Minting.of(request, self._name, self._plugin.keyring(), now)
             newer = await left_behind(self._client(), workflow_id, run_id, minting.grant.message)
@@ -139,29 +151,51 @@ class SourceActivities:
         except (StatefulError, RPCError) as error:
             event = self._event("mint", "failure", request.name, reason="not_ready")
             self._plugin.recorder.record(event)
-            return MintResult("not_ready", detail=str(error)[:1_000])
-        if time.monotonic() - began > _READY_WITHIN:  # or its answer would come too late
-            return MintResult("not_ready", detail="the server and the record took too long")
-        result = await self._exchanged(minting, request)
+            return MintResult("not_ready", detail=_said(error))
+        result = await self._exchanged(minting, request, until)
         self._recorded_soon(minting, result)
         return result
 
-    async def _exchanged(self, minting: _Minting, request: MintRequest) -> MintResult:
+    async def _exchanged(self, minting: _Minting, request: MintRequest, until: float) -> MintResult:
         """Ask the provider; from its answer on nothing waits for anything."""
+        if request.why == "refused":
+            probed = await self._probed(minting, until)
+            if probed is not None:
+                return probed
+        left, grant = until - time.monotonic(), minting.grant.grant
+        if left < _EXCHANGE_TAKES:
+            return MintResult("not_ready", detail="the server, the record or a probe was too slow")
         try:
-            if request.why == "refused" and await self._is_good(minting):
-                return MintResult("alive", detail="the provider says that the token is good")
-            minted = await self._source.mint(minting.grant.grant)
+            # One that never ends would keep its place in this worker for ever.
+            minted = await asyncio.wait_for(self._source.mint(grant), left)
         except SourceError as error:
-            result = _failed(error)
+            result = _failed(error, grant)
             if result.outcome == "refused_grant" and request.why == "refused":
                 result = replace(result, revocation=minting.revocation())
             return result
-        except Exception as error:  # noqa: BLE001 - a source of the user's may raise anything
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the user's, may be anything
             said = type(error).__name__
             _log.error("Source %s raised %s, which is no SourceError", self._name, said)
             return MintResult("lost_reply", detail=f"the source raised {said}", reached=True)
         return minting.sealed(minted)
+
+    async def _probed(self, minting: _Minting, until: float) -> MintResult | None:
+        """What comes of a token that an API is said to have refused; None where it is to be minted.
+
+        Nothing that a probe raises says anything of the grant, which it did not send.
+        """
+        try:
+            is_good = await asyncio.wait_for(self._is_good(minting), until - time.monotonic())
+        except SourceError as error:
+            result = _failed(error, minting.grant.grant, minting.standing_token())
+            is_kept = result.outcome in ("rate_limited", "malformed")
+            outcome = result.outcome if is_kept else "unreachable"
+            return replace(result, outcome=outcome, reached=False)
+        except Exception as error:  # noqa: BLE001 - as of `mint`
+            return MintResult("unreachable", detail=f"its probe raised {type(error).__name__}")
+        if not is_good:
+            return None
+        return MintResult("alive", detail="the provider says that the token is good")
 
     async def _is_good(self, minting: _Minting) -> bool:
         """Whether the provider takes the token that an API is said to have refused."""
@@ -210,15 +244,20 @@ class SourceActivities:
         if not isinstance(source, Retires):
             problem = f"source {self._name} cannot revoke a token at its provider"
             return RetireResult(done=True, problem=problem)
-        keyring = self._plugin.keyring()
-        old = parse(request.old)
+        old, token = parse(request.old), None
+        # Whoever may start workflows may ask, with a token of anybody's.
+        meant = (info.workflow_id, request.name, self._name)
+        if (old.claims.authority, old.claims.name, old.claims.source) != meant:
+            problem = f"source {self._name} did not mint it for this workflow"
+            return RetireResult(done=True, problem=problem)
         try:
+            keyring = self._plugin.keyring()
             token = _opened(keyring, old, info.namespace)
             if token is None:
                 return RetireResult(done=True)  # it has expired
             behind = await self._behind(info.workflow_id or "", request)
         except (StatefulError, RPCError) as error:
-            return RetireResult(done=False, problem=str(error)[:1_000])
+            return RetireResult(done=False, problem=_said(error, token))
         if behind:
             problem = f"{len(behind)} workflows do not hold its successor"
             return RetireResult(done=False, behind=behind[:_MOST_BEHIND], problem=problem)
@@ -230,7 +269,9 @@ class SourceActivities:
             await source.retire(*token)
             proven = await self._is_refused(token)
         except StatefulError as error:
-            return RetireResult(done=False, problem=str(error)[:1_000])
+            return RetireResult(done=False, problem=_said(error, token))
+        except Exception as error:  # noqa: BLE001 - the user's; its text may be the token
+            return RetireResult(done=False, problem=f"the source raised {type(error).__name__}")
         return RetireResult(done=True, proven=proven)
 
     async def _behind(self, home: str, request: RetireRequest) -> list[str]:
@@ -266,16 +307,13 @@ class SourceActivities:
             request.detail,
         )
         reason = "after_lost_reply" if request.after_lost else "out_of_the_blue"
-        outcome: EventOutcome = "failure"
-        try:
-            for tell in self._plugin.on_dead_grant:
-                told = tell(dead)
-                if inspect.isawaitable(told):
-                    await told
-            outcome = "success"
-        finally:
-            event = self._event("needs_authorization", outcome, request.name, reason=reason)
-            self._plugin.recorder.record(event)
+        problems = [await _problem(tell, dead) for tell in self._plugin.on_dead_grant]
+        said = "; ".join(filter(None, problems))
+        outcome: EventOutcome = "failure" if said else "success"
+        event = self._event("needs_authorization", outcome, request.name, reason=reason)
+        self._plugin.recorder.record(event)
+        if said:
+            raise ApplicationError(f"not everybody could be told: {said}")
 
     def _event(
         self,
@@ -294,6 +332,7 @@ class _OpenedGrant:
     message: Message
     grant: Grant
     terms: Terms
+    by: str
 
 
 @dataclass(frozen=True)
@@ -341,7 +380,13 @@ class _Minting:
         )
         if (place.root, place.tree) != (claims.root, claims.tree):
             raise TokenMalformed("what stands there is of another tree than the grant")
-        opened = _OpenedGrant(message, granted.grant, granted.terms)
+        by = granted.by or message.issuer
+        if by in keyring.revoked():
+            raise TokenRevoked(
+                f"issuer {by} gave the grant of {claims.name} and is revoked; authorize the source "
+                "again"
+            )
+        opened = _OpenedGrant(message, granted.grant, granted.terms, by)
         minting = cls(request.name, opened, place, keyring, now, request.is_lost)
         minting._try()
         return minting
@@ -351,7 +396,7 @@ class _Minting:
         terms = self.grant.terms
         given = terms.get("origins") is not None or terms.get("api_url") is not None
         with_origins = given or self.place.held is not None
-        like = Minted("token", origins=None if with_origins else ["https://example.com"])
+        like = Minted("token", origins=None if with_origins else [])
         self.keyring.seal(self._claims(like), like.token)
         self.keyring.seal(self._next_grant(), "{}")
 
@@ -367,6 +412,11 @@ class _Minting:
         if minted.api_url is not None:
             terms["api_url"] = minted.api_url
         claims = self.place.token(terms, self.now())
+        # Whoever gave the grant gets no more by it than he may sign himself.
+        giver = self.keyring.trusted().get(self.grant.by)
+        if giver is None:
+            raise TokenForged(f"issuer {self.grant.by}, who gave the grant, is not trusted here")
+        giver.check(claims)
         expires = None if minted.expires_at is None else max(int(minted.expires_at), 1)
         return replace(
             claims,
@@ -383,7 +433,7 @@ class _Minting:
         grant = token = None
         try:
             if minted.grant is not None:
-                granted = Granted(minted.grant, self.grant.terms)
+                granted = Granted(minted.grant, self.grant.terms, self.grant.by)
                 grant = self.keyring.seal(self._next_grant(), granted.to_text())
             secret, claims = Secret(minted.token, minted.values), self._claims(minted)
             if claims.expires_at is not None and claims.expires_at <= self.now():
@@ -395,8 +445,13 @@ class _Minting:
                 detail = "the token that the source gave has expired, or its margin is too long"
                 return MintResult("malformed", grant=grant, detail=detail)
             token = self.keyring.seal(claims, secret)
-        except (StatefulError, ValueError) as error:
-            detail = f"the provider's answer could not be sealed: {error}"[:1_000]
+        except Exception as error:  # noqa: BLE001 - whatever is wrong, the next grant is kept
+            detail = "what the source gave could not be sealed: "
+            if isinstance(error, StatefulError | ValueError):
+                given = (getattr(minted, one, None) for one in ("token", "values", "grant"))
+                detail += _said(error, *given)
+            else:
+                detail += type(error).__name__
             return MintResult("malformed", grant=grant, detail=detail, reached=True)
         return MintResult("minted", token=token, grant=grant)
 
@@ -408,10 +463,12 @@ class _Minting:
         return is_newest and self.standing_token() == (secret.token, secret.values)
 
     def standing_token(self) -> tuple[str, Mapping[str, str]] | None:
-        """The token that stands there, if it can be opened and has not expired."""
+        """The token that stands there, if this source minted it and it has not expired."""
         before = self.place.before
         if before is None or before.kind != "token":
             return None
+        if before.claims.source != self.grant.message.claims.source:
+            return None  # it is not for this source's provider to see
         with suppress(StatefulError):
             return _opened(self.keyring, before, before.claims.namespace, self.now())
         return None
@@ -442,17 +499,63 @@ def _opened(
     return secret.token, secret.values
 
 
-def _failed(error: SourceError) -> MintResult:
+def _failed(error: SourceError, *secrets: object) -> MintResult:
     outcome: Outcome = "lost_reply" if error.reached else "not_ready"
     for kind, meant in _KINDS.items():
         outcome = meant if isinstance(error, kind) else outcome
-    after = error.retry_after if isinstance(error, RateLimited) else None
+    after: object = error.retry_after if isinstance(error, RateLimited) else None
     return MintResult(
         outcome,
-        detail=printable(str(error))[:1_000],
-        reached=error.reached,
-        retry_after=None if after is None else math.ceil(after),
+        detail=_said(error, *secrets),
+        reached=bool(error.reached),
+        retry_after=_whole_seconds(after),
     )
+
+
+def _whole_seconds(after: object) -> int | None:
+    if not isinstance(after, int | float) or not after > 0:
+        return None
+    return math.ceil(min(after, _LONGEST_RETRY_AFTER))
+
+
+def _said(error: BaseException, *secrets: object) -> str:
+    """What an error says, as far as a result may have it; nothing where it holds a secret."""
+    kind, search = type(error).__name__, OpenedSecrets()
+    try:
+        text = str(error)[:_SAID_BYTES]
+    except Exception:  # noqa: BLE001 - it may be the user's
+        text = kind
+    for secret in secrets:
+        for one in _texts(secret):
+            search.add("secret", one)
+    if search.found_in([text.encode(errors="replace")]) is not None:
+        text = f"{kind}, whose text is left out, since it held a secret"
+    return printable(text).encode()[:_SAID_BYTES].decode(errors="ignore")
+
+
+def _texts(value: object) -> Iterator[str]:
+    """The texts in what a source was given or gave."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for one in cast("Mapping[object, object]", value).values():
+            yield from _texts(one)
+    elif isinstance(value, list | tuple):
+        for one in cast("Sequence[object]", value):
+            yield from _texts(one)
+
+
+async def _problem(tell: OnDeadGrant, dead: DeadGrant) -> str | None:
+    """Why somebody could not be told; never the text of a strange error, such as a secret URL's."""
+    try:
+        told = tell(dead)
+        if inspect.isawaitable(told):
+            await told
+    except StatefulError as error:
+        return _said(error)
+    except Exception as error:  # noqa: BLE001 - the user's
+        return type(error).__name__
+    return None
 
 
 async def _to_the_end(exchange: Coroutine[Any, Any, T]) -> T:
