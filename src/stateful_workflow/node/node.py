@@ -444,7 +444,6 @@ class Node:
             warn(f"The state of run {info.continued_run_id}: {error}")
             self._lost = True
         if self._lost:
-            self.ledger.grants.clear()  # those of the first header may be spent
             warn(
                 f"Run {info.continued_run_id} could not be asked for its state; set the token of "
                 f"workflow {info.workflow_id} again"
