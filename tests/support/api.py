@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from base64 import b64decode
+from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ class Api:
         self.calls: list[Call] = []
         self.authorizations: list[str] = []
         self.refusal: tuple[int, str] = (401, "")
-        self._at_gate: set[str] = set()
+        self._at_gate = Counter[str]()
         self._open: set[str] = set()
         self.app = Starlette(
             routes=[
@@ -100,17 +101,17 @@ class Api:
     def open(self, name: str) -> None:
         self._open.add(name)
 
-    async def reached(self, name: str) -> None:
-        """Wait until somebody stands at the gate."""
+    async def reached(self, name: str, count: int = 1) -> None:
+        """Wait until so many have come to the gate."""
 
         async def stands() -> bool:
-            return name in self._at_gate
+            return self._at_gate[name] >= count
 
-        await eventually(stands)
+        await eventually(stands, within=3 * WITHIN)
 
     async def _gate(self, request: Request) -> Response:
         name = request.path_params["name"]
-        self._at_gate.add(name)
+        self._at_gate[name] += 1
         give_up = time.monotonic() + WITHIN
         while name not in self._open and time.monotonic() < give_up:
             await asyncio.sleep(0.01)
