@@ -56,7 +56,7 @@ class Book:
         ended: tokens whose home has a newer one.
         answered: statuses.
         begun_late: requests that were begun with a token that had expired.
-        late: seconds by which requests ended after their token had expired.
+        late: seconds by which requests ended after their token had expired for the sender.
     """
 
     expires: dict[str, float] = field(default_factory=dict[str, float])
@@ -77,12 +77,12 @@ class Book:
         """The API: it takes what has neither expired nor been ended, and takes a while for that."""
         token = request.headers["Authorization"].removeprefix("Bearer ")
         expires, now = self.expires[token], time.time()
-        # A signed expiry has whole seconds, and is not after this one.
-        self.begun_late += float(request.headers[SENT]) >= expires
+        # The expiry that is signed, and that the sender knows, has whole seconds.
+        self.begun_late += float(request.headers[SENT]) >= int(expires)
         is_good = now < expires and token not in self.ended
         await asyncio.sleep(random.uniform(0, 0.05))
-        if is_good and time.time() > expires:
-            self.late.append(time.time() - expires)
+        if is_good and time.time() > int(expires):
+            self.late.append(time.time() - int(expires))
         status = 200 if is_good else 401
         self.answered[status] += 1
         return Response(status_code=status)
@@ -116,7 +116,7 @@ class Figures:
             which some request was not answered with 200 in the end.
         requests, refused: of the API.
         begun_late: requests that were begun with an expired token, by the sender's clock.
-        ended_late: that ended after their token had expired.
+        ended_late: that were answered well after their token had expired for the sender.
         latest: seconds after the expiry at which the last of those ended.
     """
 
@@ -219,8 +219,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=120.0, help="how long (120)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as directory:
-        figures: Any = asyncio.run(soak(options.seconds, Path(directory)))
-    for what, value in vars(figures).items():
+        figures = asyncio.run(soak(options.seconds, Path(directory)))
+    shown: dict[str, Any] = vars(figures)
+    for what, value in shown.items():
         print(f"{what:11} {value:.3f}" if isinstance(value, float) else f"{what:11} {value}")
     return 0 if figures.holds else 1
 

@@ -217,6 +217,10 @@ class Newest:
         """The worker's loop, in a thread that may wait for it."""
         return None if threading.get_ident() == self._thread else self._loop
 
+    def may_wait(self, *, blocks: bool) -> bool:
+        """Whether a caller can wait for an answer: not one that blocks, on the event loop."""
+        return self._asking is not None and not (blocks and self._loop_elsewhere is None)
+
     async def never_held(self, name: str, *, blocks: bool) -> bool:
         """Whether the workflow answers, by the rule, that nothing of this name ever reached it.
 

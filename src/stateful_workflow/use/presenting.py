@@ -198,7 +198,8 @@ class Exchange:
             return False
         if not await tokens.newest.renew(how.name, refused, how.wait, blocks=self._blocks):
             return False
-        self._token, self._is_second = await tokens.open(how.name, blocks=self._blocks), True
+        self._token = await tokens.current(how.name, how.wait, blocks=self._blocks)
+        self._is_second = True
         return True
 
 

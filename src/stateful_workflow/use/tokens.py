@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -17,6 +18,7 @@ from ..errors import (
     OriginNotAllowed,
     PluginMissing,
     StatefulError,
+    TokenExpired,
     TokenNotSet,
 )
 from ..node.headers import Use
@@ -57,8 +59,20 @@ class ActivityTokens:
         Raises:
             StatefulError: as `open`; NewestUnknown where the workflow does not answer.
         """
-        await self.newest.renew(name, wait=wait, blocks=blocks)
-        return await self.open(name, blocks=blocks)
+        give_up = time.monotonic() + (wait if self.newest.may_wait(blocks=blocks) else 0.0)
+        while True:
+            left = give_up - time.monotonic()
+            await self.newest.renew(name, wait=max(left, 0.0), blocks=blocks)
+            try:
+                token = await self.open(name, blocks=blocks)
+            except TokenExpired:
+                if left <= 0:
+                    raise
+            else:
+                # It may have expired while it was opened, and put on record.
+                expiry = token.message.claims.expires_at
+                if left <= 0 or expiry is None or self.newest.clock() < expiry:
+                    return token
 
     async def report_refused(self, token: ApiToken, wait: float = 0.0, *, blocks: bool) -> bool:
         """Ask for another one than the API refused, and tell its authority where there is none.
