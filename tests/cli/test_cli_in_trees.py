@@ -454,7 +454,7 @@ async def test_who_has_it_done_is_this_systems_user_where_nothing_is_said(
             assert why == (("mia", None, None) if is_first else ("ada", "Acme Ltd", "ticket 7"))
     refused = await run("token", "set", root, "--reason", "it is second")
     assert refused.returncode == 2
-    assert "never the token" in refused.stderr
+    assert "never a secret" in refused.stderr
 
 
 async def test_a_token_is_sealed_for_somebody_else_to_send(

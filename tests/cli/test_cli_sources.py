@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from temporalio.client import Client
 from stateful_workflow import TokenClient
 from stateful_workflow.engine import EmbeddedEngine
 from tests.cli.test_cli_in_trees import Run, stateful
+from tests.docs.reader import BLOCKS
 from tests.support.asking import lower
 from tests.support.living import URL, Provider, living_keyring, plugin, source_is
 from tests.support.trees import Tree
@@ -129,3 +131,27 @@ async def test_where_no_worker_of_the_source_runs_authorize_says_so(home: Tree, 
     assert pending in done.stderr
     await source_is(home.tokens, home.root, lambda status: status.is_minting)
     assert pending in (await run("tree", home.root)).stdout
+
+
+async def test_the_commands_of_the_guide_follow_one_another(
+    home: Tree,
+    provider: Provider,
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lower(monkeypatch, fresh_seconds=1.0)
+    (tmp_path / "grant.json").write_text(json.dumps(provider.first), "utf-8")
+    (block,) = [
+        block
+        for block in BLOCKS
+        if (block.document, block.heading) == ("docs/guide-sources.md", "On the command line")
+    ]
+    for command in block.commands:
+        meant = command.replace("tenant-acme", home.root).replace("tenants", "own")
+        words = [URL if word == "$API_URL" else word for word in shlex.split(meant)]
+        words, stdin = (words[:-2], words[-1]) if "<" in words else (words, None)
+        given = "" if stdin is None else (tmp_path / stdin).read_text("utf-8")
+        done = await run(*words[1:], stdin=given)
+        assert (words[0], done.returncode) == ("stateful", 0), done.stderr
+    assert provider.valid == {"tok-2"}
