@@ -85,11 +85,12 @@ class Nonsense(Provider):
 
 async def test_whatever_a_source_gives_beside_it_the_next_grant_is_kept(home: Home) -> None:
     home.provider = source = Nonsense()
-    source.wrong = [{"expires_at": float("inf")}, {"origins": 5}, {"token": 7}]
+    source.wrong = [{"expires_at": float("inf")}, {"origins": 5}, {"expires_at": CANARY}]
     tree = await home.tree()
     async with tree.worker():
         await home.start(tree)
         status = await is_fresh(tree)
+        assert CANARY.encode() not in await history_of(tree)
     assert status.counts == {"malformed": 3, "minted": 1}
     assert source.reused == 0
 

@@ -55,7 +55,7 @@ from ..record.recorder import Recorder
 from ..sealed.grants import AUDIENCE, Granted, next_grant
 from ..sealed.issuing import Place, Said, Terms, verified_place
 from ..sealed.keyring import Keyring
-from ..sealed.message import Claims, Message, parse
+from ..sealed.message import MAX_MESSAGE_BYTES, Claims, Message, parse
 from ..sealed.secret import Secret
 from ..source.announcing import DeadGrant, OnDeadGrant
 from ..source.clock import going_by
@@ -417,11 +417,13 @@ class _Minting:
         if giver is None:
             raise TokenForged(f"issuer {self.grant.by}, who gave the grant, is not trusted here")
         giver.check(claims)
-        expires = None if minted.expires_at is None else max(int(minted.expires_at), 1)
+        expires = cast("object", minted.expires_at)
+        if not isinstance(expires, int | float | None):
+            raise TokenMalformed("its expiry is no number")
         return replace(
             claims,
             version=max(claims.version, self._next_grant().version),
-            expires_at=expires,
+            expires_at=None if expires is None else max(int(expires), 1),
             source=self.grant.message.claims.source,
         )
 
@@ -534,15 +536,18 @@ def _said(error: BaseException, *secrets: object) -> str:
 
 
 def _texts(value: object) -> Iterator[str]:
-    """The texts in what a source was given or gave."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for one in cast("Mapping[object, object]", value).values():
-            yield from _texts(one)
-    elif isinstance(value, list | tuple):
-        for one in cast("Sequence[object]", value):
-            yield from _texts(one)
+    """The texts in what a source was given or gave, which may be deep, or within itself."""
+    left = [value]
+    for _ in range(MAX_MESSAGE_BYTES):  # no grant that was sealed has more
+        if not left:
+            return
+        one = left.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, Mapping):
+            left.extend(cast("Mapping[object, object]", one).values())
+        elif isinstance(one, list | tuple):
+            left.extend(cast("Sequence[object]", one))
 
 
 async def _problem(tell: OnDeadGrant, dead: DeadGrant) -> str | None:
