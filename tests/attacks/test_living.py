@@ -6,28 +6,36 @@ import asyncio
 import json
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
-from temporalio import workflow
+from temporalio import activity, workflow
 from temporalio.client import Client
 from temporalio.common import RetryPolicy
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from stateful_workflow import (
+    AnswerMalformed,
     GrantRefused,
     Keyring,
     NotRenewed,
+    RateLimited,
     SourceStatus,
+    SourceWorker,
+    StatefulPlugin,
     TokenClient,
     TokenRefused,
 )
 from stateful_workflow.engine import EmbeddedEngine
-from stateful_workflow.node.contract import RETIRE, source_queue_of
+from stateful_workflow.node import inbox
+from stateful_workflow.node.contract import MINT, RETIRE, source_queue_of
+from stateful_workflow.node.members import read
+from stateful_workflow.node.renewal import Renewing
 from stateful_workflow.source import Grant, Minted
 from stateful_workflow.source.announcing import DeadGrant
 from stateful_workflow.worker import minting
-from tests.support.asking import eventually, sealed_at
+from tests.support.asking import eventually, lower, sealed_at
 from tests.support.living import Provider, living_keyring, plugin, source_is
 from tests.support.trees import Tree
 
@@ -196,6 +204,109 @@ async def test_a_probe_sees_the_tokens_of_its_own_source_alone(home: Home) -> No
         await tree.signal("", "apiTokenReport", {"name": "apiToken", "fingerprint": fingerprint})
         await source_is(tree.tokens, tree.root, lambda status: status.counts.get("minted") == 2)
     assert (seen, source.exchanges) == ([], 2)
+
+
+# --- what a home is told ----------------------------------------------------------
+
+
+async def test_authorizing_another_source_ends_the_wait_for_the_one_that_nobody_runs(
+    home: Home,
+) -> None:
+    tree = await home.tree()
+    async with tree.worker():
+        await home.start(tree, source="of-nobody")
+        await source_is(tree.tokens, tree.root, lambda status: status.is_minting)
+        await tree.tokens.authorize(
+            tree.root, source="own", grant=home.provider.first, origins=[ORIGIN]
+        )
+        assert (await is_fresh(tree)).counts == {"minted": 1}
+
+
+async def test_a_second_token_that_is_refused_is_renewed_as_the_first_was(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lower(monkeypatch, heal_every_ms=100)
+    tree = await home.tree()
+    async with tree.worker():
+        await home.start(tree)
+        for minted in (1, 2, 3):
+            await source_is(
+                tree.tokens,
+                tree.root,
+                lambda status, minted=minted: status.counts.get("minted") == minted,
+            )
+            home.provider.valid.clear()
+            fingerprint = (await tree.status())["tokens"][0]["fingerprint"]
+            report = {"name": "apiToken", "fingerprint": fingerprint}
+            await tree.signal("", "apiTokenReport", report)
+        await source_is(tree.tokens, tree.root, lambda status: status.counts.get("minted") == 4)
+
+
+async def test_whoever_asks_for_new_tokens_does_not_hasten_a_provider_that_asks_for_patience(
+    home: Home,
+) -> None:
+    home.provider.failures = [RateLimited("patience", 3600) for _ in range(30)]
+    tree = await home.tree()
+    async with tree.worker():
+        await home.start(tree)
+        await source_is(tree.tokens, tree.root, lambda status: status.failures > 0)
+        for _ in range(5):
+            await tree.update("", "apiTokenRenew", {"name": "apiToken", "retire": False})
+            await asyncio.sleep(0.3)
+        status = await tree.tokens.source(tree.root)
+    assert status is not None
+    assert (status.counts, status.asked) == ({"rate_limited": 1}, True)
+
+
+@pytest.mark.parametrize("outcome", ["minted", "newer"])
+async def test_an_answer_that_brings_nothing_is_none_and_is_waited_after(
+    home: Home, outsider: Client, outcome: str
+) -> None:
+    @activity.defn(name=MINT)
+    async def nothing(request: dict[str, Any]) -> dict[str, Any]:
+        return {"outcome": outcome}
+
+    tree = await home.tree()
+    queue = source_queue_of("liars")
+    async with tree.worker(), Worker(outsider, task_queue=queue, activities=[nothing]):
+        await home.start(tree, source="liars")
+        status = await source_is(tree.tokens, tree.root, lambda status: status.failures >= 2)
+    assert status.counts == {"malformed": status.failures}
+
+
+async def test_a_spent_grant_is_not_sent_while_the_key_that_signed_its_successor_is_unknown(
+    home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lower(monkeypatch, trust_every_ms=1_000)
+    monkeypatch.setattr(inbox, "_ANSWER_UPDATE_WITHIN", timedelta(seconds=1))
+    path, before = tmp_path / "keyring.json", home.keyring
+    before.save(path)
+    home.keyring = before.add_issuer()
+    sources = await home.tree()  # its workers mint, and none of them has workflows
+    workers = await Client.connect(
+        sources.client.service_client.config.target_host,
+        plugins=[StatefulPlugin(Keyring.load(path))],
+    )
+    tree = Tree(workers, TokenClient(workers, before), sources.queue, sources.root)
+    async with tree.worker(), SourceWorker(sources.client):
+        await home.start(tree)
+
+        async def has_minted() -> bool:
+            return home.provider.exchanges > 0
+
+        await eventually(has_minted)
+        await asyncio.sleep(5)  # so long nobody may lose patience
+        assert (home.provider.exchanges, home.provider.reused) == (1, 0)
+        path.unlink()
+        home.keyring.save(path)
+        await is_fresh(tree)
+    assert (home.provider.exchanges, home.provider.reused) == (1, 0)
+
+
+@pytest.mark.parametrize("message", ["no message", "", None, 5])
+def test_a_run_begins_with_no_retirement_of_what_is_no_token(message: object) -> None:
+    with pytest.raises(AnswerMalformed):
+        read(Renewing, {"counts": {}, "retiring": [{"message": message, "after": 1}]})
 
 
 # --- who may have what minted or retired ------------------------------------------

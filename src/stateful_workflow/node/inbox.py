@@ -271,6 +271,10 @@ class Inbox:
             "the message waits: it counts once the workers have the new public keyring"
         )
 
+    def is_waiting(self, message: Message) -> bool:
+        """Whether a message waits for its issuer to be known, or is about to be judged anew."""
+        return message.text in self.texts()
+
     def _is_known(self, issuer: str) -> bool:
         return issuer in self._ledger.trusted or issuer in self._ledger.revoked
 

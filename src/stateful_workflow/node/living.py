@@ -26,7 +26,7 @@ from temporalio.exceptions import (
     TimeoutType,
 )
 
-from ..errors import AnswerMalformed, MessageRefused, NotRenewable
+from ..errors import AnswerMalformed, MessageRefused, NotRenewable, TokenForged
 from ..sealed.message import Message, parse
 from . import couriers
 from .contract import (
@@ -47,6 +47,7 @@ from .record import NodeRecord, warn
 from .renewal import (
     AS_BEFORE,
     GOT,
+    MOST_RETIRING,
     Renewing,
     Retiring,
     SourceStatus,
@@ -69,7 +70,7 @@ _RETIREMENT: Final = timedelta(minutes=3)
 _RETIRED_AGAIN_AFTER: Final = (15_000, 15 * 60_000)
 """Milliseconds, from the first pause to the longest."""
 
-_MOST_RETIRING: Final = 16
+_MOST_BEHIND: Final = 20
 
 
 class Living:
@@ -155,9 +156,11 @@ class Living:
         """
         self.check_renewable(name)
         state = self.states.get(name, Renewing())
+        if state.asked_at is None and state.failures and state.outcome != "rate_limited":
+            state = replace(state, retry_at=0)  # whoever asks may have mended it
         asked = state.asked_at or now_ms()
         self.states[name] = replace(
-            state, asked_at=asked, asked_retire=retire or state.asked_retire, retry_at=0
+            state, asked_at=asked, asked_retire=retire or state.asked_retire
         )
 
     def check_renewable(self, name: str) -> None:
@@ -229,7 +232,7 @@ class Living:
 
     def _seen(self, name: str) -> tuple[object, ...]:
         at = self.standing(name)
-        return at.grant, at.token, len(at.reported), self.states.get(name)
+        return at.grant, at.token, tuple(at.reported), self.states.get(name)
 
     # --- an exchange ---------------------------------------------------------
 
@@ -257,7 +260,13 @@ class Living:
         )
         self._minting[name] = handle
         try:
-            await workflow.wait_condition(handle.done)
+            # Once another grant stands here, maybe of another source, nobody waits for a worker.
+            await workflow.wait_condition(
+                lambda: handle.done() or self.standing(name).grant != grant
+            )
+            if not handle.done():
+                handle.cancel()
+                await workflow.wait_condition(handle.done)
             result = _result(handle)
             if result is None:  # given up before a worker had begun
                 self.states[name] = replace(self.states[name], sent=state.sent)
@@ -299,21 +308,44 @@ class Living:
     async def _taken(self, name: str, result: MintResult) -> bool:
         """Judge what an exchange brought; whether all of it was taken."""
         texts = [result.grant, result.token, result.revocation]
+        has_brought = False
         for text in filter(None, texts):
             try:
                 message = parse(text)
                 if message.claims.name != name:
                     raise NotRenewable(f"it is a message for {message.claims.name}")
-                if self._inbox.judge(message, "minted") is Verdict.WAITING:
+                verdict = self._inbox.judge(message, "minted")
+                if verdict is Verdict.WAITING:
                     # Its issuer's key is younger than this run. Nothing is to be minted meanwhile.
-                    await self._inbox.until_known(message)
+                    verdict = await self._until_known(name, message)
+                has_brought = has_brought or verdict is Verdict.ACCEPTED
             except MessageRefused as error:
                 warn(f"What a source of workflow {self._ledger.path[-1]} gave: {error}")
                 return False
         if result.outcome == "minted" and result.token is None:
             return False
+        if result.outcome in GOT and not has_brought:
+            return False  # or it would be asked for again, for ever and at once
         self._accepted()
         return True
+
+    async def _until_known(self, name: str, message: Message) -> Verdict:
+        """Judge a message once its issuer is known, or nothing waits for that any more.
+
+        The grant that it succeeds may be spent, and is not sent again meanwhile.
+        """
+        grant = self.standing(name).grant
+        with suppress(TokenForged):
+            return await self._inbox.until_known(message)
+        await workflow.wait_condition(
+            lambda: (
+                self._ends
+                or self.standing(name).grant != grant
+                or not self._inbox.is_waiting(message)
+            )
+        )
+        verdict = self._inbox.judge(message, "minted")
+        return Verdict.ACCEPTED if verdict is Verdict.KNOWN else verdict
 
     # --- a dead grant --------------------------------------------------------
 
@@ -345,7 +377,7 @@ class Living:
         if not is_wanted or token is None or old.claims.source != grant.claims.source:
             return state
         one = Retiring(old.text, token.claims.version)
-        return replace(state, retiring=(*state.retiring, one)[-_MOST_RETIRING:])
+        return replace(state, retiring=(*state.retiring, one)[-MOST_RETIRING:])
 
     def _retire_soon(self, name: str) -> None:
         running = self._retirements.get(name)
@@ -379,9 +411,9 @@ class Living:
                 )
                 pause = _RETIRED_AGAIN_AFTER[0]
             else:
-                behind, due = tuple(result.behind[:100]), now_ms() + pause
+                behind, due = tuple(result.behind[:_MOST_BEHIND]), now_ms() + pause
                 again = replace(one, due=due, behind=behind, problem=result.problem)
-                state = replace(state, retiring=(*rest, again))
+                state = replace(state, retiring=(*rest, again)[-MOST_RETIRING:])
                 pause = min(2 * pause, longest)
             self.states[name] = state
 

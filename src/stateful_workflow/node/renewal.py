@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple, get_args
 
+from ..errors import AnswerMalformed, TokenMalformed
 from ..sealed.message import DEFAULT_NAME, Message, parse
 from . import limits
 from .contract import OUTCOMES, MintResult, Outcome, Why, source_queue_of
@@ -47,8 +48,19 @@ _BACKOFF_MS: Final = 1_000
 _LONGEST_BACKOFF_MS: Final = 5 * 60_000
 _LONGEST_ASKED_FOR_MS: Final = 24 * 3_600_000
 _LONGEST_TIMER_MS: Final = 10 * 365 * 24 * 3_600_000
+MOST_RETIRING: Final = 16
 _AT_ONCE: Final = 3
 """Times that the same grant is sent again at once after a lost reply, within providers' graces."""
+
+
+def _token(value: object) -> str:
+    try:
+        message = parse(value)
+    except TokenMalformed as error:
+        raise AnswerMalformed(str(error)) from None
+    if message.kind != "token":
+        raise AnswerMalformed(f"a {message.kind} is in the place of a token")
+    return message.text
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,7 @@ class Retiring:
         problem: why it is not done yet.
     """
 
-    message: str = member(ANY)
+    message: str = member(_token)
     after: int = member(integer(1))
     due: int = member(integer(0), 0)
     behind: tuple[str, ...] = member(list_of(ID), ())
@@ -116,7 +128,7 @@ class Renewing:
     share: int = member(integer(0), 0)
     asked_at: int | None = member(optional(integer(0)), None)
     asked_retire: bool = member(FLAG, False)
-    retiring: tuple[Retiring, ...] = member(list_of(partial(read, Retiring)), ())
+    retiring: tuple[Retiring, ...] = member(list_of(partial(read, Retiring), MOST_RETIRING), ())
     retired: str | None = member(optional(ID), None)
     proven: bool | None = member(optional(FLAG), None)
     problem: str | None = member(optional(ANY), None)
