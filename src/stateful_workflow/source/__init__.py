@@ -5,17 +5,20 @@ Runs in the workers of sources alone: only they hold client secrets and issuer k
 """
 
 from .clock import now
+from .announcing import DeadGrant, Webhook
 from .exchange import exchanged
 from .expiry import expiry
 from .protocol import Grant, Minted, Narrows, Probes, Retires, Source
 
 __all__ = [
+    "DeadGrant",
     "Grant",
     "Minted",
     "Narrows",
     "Probes",
     "Retires",
     "Source",
+    "Webhook",
     "exchanged",
     "expiry",
     "now",
