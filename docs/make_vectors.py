@@ -221,7 +221,7 @@ def messages(old: Json) -> list[Json]:
             "newer grant at the child",
             "what an exchange made of it",
             {**at_child, "ver": NOW + 600, "retire": True, "every": 86400},
-            secret=granted({"refresh_token": "refresh-3-example"}),
+            secret=granted({"refresh_token": "refresh-3-example"}, KEYS["issuer"]["kid"]),
         ),
         revocation(
             "revocation", "no token at the child or below it", {**at_child, "ver": NOW + 2000}
@@ -240,9 +240,9 @@ def messages(old: Json) -> list[Json]:
     ]
 
 
-def granted(grant: Json) -> str:
+def granted(grant: Json, by: str | None = None) -> str:
     """What a grant is sealed over."""
-    return Granted(grant, {"origins": ORIGINS[:1]}).to_text()
+    return Granted(grant, {"origins": ORIGINS[:1]}, by).to_text()
 
 
 def grant(kept: dict[str, Json], name: str, about: str, claims: Json, secret: str = "") -> Json:
