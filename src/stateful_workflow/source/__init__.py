@@ -4,8 +4,8 @@ Runs in the workers of sources alone: only they hold client secrets and issuer k
 `expiry` and `now` are for sources of one's own.
 """
 
-from .clock import now
 from .announcing import DeadGrant, Webhook
+from .clock import now
 from .exchange import exchanged
 from .expiry import expiry
 from .protocol import Grant, Minted, Narrows, Probes, Retires, Source
