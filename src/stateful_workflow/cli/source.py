@@ -14,7 +14,7 @@ import typer
 
 from ..client.client import TokenClient
 from ..client.starting import NewGrant
-from ..errors import NotRenewed
+from ..errors import NotRenewed, OperationFailed
 from ..node.renewal import SourceStatus
 from ..text.output import Escaped, out, print_json, say
 from ..text.strict_json import json_object
@@ -168,7 +168,14 @@ async def renew(
 
 
 async def _step(tokens: TokenClient, options: AtWorkflow, old: str | None) -> str:
-    """How far a renewal is."""
+    """How far a renewal is; where nobody answers just now, that."""
+    try:
+        return await _seen(tokens, options, old)
+    except OperationFailed as error:
+        return str(error)
+
+
+async def _seen(tokens: TokenClient, options: AtWorkflow, old: str | None) -> str:
     status = await tokens.source(options.workflow_id, options.name)
     if status is None or status.asked or status.is_minting:
         return (status and status.amiss) or "a new token is minted …"
