@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from temporalio.client import Client
 
-from stateful_workflow import SourceStatus, TokenClient, TokenTree
+from stateful_workflow import NotRenewed, SourceStatus, TokenClient
 from stateful_workflow.engine import EmbeddedEngine
 from tests.node.test_details import details_of
 from tests.support.asking import eventually
@@ -43,30 +43,37 @@ async def test_what_waits_for_a_worker_of_a_source_that_nobody_runs_is_pending(h
     assert tree.glance == "nothing usable is held · 1 pending"
 
 
-async def test_a_dead_grant_is_seen_while_its_token_serves_and_when_it_does_no_more(
-    home: Tree, provider: Provider
-) -> None:
-    provider.lives = 8
+async def test_a_dead_grant_is_seen_while_its_token_serves(home: Tree, provider: Provider) -> None:
     await home.tokens.authorize(home.root, source="own", grant=provider.first, origins=[URL])
     await home.opens("tok-1", "", "a")
     provider.grant = "revoked-at-the-provider"
+    with pytest.raises(NotRenewed):
+        await home.tokens.renew(home.root)
 
-    async def seen(usable: bool) -> tuple[TokenTree, SourceStatus]:
-        async def so() -> tuple[TokenTree, SourceStatus]:
-            tree = await home.tokens.tree(home.root)
-            source = tree.nodes[0].source
-            assert source is not None
-            assert (source.needs_authorization, tree.usable) == (True, usable)
-            return tree, source
+    tree = await home.tokens.tree(home.root)
 
-        return await eventually(so)
-
-    tree, source = await seen(usable=True)
-    assert tree.glance == "converged · 1 needs authorization"
+    assert (tree.glance, tree.usable) == ("converged · 1 needs authorization", True)
+    source = tree.nodes[0].source
+    assert source is not None
     assert source.cure(home.root) == f"stateful token authorize {home.root} --source own"
 
-    tree, source = await seen(usable=False)
-    assert [node.state for node in tree.nodes] == ["needs_authorization", "expired"]
-    assert tree.counts == {"needs authorization": 1, "expired": 1}
+
+async def test_a_dead_grant_is_seen_when_its_token_serves_no_more(
+    home: Tree, provider: Provider
+) -> None:
+    provider.lives = 4
+    await home.tokens.authorize(home.root, source="own", grant=provider.first, origins=[URL])
+    await source_is(home.tokens, home.root, lambda status: status.counts.get("minted", 0) > 0)
+    provider.grant = "revoked-at-the-provider"
+
+    async def seen() -> SourceStatus:
+        tree = await home.tokens.tree(home.root)
+        assert [node.state for node in tree.nodes] == ["needs_authorization", "expired"]
+        assert tree.counts == {"needs authorization": 1, "expired": 1}
+        assert not tree.usable
+        assert tree.nodes[0].source is not None
+        return tree.nodes[0].source
+
+    source = await eventually(seen)
     assert source.amiss == ("the provider refuses the grant: the provider answered invalid_grant")
     assert "source `own` needs authorization" in await details_of(home.client, home.root)
