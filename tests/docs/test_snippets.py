@@ -289,6 +289,27 @@ async def the_activities(reader: Reader, block: Block) -> None:
         await handle.terminate()
 
 
+async def the_narrowing(reader: Reader, block: Block) -> None:
+    """The token was set by hand: the child has none, and it says why."""
+    async with reader.worker_of(BESIDE + block.text) as (tokens, _):
+        handle = await tokens.start_workflow(
+            "Audited",
+            "bob",
+            id="audited-bob",
+            task_queue="snippets",
+            api_token=FIRST,
+            origins=[reader.api.origin],
+        )
+
+        async def it_is_behind() -> None:
+            (child,) = (await tokens.tree("audited-bob")).behind
+            assert (child.id, child.narrowed, child.state) == ("bob-export", ("read",), "withheld")
+            assert "does not say its source" in str(child.problem)
+
+        await eventually(it_is_behind)
+        await handle.terminate()
+
+
 async def the_reference(reader: Reader, block: Block) -> None:
     async with reader.worker_of(BESIDE, "tenants") as (tokens, _):
         await reader.python(block)
@@ -423,6 +444,7 @@ CLAIMS: Final[dict[tuple[str, str, str], Callable[[Reader, Block], Awaitable[Non
     ("docs/guide-use.md", "python", "Several credentials"): the_activities,
     ("docs/guide-use.md", "python", "Where the token is a reference"): the_resolvers,
     ("docs/guide-share.md", "python", "Before a child starts"): the_withholding,
+    ("docs/guide-share.md", "python", "Less than the parent may"): the_narrowing,
     ("docs/guide-share.md", "python", "From outside"): the_python,
     ("docs/guide-share.md", "python", "Nothing but a reference"): the_reference,
     ("docs/guide-join.md", "python", "Join a tree"): the_joining,

@@ -25,6 +25,8 @@ from stateful_workflow.node.contract import (
     AnnounceRequest,
     MintRequest,
     MintResult,
+    NarrowRequest,
+    NarrowResult,
     PlaceRequest,
     PlaceResult,
     RecoverResult,
@@ -345,6 +347,7 @@ def test_the_activities_are_those_of_the_text() -> None:
         "statefulMint": names_of(MintResult),
         "statefulRetire": names_of(RetireResult),
         "statefulNeedsAuthorization": set(),
+        "statefulNarrow": names_of(NarrowResult),
     }
     taken = {name: members(arguments) for name, arguments, _ in rows}
     assert taken["statefulTell"] == names_of(TellRequest)
@@ -352,6 +355,7 @@ def test_the_activities_are_those_of_the_text() -> None:
     assert taken["statefulMint"] == names_of(MintRequest)
     assert taken["statefulRetire"] == names_of(RetireRequest)
     assert taken["statefulNeedsAuthorization"] == names_of(AnnounceRequest)
+    assert taken["statefulNarrow"] == names_of(NarrowRequest)
 
 
 def members(cell: str) -> set[str]:

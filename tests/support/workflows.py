@@ -100,6 +100,7 @@ class Plan:
         type: workflow type of this node.
         hard: start this node inside `withholding()`.
         without: start it inside `withholding(name=…)` of this name.
+        scopes: start it inside `narrowed(scopes=…)`.
         api_url: set by the node's own code.
         close_policy: of this node as a child.
         retried: when it fails, soon.
@@ -111,6 +112,7 @@ class Plan:
     type: str = "Node"
     hard: bool = False
     without: str | None = None
+    scopes: list[str] = field(default_factory=list[str])
     api_url: str | None = None
     close_policy: int = 2  # ABANDON
     retried: bool = False
@@ -154,6 +156,9 @@ class _Controlled(StatefulWorkflow):
 
         if plan.hard or plan.without is not None:
             with self.withholding(name=plan.without):
+                await begin()
+        elif plan.scopes:
+            with self.narrowed(scopes=plan.scopes):
                 await begin()
         else:
             await begin()

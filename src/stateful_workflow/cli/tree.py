@@ -213,6 +213,8 @@ def _what(node: TreeNode, now: float) -> Escaped:
         line.append(f", asleep until {utc(node.asleep_until)}", "yellow")
     if node.set_here:
         line.append(" set here", "yellow")
+    if node.narrowed:
+        line.append(f" narrowed to {', '.join(node.narrowed)}", "dim")
     if node.api_url is not None:
         line.append(f" at {node.api_url}", "dim")
         if node.api_url != node.used_api_url:

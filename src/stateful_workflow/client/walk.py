@@ -165,6 +165,14 @@ class TreeWalk:
         answer: Answer | None = None,
     ) -> None:
         node, answer = await self._watch(workflow_id, expected, of_parent, answer)
+        narrowed = of_parent.narrowing(self._name)
+        if node is not None and narrowed is not None and not node.closed:
+            # What was set there by its parent falls with the parent's.
+            of_others = node.set_here and node.version != narrowed.version
+            scopes = narrowed.scopes
+            node = replace(node, set_here=of_others, withheld=False, narrowed=scopes)
+            if narrowed.pending is not None:
+                node = replace(node, current=False, problem=narrowed.pending)
         has_left = of_parent.joined and node is not None and node.closed
         if node is None or (has_left and not (answer and answer.node.children)):
             return
@@ -188,7 +196,8 @@ class TreeWalk:
         """
         withheld = of_parent.is_kept_from(self._name)
         could_not_tell = of_parent.reason is not None
-        to_hand_over = self._message if of_parent.life is not Life.UNTOLD else None
+        is_kept = of_parent.life is Life.UNTOLD or of_parent.narrowing(self._name) is not None
+        to_hand_over = None if is_kept else self._message
         pause, asked = _FIRST_PAUSE_SECONDS, time.monotonic()
         node = self._unseen(workflow_id, "not asked in time")
         while True:
@@ -374,6 +383,9 @@ class TreeWalk:
             return {}
         if not child.is_kept_from(self._name):
             return below
+        narrowed = child.narrowing(self._name)
+        if narrowed is not None:
+            return {child.id: narrowed.version}
         if is_among(self._name, child.hard):
             return {}
         # A revocation goes on to a child that is withheld from now on.
@@ -392,6 +404,9 @@ class TreeWalk:
             return not node.current
         if any(child.life in _NOT_YET_SEEN and not child.joined for child in children):
             return True
+        narrowed = (child.narrowing(self._name) for child in children)
+        if any(one is not None and one.pending is not None for one in narrowed):
+            return self._left() > _LAST_LOOK_SECONDS
         # Whom it could not tell is looked at, and handed the message, all the same.
         failed = {child.id for child in children if child.reason is not None}
         closed = {child.id for child in children if child.life is Life.CLOSED}

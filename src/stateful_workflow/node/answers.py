@@ -79,6 +79,17 @@ class HeldToken:
 
 
 @dataclass(frozen=True)
+class NarrowedStatus:
+    """A token that a source derives for a child: the version that it was given last, 0 for none,
+    and why it lacks its own of what is in force at the parent; null where it does not."""
+
+    name: str = member(NAME)
+    scopes: tuple[str, ...] = member(_TEXTS)
+    version: int = member(integer(0))
+    pending: str | None = member(optional(ANY), None)
+
+
+@dataclass(frozen=True)
 class ChildStatus:
     """A child as its parent says: `ledger.Child`, and the names that it is kept from now.
 
@@ -95,6 +106,13 @@ class ChildStatus:
     shared: tuple[str, ...] = member(optional(_names, ()))
     hard: tuple[str, ...] = member(optional(_names, ()))
     joined: bool = member(optional(FLAG, False), False)
+    narrowed: tuple[NarrowedStatus, ...] = member(
+        optional(list_of(partial(read, NarrowedStatus)), ()), ()
+    )
+
+    def narrowing(self, name: str) -> NarrowedStatus | None:
+        """What is known of the narrower token of this name that it is to have, if it is."""
+        return next((one for one in self.narrowed if one.name == name), None)
 
     def is_kept_from(self, name: str) -> bool:
         """Whether its parent does not give it this name."""

@@ -7,9 +7,25 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
-from .members import FLAG, TEXT, integer, list_of, member, one_of, optional, tuple_of
+from ..sealed.message import Message
+from .members import (
+    FLAG,
+    ID,
+    NAME,
+    TEXT,
+    integer,
+    list_of,
+    mapping_of,
+    member,
+    one_of,
+    optional,
+    read,
+    to_json,
+    tuple_of,
+)
 
 MOST: Final = 1_000_000
 """Entries of a list in a state; the server takes 2 MB of it."""
@@ -51,6 +67,46 @@ def read_life(value: object) -> Life:
 
 
 @dataclass(frozen=True)
+class Narrowed:
+    """A token of a child's own that a source is to derive from the one in force at its parent.
+
+    Attributes:
+        scopes: of the child's.
+        source: that was named; None for the one that the token says.
+        by: the source that did it last.
+        of: fingerprint of the parent's message of which the child was given its last one.
+        version, given: of what it was given then, the latter its fingerprint.
+    """
+
+    scopes: tuple[str, ...] = member(list_of(ID))
+    source: str | None = member(optional(NAME), None)
+    by: str | None = member(optional(NAME), None)
+    of: str | None = member(optional(ID), None)
+    version: int = member(integer(0), 0)
+    given: str | None = member(optional(ID), None)
+
+    def is_due(self, in_force: Message | None) -> bool:
+        """Whether the child lacks its own of what is in force at its parent."""
+        if in_force is None or in_force.kind != "token":
+            return self.of is not None and self.of != derived_of(in_force)
+        return self.of != in_force.fingerprint
+
+    def source_of(self, in_force: Message | None) -> str | None:
+        """The source whose workers see to it; None where nobody says which."""
+        if in_force is None or in_force.kind != "token":
+            return self.source or self.by
+        return self.source or in_force.claims.source
+
+
+def derived_of(in_force: Message | None) -> str:
+    """What is noted of the parent's message that a child's was derived of."""
+    return "none" if in_force is None else in_force.fingerprint
+
+
+_NARROWED: Final = mapping_of(partial(read, Narrowed), NAME)
+
+
+@dataclass(frozen=True)
 class Child:
     """A child as its parent knows it.
 
@@ -59,6 +115,7 @@ class Child:
         delivered: the newest message it was given for each place.
         start: which of this node's starts it is; the same id can be started again.
         joined: this node did not start it: it asked for its state, and to be told from then on.
+        narrowed: the tokens, by name, that a source derives for it; each is withheld from it.
     """
 
     id: str = member(TEXT)
@@ -75,6 +132,12 @@ class Child:
     # A later run hears nothing of it.
     start: int = member(None, 0, write=lambda _: {}, is_part=True)
     joined: bool = member(optional(FLAG, False), False)
+    narrowed: Mapping[str, Narrowed] = member(
+        optional(_NARROWED, {}),
+        factory=dict[str, Narrowed],
+        write=lambda narrowed: to_json(narrowed) or None,
+        omit_null=True,
+    )
 
 
 @dataclass(frozen=True)

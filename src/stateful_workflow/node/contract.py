@@ -25,6 +25,7 @@ from .members import (
     optional,
     read,
     text,
+    tuple_of,
 )
 
 MESSAGE: Final = "apiToken"
@@ -50,7 +51,8 @@ PLACE: Final = "statefulJoin"
 MINT: Final = "statefulMint"
 RETIRE: Final = "statefulRetire"
 ANNOUNCE: Final = "statefulNeedsAuthorization"
-ACTIVITIES: Final = frozenset({TELL, TRUST, RECOVER, PLACE, MINT, RETIRE, ANNOUNCE})
+NARROW: Final = "statefulNarrow"
+ACTIVITIES: Final = frozenset({TELL, TRUST, RECOVER, PLACE, MINT, RETIRE, ANNOUNCE, NARROW})
 
 FORMAT: Final = 1
 """Of the courier's requests; a courier that does not know it leaves the task to a later one."""
@@ -325,3 +327,41 @@ class AnnounceRequest:
     after_lost: bool
     detail: str | None
     format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class NarrowRequest:
+    """Give children tokens derived from their parent's: docs/wire-format.md#statefulnarrow.
+
+    Attributes:
+        name: credential name.
+        message: in force at the parent. Where it is no token, what was derived is to be revoked.
+        children: for each its id, the scopes, and the fingerprint of what it was given last.
+        more: others found no room in this request; the result says so too.
+    """
+
+    name: str
+    message: str | None
+    children: list[tuple[str, list[str], str | None]]
+    more: bool
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class NarrowResult:
+    """What came of it.
+
+    Attributes:
+        given: for each child the version and the fingerprint of what it was given. Of what
+            somebody else set there, which is left, the version and null; of nothing 0 and null.
+        failed: ids of those that were given nothing, with the reason.
+        plain: ids of those that take no part in a tree.
+        more: as the request had it.
+    """
+
+    given: dict[str, tuple[int, str | None]] = member(
+        mapping_of(tuple_of(integer(0), optional(ID))), factory=dict
+    )
+    failed: dict[str, str] = member(mapping_of(text(0, 2_000)), factory=dict)
+    plain: list[str] = member(_ids, factory=list)
+    more: bool = member(FLAG, False)

@@ -19,6 +19,7 @@ from .answers import (
     HeldToken,
     JoinAnswer,
     Lacking,
+    NarrowedStatus,
     NodeStatus,
     Refusal,
     Rejections,
@@ -39,6 +40,14 @@ _UNTOLD: Final = (
     "its parent's code share() it"
 )
 
+_NARROWING: Final = (
+    "its narrower token is not there: does a worker of source {0} run (it polls stateful-source:"
+    "{0})?"
+)
+_NO_SOURCE: Final = (
+    "its narrower token is not there, and the one above does not say its source: narrowed(source=…)"
+)
+
 
 @dataclass(frozen=True)
 class View:
@@ -49,6 +58,7 @@ class View:
         now: Unix milliseconds.
         waiting: messages that wait for their issuer to be known.
         reasons: for children that could not be told, or not be found, why.
+        narrowing: for children, and names, whose narrower token could not be had, why.
         recovering: the state of a run before is not there yet.
         lost: the state of a run before was lost.
         own_url: the workflow's own API address.
@@ -61,6 +71,7 @@ class View:
     now: int
     waiting: Sequence[Message] = ()
     reasons: Mapping[str, str] = field(default_factory=dict[str, str])
+    narrowing: Mapping[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
     recovering: bool = False
     lost: bool = False
     own_url: str | None = None
@@ -158,10 +169,15 @@ class View:
         own, status = self.ledger.path[-1], self.status(name)
         said = (status.state, status.version, status.fingerprint, status.authority)
         below = (
-            TreeNode(c.id, c.type, own, "unknown", current=False, problem=self._child(c).reason)
+            TreeNode(c.id, c.type, own, "unknown", current=False, problem=self._problem(c, name))
             for c in behind
         )
         return TokenTree(name, (TreeNode(own, workflow_type, None, *said), *below))
+
+    def _problem(self, child: Child, name: str) -> str | None:
+        said = self._child(child)
+        narrowed = said.narrowing(name)
+        return said.reason if narrowed is None else narrowed.pending
 
     def place(self, joiner: Child, *, is_open: bool, as_child: bool) -> JoinAnswer:
         """The answer to the query `apiTokenJoin`.
@@ -268,7 +284,17 @@ class View:
             self.ledger.shared_with(child),
             tuple(sorted(child.withheld)),
             child.joined,
+            tuple(self._narrowed(child, name) for name in child.narrowed),
         )
+
+    def _narrowed(self, child: Child, name: str) -> NarrowedStatus:
+        narrowed, in_force = child.narrowed[name], self.ledger.in_force(name)
+        pending: str | None = None
+        if child.life is not Life.CLOSED and narrowed.is_due(in_force):
+            source = narrowed.source_of(in_force)
+            pending = _NO_SOURCE if source is None else _NARROWING.format(source)
+            pending = self.narrowing.get((child.id, name), pending)
+        return NarrowedStatus(name, narrowed.scopes, narrowed.version, pending)
 
     def _shown_waiting(self) -> list[Message]:
         """The first few that wait, of as many credential names as can be: anybody can send them."""

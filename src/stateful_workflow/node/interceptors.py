@@ -50,7 +50,7 @@ from .contract import (
 from .ledger import Starting
 from .members import to_json
 from .node import Node, argument
-from .workflow import node_of, withheld_here
+from .workflow import narrowed_here, node_of, withheld_here
 
 T = TypeVar("T")
 
@@ -193,7 +193,8 @@ class NodeOutbound(WorkflowOutboundInterceptor):
         node = _node()
         if node is None:
             return await super().start_child_workflow(input)
-        header, child = node.start_child(input.id, input.workflow, withheld_here())
+        asked = withheld_here(), narrowed_here()
+        header, child = node.start_child(input.id, input.workflow, *asked)
         input.headers = {**input.headers, NODE_HEADER: header}
         try:
             handle = await super().start_child_workflow(input)
@@ -202,6 +203,7 @@ class NodeOutbound(WorkflowOutboundInterceptor):
             node.telling.child_failed_to_start(child, may_run=may_run)
             raise
         node.telling.child_started(child)
+        node.narrowing.child_started(child.id)
         handle.add_done_callback(lambda handle: _note_end(node, child, handle))
         return handle
 

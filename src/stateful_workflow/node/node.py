@@ -32,7 +32,7 @@ from ..sealed.origins import allowed_origin, is_allowed, is_covered, origin_of
 from . import couriers, limits
 from .answers import JoinAnswer, Joiner, NodeStatus, RenewalRequest
 from .carried import StateUnreadable
-from .children import Child, Life, Place, Starting
+from .children import Child, Life, Narrowed, Place, Starting
 from .contract import MAX_SIGNALS, NODE_HEADER, RECOVER, PlaceResult, RecoverResult
 from .describe import View
 from .headers import Start
@@ -41,6 +41,7 @@ from .joining import Joining
 from .ledger import ALL, Ledger, Verdict, is_among
 from .living import Living
 from .members import read
+from .narrowing import Narrowing
 from .record import NodeRecord, warn
 from .renewal import SourceStatus
 from .status import TokenStatus
@@ -104,7 +105,10 @@ class Node:
         if self._recovers:
             self._first_held, self.ledger.held = self.ledger.held, {}
         self._record = NodeRecord()
-        self.telling = Telling(self.ledger, self._since, takes_part=header is not None)
+        self.narrowing = Narrowing(self.ledger)
+        self.telling = Telling(
+            self.ledger, self._since, self.narrowing.changed, takes_part=header is not None
+        )
         self._inbox = Inbox(
             self.ledger,
             self._record,
@@ -292,6 +296,7 @@ class Node:
             now_ms(),
             self._inbox.waiting,
             self.telling.reasons,
+            narrowing=self.narrowing.reasons,
             recovering=self.recovering,
             lost=self._lost,
             own_url=self.own_url,
@@ -311,10 +316,14 @@ class Node:
     # --- children ------------------------------------------------------------
 
     def start_child(
-        self, child_id: str, child_type: str, withheld: frozenset[str]
+        self,
+        child_id: str,
+        child_type: str,
+        withheld: frozenset[str],
+        narrowed: Mapping[str, Narrowed],
     ) -> tuple[Payload, Starting]:
         """Register a child about to start and return its header."""
-        child = self._child(child_id, child_type, withheld)
+        child = replace(self._child(child_id, child_type, withheld), narrowed=narrowed)
         now = workflow.time_ns()
         if now != self._header_at:
             self._header_at, self._header_bytes = now, 0
@@ -407,6 +416,7 @@ class Node:
         """Judge and tell, now that the run begins or its state is recovered."""
         self._inbox.begin()
         self.telling.begin()
+        self.narrowing.begin()
         self.joining.begin()
         self.living.begin()
 
@@ -452,6 +462,7 @@ class Node:
             self.living.distrust(f"run {info.continued_run_id}, which may have spent it, is gone")
         self._first_held = {}
         self.telling.resume(self._since)
+        self.narrowing.resume()
         self._recovers = False
         self._record_start()
 
@@ -512,7 +523,7 @@ class Node:
             return False
         if any(child.life is Life.STARTING for child in self.ledger.children.values()):
             return False
-        return self.telling.is_settled
+        return self.telling.is_settled and self.narrowing.is_settled
 
 
 def argument(args: Sequence[Any]) -> object:

@@ -189,6 +189,7 @@ class TreeNode:
         asleep_until: Unix seconds at which it goes on, where it is asleep and can be asked nothing:
             what it was sent waits for it, and it is current all the same.
         source: of a home what is known of the source that mints the token; None of others.
+        narrowed: the scopes of the token of its own that a source derives from its parent's.
     """
 
     id: str
@@ -212,6 +213,7 @@ class TreeNode:
     not_for_type: bool = False
     asleep_until: float | None = None
     source: SourceStatus | None = None
+    narrowed: tuple[str, ...] = ()
 
     @property
     def needs_authorization(self) -> bool:

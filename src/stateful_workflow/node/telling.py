@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -47,10 +47,15 @@ class Telling:
         since: when the node's first run began, in Unix milliseconds.
         takes_part: whether the run began with a state. Else it may have begun before its class took
             part, and to replay it does nothing before a message was accepted.
+        told: called where children may lack more than a telling gives them: events accepted
+            something, a telling for an update has ended, or children were found again.
     """
 
-    def __init__(self, ledger: Ledger, since: int, *, takes_part: bool) -> None:
+    def __init__(
+        self, ledger: Ledger, since: int, told: Callable[[], None], *, takes_part: bool
+    ) -> None:
         self._ledger = ledger
+        self._told = told
         self._takes_part = takes_part
         self._begun = False
         self._is_parent = False
@@ -104,6 +109,7 @@ class Telling:
             self._run()
         elif not by_update:
             self.changed()
+            self._told()
 
     def child_started(self, start: Starting) -> None:
         """A child's start was confirmed; it may lack what has been accepted meanwhile."""
@@ -181,6 +187,7 @@ class Telling:
         while self._updates.due:
             self._updates.due -= 1
             await self._tell()
+            self._told()
             if self._is_patient:
                 self.changed()  # patience with what is older is over
             self._run()
@@ -276,6 +283,8 @@ class Telling:
             ledger.forget_child(child_id)
         for child_id in self._same(attempt, result.mine):
             ledger.take_back(child_id)
+        if result.mine:
+            self._told()
         for child_id, orphans in result.orphans.items():
             closed = ledger.closed.get(child_id)
             if child_id in attempt.closed:

@@ -11,6 +11,7 @@ from temporalio import workflow
 
 from ..errors import NotConverged, TokenExpired, TokenNotSet, TokenRevoked
 from ..sealed.message import Message
+from .children import Child
 from .node import Node
 from .status import TokenStatus, cure
 
@@ -51,20 +52,25 @@ def _usable(node: Node, name: str) -> TokenStatus:
 async def all_told(node: Node, message: Message, timeout: timedelta | None) -> None:
     """Wait until every child that may have a message was given it, or a newer one.
 
+    One whose token is narrowed was given its own of it.
+
     Raises:
         NotConverged: some were not in time.
     """
-    ledger = node.ledger
+    ledger, name = node.ledger, message.claims.name
+
+    def lacking() -> list[Child]:
+        return [*ledger.lacking(message), *node.narrowing.lacking(name)]
 
     def are_told() -> bool:
-        return node.telling.is_settled and not ledger.lacking(message)
+        return node.telling.is_settled and not lacking()
 
     if not are_told():
         with suppress(asyncio.TimeoutError):
             await workflow.wait_condition(are_told, timeout=timeout)
-    behind = ledger.lacking(message)
+    behind = lacking()
     if behind:
-        name, named = message.claims.name, ", ".join(child.id for child in behind[:5])
+        named = ", ".join(child.id for child in behind[:5])
         raise NotConverged(
             f"{len(behind)} of {len(ledger.children)} children of workflow {ledger.path[-1]} were "
             f"not given its newest {name} within {timeout} (such as {named}); each is told as soon "

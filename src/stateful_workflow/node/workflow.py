@@ -16,6 +16,7 @@ from typing_extensions import Self
 from ..errors import AddressRefused, PluginMissing
 from ..sealed.message import DEFAULT_NAME, SealedToken, parse, valid_name
 from ..sealed.origins import checked_address
+from .children import Narrowed
 from .contract import JOIN, MESSAGE, RENEW, REPORT, STATE_QUERY, STATUS_QUERY, URL
 from .ledger import ALL
 from .node import Node, Settings
@@ -26,6 +27,7 @@ from .waiting import all_told, token_held
 _withheld_here: ContextVar[frozenset[str]] = ContextVar(
     "stateful-withholding", default=frozenset[str]()
 )
+_narrowed_here: ContextVar[Mapping[str, Narrowed]] = ContextVar("stateful-narrowed")
 
 
 def _given() -> Callable[[Any, RawValue], Any]:
@@ -254,11 +256,36 @@ class StatefulWorkflow:
         Such a child refuses the name by itself, from whomever it comes, except what an
         issuer sets at that child.
         """
-        reset = _withheld_here.set(_withheld_here.get() | {ALL if name is None else name})
-        try:
+        narrowed = {one: how for one, how in narrowed_here().items() if name not in (None, one)}
+        with _starting(frozenset({ALL if name is None else name}), narrowed):
             yield
-        finally:
-            _withheld_here.reset(reset)
+
+    @contextmanager
+    def narrowed(
+        self, *, scopes: Sequence[str], name: str = DEFAULT_NAME, source: str | None = None
+    ) -> Generator[None, None, None]:
+        """Start children inside this block with a token that may do less than this workflow's.
+
+        The token in force here is kept from them as by `withholding`. In its place the source that
+        minted it derives one for each child (`stateful_workflow.source.Narrows`), set at the child:
+        again whenever the one here changes, and revoked with it. While it is not there the child
+        has none: its activities wait for one, or fail, as `current_token` says.
+
+        Args:
+            scopes: what the child's may do, in the words of the source.
+            name: credential name.
+            source: name of the source, where the token in force does not say it: somebody set it.
+
+        Raises:
+            ValueError: there are no scopes, or a name is none.
+        """
+        if isinstance(scopes, str) or not scopes or not all(scopes):
+            raise ValueError("narrowed() takes a list of scopes, at least one")
+        if not valid_name(name) or not (source is None or valid_name(source)):
+            raise ValueError("narrowed() takes names of letters, digits and . _ - only")
+        how = Narrowed(tuple(scopes), source)
+        with _starting(frozenset({name}), {**narrowed_here(), name: how}):
+            yield
 
     # --- from outside; the interceptor answers these before they are reached --
 
@@ -285,9 +312,26 @@ def _seconds(time: timedelta | float | None) -> timedelta | None:
     return timedelta(seconds=time) if isinstance(time, int | float) else time
 
 
+@contextmanager
+def _starting(
+    withheld: frozenset[str], narrowed: Mapping[str, Narrowed]
+) -> Generator[None, None, None]:
+    resets = _withheld_here.set(_withheld_here.get() | withheld), _narrowed_here.set(narrowed)
+    try:
+        yield
+    finally:
+        _withheld_here.reset(resets[0])
+        _narrowed_here.reset(resets[1])
+
+
 def withheld_here() -> frozenset[str]:
     """The names that children started in the current context are started without."""
     return _withheld_here.get()
+
+
+def narrowed_here() -> Mapping[str, Narrowed]:
+    """The tokens, by name, that children started in the current context are given narrowed."""
+    return _narrowed_here.get({})
 
 
 def node_of(instance: object) -> Node | None:

@@ -22,11 +22,14 @@ from ..errors import AnswerMalformed, KeyringError
 from ..node.contract import (
     FORMAT,
     MESSAGE,
+    NARROW,
     PLACE,
     RECOVER,
     STATE_QUERY,
     TELL,
     TRUST,
+    NarrowRequest,
+    NarrowResult,
     PlaceRequest,
     RecoverResult,
     TellRequest,
@@ -95,7 +98,7 @@ class CourierActivities:
 
     def all(self) -> list[Callable[..., Any]]:
         """What to register with the courier's worker."""
-        return [self.tell, self.trust, self.recover, self.place]
+        return [self.tell, self.trust, self.recover, self.place, self.narrow]
 
     @activity.defn(name=TELL)
     async def tell(self, request: TellRequest) -> dict[str, Any]:
@@ -315,6 +318,11 @@ class CourierActivities:
         request, info = known(PlaceRequest, request), activity.info()
         who = info.workflow_id or "", info.workflow_type or ""
         return _written(await place_of(self._client(), request, *who))
+
+    @activity.defn(name=NARROW)
+    async def narrow(self, request: NarrowRequest) -> dict[str, Any]:
+        """Nothing: a node asks the source's workers where there is something to do."""
+        return _written(NarrowResult(more=known(NarrowRequest, request).more))
 
 
 def _state(answer: object) -> dict[str, Any] | None:

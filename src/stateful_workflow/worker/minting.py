@@ -135,7 +135,7 @@ class SourceActivities:
         request = known(MintRequest, request)
         clock = server_clock()
         with going_by(clock):
-            return to_json(await _to_the_end(self._mint(request, clock)))
+            return to_json(await to_the_end(self._mint(request, clock)))
 
     async def _mint(self, request: MintRequest, now: Callable[[], float]) -> MintResult:
         until = time.monotonic() + _EXCHANGED_WITHIN
@@ -151,7 +151,7 @@ class SourceActivities:
         except (StatefulError, RPCError) as error:
             event = self._event("mint", "failure", request.name, reason="not_ready")
             self._plugin.recorder.record(event)
-            return MintResult("not_ready", detail=_said(error))
+            return MintResult("not_ready", detail=said_without(error))
         result = await self._exchanged(minting, request, until)
         self._recorded_soon(minting, result)
         return result
@@ -257,7 +257,7 @@ class SourceActivities:
                 return RetireResult(done=True)  # it has expired
             behind = await self._behind(info.workflow_id or "", request)
         except (StatefulError, RPCError) as error:
-            return RetireResult(done=False, problem=_said(error, token))
+            return RetireResult(done=False, problem=said_without(error, token))
         if behind:
             problem = f"{len(behind)} workflows do not hold its successor"
             return RetireResult(done=False, behind=behind[:_MOST_BEHIND], problem=problem)
@@ -269,7 +269,7 @@ class SourceActivities:
             await source.retire(*token)
             proven = await self._is_refused(token)
         except StatefulError as error:
-            return RetireResult(done=False, problem=_said(error, token))
+            return RetireResult(done=False, problem=said_without(error, token))
         except Exception as error:  # noqa: BLE001 - the user's; its text may be the token
             return RetireResult(done=False, problem=f"the source raised {type(error).__name__}")
         return RetireResult(done=True, proven=proven)
@@ -451,7 +451,7 @@ class _Minting:
             detail = "what the source gave could not be sealed: "
             if isinstance(error, StatefulError | ValueError):
                 given = (getattr(minted, one, None) for one in ("token", "values", "grant"))
-                detail += _said(error, *given)
+                detail += said_without(error, *given)
             else:
                 detail += type(error).__name__
             return MintResult("malformed", grant=grant, detail=detail, reached=True)
@@ -508,7 +508,7 @@ def _failed(error: SourceError, *secrets: object) -> MintResult:
     after: object = error.retry_after if isinstance(error, RateLimited) else None
     return MintResult(
         outcome,
-        detail=_said(error, *secrets),
+        detail=said_without(error, *secrets),
         reached=bool(error.reached),
         retry_after=_whole_seconds(after),
     )
@@ -520,7 +520,7 @@ def _whole_seconds(after: object) -> int | None:
     return math.ceil(min(after, _LONGEST_RETRY_AFTER))
 
 
-def _said(error: BaseException, *secrets: object) -> str:
+def said_without(error: BaseException, *secrets: object) -> str:
     """What an error says, as far as a result may have it; nothing where it holds a secret."""
     kind, search = type(error).__name__, OpenedSecrets()
     try:
@@ -557,13 +557,13 @@ async def _problem(tell: OnDeadGrant, dead: DeadGrant) -> str | None:
         if inspect.isawaitable(told):
             await told
     except StatefulError as error:
-        return _said(error)
+        return said_without(error)
     except Exception as error:  # noqa: BLE001 - the user's
         return type(error).__name__
     return None
 
 
-async def _to_the_end(exchange: Coroutine[Any, Any, T]) -> T:
+async def to_the_end(exchange: Coroutine[Any, Any, T]) -> T:
     """What it gives, whoever cancels meanwhile: what a provider answered is not to be lost."""
     beat, task = asyncio.create_task(_beat()), asyncio.create_task(exchange)
     try:

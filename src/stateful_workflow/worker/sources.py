@@ -10,6 +10,7 @@ from typing import Final
 from ..node.contract import source_queue_of
 from .beside import HasClient, Small, beside
 from .minting import OfSources, SourceActivities
+from .narrowing import Narrower
 
 _LAST_EXCHANGES: Final = timedelta(seconds=15)
 """How long an exchange that is under way when the worker stops may still take."""
@@ -28,7 +29,10 @@ async def sources_beside(owner: HasClient, plugin: OfSources) -> AsyncGenerator[
                 f"worker of source {name}",
                 owner,
                 source_queue_of(name),
-                lambda small, name=name: SourceActivities(name, plugin, lambda: small.client).all(),
+                lambda small, name=name: [
+                    *SourceActivities(name, plugin, lambda: small.client).all(),
+                    Narrower(name, plugin, lambda: small.client).narrow,
+                ],
                 grace=_LAST_EXCHANGES,
             )
             smalls.append(await running.enter_async_context(worker))
