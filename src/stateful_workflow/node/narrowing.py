@@ -22,7 +22,7 @@ from temporalio.exceptions import FailureError, is_cancelled_exception
 
 from ..errors import AnswerMalformed
 from . import couriers
-from .children import Child, Life, Narrowed, derived_of
+from .children import Child, Life, derived_of
 from .contract import NARROW, NarrowRequest, NarrowResult, source_queue_of
 from .ledger import Ledger
 
@@ -66,11 +66,10 @@ class Narrowing:
 
     def resume(self) -> None:
         """Take over what an earlier run left undone, which is in the ledger now."""
-        in_force = self._ledger.in_force
-        for child in self._ledger.children.values():
-            for name, narrowed in child.narrowed.items():
-                if narrowed.is_due(in_force(name)):
-                    self._due(name, narrowed)
+        names = {name for child in self._ledger.children.values() for name in child.narrowed}
+        for name in sorted(names):
+            for child in self.lacking(name):
+                self._due(child)
 
     def begin(self) -> None:
         """Derive from now on, what an earlier run left undone first."""
@@ -80,14 +79,14 @@ class Narrowing:
     def changed(self) -> None:
         """A message was accepted by an event, or an update that brought one was told."""
         for child in self._ledger.children.values():
-            self._due_for(child)
+            self._due(child)
         self._run()
 
     def child_started(self, child_id: str) -> None:
         """A child's start was confirmed."""
         child = self._ledger.children.get(child_id)
         if child is not None:
-            self._due_for(child)
+            self._due(child)
             self._run()
 
     @property
@@ -106,12 +105,9 @@ class Narrowing:
             and narrowed.is_due(in_force)
         ]
 
-    def _due_for(self, child: Child) -> None:
+    def _due(self, child: Child) -> None:
         for name, narrowed in child.narrowed.items():
-            self._due(name, narrowed)
-
-    def _due(self, name: str, narrowed: Narrowed) -> None:
-        self._lanes.setdefault((name, narrowed.source), _Lane()).is_due = True
+            self._lanes.setdefault((name, narrowed.source), _Lane()).is_due = True
 
     def _run(self) -> None:
         for key, lane in self._lanes.items() if self._begun else ():

@@ -29,13 +29,12 @@ from ..sealed.origins import allowed_origin, is_allowed, is_covered
 from ..sealed.secret import Secret
 from ..source.clock import going_by
 from ..source.protocol import Minted, Narrows
-from ..text.printable import printable
 from ..use.clock import server_clock
 from ..use.parents import confirm_above
 from ..use.server import describe
 from .activities import known
 from .descent import RPC_TIMEOUT
-from .minting import OfSources, to_the_end
+from .minting import OfSources, said_without, to_the_end
 
 _AT_ONCE: Final = 10
 _BEGUN_WITHIN: Final = 60.0
@@ -55,6 +54,7 @@ class _Parent:
     now: Callable[[], float]
     claims: Claims | None = None
     secret: Secret | None = None
+    source: Narrows | None = None
 
 
 class Narrower:
@@ -92,7 +92,7 @@ class Narrower:
                 except NotStateful:
                     result.plain.append(child_id)
                 except Exception as error:  # noqa: BLE001 - a source, or a codec, raises anything
-                    result.failed[child_id] = _why(error)
+                    result.failed[child_id] = _why(error, parent.secret)
 
         await asyncio.gather(*(one(*child) for child in request.children))
         return result
@@ -120,7 +120,7 @@ class Narrower:
         secret = keyring.unseal(message, now=at, namespace=info.namespace, workflow_type=None)
         if secret.is_reference:
             raise SourceError("the token in force is a reference, of which none can be derived")
-        return replace(parent, claims=claims, secret=secret)
+        return replace(parent, claims=claims, secret=secret, source=self._source)
 
     async def _give(
         self, parent: _Parent, child_id: str, scopes: Sequence[str], given: str | None
@@ -144,56 +144,34 @@ class Narrower:
         before = place.before
         if before is not None and _is_kept(before, given, is_token=parent.claims is not None):
             return before.claims.version, given if before.fingerprint == given else None
-        if parent.claims is None or parent.secret is None:
-            return await self._revoke(parent, child_id, place)
+        if parent.claims is None or parent.secret is None or parent.source is None:
+            if before is None:
+                return 0, None
+            signed = parent.keyring.revocation(place.revocation(parent.now(), inherit=False))
+            return await self._send("revoke", child_id, parse(signed))
         if (place.root, place.tree) != (parent.claims.root, parent.claims.tree):
             raise WrongTree("it stands in another tree than the token")
-        event = self._event("mint", "unknown", parent.name, child_id)
+        event = self._event("mint", "unknown", child_id, name=parent.name)
         await self._plugin.recorder.require_async(event)
-        minted = await self._derived(parent.secret, scopes)
+        secret = parent.secret
+        minted = await parent.source.narrow(secret.token, secret.values, tuple(scopes))
         claims = _claims(place, parent.claims, minted, self._name, parent.now())
         sealed = parent.keyring.seal(claims, Secret(minted.token, minted.values))
         return await self._send("mint", child_id, parse(sealed))
 
-    async def _derived(self, secret: Secret, scopes: Sequence[str]) -> Minted:
-        source = self._source
-        if not isinstance(source, Narrows):
-            raise SourceError(f"source {self._name} does not narrow tokens")
-        return await source.narrow(secret.token, secret.values, tuple(scopes))
-
-    async def _revoke(self, parent: _Parent, child_id: str, place: Place) -> Given:
-        before = place.before
-        if before is None:
-            return 0, None
-        signed = parent.keyring.revocation(place.revocation(parent.now(), inherit=False))
-        return await self._send("revoke", child_id, parse(signed))
-
     async def _send(self, action: Action, child_id: str, message: Message) -> Given:
+        outcome: EventOutcome = "failure"
         try:
             await signal(self._client(), child_id, message)
-        except BaseException:
-            self._record(action, "failure", child_id, message)
-            raise
-        self._record(action, "success", child_id, message)
+            outcome = "success"
+        finally:
+            self._plugin.recorder.record(self._event(action, outcome, child_id, message=message))
         return message.claims.version, message.fingerprint
 
-    def _record(
-        self, action: Action, outcome: EventOutcome, child_id: str, message: Message
-    ) -> None:
-        name = message.claims.name
-        self._plugin.recorder.record(self._event(action, outcome, name, child_id, message))
-
-    def _event(
-        self,
-        action: Action,
-        outcome: EventOutcome,
-        name: str,
-        child_id: str,
-        message: Message | None = None,
-    ) -> Any:
+    def _event(self, action: Action, outcome: EventOutcome, child_id: str, **about: Any) -> Any:
         scene = Scene.of(self._plugin.recorder.identity, activity.info())
-        about: dict[str, Any] = {"source": self._name, "child_id": child_id, "reason": "narrow"}
-        return scene.event(action, outcome, message, name, **about)
+        about |= {"source": self._name, "child_id": child_id, "reason": "narrow"}
+        return scene.event(action, outcome, **about)
 
 
 def _is_kept(before: Message, given: str | None, *, is_token: bool) -> bool:
@@ -230,9 +208,9 @@ def _claims(place: Place, parent: Claims, minted: Minted, source: str, now: floa
     )
 
 
-def _why(error: Exception) -> str:
-    """For people; of an exception that is not the library's or the server's the name alone."""
-    if isinstance(error, RPCError):
-        return f"{error.status.name}: {printable(error.message)}"[:500]
-    is_ours = isinstance(error, StatefulError)
-    return printable(str(error))[:500] if is_ours else f"the source raised {type(error).__name__}"
+def _why(error: Exception, secret: Secret | None = None) -> str:
+    """For people, without the token; of what a source raised of its own the name alone."""
+    if not isinstance(error, StatefulError | RPCError):
+        return f"the source raised {type(error).__name__}"
+    secrets = () if secret is None else (secret.token, secret.values)
+    return said_without(error, *secrets)[:500]
