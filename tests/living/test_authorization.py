@@ -414,7 +414,8 @@ async def test_a_sources_worker_mints_with_no_grant_that_is_for_something_else(
     )
     claims = replace(claims, **({} if changed is None else ELSEWHERE[changed]))
     grant = keyring.seal(claims, Granted(provider.first, {"origins": [URL]}).to_text())
-    request = MintRequest(DEFAULT_NAME, "first", grant, None, None, is_lost=False)
+    trusted = [*keyring.trusted()]
+    request = MintRequest(DEFAULT_NAME, "first", grant, None, None, False, trusted)
 
     result = await home.client.execute_workflow(
         Thief.run, vars(request), id=id, task_queue=home.queue

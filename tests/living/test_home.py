@@ -7,7 +7,15 @@ import time
 import pytest
 from temporalio.client import Client
 
-from stateful_workflow import NotRenewed, ProviderUnreachable, RateLimited, ReplyLost, TokenClient
+from stateful_workflow import (
+    NotRenewed,
+    ProviderUnreachable,
+    RateLimited,
+    ReplyLost,
+    SourceWorker,
+    StatefulPlugin,
+    TokenClient,
+)
 from stateful_workflow.engine import EmbeddedEngine
 from stateful_workflow.source import Grant, Minted
 from tests.support.living import Provider, living_keyring, plugin, source_is, start_home
@@ -105,3 +113,29 @@ async def test_an_expired_token_is_no_token_and_one_that_cannot_be_revoked_is_no
 
         assert not_renewed.value.status.retired is None
         assert await tree.opened("") == ["tok-3"]
+
+
+@pytest.mark.parametrize("is_given_out", [True, False])
+async def test_a_grant_is_spent_only_where_what_comes_of_it_can_be_taken(
+    engine: EmbeddedEngine, provider: Provider, queue: str, is_given_out: bool
+) -> None:
+    """The key of the source's worker is younger than the run, and the run's workers may lack it."""
+    old = living_keyring()
+    new = old.add_issuer()
+    first = next(iter(old.trusted()))
+    signs = new.retire(first)
+    known = signs if is_given_out else old
+    client = await Client.connect(engine.address, plugins=[StatefulPlugin(known)])
+    home = Tree(client, TokenClient(client, old), queue, queue)
+    minting = await Client.connect(engine.address, plugins=[plugin(signs, provider)])
+    async with home.worker(), SourceWorker(minting):
+        await start_home(home, provider)
+        if is_given_out:
+            status = await source_is(home.tokens, home.root, lambda one: one.state == "fresh")
+            assert status.counts == {"not_ready": 1, "minted": 1}
+            await home.opens("tok-1", "")
+        else:
+            status = await source_is(home.tokens, home.root, lambda one: one.failures > 1)
+            assert status.counts == {"not_ready": status.failures}
+            assert "do not know issuer" in (status.detail or "")
+    assert (provider.exchanges, provider.reused) == (is_given_out, 0)

@@ -239,6 +239,7 @@ class MintRequest:
         standing: the message that stands at the workflow itself, if any.
         last: where that is a revocation, the token before it.
         is_lost: an answer to this very grant was lost before.
+        trusted: key ids of the issuers whose messages count there.
     """
 
     name: str
@@ -247,6 +248,7 @@ class MintRequest:
     standing: str | None
     last: str | None
     is_lost: bool
+    trusted: list[str]
     format: int = FORMAT
 
 

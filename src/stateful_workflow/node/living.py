@@ -247,6 +247,7 @@ class Living:
             None if own is None else own.text,
             None if last is None else last.text,
             was_sent,
+            sorted(self._ledger.trusted),
         )
         self.states[name] = begun(state, grant)
         handle = couriers.start(
@@ -289,7 +290,7 @@ class Living:
     ) -> None:
         # Of a grant that was revoked or replaced meanwhile nothing is wanted any more.
         is_wanted = self.standing(name).grant == grant
-        if is_wanted and not await self._taken(name, result):
+        if is_wanted and not await self._taken(name, result) and result.outcome in GOT:
             result = replace(
                 result, outcome="malformed", reached=True, detail="its messages were refused here"
             )

@@ -146,6 +146,9 @@ class SourceActivities:
             newer = await left_behind(self._client(), workflow_id, run_id, minting.grant.message)
             if newer is not None:
                 return newer
+            unknown = minting.unknown_to(request.trusted)
+            if unknown is not None:
+                return unknown
             event = self._event("mint", "unknown", request.name, reason=request.why)
             await self._plugin.recorder.require_async(event)
         except (StatefulError, RPCError) as error:
@@ -399,6 +402,19 @@ class _Minting:
         like = Minted("token", origins=None if with_origins else [])
         self.keyring.seal(self._claims(like), like.token)
         self.keyring.seal(self._next_grant(), "{}")
+
+    def unknown_to(self, trusted: Sequence[str]) -> MintResult | None:
+        """The same grant, signed here, where the home does not know the key that signs here.
+
+        It looks it up for that. What a provider gave before would be lost if it did not find it.
+        """
+        granted = Granted(self.grant.grant, self.grant.terms)
+        grant = self.keyring.seal(self._next_grant(), granted.to_text())
+        issuer = parse(grant).issuer
+        if issuer in trusted:
+            return None
+        detail = f"the workflow's workers do not know issuer {issuer}, which signs what is minted"
+        return MintResult("not_ready", grant=grant, detail=detail)
 
     def _claims(self, minted: Minted) -> Claims:
         terms: Terms = {**self.grant.terms}
