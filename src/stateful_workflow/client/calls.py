@@ -263,21 +263,8 @@ async def send_renewal(
         OutcomeUnknown: no worker answered in time; it may be done later.
         WorkflowAsleep, WorkflowNotFound, NotStateful, OperationFailed: there is no such node.
     """
-    await ask(client, workflow_id)
     argument = {"name": name, "retire": retire}
-    handle = client.get_workflow_handle(workflow_id)
-    update = handle.execute_update(RENEW, argument, result_type=RawValue)
-    try:
-        answer = await asyncio.wait_for(update, limits.LIMITS.confirm_seconds)
-    except WorkflowUpdateFailedError as error:
-        raise await _refusal(client, workflow_id, error) from None
-    except (asyncio.TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError):
-        raise OutcomeUnknown(
-            f"workflow {workflow_id} was asked for a new {name} and did not answer ({_NO_ANSWER}); "
-            "repeat the call"
-        ) from None
-    except RPCError as error:
-        raise await what_it_means(client, workflow_id, error) from None
+    answer = await _updated(client, workflow_id, RENEW, argument, f"asked for a new {name}")
     return read_answer(client, workflow_id, RENEW, answer, partial(read, SourceStatus))
 
 
@@ -337,19 +324,26 @@ async def send_url(client: Client, workflow_id: str, url: str | None) -> None:
         WorkflowAsleep: it is asleep, and an update would wake it; nothing was sent.
         WorkflowNotFound, NotStateful, OperationFailed: there is no such node.
     """
-    await ask(client, workflow_id)
-    update = client.get_workflow_handle(workflow_id).execute_update(URL, url, result_type=RawValue)
     try:
-        await asyncio.wait_for(update, limits.LIMITS.confirm_seconds)
+        await _updated(client, workflow_id, URL, url, "given an API address")
+    except TokenMalformed as error:
+        raise AddressRefused(str(error)) from None
+
+
+async def _updated(
+    client: Client, workflow_id: str, update: str, argument: object, what: str
+) -> RawValue:
+    """The answer to an update that nothing is signalled in the place of; `what` it was, if none."""
+    await ask(client, workflow_id)
+    handle = client.get_workflow_handle(workflow_id)
+    answer = handle.execute_update(update, argument, result_type=RawValue)
+    try:
+        return await asyncio.wait_for(answer, limits.LIMITS.confirm_seconds)
     except WorkflowUpdateFailedError as error:
-        refusal = await _refusal(client, workflow_id, error)
-        if isinstance(refusal, TokenMalformed):
-            refusal = AddressRefused(str(refusal))
-        raise refusal from None
+        raise await _refusal(client, workflow_id, error) from None
     except (asyncio.TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError):
         raise OutcomeUnknown(
-            f"workflow {workflow_id} was given an API address and did not answer ({_NO_ANSWER}); "
-            "repeat the call"
+            f"workflow {workflow_id} was {what} and did not answer ({_NO_ANSWER}); repeat the call"
         ) from None
     except RPCError as error:
         raise await what_it_means(client, workflow_id, error) from None
