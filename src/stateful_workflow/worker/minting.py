@@ -59,7 +59,7 @@ from ..sealed.message import MAX_MESSAGE_BYTES, Claims, Message, parse
 from ..sealed.secret import Secret
 from ..source.announcing import DeadGrant, OnDeadGrant
 from ..source.clock import going_by
-from ..source.protocol import Grant, Minted, Probes, Retires, Source
+from ..source.protocol import Minted, Probes, Retires, Source
 from ..text.printable import printable
 from ..use.clock import server_clock
 from ..use.exposure import OpenedSecrets
@@ -143,7 +143,7 @@ class SourceActivities:
         workflow_id, run_id = info.workflow_id or "", info.workflow_run_id or ""
         try:
             minting = _Minting.of(request, self._name, self._plugin.keyring(), now)
-            newer = await left_behind(self._client(), workflow_id, run_id, minting.grant.message)
+            newer = await left_behind(self._client(), workflow_id, run_id, minting.grant)
             if newer is not None:
                 return newer
             unknown = minting.unknown_to(request.trusted)
@@ -165,7 +165,7 @@ class SourceActivities:
             probed = await self._probed(minting, until)
             if probed is not None:
                 return probed
-        left, grant = until - time.monotonic(), minting.grant.grant
+        left, grant = until - time.monotonic(), minting.granted.grant
         if left < _EXCHANGE_TAKES:
             return MintResult("not_ready", detail="the server, the record or a probe was too slow")
         try:
@@ -187,29 +187,22 @@ class SourceActivities:
 
         Nothing that a probe raises says anything of the grant, which it did not send.
         """
+        token = minting.standing_token()
+        if token is None:
+            return None
         try:
-            is_good = await asyncio.wait_for(self._is_good(minting), until - time.monotonic())
+            left = until - time.monotonic()
+            is_refused = await asyncio.wait_for(self._is_refused(token), left)
         except SourceError as error:
-            result = _failed(error, minting.grant.grant, minting.standing_token())
+            result = _failed(error, minting.granted.grant, token)
             is_kept = result.outcome in ("rate_limited", "malformed")
             outcome = result.outcome if is_kept else "unreachable"
             return replace(result, outcome=outcome, reached=False)
         except Exception as error:  # noqa: BLE001 - as of `mint`
             return MintResult("unreachable", detail=f"its probe raised {type(error).__name__}")
-        if not is_good:
+        if is_refused is not False:
             return None
         return MintResult("alive", detail="the provider says that the token is good")
-
-    async def _is_good(self, minting: _Minting) -> bool:
-        """Whether the provider takes the token that an API is said to have refused."""
-        token = minting.standing_token()
-        if token is None or not isinstance(self._source, Probes):
-            return False
-        try:
-            await self._source.probe(*token)
-        except TokenRefused:
-            return False
-        return True
 
     def _recorded_soon(self, minting: _Minting, result: MintResult) -> None:
         """A sink that waits or fails is not to hold the result."""
@@ -218,7 +211,7 @@ class SourceActivities:
         message = None if result.token is None else parse(result.token)
         is_after_lost = result.outcome == "refused_grant" and minting.is_lost
         reason = "refused_grant_after_lost_reply" if is_after_lost else result.outcome
-        event = self._event("mint", outcome, minting.name, message, reason=reason)
+        event = self._event("mint", outcome, minting.grant.claims.name, message, reason=reason)
         asyncio.get_running_loop().call_soon(self._plugin.recorder.record, event)
 
     # --- retire --------------------------------------------------------------
@@ -284,6 +277,7 @@ class SourceActivities:
         return [node.id for node in tree.behind]
 
     async def _is_refused(self, token: tuple[str, Mapping[str, str]]) -> bool | None:
+        """Whether the provider refuses a token; None where it cannot be asked."""
         if not isinstance(self._source, Probes):
             return None
         try:
@@ -331,28 +325,22 @@ class SourceActivities:
 
 
 @dataclass(frozen=True)
-class _OpenedGrant:
-    message: Message
-    grant: Grant
-    terms: Terms
-    by: str
-
-
-@dataclass(frozen=True)
 class _Minting:
     """What one exchange is about, checked before it.
 
     Attributes:
-        name: credential name.
-        grant: opened.
+        grant: as it came.
+        granted: what it was sealed over.
+        by: key id of the issuer who gave the first one.
         place: where the token will stand.
         keyring: seals it.
         now: the time.
         is_lost: an answer to the same grant was lost before.
     """
 
-    name: str
-    grant: _OpenedGrant
+    grant: Message
+    granted: Granted
+    by: str
     place: Place
     keyring: Keyring
     now: Callable[[], float]
@@ -389,14 +377,13 @@ class _Minting:
                 f"issuer {by} gave the grant of {claims.name} and is revoked; authorize the source "
                 "again"
             )
-        opened = _OpenedGrant(message, granted.grant, granted.terms, by)
-        minting = cls(request.name, opened, place, keyring, now, request.is_lost)
+        minting = cls(message, granted, by, place, keyring, now, request.is_lost)
         minting._try()
         return minting
 
     def _try(self) -> None:
         """What can be told before the exchange is not to fail after it; raises as `of`."""
-        terms = self.grant.terms
+        terms = self.granted.terms
         given = terms.get("origins") is not None or terms.get("api_url") is not None
         with_origins = given or self.place.held is not None
         like = Minted("token", origins=None if with_origins else [])
@@ -408,7 +395,7 @@ class _Minting:
 
         It looks it up for that. What a provider gave before would be lost if it did not find it.
         """
-        granted = Granted(self.grant.grant, self.grant.terms)
+        granted = Granted(self.granted.grant, self.granted.terms)
         grant = self.keyring.seal(self._next_grant(), granted.to_text())
         issuer = parse(grant).issuer
         if issuer in trusted:
@@ -417,7 +404,7 @@ class _Minting:
         return MintResult("not_ready", grant=grant, detail=detail)
 
     def _claims(self, minted: Minted) -> Claims:
-        terms: Terms = {**self.grant.terms}
+        terms: Terms = {**self.granted.terms}
         readers = terms.get("readers")
         if readers is None and self.place.held is not None:
             readers = self.place.held.audiences
@@ -429,9 +416,9 @@ class _Minting:
             terms["api_url"] = minted.api_url
         claims = self.place.token(terms, self.now())
         # Whoever gave the grant gets no more by it than he may sign himself.
-        giver = self.keyring.trusted().get(self.grant.by)
+        giver = self.keyring.trusted().get(self.by)
         if giver is None:
-            raise TokenForged(f"issuer {self.grant.by}, who gave the grant, is not trusted here")
+            raise TokenForged(f"issuer {self.by}, who gave the grant, is not trusted here")
         giver.check(claims)
         expires = cast("object", minted.expires_at)
         if not isinstance(expires, int | float | None):
@@ -440,18 +427,18 @@ class _Minting:
             claims,
             version=max(claims.version, self._next_grant().version),
             expires_at=None if expires is None else max(int(expires), 1),
-            source=self.grant.message.claims.source,
+            source=self.grant.claims.source,
         )
 
     def _next_grant(self) -> Claims:
-        return next_grant(self.grant.message.claims, self.now())
+        return next_grant(self.grant.claims, self.now())
 
     def sealed(self, minted: Minted) -> MintResult:
         """Seal what the provider gave; the next grant above all."""
         grant = token = None
         try:
             if minted.grant is not None:
-                granted = Granted(minted.grant, self.grant.terms, self.grant.by)
+                granted = Granted(minted.grant, self.granted.terms, self.by)
                 grant = self.keyring.seal(self._next_grant(), granted.to_text())
             secret, claims = Secret(minted.token, minted.values), self._claims(minted)
             if claims.expires_at is not None and claims.expires_at <= self.now():
@@ -459,9 +446,6 @@ class _Minting:
                 return MintResult("malformed", grant=grant, detail=detail, reached=True)
             if grant is None and self._is_standing(secret, claims.expires_at):
                 return MintResult("unchanged")
-            if claims.expires_at is not None and claims.expires_at <= self.now():
-                detail = "the token that the source gave has expired, or its margin is too long"
-                return MintResult("malformed", grant=grant, detail=detail)
             token = self.keyring.seal(claims, secret)
         except Exception as error:  # noqa: BLE001 - whatever is wrong, the next grant is kept
             detail = "what the source gave could not be sealed: "
@@ -477,7 +461,7 @@ class _Minting:
         before = self.place.before
         if before is None or before.claims.expires_at != expires_at:
             return False
-        is_newest = before.claims.version >= self.grant.message.claims.version
+        is_newest = before.claims.version >= self.grant.claims.version
         return is_newest and self.standing_token() == (secret.token, secret.values)
 
     def standing_token(self) -> tuple[str, Mapping[str, str]] | None:
@@ -485,7 +469,7 @@ class _Minting:
         before = self.place.before
         if before is None or before.kind != "token":
             return None
-        if before.claims.source != self.grant.message.claims.source:
+        if before.claims.source != self.grant.claims.source:
             return None  # it is not for this source's provider to see
         with suppress(StatefulError):
             return _opened(self.keyring, before, before.claims.namespace, self.now())
