@@ -906,7 +906,7 @@ def test_a_state_without_a_known_format_is_malformed(number: object) -> None:
         Ledger.load({**busy().dump(), "format": number})
 
 
-@pytest.mark.parametrize("member", sorted(busy().dump().keys()))
+@pytest.mark.parametrize("member", sorted(busy().dump().keys() - {"grants"}))  # newer
 def test_a_state_that_lacks_a_member_is_not_read(member: str) -> None:
     state = busy().dump()
     del state[member]

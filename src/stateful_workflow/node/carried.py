@@ -15,20 +15,20 @@ from typing import Any, Final, cast
 
 from typing_extensions import Self
 
-from ..errors import AnswerMalformed, TokenMalformed
+from ..errors import AnswerMalformed
 from ..sealed.keys import Issuer
-from ..sealed.message import Kind, Message, parse
+from ..sealed.message import Message
 from .children import MOST, Child, Life, Order, Place
 from .members import (
     FLAG,
     ID,
     TEXT,
     VERSION,
-    Check,
     integer,
     list_of,
     mapping_of,
     member,
+    message_of,
     optional,
     read,
     to_json,
@@ -66,20 +66,8 @@ class Rejected:
 _CHILDREN: Final = list_of(partial(read, Child), MOST)
 _COUNTS: Final = mapping_of(integer(0), TEXT)
 _REVOKED: Final = list_of(TEXT, MOST)
-
-
-def _messages(*kinds: Kind) -> Check:
-    def message(value: object) -> Message:
-        read = parse(value)
-        if read.kind not in kinds:
-            raise AnswerMalformed(f"a {read.kind} is in the place of another message")
-        return read
-
-    return list_of(message, MOST)
-
-
-_MESSAGES: Final = _messages("token", "revocation")
-_GRANTS: Final = _messages("grant")
+_MESSAGES: Final = list_of(message_of("token", "revocation"), MOST)
+_GRANTS: Final = list_of(message_of("grant"), MOST)
 _ORDERS: Final = mapping_of(tuple_of(integer(0), TEXT), TEXT)
 _FLOORS: Final = list_of(tuple_of(TEXT, TEXT, _ORDERS), MOST)
 _REJECTION: Final = tuple_of(integer(0), TEXT, optional(TEXT), optional(TEXT))
@@ -188,7 +176,7 @@ class Carried:
             raise StateUnreadable(f"the carried state has no known format: {data.get('format')!r}")
         try:
             state = read(cls, data)
-        except (AnswerMalformed, TokenMalformed, ValueError) as error:
+        except (AnswerMalformed, ValueError) as error:
             raise StateUnreadable(f"the carried state is malformed: {error}") from None
         every = cast("Iterable[Child]", state.children)
         state.children = {child.id: child for child in every if child.life is not Life.CLOSED}

@@ -53,7 +53,6 @@ from .renewal import (
     SourceStatus,
     Standing,
     authorizing,
-    begun,
     drawn,
     next_step,
     settled,
@@ -249,7 +248,7 @@ class Living:
             was_sent,
             sorted(self._ledger.trusted),
         )
-        self.states[name] = begun(state, grant)
+        self.states[name] = replace(state, sent=grant.fingerprint)
         handle = couriers.start(
             MINT,
             vars(request),
@@ -377,7 +376,7 @@ class Living:
         state = replace(state, asked_retire=False)
         if not is_wanted or token is None or old.claims.source != grant.claims.source:
             return state
-        one = Retiring(old.text, token.claims.version)
+        one = Retiring(old, token.claims.version)
         return replace(state, retiring=(*state.retiring, one)[-MOST_RETIRING:])
 
     def _retire_soon(self, name: str) -> None:
@@ -402,10 +401,9 @@ class Living:
             state = self.states[name]
             rest = tuple(other for other in state.retiring if other.message != one.message)
             if result.done:
-                fingerprint = parse(one.message).fingerprint
                 state = replace(
                     state,
-                    retired=fingerprint if result.problem is None else state.retired,
+                    retired=one.message.fingerprint if result.problem is None else state.retired,
                     proven=result.proven,
                     problem=result.problem,
                     retiring=rest,
@@ -420,10 +418,10 @@ class Living:
 
     async def _retire(self, name: str, one: Retiring) -> RetireResult | None:
         """What came of an attempt to retire a token; None where the run ends."""
-        source = parse(one.message).claims.source or ""
+        source = one.message.claims.source or ""
         handle = couriers.start(
             RETIRE,
-            vars(RetireRequest(name, source, one.message, one.after)),
+            vars(RetireRequest(name, source, one.message.text, one.after)),
             task_queue=source_queue_of(source),
             start_to_close_timeout=_RETIREMENT,
             heartbeat_timeout=_HEARTBEAT,

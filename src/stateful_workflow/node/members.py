@@ -13,8 +13,8 @@ from enum import Enum
 from functools import cache
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
-from ..errors import AnswerMalformed
-from ..sealed.message import MAX_LIST, MAX_VERSION, valid_name
+from ..errors import AnswerMalformed, TokenMalformed
+from ..sealed.message import MAX_LIST, MAX_VERSION, Kind, Message, parse, valid_name
 from ..sealed.origins import MAX_URL
 
 MAX_ENTRIES: Final = 16_384
@@ -175,6 +175,21 @@ def mapping_of(check: Check, name: Check | None = None) -> Check:
     """An object with ids as names, or with such names."""
     named = ID if name is None else name
     return lambda value: {named(name): check(inner) for name, inner in OBJECT(value).items()}
+
+
+def message_of(*kinds: Kind) -> Check:
+    """A message of one of these kinds."""
+
+    def check(value: object) -> Message:
+        try:
+            message = parse(value)
+        except TokenMalformed as error:
+            raise AnswerMalformed(str(error)) from None
+        if message.kind not in kinds:
+            raise AnswerMalformed(f"a {message.kind} is in the place of another message")
+        return message
+
+    return check
 
 
 OBJECT: Final = that(lambda value: isinstance(value, dict), "object")

@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple, get_args
 
-from ..errors import AnswerMalformed, TokenMalformed
-from ..sealed.message import DEFAULT_NAME, Message, parse
+from ..sealed.message import DEFAULT_NAME, Message
 from . import limits
 from .contract import OUTCOMES, MintResult, Outcome, Why, source_queue_of
 from .members import (
@@ -27,6 +26,7 @@ from .members import (
     list_of,
     mapping_of,
     member,
+    message_of,
     one_of,
     optional,
     read,
@@ -53,29 +53,19 @@ _AT_ONCE: Final = 3
 """Times that the same grant is sent again at once after a lost reply, within providers' graces."""
 
 
-def _token(value: object) -> str:
-    try:
-        message = parse(value)
-    except TokenMalformed as error:
-        raise AnswerMalformed(str(error)) from None
-    if message.kind != "token":
-        raise AnswerMalformed(f"a {message.kind} is in the place of a token")
-    return message.text
-
-
 @dataclass(frozen=True)
 class Retiring:
     """A token whose successor is there, and which is to be revoked at the provider.
 
     Attributes:
-        message: the old one, as it travels.
+        message: the old one.
         after: version of its successor.
         due: Unix milliseconds from when it is tried again.
         behind: ids of workflows that do not hold the successor yet, of the last try.
         problem: why it is not done yet.
     """
 
-    message: str = member(_token)
+    message: Message = member(message_of("token"), write=lambda message: message.text)
     after: int = member(integer(1))
     due: int = member(integer(0), 0)
     behind: tuple[str, ...] = member(list_of(ID), ())
@@ -234,11 +224,6 @@ def source_state(state: Renewing, at: Standing, now: int) -> SourceState:
     if at.valid_token(now) is None:
         return "invalid"
     return "stale" if next_step(state, at, now).what == "mint" or state.failures else "fresh"
-
-
-def begun(state: Renewing, grant: Message) -> Renewing:
-    """A grant is about to be sent: until there is an answer, it may have been spent."""
-    return replace(state, sent=grant.fingerprint)
 
 
 def settled(
@@ -405,5 +390,5 @@ def source_status(
 
 
 def _retiring(one: Retiring) -> RetiringStatus:
-    old = parse(one.message)
+    old = one.message
     return RetiringStatus(old.claims.version, old.fingerprint, one.behind, one.problem)
