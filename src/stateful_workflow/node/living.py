@@ -27,6 +27,7 @@ from temporalio.exceptions import (
 )
 
 from ..errors import AnswerMalformed, MessageRefused, NotRenewable, TokenForged
+from ..sealed.grants import authorizing
 from ..sealed.message import Message, parse
 from . import couriers
 from .contract import (
@@ -52,7 +53,6 @@ from .renewal import (
     Retiring,
     SourceStatus,
     Standing,
-    authorizing,
     drawn,
     next_step,
     settled,

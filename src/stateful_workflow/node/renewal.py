@@ -8,13 +8,13 @@ argument, and knows nothing of Temporal (docs/decisions/51-living-tokens.md).
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple, get_args
 
-from ..sealed.message import DEFAULT_NAME, Message
+from ..sealed.grants import authorizing
+from ..sealed.message import Message
 from . import limits
 from .contract import OUTCOMES, MintResult, Outcome, Why, source_queue_of
 from .members import (
@@ -345,12 +345,6 @@ class SourceStatus:
     def cure(self, home: str) -> str | None:
         """The command that ends *needs authorization* at the workflow of this id."""
         return authorizing(home, self.source, self.name) if self.needs_authorization else None
-
-
-def authorizing(home: str, source: str, name: str) -> str:
-    """The command by which somebody gives a workflow a grant."""
-    named = "" if name == DEFAULT_NAME else f" --name {name}"
-    return f"stateful token authorize {shlex.quote(home)} --source {source}{named}"
 
 
 def _after(text: str | None) -> str:

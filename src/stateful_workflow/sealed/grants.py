@@ -6,6 +6,7 @@ It is sealed for the workers of sources alone, and signed for one workflow and o
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from typing import Any, Final, cast
 from ..errors import TokenMalformed
 from ..text.strict_json import json_object
 from .issuing import Place, Terms, capped
-from .message import Claims, Renewal, valid_name
+from .message import DEFAULT_NAME, Claims, Renewal, valid_name
 
 AUDIENCE: Final = "sources"
 """Of the readers that the workers of sources hold, and nobody else: they alone open grants."""
@@ -88,3 +89,9 @@ def next_grant(before: Claims, now: float) -> Claims:
         TokenMalformed: the one before is too far ahead of the clock.
     """
     return replace(before, version=capped(max(int(now * 1000), before.version + 1), now))
+
+
+def authorizing(home: str, source: str, name: str) -> str:
+    """The command by which somebody gives a workflow a grant."""
+    of_name = [] if name == DEFAULT_NAME else ["--name", name]
+    return shlex.join(["stateful", "token", "authorize", home, "--source", source, *of_name])

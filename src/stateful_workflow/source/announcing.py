@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import shlex
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Final, TypeAlias
@@ -13,7 +12,7 @@ from typing import Final, TypeAlias
 import httpx
 
 from ..errors import SourceError
-from ..sealed.message import DEFAULT_NAME
+from ..sealed.grants import authorizing
 
 _SECONDS: Final = 8.0
 
@@ -44,9 +43,7 @@ class DeadGrant:
     @property
     def command(self) -> str:
         """What mends it."""
-        of_name = [] if self.name == DEFAULT_NAME else ["--name", self.name]
-        words = ["stateful", "token", "authorize", self.workflow_id, "--source", self.source]
-        return shlex.join([*words, *of_name])
+        return authorizing(self.workflow_id, self.source, self.name)
 
 
 OnDeadGrant: TypeAlias = Callable[[DeadGrant], Awaitable[None] | None]
