@@ -38,6 +38,8 @@ def not_empty(value: str | list[str] | None) -> str | list[str] | None:
 Namespace = Annotated[
     str | None, typer.Option(help="Temporal namespace, over $TEMPORAL_NAMESPACE and the profile.")
 ]
+Timeout = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="How long to wait.")]
+
 Address = Annotated[
     str | None,
     typer.Option(help="host:port of the server, over $TEMPORAL_ADDRESS and the profile."),

@@ -18,7 +18,7 @@ from ..errors import NotRenewed, OperationFailed
 from ..node.renewal import SourceStatus
 from ..text.output import Escaped, out, print_json, say
 from ..text.strict_json import json_object
-from .common import AtWorkflow, command, not_empty
+from .common import AtWorkflow, Timeout, command, not_empty
 from .token import GivenSecret, Noted, one_line, source_json, source_rows, table_of
 from .tree import NOT_CONVERGED, some
 
@@ -73,9 +73,6 @@ class ToAuthorize(GivenSecret):
                 f'a grant is a JSON object, such as {{"refresh_token": "…"}}, and of what was '
                 f"given: {error}. Of a refresh token alone say so by --refresh-token"
             ) from None
-
-
-Timeout = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="How long to wait.")]
 
 
 @command

@@ -28,7 +28,15 @@ from ..sealed.origins import allowed_origin
 from ..text.output import Command, Escaped, out, print_json, say, unrepeated
 from ..text.printable import printable
 from ..text.times import utc
-from .common import AtWorkflow, KeyringPath, command, in_options, keyring_at_hand, not_empty
+from .common import (
+    AtWorkflow,
+    KeyringPath,
+    Timeout,
+    command,
+    in_options,
+    keyring_at_hand,
+    not_empty,
+)
 from .tree import NOT_CONVERGED, in_red, show_tree, some
 
 AUDIT_VARIABLE: Final = "STATEFUL_AUDIT"
@@ -224,9 +232,7 @@ async def set_token(options: NewToken) -> None:
 @command
 async def rotate(
     options: NewToken,
-    timeout: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="How long to wait.")
-    ] = 60.0,
+    timeout: Timeout = 60.0,
     settle: Annotated[
         bool, typer.Option("--settle", help="Wait also for running activities to ask again.")
     ] = False,

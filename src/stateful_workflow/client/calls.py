@@ -309,10 +309,10 @@ async def source_at(client: Client, workflow_id: str, name: str) -> SourceStatus
         As `ask`.
     """
     status = (await ask(client, workflow_id)).node.source(name)
-    is_pending = status is not None and status.waits
-    if status is None or not is_pending or await is_polled(client, source_queue_of(status.source)):
-        return status
-    return replace(status, pending=True)
+    if status is not None and status.waits:
+        is_pending = not await is_polled(client, source_queue_of(status.source))
+        return replace(status, pending=is_pending or None)
+    return status
 
 
 async def send_url(client: Client, workflow_id: str, url: str | None) -> None:
