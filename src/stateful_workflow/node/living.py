@@ -118,6 +118,9 @@ class Living:
             token = None
         return Standing(grant, token, self._reports.get(name, ()))
 
+    def _state(self, name: str) -> Renewing:
+        return self.states.get(name, Renewing())
+
     def _own(self, name: str) -> Message | None:
         return self._ledger.held.get((name, self._ledger.path[-1]))
 
@@ -130,20 +133,11 @@ class Living:
         """
         grants = self._ledger.grants
         sources = {**meant, **{name: grants[name].claims.source or "" for name in grants}}
-        shown: list[SourceStatus] = []
-        for name, source in sorted(sources.items()):
-            state = self.states.get(name, Renewing())
-            shown.append(
-                source_status(
-                    name,
-                    source,
-                    state,
-                    self.standing(name),
-                    now,
-                    is_minting=name in self._minting,
-                )
-            )
-        return tuple(shown)
+        about = (
+            (name, source, self._state(name), self.standing(name))
+            for name, source in sorted(sources.items())
+        )
+        return tuple(source_status(*one, now, is_minting=one[0] in self._minting) for one in about)
 
     # --- what others ask for -------------------------------------------------
 
@@ -154,7 +148,7 @@ class Living:
             MessageRefused: nothing mints this name here, or somebody has to authorize it first.
         """
         self.check_renewable(name)
-        state = self.states.get(name, Renewing())
+        state = self._state(name)
         if state.asked_at is None and state.failures and state.outcome != "rate_limited":
             state = replace(state, retry_at=0)  # whoever asks may have mended it
         asked = state.asked_at or now_ms()
@@ -167,7 +161,7 @@ class Living:
         at, where = self.standing(name), f"workflow {self._ledger.path[-1]}"
         if name not in self._ledger.grants:
             raise NotRenewable(f"{where}: no source mints {name} here; authorize one first")
-        if at.grant is None or at.is_dead(self.states.get(name, Renewing())):
+        if at.grant is None or at.is_dead(self._state(name)):
             source = self._ledger.grants[name].claims.source or ""
             command = authorizing(self._ledger.path[-1], source, name)
             raise NotRenewable(f"{where}: {name} needs authorization: run `{command}`")
@@ -223,7 +217,7 @@ class Living:
 
     def _drawn(self, name: str) -> Renewing:
         """The state, in which it is drawn when the token that stands here is renewed."""
-        state, token = self.states.get(name, Renewing()), self.standing(name).token
+        state, token = self._state(name), self.standing(name).token
         if token is not None and state.drawn != token.fingerprint:
             state = drawn(state, token, workflow.random().random())
         self.states[name] = state
@@ -385,8 +379,7 @@ class Living:
             self._retirements[name] = asyncio.create_task(self._retire_all(name))
 
     def _due_retirement(self, name: str) -> Retiring | None:
-        state = self.states.get(name)
-        return None if state is None or self._ends or not state.retiring else state.retiring[0]
+        return None if self._ends else next(iter(self._state(name).retiring), None)
 
     async def _retire_all(self, name: str) -> None:
         pause, longest = _RETIRED_AGAIN_AFTER

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, Final, Literal, cast
+from functools import partial
+from typing import Any, Final, Literal, TypeVar, cast
 
 from temporalio import workflow
 from temporalio.api.common.v1 import Payload
@@ -46,6 +47,8 @@ from .record import NodeRecord, warn
 from .renewal import SourceStatus
 from .status import TokenStatus
 from .telling import Telling
+
+T = TypeVar("T")
 
 _DRAIN: Final = timedelta(seconds=10)
 _RECOVERY_ATTEMPT: Final = timedelta(seconds=10)
@@ -572,15 +575,12 @@ def _parent() -> tuple[str, ...]:
     return () if parent is None else (parent.workflow_id,)
 
 
-def _renewal(args: Sequence[Any]) -> RenewalRequest:
+def _read(cls: type[T], args: Sequence[Any], what: str) -> T:
     try:
-        return read(RenewalRequest, argument(args))
+        return read(cls, argument(args))
     except AnswerMalformed as error:
-        raise TokenMalformed(f"that is no request for a new token: {error}") from None
+        raise TokenMalformed(f"that is no {what}: {error}") from None
 
 
-def _joiner(args: Sequence[Any]) -> Joiner:
-    try:
-        return read(Joiner, argument(args))
-    except AnswerMalformed as error:
-        raise TokenMalformed(f"that is no question for a place: {error}") from None
+_renewal: Final = partial(_read, RenewalRequest, what="request for a new token")
+_joiner: Final = partial(_read, Joiner, what="question for a place")
