@@ -55,11 +55,11 @@ from ..record.recorder import Recorder
 from ..sealed.grants import AUDIENCE, Granted, next_grant
 from ..sealed.issuing import Place, Said, Terms, verified_place
 from ..sealed.keyring import Keyring
-from ..sealed.message import MAX_MESSAGE_BYTES, Claims, Message, parse
+from ..sealed.message import MAX_MESSAGE_BYTES, Claims, Message, SealedToken, parse
 from ..sealed.secret import Secret
 from ..source.announcing import DeadGrant, OnDeadGrant
 from ..source.clock import going_by
-from ..source.protocol import Minted, Probes, Retires, Source
+from ..source.protocol import Grant, Minted, Probes, Retires, Source
 from ..text.printable import printable
 from ..use.clock import server_clock
 from ..use.exposure import OpenedSecrets
@@ -395,8 +395,7 @@ class _Minting:
 
         It looks it up for that. What a provider gave before would be lost if it did not find it.
         """
-        granted = Granted(self.granted.grant, self.granted.terms)
-        grant = self.keyring.seal(self._next_grant(), granted.to_text())
+        grant = self._sealed_grant(self.granted.grant)
         issuer = parse(grant).issuer
         if issuer in trusted:
             return None
@@ -433,13 +432,16 @@ class _Minting:
     def _next_grant(self) -> Claims:
         return next_grant(self.grant.claims, self.now())
 
+    def _sealed_grant(self, grant: Grant) -> SealedToken:
+        granted = Granted(grant, self.granted.terms, self.by)
+        return self.keyring.seal(self._next_grant(), granted.to_text())
+
     def sealed(self, minted: Minted) -> MintResult:
         """Seal what the provider gave; the next grant above all."""
         grant = token = None
         try:
             if minted.grant is not None:
-                granted = Granted(minted.grant, self.granted.terms, self.by)
-                grant = self.keyring.seal(self._next_grant(), granted.to_text())
+                grant = self._sealed_grant(minted.grant)
             secret, claims = Secret(minted.token, minted.values), self._claims(minted)
             if claims.expires_at is not None and claims.expires_at <= self.now():
                 detail = "the source gave a token that has expired"
