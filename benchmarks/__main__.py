@@ -1,4 +1,4 @@
-"""What docs/scaling.md measures: `./run bench rotation|costs|overhead [options]`, or all three.
+"""What docs/scaling.md measures: `./run bench rotation|costs|overhead|living [options]`, or all.
 
 The figures are medians of the repetitions, of which the first is left out; so are ratios, of the
 repetitions' own. Everything runs on an embedded server.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import costs
+import living
 import overhead
 import rotation
 from rich.console import Console
@@ -26,6 +27,7 @@ PROGRAMS: dict[str, Callable[[argparse.Namespace], Coroutine[Any, Any, Results]]
     "rotation": rotation.measure,
     "costs": costs.measure,
     "overhead": overhead.measure,
+    "living": living.measure,
 }
 SHAPES = ["1+500", "10×10×10", "chain of 50", "1+1900"]
 
@@ -33,14 +35,15 @@ SHAPES = ["1+500", "10×10×10", "chain of 50", "1+1900"]
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     programs = parser.add_subparsers(dest="program")
-    for name, module in (("rotation", rotation), ("costs", costs), ("overhead", overhead)):
+    modules = {"rotation": rotation, "costs": costs, "overhead": overhead, "living": living}
+    for name, module in modules.items():
         about = (module.__doc__ or "").splitlines()[0]
         program = programs.add_parser(name, help=about, description=about)
         program.add_argument("--database", choices=["file", "memory"], default="file")
         program.add_argument("--repetitions", type=int, default=3, help="default %(default)s")
         program.add_argument("--json", action="store_true", help="print JSON instead of a table")
-        if module is overhead:
-            overhead.add_options(program)
+        if module in (overhead, living):
+            module.add_options(program)
         else:
             program.add_argument(
                 "--shape", action="append", metavar="SHAPE", help=f"as {SHAPES}; repeatable"
