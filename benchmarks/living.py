@@ -193,10 +193,7 @@ class Bench:
         while self.provider.exchanges < begun + RENEWALS:  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.02)
         after, bytes_after = await self._settled(home)
-        return {
-            "events": (after - events) / RENEWALS,
-            "bytes": (bytes_after - size) / RENEWALS,
-        }
+        return {OURS: (after - events) / RENEWALS, "bytes": (bytes_after - size) / RENEWALS}
 
     async def _settled(self, home: str) -> tuple[int, int]:
         """Events and bytes of a home once it has taken what was exchanged last."""

@@ -34,8 +34,13 @@ KINDS = {"without", "with", "ratio"}
             KINDS,
         ),
         ((*OVERHEAD, "--section", "memory"), {"idle workflow, kB"}, KINDS),
+        (
+            ("living", "--homes", "3", "--refused", "3"),
+            {"renewals, s", "heal, s", "events a renewal"},
+            {"ours"},
+        ),
     ],
-    ids=["rotation", "costs", "overhead", "memory"],
+    ids=["rotation", "costs", "overhead", "memory", "living"],
 )
 def test_a_benchmark_measures_what_it_says(
     arguments: tuple[str, ...], measured: set[str], figures: set[str]
