@@ -98,7 +98,7 @@ class Bench:
         events = await self._events()
         say(f"starting {self.args.homes} homes by hand and as many with this library …")
         await at_most(AT_ONCE, map(self._start_by_hand, self.homes[HAND]))
-        await self._exchanged(len(self.homes[OURS]), self._start_home, self.homes[OURS])
+        await at_most(AT_ONCE, map(self._start_home, self.homes[OURS]))
         self.hand.add(SHARED, self.provider.consent())
         await self.hand.refresh(SHARED, "")
         results: Results = {}
@@ -151,6 +151,8 @@ class Bench:
             else:
                 await handle.execute_update(RENEW, {"name": "apiToken"})
 
+        if kind == OURS:  # what is under way is not asked for again
+            await at_most(AT_ONCE, map(self._at_rest, self.homes[OURS]))
         homes, before, begun = self.homes[kind], self.provider.exchanges, time.perf_counter()
         await self._exchanged(len(homes), ask, homes)
         seconds = time.perf_counter() - begun
@@ -194,6 +196,13 @@ class Bench:
             await asyncio.sleep(0.02)
         after, bytes_after = await self._settled(home)
         return {OURS: (after - events) / RENEWALS, "bytes": (bytes_after - size) / RENEWALS}
+
+    async def _at_rest(self, home: str) -> None:
+        """Wait until a home has its token, and mints no other."""
+        status = await self.tokens.source(home)
+        while status is None or status.is_minting or status.state == "invalid":
+            await asyncio.sleep(0.2)
+            status = await self.tokens.source(home)
 
     async def _settled(self, home: str) -> tuple[int, int]:
         """Events and bytes of a home once it has taken what was exchanged last."""
