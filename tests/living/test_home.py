@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import pytest
@@ -15,10 +16,12 @@ from stateful_workflow import (
     SourceWorker,
     StatefulPlugin,
     TokenClient,
+    TokenHome,
 )
 from stateful_workflow.engine import EmbeddedEngine
 from stateful_workflow.source import Grant, Minted
-from tests.support.living import Provider, living_keyring, plugin, source_is, start_home
+from stateful_workflow.worker import minting
+from tests.support.living import URL, Provider, living_keyring, plugin, source_is, start_home
 from tests.support.trees import Tree
 from tests.support.workflows import Plan
 
@@ -139,3 +142,34 @@ async def test_a_grant_is_spent_only_where_what_comes_of_it_can_be_taken(
             assert status.counts == {"not_ready": status.failures}
             assert "do not know issuer" in (status.detail or "")
     assert (provider.exchanges, provider.reused) == (is_given_out, 0)
+
+
+async def test_a_worker_makes_few_exchanges_at_a_time_however_many_homes_ask(
+    engine: EmbeddedEngine, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_work: list[int] = []
+
+    class Slow:
+        now = 0
+
+        async def mint(self, grant: Grant) -> Minted:
+            self.now += 1
+            at_work.append(self.now)
+            await asyncio.sleep(0.3)
+            self.now -= 1
+            return Minted("tok", expires_at=time.time() + 3600)
+
+    monkeypatch.setattr(minting, "MOST_EXCHANGES", 2)
+    keyring, homes = living_keyring(), [f"{queue}-{number}" for number in range(6)]
+    client = await Client.connect(engine.address, plugins=[plugin(keyring, Slow())])
+    tokens = TokenClient(client, keyring)
+    joins: list[str] = []
+    for home in homes:
+        await tokens.start_workflow(
+            TokenHome.run, joins, id=home, task_queue=queue, source="own", origins=[URL]
+        )
+    async with Tree(client, tokens, queue, queue).worker():
+        for home in homes:
+            await source_is(tokens, home, lambda status: status.state == "fresh")
+            await client.get_workflow_handle(home).terminate()
+    assert (len(at_work), max(at_work)) == (6, 2)

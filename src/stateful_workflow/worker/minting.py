@@ -68,6 +68,9 @@ from .left_behind import left_behind
 
 _log = logging.getLogger(__name__)
 
+MOST_EXCHANGES = 25
+"""With one source in one process at a time; one that waits too long for its turn is not made."""
+
 _BEAT_SECONDS: Final = 1.0
 _EXCHANGED_WITHIN: Final = 12.0
 """Seconds of an attempt after which no answer is waited for: its home takes it for lost at 15."""
@@ -122,6 +125,8 @@ class SourceActivities:
         self._source = plugin.sources[name]
         self._plugin = plugin
         self._client = client
+        # More at once on one event loop would each take longer than its home waits for it.
+        self._few = asyncio.Semaphore(MOST_EXCHANGES)
 
     def all(self) -> list[Callable[..., Any]]:
         """What to register with the source's worker."""
@@ -139,6 +144,12 @@ class SourceActivities:
 
     async def _mint(self, request: MintRequest, now: Callable[[], float]) -> MintResult:
         until = time.monotonic() + _EXCHANGED_WITHIN
+        async with self._few:
+            return await self._minted(request, now, until)
+
+    async def _minted(
+        self, request: MintRequest, now: Callable[[], float], until: float
+    ) -> MintResult:
         info = activity.info()
         workflow_id, run_id = info.workflow_id or "", info.workflow_run_id or ""
         try:
