@@ -311,7 +311,8 @@ class Living:
                 verdict = self._inbox.judge(message, "minted")
                 if verdict is Verdict.WAITING:
                     # Its issuer's key is younger than this run. Nothing is to be minted meanwhile.
-                    verdict = await self._until_known(name, message)
+                    is_spent = result.outcome in GOT
+                    verdict = await self._until_known(name, message, is_spent=is_spent)
                 has_brought = has_brought or verdict is Verdict.ACCEPTED
             except MessageRefused as error:
                 warn(f"What a source of workflow {self._ledger.path[-1]} gave: {error}")
@@ -323,10 +324,11 @@ class Living:
         self._accepted()
         return True
 
-    async def _until_known(self, name: str, message: Message) -> Verdict:
+    async def _until_known(self, name: str, message: Message, *, is_spent: bool) -> Verdict:
         """Judge a message once its issuer is known, or nothing waits for that any more.
 
-        The grant that it succeeds may be spent, and is not sent again meanwhile.
+        The grant that it succeeds is not sent again meanwhile where it may be spent; else this
+        waits for 10 s.
         """
         grant = self.standing(name).grant
         with suppress(TokenForged):
@@ -334,6 +336,7 @@ class Living:
         await workflow.wait_condition(
             lambda: (
                 self._ends
+                or not is_spent
                 or self.standing(name).grant != grant
                 or not self._inbox.is_waiting(message)
             )
