@@ -173,3 +173,17 @@ async def test_a_worker_makes_few_exchanges_at_a_time_however_many_homes_ask(
             await source_is(tokens, home, lambda status: status.state == "fresh")
             await client.get_workflow_handle(home).terminate()
     assert (len(at_work), max(at_work)) == (6, 2)
+
+
+async def test_a_provider_that_still_takes_what_it_revoked_is_said_to(
+    home: Tree, provider: Provider
+) -> None:
+    await start_home(home, provider)
+    await source_is(home.tokens, home.root, lambda status: status.state == "fresh")
+    provider.retires = False
+
+    with pytest.raises(NotRenewed, match="still takes it"):
+        await home.tokens.renew(home.root, retire=True)
+
+    provider.retires = True
+    assert (await home.tokens.renew(home.root, retire=True)).proven is True

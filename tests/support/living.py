@@ -39,6 +39,7 @@ class Provider:
         reused: how often a spent grant was sent.
         valid: tokens that it takes.
         failures: raised one after the other in the place of exchanges.
+        retires: whether it revokes a token that it is told to.
         before_reply: called after an exchange and before its answer is given, as where it is lost.
     """
 
@@ -52,6 +53,7 @@ class Provider:
         self.failures: list[Exception] = []
         self.before_reply: Callable[[], Any] | None = None
         self.probes = 0
+        self.retires = True
         self.at_work = 0
         self.most_at_work = 0
 
@@ -83,7 +85,8 @@ class Provider:
             self.at_work -= 1
 
     async def retire(self, token: str, values: Mapping[str, str]) -> None:
-        self.valid.discard(token)
+        if self.retires:
+            self.valid.discard(token)
 
     async def probe(self, token: str, values: Mapping[str, str]) -> None:
         self.probes += 1

@@ -153,7 +153,7 @@ class Living:
             state = replace(state, retry_at=0)  # whoever asks may have mended it
         asked = state.asked_at or now_ms()
         self.states[name] = replace(
-            state, asked_at=asked, asked_retire=retire or state.asked_retire
+            state, asked_at=asked, asked_retire=retire or state.asked_retire, problem=None
         )
 
     def check_renewable(self, name: str) -> None:

@@ -390,6 +390,8 @@ class Keyring:
             TokenMalformed: it decrypts to nothing under its claims, or not to what they say.
         """
         claims = message.claims
+        if message.kind == "grant":
+            raise TokenMalformed(f"the grant of {claims.name} was given in the place of a token")
         if message.kind != "token":
             raise TokenRevoked(f"{claims.name} was revoked at workflow {claims.authority}")
         if message.issuer in self.revoked():

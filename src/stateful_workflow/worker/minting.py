@@ -240,7 +240,7 @@ class SourceActivities:
         is_done = result.done and result.problem is None
         outcome: EventOutcome = "success" if is_done else "failure"
         reason = {True: "refused_now", False: "still_taken", None: None}[result.proven]
-        if result.problem is not None:
+        if result.problem is not None and reason is None:
             reason = "not_converged" if result.behind else "not_retired"
         event = self._event("retire", outcome, request.name, parse(request.old), reason=reason)
         self._plugin.recorder.record(event)
@@ -279,7 +279,8 @@ class SourceActivities:
             return RetireResult(done=False, problem=said_without(error, token))
         except Exception as error:  # noqa: BLE001 - the user's; its text may be the token
             return RetireResult(done=False, problem=f"the source raised {type(error).__name__}")
-        return RetireResult(done=True, proven=proven)
+        problem = "it was revoked, and the provider still takes it" if proven is False else None
+        return RetireResult(done=True, proven=proven, problem=problem)
 
     async def _behind(self, home: str, request: RetireRequest) -> list[str]:
         deadline = time.monotonic() + _CONVERGED_WITHIN
