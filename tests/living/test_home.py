@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
+from typing import Any
 
 import pytest
 from temporalio.client import Client
@@ -19,6 +21,8 @@ from stateful_workflow import (
     TokenHome,
 )
 from stateful_workflow.engine import EmbeddedEngine
+from stateful_workflow.node.contract import STATE_QUERY
+from stateful_workflow.sealed.message import parse
 from stateful_workflow.source import Grant, Minted
 from stateful_workflow.worker import minting
 from tests.support.living import URL, Provider, living_keyring, plugin, source_is, start_home
@@ -137,6 +141,10 @@ async def test_a_grant_is_spent_only_where_what_comes_of_it_can_be_taken(
             status = await source_is(home.tokens, home.root, lambda one: one.state == "fresh")
             assert status.counts == {"not_ready": 1, "minted": 1}
             await home.opens("tok-1", "")
+            state: Any = await client.get_workflow_handle(home.root).query(STATE_QUERY)
+            grant = parse(state["ledger"]["grants"][0])
+            text = signs.open_grant(grant, namespace=client.namespace, workflow_id=home.root)
+            assert json.loads(text)["by"] == first  # who gave it, whoever has signed since
         else:
             status = await source_is(home.tokens, home.root, lambda one: one.failures > 1)
             assert status.counts == {"not_ready": status.failures}
