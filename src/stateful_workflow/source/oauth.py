@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from ssl import SSLContext
 from typing import Any, Final, Literal
 from urllib.parse import quote_plus, urlencode
@@ -138,7 +139,8 @@ class OAuthSource:
         self._issuer = issuer
         self._probe_url = probe_url
         self._secret = client_secret
-        self._secret_env = client_secret_env
+        if client_secret_env is not None:
+            self._secret = partial(os.environ.__getitem__, client_secret_env)
         self._params = dict(params or {})
         if scopes:
             self._params["scope"] = " ".join(scopes)
@@ -275,8 +277,6 @@ class OAuthSource:
 
     async def _client_secret(self) -> str:
         try:
-            if self._secret_env is not None:
-                return os.environ[self._secret_env]
             if callable(self._secret):
                 return await asyncio.wait_for(asyncio.to_thread(self._secret), _BEFORE)
             return self._secret or ""
