@@ -24,6 +24,7 @@ with workflow.unsafe.imports_passed_through():
         Keyring,
         NewGrant,
         NotRenewable,
+        SourceWorker,
         StatefulPlugin,
         TokenClient,
         WrongAuthority,
@@ -31,6 +32,7 @@ with workflow.unsafe.imports_passed_through():
     from stateful_workflow.engine import EmbeddedEngine
     from stateful_workflow.node.contract import MINT, MintRequest, source_queue_of
     from stateful_workflow.sealed.grants import AUDIENCE, Granted
+    from stateful_workflow.sealed.issuing import Place
     from stateful_workflow.sealed.message import DEFAULT_NAME, Claims, Renewal
     from stateful_workflow.source.announcing import DeadGrant, Webhook
     from tests.support.asking import eventually, next_run, run_id
@@ -424,3 +426,55 @@ async def test_a_sources_worker_mints_with_no_grant_that_is_for_something_else(
     is_meant = changed is None
     assert result["outcome"] == ("minted" if is_meant else "not_ready")
     assert provider.exchanges == is_meant
+
+
+# --- what is given wrongly -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"origins": wrong} for wrong in (5, [5], URL, URL.encode())),
+        *({"types": wrong} for wrong in (5, [None], "Node")),
+        {"readers": 5},
+        {"allow_http": [5]},
+        *({"renew_every": wrong} for wrong in (0, -1, float("inf"), float("nan"), timedelta.max)),
+    ],
+    ids=str,
+)
+def test_options_of_a_grant_that_are_none_of_their_kind_are_said_to_be_so(
+    options: dict[str, Any],
+) -> None:
+    place = Place(DEFAULT_NAME, "default", "acme", "tree", "acme")
+    given: dict[str, Any] = {"origins": [URL], **options}
+    with pytest.raises(ValueError, match=f"{next(iter(options))}="):
+        NewGrant("own", {}, **given).seal(place, living_keyring())
+
+
+async def test_two_sources_of_one_name_do_not_run_on_one_connection(
+    home: Tree, keyring: Keyring, provider: Provider, other: Provider
+) -> None:
+    def beside(source: Provider) -> SourceWorker:
+        config = home.client.config()
+        config["plugins"] = [StatefulPlugin(keyring, sources={"own": source})]
+        return SourceWorker(Client(**config))
+
+    with pytest.raises(ValueError, match="two StatefulPlugins of this process have a source own"):
+        async with beside(other):
+            pass
+    async with beside(provider):
+        await start(home, source="own", grant=provider.first)
+        await home.opens("tok-1", "")
+
+
+async def test_a_workflow_that_is_told_to_inherit_needs_no_authorization_any_more(
+    home: Tree, provider: Provider
+) -> None:
+    await start(home, Plan({"a": Plan()}), source="own", grant=provider.first)
+    await home.opens("tok-1", "", "a")
+    await home.tokens.authorize(home.id("a"), source="nobodys", grant={}, origins=[URL])
+    await home.tokens.inherit(home.id("a"))
+
+    await home.opens("tok-1", "a")
+    tree = await home.tokens.tree(home.root)
+    assert tree.glance == "converged"

@@ -415,9 +415,21 @@ def test_whatever_is_known_can_be_shown_and_asked_without_a_fault(
 ) -> None:
     for granted in (None, GRANT, grant(NOW, 60)):
         at = standing(held, grant=granted)
-        shown = source_status("apiToken", "own", state, at, now, is_minting=False)
+        shown = source_status("apiToken", "own", state, at, now, renewal=None, is_minting=False)
         assert read(SourceStatus, json.loads(json.dumps(to_json(shown)))) == shown
         assert token(2).text not in json.dumps(to_json(shown))
         step = next_step(state, at, now)
         assert step.why in (None, *get_args(Why))
         assert step.until is None or step.until > now
+
+
+def test_a_grant_that_was_refused_is_said_to_be_so_after_its_token_was_revoked_with_it() -> None:
+    dead = GRANT.fingerprint
+    state = Renewing(outcome="refused_grant", detail="no such grant", dead=dead)
+    renewal = Renewal(3600, retire=True)
+    for at in (standing(None, grant=GRANT), standing(None, grant=None)):
+        shown = source_status("apiToken", "own", state, at, NOW, renewal=renewal, is_minting=False)
+        assert shown.amiss == "the provider refuses the grant: no such grant"
+        assert shown.cure("acme") == (
+            "stateful token authorize acme --source own --renew-every 3600s --retire"
+        )

@@ -37,7 +37,10 @@ async def test_what_waits_for_a_worker_of_a_source_that_nobody_runs_is_pending(h
 
     status = await source_is(home.tokens, home.root, lambda one: one.is_minting)
     assert (status.state, status.pending) == ("invalid", True)
-    assert status.amiss == f"pending: no worker polls task queue stateful-source:own-{home.queue}"
+    queue = f"stateful-source:own-{home.queue}"
+    assert status.amiss == (
+        f"pending: no worker polls task queue {queue}: start one that has this source"
+    )
     tree = await home.tokens.tree(home.root)
     assert [node.source and node.source.pending for node in tree.nodes] == [True, None]
     assert tree.glance == "nothing usable is held · 1 pending"

@@ -99,7 +99,8 @@ async def authorize(
     """Give a workflow a grant, by which a source mints its tokens, and wait for the first one.
 
     The grant is a JSON object from stdin, or from a variable with --grant-from-env; never from the
-    command line. It is sealed for the workers of sources alone. Terms are those of its tokens.
+    command line. It is sealed for the workers of sources alone. Terms are those of its tokens: name
+    --origin the first time, unless the source gives it.
 
     Exit status 0 once a token of this grant stands, 3 where none does yet: what is printed says
     what holds it up. It is tried on after that.

@@ -494,7 +494,7 @@ def table_of(rows: Mapping[str, str | None]) -> Table:
 def source_rows(home: str, source: SourceStatus) -> dict[str, str | None]:
     """What is known of the source that mints a credential at a home."""
     how = [] if source.every is None else [f"every {source.every:,} s at the latest"]
-    how += ["the one before is retired"] if source.retire else []
+    how += ["then the old one is retired"] if source.retire else []
     counts = (f"{count:,} {what.replace('_', ' ')}" for what, count in source.counts.items())
     proven = {True: ", which the provider refuses now", False: ", which the provider STILL TAKES"}
     told = proven.get(source.proven, "") if source.proven is not None else ""

@@ -36,6 +36,7 @@ from ..use.server import start_of_run
 from .asleep import start_of
 
 _SECRET_LENGTH: Final = 12
+_LONGEST_EVERY: Final = 10 * 366 * 86_400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +135,8 @@ class NewGrant(FirstTerms):
         """The grant as it is given there now; raises as `FirstTerms.seal`."""
         every = self.renew_every
         seconds = every.total_seconds() if isinstance(every, timedelta) else every
-        if seconds is not None and seconds < 1:
-            raise ValueError("renew_every= is a second at least")
+        if seconds is not None and not 1 <= seconds <= _LONGEST_EVERY:
+            raise ValueError("renew_every= is a second at least and ten years at most")
         renewal = Renewal(None if seconds is None else int(seconds), self.retire)
         terms, now = self.terms(), time.time()
         if place.held is not None or terms.get("origins") or terms.get("api_url"):

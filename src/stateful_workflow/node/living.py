@@ -132,12 +132,31 @@ class Living:
             meant: sources by name that the workflow's class names, whether there is a grant or not.
         """
         grants = self._ledger.grants
-        sources = {**meant, **{name: grants[name].claims.source or "" for name in grants}}
-        about = (
-            (name, source, self._state(name), self.standing(name))
+        sources = {
+            **meant,
+            **{
+                name: one.claims.source or ""
+                for name, one in grants.items()
+                if not self._is_given_up(name)
+            },
+        }
+        return tuple(
+            source_status(
+                name,
+                source,
+                self._state(name),
+                self.standing(name),
+                now,
+                renewal=grants[name].claims.renewal if name in grants else None,
+                is_minting=name in self._minting,
+            )
             for name, source in sorted(sources.items())
         )
-        return tuple(source_status(*one, now, is_minting=one[0] in self._minting) for one in about)
+
+    def _is_given_up(self, name: str) -> bool:
+        """Whether the workflow was told since its grant to take what its ancestors have."""
+        own, grant = self._own(name), self._ledger.grants[name]
+        return own is not None and own.claims.inherit is True and own.order > grant.order
 
     # --- what others ask for -------------------------------------------------
 
@@ -160,7 +179,10 @@ class Living:
         """Raise as `renew`, and change nothing."""
         at, where = self.standing(name), f"workflow {self._ledger.path[-1]}"
         if name not in self._ledger.grants:
-            raise NotRenewable(f"{where}: no source mints {name} here; authorize one first")
+            raise NotRenewable(
+                f"{where}: no source mints {name} here: renew it at the home that `stateful token "
+                "status` names, or authorize a source here"
+            )
         if at.grant is None or at.is_dead(self._state(name)):
             source = self._ledger.grants[name].claims.source or ""
             command = authorizing(self._ledger.path[-1], source, name)

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Final, Literal, NamedTuple, get_args
 
 from ..sealed.grants import authorizing
-from ..sealed.message import Message
+from ..sealed.message import Message, Renewal
 from . import limits
 from .contract import OUTCOMES, MintResult, Outcome, Why, source_queue_of
 from .members import (
@@ -327,15 +327,18 @@ class SourceStatus:
     def amiss(self) -> str | None:
         """Why it is not fresh, or why a token is not retired yet; None where nothing is amiss."""
         if self.pending:
-            return f"pending: no worker polls task queue {source_queue_of(self.source)}"
-        if self.needs_authorization and self.grant is None:
+            queue = source_queue_of(self.source)
+            return f"pending: no worker polls task queue {queue}: start one that has this source"
+        is_refused = self.outcome == "refused_grant"
+        if self.needs_authorization and self.grant is None and not is_refused:
             return "there is no grant, or it was revoked with the token"
         lost = " after an answer to it was lost" if self.after_lost else ""
         if self.needs_authorization:
             return f"the provider refuses the grant{lost}{_after(self.detail)}"
         if self.failures and self.outcome is not None:
             what = self.outcome.replace("_", " ")
-            return f"{self.failures} exchanges failed, the last: {what}{_after(self.detail)}"
+            failed = "1 exchange" if self.failures == 1 else f"{self.failures} exchanges"
+            return f"{failed} failed, the last: {what}{_after(self.detail)}"
         held_up = next((one for one in self.retiring if one.problem is not None), None)
         if held_up is None:
             return None if self.problem is None else f"the last one is not retired: {self.problem}"
@@ -343,8 +346,15 @@ class SourceStatus:
         return f"{held_up.fingerprint} is not retired: {held_up.problem}{behind and f' ({behind})'}"
 
     def cure(self, home: str) -> str | None:
-        """The command that ends *needs authorization* at the workflow of this id."""
-        return authorizing(home, self.source, self.name) if self.needs_authorization else None
+        """The command that ends *needs authorization* at the workflow of this id.
+
+        It has the options by which the grant before was renewed.
+        """
+        if not self.needs_authorization:
+            return None
+        every = "" if self.every is None else f" --renew-every {self.every}s"
+        retire = " --retire" if self.retire else ""
+        return f"{authorizing(home, self.source, self.name)}{every}{retire}"
 
 
 def _after(text: str | None) -> str:
@@ -362,11 +372,17 @@ class RetiringStatus:
 
 
 def source_status(
-    name: str, source: str, state: Renewing, at: Standing, now: int, *, is_minting: bool
+    name: str,
+    source: str,
+    state: Renewing,
+    at: Standing,
+    now: int,
+    *,
+    renewal: Renewal | None,
+    is_minting: bool,
 ) -> SourceStatus:
-    """What is shown of it at a time (Unix milliseconds)."""
+    """What is shown of it at a time (Unix milliseconds); `renewal` is as the last grant has it."""
     step = next_step(state, at, now)
-    renewal = None if at.grant is None else at.grant.claims.renewal
     shown: dict[str, Any] = {one: getattr(state, one) for one in _SHOWN}
     return SourceStatus(
         name,

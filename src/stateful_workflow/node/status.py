@@ -56,7 +56,7 @@ _SAID: Final = tuple(
 )
 
 _CURES: Final[Mapping[str, str]] = {
-    "none": "set one here or at a workflow above",
+    "none": "set one, or authorize a source, here or at a workflow above",
     "withheld": "it was started without it; only an issuer can set one at it",
     "waiting": "its issuer is not known here yet; give the workers the new public keyring",
     "needs_set": "the state of its last run was lost; set the token again",

@@ -9,10 +9,10 @@ that this keyring verifies now.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 from ..errors import (
     AddressRefused,
@@ -165,8 +165,8 @@ class Place:
         """The origins of the next token, and its address within them."""
         held, given, url = self.held, terms.get("origins"), terms.get("api_url")
         http: Sequence[str] | None = terms.get("allow_http", ())
-        if isinstance(given, str) or isinstance(http, str):
-            raise ValueError("origins= takes a list of origins, allow_http= one of hosts")
+        if not _is_list(given) or not _is_list(http):
+            raise ValueError("origins= takes a list of texts, and allow_http= takes one too")
         at = None if url is None else checked_address(url)
         if given is None and at is not None and not (held and is_allowed(at, held.origins)):
             given = [checked_address(at, http)]
@@ -297,6 +297,14 @@ def kept(
         return held
     if given == "any":
         return None
-    if isinstance(given, str):
-        raise ValueError(f'{option}= takes a list, or "any"')
+    if not _is_list(given):
+        raise ValueError(f'{option}= takes a list of texts, or "any"')
     return tuple(given)
+
+
+def _is_list(given: Any) -> bool:
+    """Whether an option that takes texts was given a list of them, or None."""
+    if given is None:
+        return True
+    is_many = isinstance(given, Iterable) and not isinstance(given, str | bytes)
+    return is_many and all(isinstance(one, str) for one in cast("Iterable[Any]", given))

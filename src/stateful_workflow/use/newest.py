@@ -144,7 +144,7 @@ class Newest:
         if known.state == "revoked":
             raise TokenRevoked(
                 f"{name} is revoked at {self._where}; an issuer must set it again, or let it "
-                "inherit"
+                "inherit; where a source mints it, `stateful token status` says what ends it"
             )
         if known.message is not None:
             return known.message

@@ -26,6 +26,7 @@ from ..client.walk import TreeWalk
 from ..errors import (
     AnswerUnusable,
     GrantRefused,
+    NoReaderKey,
     ProviderUnreachable,
     RateLimited,
     SourceError,
@@ -165,7 +166,10 @@ class SourceActivities:
         except (StatefulError, RPCError) as error:
             event = self._event("mint", "failure", request.name, reason="not_ready")
             self._plugin.recorder.record(event)
-            return MintResult("not_ready", detail=said_without(error))
+            said = said_without(error)
+            if isinstance(error, NoReaderKey):
+                said = f"give its worker the reader key of audience {AUDIENCE}: the grant of {said}"
+            return MintResult("not_ready", detail=said)
         result = await self._exchanged(minting, request, until)
         self._recorded_soon(minting, result)
         return result
@@ -189,7 +193,8 @@ class SourceActivities:
             return result
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the user's, may be anything
             said = type(error).__name__
-            _log.error("Source %s raised %s, which is no SourceError", self._name, said)
+            at = _line_of(error)
+            _log.error("Source %s raised %s at %s, which is no SourceError", self._name, said, at)
             return MintResult("lost_reply", detail=f"the source raised {said}", reached=True)
         return minting.sealed(minted)
 
@@ -462,6 +467,9 @@ class _Minting:
                 return MintResult("unchanged")
             token = self.keyring.seal(claims, secret)
         except Exception as error:  # noqa: BLE001 - whatever is wrong, the next grant is kept
+            if not isinstance(cast("Any", minted), Minted):
+                detail = f"the source's mint returned {type(minted).__name__} in place of a Minted"
+                return MintResult("malformed", detail=detail, reached=True)
             detail = "what the source gave could not be sealed: "
             if isinstance(error, StatefulError | ValueError):
                 given = (getattr(minted, one, None) for one in ("token", "values", "grant"))
@@ -532,6 +540,14 @@ def _whole_seconds(after: object) -> int | None:
     if not isinstance(after, int | float) or not after > 0:
         return None
     return math.ceil(min(after, _LONGEST_RETRY_AFTER))
+
+
+def _line_of(error: BaseException) -> str:
+    """Where it was raised: what it says may be a token, and is not logged."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return "?" if at is None else printable(f"{at.tb_frame.f_code.co_filename}:{at.tb_lineno}")
 
 
 def said_without(error: BaseException, *secrets: object) -> str:

@@ -21,10 +21,13 @@ async def sources_beside(owner: HasClient, plugin: OfSources) -> AsyncGenerator[
     """Poll the task queue of each of a plugin's sources while the block runs.
 
     The queues are the namespace's: whoever has a source of that name serves every home of it.
+
+    Raises:
+        ValueError: another source of that name runs on the same connection.
     """
     async with AsyncExitStack() as running:
         smalls: list[Small] = []
-        for name in plugin.sources:
+        for name, source in plugin.sources.items():
             worker = beside(
                 f"worker of source {name}",
                 owner,
@@ -34,6 +37,13 @@ async def sources_beside(owner: HasClient, plugin: OfSources) -> AsyncGenerator[
                     Narrower(name, plugin, lambda: small.client).narrow,
                 ],
                 grace=_LAST_EXCHANGES,
+                knows=source,
             )
-            smalls.append(await running.enter_async_context(worker))
+            small = await running.enter_async_context(worker)
+            if any(one is not source for one in small.known()):
+                raise ValueError(
+                    f"two StatefulPlugins of this process have a source {name} on one connection: "
+                    "give both the same object, or the sources different names"
+                )
+            smalls.append(small)
         yield smalls
