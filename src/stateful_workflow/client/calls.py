@@ -268,15 +268,6 @@ async def send_renewal(
     return read_answer(client, workflow_id, RENEW, answer, partial(read, SourceStatus))
 
 
-def is_renewed(status: SourceStatus, old: str | None, *, retire: bool) -> bool:
-    """Whether a renewal is done; `old` is the fingerprint of the token before."""
-    if status.asked or status.is_minting or status.needs_authorization:
-        return False
-    if not retire or old is None:
-        return True
-    return status.problem is None and all(one.fingerprint != old for one in status.retiring)
-
-
 def why_not_renewed(workflow_id: str, status: SourceStatus, seconds: float) -> str:
     """What holds a renewal up."""
     name, where = status.name, f"workflow {workflow_id}"

@@ -52,7 +52,6 @@ from ..use.references import Resolver, resolved, resolvers_of
 from .calls import (
     ask,
     check_in_use,
-    is_renewed,
     send_renewal,
     send_url,
     source_at,
@@ -517,17 +516,20 @@ class TokenClient:
         """
         seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         deadline = time.monotonic() + seconds
-        before = await self.status(workflow_id, name)
-        old = None if before is None else before.fingerprint
+        to_retire: set[str] | None = None
         async with self._sender.on_record(Deed("renew", **note), workflow_id, name):
             status = await send_renewal(self._client, workflow_id, name, retire=retire)
-            while not is_renewed(status, old, retire=retire):
-                is_final = status.needs_authorization or (retire and status.problem is not None)
-                if is_final or time.monotonic() > deadline:
+            while True:
+                retiring = {one.fingerprint for one in status.retiring}
+                if to_retire is None and not (status.asked or status.is_minting):
+                    to_retire = retiring if retire else set()
+                is_bad = status.needs_authorization or (retire and status.problem is not None)
+                if to_retire is not None and not (to_retire & retiring or is_bad):
+                    return status
+                if is_bad or time.monotonic() > deadline:
                     raise NotRenewed(why_not_renewed(workflow_id, status, seconds), status)
                 await asyncio.sleep(_LOOK_SECONDS)
                 status = await self.source(workflow_id, name) or status
-        return status
 
     # --- other changes -------------------------------------------------------
 
