@@ -146,7 +146,8 @@ class Claims:
             "source": self.source,
             "content": self.content,
         }
-        data = {claim: value for claim, value in data.items() if value is not None}
+        known = set[str]().union(*_MEMBERS[self.kind])
+        data = {claim: data[claim] for claim in data if claim in known and data[claim] is not None}
         try:
             encoded = json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode()
         except UnicodeEncodeError:
