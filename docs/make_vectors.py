@@ -571,7 +571,7 @@ class Altered:
             ("no workflow type", self._genuine["token for nothing"], "WrongWorkflowType", here),
             ("a revoked issuer", plain, "TokenRevoked", {**here, "revoked": ["issuer"]}),
             ("a revocation", self._genuine["revocation"], "TokenRevoked", here),
-            ("a grant", self._genuine["grant"], "TokenRevoked", here),
+            ("a grant", self._genuine["grant"], "TokenMalformed", here),
         ):
             self.add(name, message, "open", error, **given)
 
