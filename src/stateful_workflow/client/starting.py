@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Final, Literal, cast
 
@@ -39,28 +39,19 @@ _SECRET_LENGTH: Final = 12
 _LONGEST_EVERY: Final = 10 * 366 * 86_400
 
 
-@dataclass(frozen=True, kw_only=True)
 class FirstTerms:
-    """The terms of a credential that a tree is started with.
+    """What a `NewToken` and a `NewGrant` do alike with the terms that are among their fields."""
 
-    Attributes:
-        origins, api_url, allow_http: where it may be sent, and the API's address. Where neither
-            of the first two is given, those of the call count.
-        types, readers: as `TokenClient.set`; those of the call where None.
-    """
-
-    origins: Sequence[str] | None = None
-    types: Sequence[str] | Literal["any"] | None = None
-    readers: Sequence[str] | Literal["any"] | None = None
-    api_url: str | None = None
-    allow_http: Sequence[str] = ()
+    origins: Sequence[str] | None
+    api_url: str | None
 
     def or_as(self, common: Terms) -> Self:
         """The same, with the terms of a call where this one says nothing."""
         missing = {name for name in ("types", "readers", "expires_in") if self._lacks(name)}
         if (self.origins, self.api_url) == (None, None):
             missing |= {"origins", "api_url", "allow_http"}
-        return replace(self, **{name: common[name] for name in missing & common.keys()})
+        taken: dict[str, Any] = {name: common[name] for name in missing & common.keys()}
+        return cast("Self", replace(cast("Any", self), **taken))
 
     def _lacks(self, name: str) -> bool:
         return hasattr(self, name) and getattr(self, name) is None
@@ -91,12 +82,19 @@ class NewToken(FirstTerms):
 
     Attributes:
         token: the secret; None with a reference.
-        expires_in: as `TokenClient.set`; that of the call where None.
+        origins, api_url, allow_http: where it may be sent, and the API's address. Where neither
+            of the first two is given, those of the call count.
+        expires_in, types, readers: as `TokenClient.set`; those of the call where None.
         reference: in the place of the token, as `TokenClient.set`.
     """
 
     token: str | None = field(default=None, repr=False)
-    expires_in: timedelta | float | None = field(default=None, kw_only=True)
+    origins: Sequence[str] | None = None
+    expires_in: timedelta | float | None = None
+    types: Sequence[str] | Literal["any"] | None = None
+    readers: Sequence[str] | Literal["any"] | None = None
+    api_url: str | None = None
+    allow_http: Sequence[str] = ()
     reference: str | None = field(default=None, kw_only=True)
 
     @property
@@ -117,13 +115,20 @@ class NewGrant(FirstTerms):
     Attributes:
         source: its name; see `StatefulPlugin`.
         grant: what it needs to mint with.
+        origins, types, readers, api_url, allow_http: of the tokens, as `NewToken`'s.
         renew_every, retire: as `TokenClient.authorize`.
     """
 
     source: str
     grant: Grant = field(default_factory=dict[str, Any], repr=False)
-    renew_every: timedelta | float | None = field(default=None, kw_only=True)
-    retire: bool = field(default=False, kw_only=True)
+    _: KW_ONLY
+    origins: Sequence[str] | None = None
+    types: Sequence[str] | Literal["any"] | None = None
+    readers: Sequence[str] | Literal["any"] | None = None
+    api_url: str | None = None
+    allow_http: Sequence[str] = ()
+    renew_every: timedelta | float | None = None
+    retire: bool = False
 
     @property
     def secrets(self) -> Sequence[str]:
