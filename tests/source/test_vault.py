@@ -7,7 +7,6 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +23,7 @@ from stateful_workflow.errors import (
     TokenRefused,
 )
 from stateful_workflow.source import Narrows, Probes, Retires, Source, vault
+from stateful_workflow.source.clock import going_by
 from stateful_workflow.source.vault import Vault, VaultLease, VaultSecret, VaultToken
 from tests.support.secret_managers import ROOT, OpenBao, start_failing, start_openbao
 
@@ -316,17 +316,14 @@ async def test_a_login_is_renewed_when_it_is_refused(manager: Manager) -> None:
         manager.ask("PUT", "sys/leases/revoke-prefix/auth/approle/login", {"sync": True})
 
 
-async def test_a_login_serves_for_half_of_its_life(
-    manager: Manager, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_login_serves_for_half_of_its_life(manager: Manager) -> None:
     manager.ask("PUT", "sys/leases/revoke-prefix/auth/approle/login", {"sync": True})
     manager.put("prod/login", token="there")
     source = VaultSecret(manager.approle(token_ttl="1h"))
 
     async def logins_after(seconds: float) -> int:
-        clock = SimpleNamespace(time=lambda: time.time() + seconds, monotonic=time.monotonic)
-        monkeypatch.setattr(vault, "time", clock)
-        await source.mint({"secret": "prod/login"})
+        with going_by(lambda: time.time() + seconds):
+            await source.mint({"secret": "prod/login"})
         return len(manager.ask("LIST", "sys/leases/lookup/auth/approle/login/")["data"]["keys"])
 
     assert [await logins_after(seconds) for seconds in (0, 1_700, 1_900)] == [1, 1, 2]

@@ -127,7 +127,7 @@ async def test_a_foreign_answer_is_shown_and_told_again_and_never_believed(
 
         async def is_shown() -> None:
             (lacking,) = (await status_of(client, queue))["undelivered"]
-            assert "is no courier's answer" in lacking["reason"]
+            assert "is none of this library's answers" in lacking["reason"]
 
         await eventually(is_shown)
         assert (await tokens.get(f"{queue}-a")).reveal() == "first"
