@@ -193,8 +193,8 @@ class SourceActivities:
             return result
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the user's, may be anything
             said = type(error).__name__
-            text = "Source %s raised %s at %s, which is no SourceError"
-            _log.error(text, self._name, said, printable(_line_of(error)))
+            at = f"Source {self._name} raised {said} at {_line_of(error)}"
+            _log.error(printable(f"{at}, which is no SourceError"))
             return MintResult("lost_reply", detail=f"the source raised {said}", reached=True)
         return minting.sealed(minted)
 
