@@ -105,7 +105,7 @@ class Small:
                     one.followed = client
                 except Exception as error:  # noqa: BLE001 - an interceptor's; it is tried again
                     said = printable(type(error).__name__)
-                    _log.error("A %s cannot take a new client: %s", self.kind, said)
+                    _log.error("A %s cannot take a new client: %s", printable(self.kind), said)
 
     async def ended(self) -> None:
         """Wait until it ends by itself, which it does where it cannot poll."""
@@ -121,7 +121,9 @@ class Small:
     def _say_why(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error(
-                "A %s stopped, and nobody does its work here: %s", self.kind, printable(repr(error))
+                "A %s stopped, and nobody does its work here: %s",
+                printable(self.kind),
+                printable(repr(error)),
             )
 
 
