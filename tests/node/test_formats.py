@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from temporalio import workflow
 from temporalio.client import (
     Client,
     Interceptor,
@@ -17,7 +18,7 @@ from temporalio.client import (
     WorkflowExecutionStatus,
     WorkflowQueryFailedError,
 )
-from temporalio.common import RetryPolicy
+from temporalio.common import RawValue, RetryPolicy
 
 from stateful_workflow import Keyring, NoWorkerAnswers, StatefulPlugin, TokenClient
 from stateful_workflow.engine import EmbeddedEngine
@@ -213,3 +214,12 @@ async def test_a_retry_asks_again_where_a_worker_cannot_read_the_run_before(
 
         older.on = False
         await eventually(lambda: holds(tokens, queue, "second"), within=40)
+
+
+def test_what_others_send_is_not_decoded_before_its_size_was_looked_at() -> None:
+    """The SDK decodes what a handler does not take raw."""
+    definition = workflow._Definition.must_from_class(Node)  # pyright: ignore[reportPrivateUsage]
+    handlers = [*definition.signals.values(), *definition.updates.values()]
+    ours = [one for one in handlers if (one.name or "").startswith("api")]
+    assert len(ours) > 6
+    assert {tuple(one.arg_types or ()) for one in ours} == {(RawValue,)}

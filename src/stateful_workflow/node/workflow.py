@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from temporalio import workflow
 from temporalio.common import RawValue
@@ -30,13 +30,16 @@ _withheld_here: ContextVar[frozenset[str]] = ContextVar(
 _narrowed_here: ContextVar[Mapping[str, Narrowed]] = ContextVar("stateful-narrowed")
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
 def _given() -> Callable[[Any, RawValue], Any]:
     """A handler that takes an argument, and that the interceptor answers for."""
 
     def handler(self: Any, given: RawValue) -> Any:
         raise NotImplementedError
 
-    return handler
+    return _as_method(handler)
 
 
 def _asked() -> Callable[[Any], Any]:
@@ -45,6 +48,13 @@ def _asked() -> Callable[[Any], Any]:
     def handler(self: Any) -> Any:
         raise NotImplementedError
 
+    return _as_method(handler)
+
+
+def _as_method(handler: F) -> F:
+    """The same; the SDK takes a first parameter for the instance only if it has no annotation, and
+    would else decode what is to stay raw until its size was looked at."""
+    del handler.__annotations__["self"]
     return handler
 
 
