@@ -109,7 +109,7 @@ class CourierActivities:
                 server is to repeat it.
         """
         request = known(TellRequest, request)
-        beat = asyncio.create_task(_beat())
+        beating = asyncio.create_task(beat(_BEAT_SECONDS))
         try:
             result = TellResult(more=request.more)
             messages = [parse(text) for text in request.messages]
@@ -121,7 +121,7 @@ class CourierActivities:
             not_open = [child_id for child_id in await asyncio.gather(*told) if child_id]
             await self._find(request, not_open, result)
         finally:
-            beat.cancel()
+            beating.cancel()
         if request.patient and not _came_of_it(request, result):
             reasons = [f"{child_id}: {why}" for child_id, why in result.failed.items()]
             raise ApplicationError(
@@ -356,9 +356,13 @@ def _came_of_it(request: TellRequest, result: TellResult) -> bool:
     return told or bool(result.plain or result.mine or result.gone or result.orphans)
 
 
-async def _beat() -> None:
-    """Let the server know that this worker lives, and be told when a newer state takes over."""
+async def beat(every: float) -> None:
+    """Let the server know that this worker lives, and be told when a newer state takes over.
+
+    Args:
+        every: seconds from one heartbeat to the next.
+    """
     while True:
-        await asyncio.sleep(_BEAT_SECONDS)
+        await asyncio.sleep(every)
         with suppress(RuntimeError):
             activity.heartbeat()

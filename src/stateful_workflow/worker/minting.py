@@ -60,11 +60,12 @@ from ..sealed.message import MAX_MESSAGE_BYTES, Claims, Message, SealedToken, pa
 from ..sealed.secret import Secret
 from ..source.announcing import DeadGrant, OnDeadGrant
 from ..source.clock import going_by
+from ..source.clock import now as unix_now
 from ..source.protocol import Grant, Minted, Probes, Retires, Source
 from ..text.printable import printable
 from ..use.clock import server_clock
 from ..use.exposure import OpenedSecrets
-from .activities import known
+from .activities import beat, known
 from .left_behind import left_behind
 
 _log = logging.getLogger(__name__)
@@ -236,12 +237,12 @@ class SourceActivities:
     async def retire(self, request: RetireRequest) -> dict[str, Any]:
         """Revoke a token at the provider once no workflow and no activity uses it any more."""
         request = known(RetireRequest, request)
-        beat = asyncio.create_task(_beat())
+        beating = asyncio.create_task(beat(_BEAT_SECONDS))
         try:
             with going_by(server_clock()):
                 result = await self._retired(request)
         finally:
-            beat.cancel()
+            beating.cancel()
         is_done = result.done and result.problem is None
         outcome: EventOutcome = "success" if is_done else "failure"
         reason = {True: "refused_now", False: "still_taken", None: None}[result.proven]
@@ -264,7 +265,7 @@ class SourceActivities:
             return RetireResult(done=True, problem=problem)
         try:
             keyring = self._plugin.keyring()
-            token = _opened(keyring, old, info.namespace)
+            token = _opened(keyring, old, info.namespace, unix_now())
             if token is None:
                 return RetireResult(done=True)  # it has expired
             behind = await self._behind(info.workflow_id or "", request)
@@ -508,18 +509,17 @@ class _Minting:
 
 
 def _opened(
-    keyring: Keyring, message: Message, namespace: str, now: float | None = None
+    keyring: Keyring, message: Message, namespace: str, now: float
 ) -> tuple[str, Mapping[str, str]] | None:
     """A token and its values; None where it has expired.
 
     Raises:
         StatefulError: this worker cannot open it.
     """
-    at = server_clock()() if now is None else now
     expires = message.claims.expires_at
-    if expires is not None and at >= expires:
+    if expires is not None and now >= expires:
         return None
-    secret = keyring.unseal(message, now=at, namespace=namespace, workflow_type=None)
+    secret = keyring.unseal(message, now=now, namespace=namespace, workflow_type=None)
     return secret.token, secret.values
 
 
@@ -547,7 +547,7 @@ def _line_of(error: BaseException) -> str:
     at = error.__traceback__
     while at is not None and at.tb_next is not None:
         at = at.tb_next
-    return "?" if at is None else printable(f"{at.tb_frame.f_code.co_filename}:{at.tb_lineno}")
+    return "?" if at is None else f"{at.tb_frame.f_code.co_filename}:{at.tb_lineno}"
 
 
 def said_without(error: BaseException, *secrets: object) -> str:
@@ -595,19 +595,12 @@ async def _problem(tell: OnDeadGrant, dead: DeadGrant) -> str | None:
 
 async def to_the_end(exchange: Coroutine[Any, Any, T]) -> T:
     """What it gives, whoever cancels meanwhile: what a provider answered is not to be lost."""
-    beat, task = asyncio.create_task(_beat()), asyncio.create_task(exchange)
+    beating = asyncio.create_task(beat(_BEAT_SECONDS))
+    task = asyncio.create_task(exchange)
     try:
         while not task.done():
             with suppress(asyncio.CancelledError):
                 await asyncio.wait([task])
         return task.result()
     finally:
-        beat.cancel()
-
-
-async def _beat() -> None:
-    """Let the server know that this worker lives."""
-    while True:
-        await asyncio.sleep(_BEAT_SECONDS)
-        with suppress(RuntimeError):
-            activity.heartbeat()
+        beating.cancel()
