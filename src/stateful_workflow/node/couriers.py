@@ -7,10 +7,11 @@ answer is held against its type before anything of it is believed.
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Any, Final, TypeVar
 
 from temporalio import workflow
-from temporalio.common import RawValue
+from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import ApplicationError, FailureError, is_cancelled_exception
 
 from ..errors import AnswerMalformed
@@ -19,6 +20,9 @@ from .members import read
 
 _LARGEST: Final = 2 * 1024 * 1024
 """Bytes of a payload that the server takes."""
+
+HEARTBEAT: Final = timedelta(seconds=4)
+"""After this the server takes the worker of a source for dead."""
 
 T = TypeVar("T")
 
@@ -40,6 +44,30 @@ def start(
     queue = courier_queue() if task_queue is None else task_queue
     return workflow.start_activity(
         activity, args=args, result_type=RawValue, task_queue=queue, **options
+    )
+
+
+def start_once(
+    activity: str, request: object, *, task_queue: str, within: timedelta
+) -> workflow.ActivityHandle[RawValue]:
+    """Start what a source's worker does once: nobody but this workflow decides on a second time.
+
+    Where it is cancelled, its end is awaited all the same, unless no worker has begun it.
+
+    Args:
+        activity: its name.
+        request: its argument, a dataclass.
+        task_queue: of the source's workers, or of the couriers.
+        within: what it may take.
+    """
+    return start(
+        activity,
+        vars(request),
+        task_queue=task_queue,
+        start_to_close_timeout=within,
+        heartbeat_timeout=HEARTBEAT,
+        retry_policy=RetryPolicy(maximum_attempts=1),
+        cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
     )
 
 

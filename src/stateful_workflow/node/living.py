@@ -62,9 +62,6 @@ from .renewal import (
 _EXCHANGE: Final = timedelta(seconds=15)
 """Providers that take a refresh token once more after a lost answer do so for 30 s or longer."""
 
-_HEARTBEAT: Final = timedelta(seconds=4)
-"""After this the server takes the worker of an exchange for dead."""
-
 _RETIREMENT: Final = timedelta(minutes=3)
 _RETIRED_AGAIN_AFTER: Final = (15_000, 15 * 60_000)
 """Milliseconds, from the first pause to the longest."""
@@ -265,15 +262,8 @@ class Living:
             sorted(self._ledger.trusted),
         )
         self.states[name] = replace(state, sent=grant.fingerprint)
-        handle = couriers.start(
-            MINT,
-            vars(request),
-            task_queue=source_queue_of(grant.claims.source or ""),
-            start_to_close_timeout=_EXCHANGE,
-            heartbeat_timeout=_HEARTBEAT,
-            retry_policy=RetryPolicy(maximum_attempts=1),
-            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-        )
+        queue = source_queue_of(grant.claims.source or "")
+        handle = couriers.start_once(MINT, request, task_queue=queue, within=_EXCHANGE)
         self._minting[name] = handle
         try:
             # Once another grant stands here, maybe of another source, nobody waits for a worker.
@@ -442,7 +432,7 @@ class Living:
             vars(RetireRequest(name, source, one.message.text, one.after)),
             task_queue=source_queue_of(source),
             start_to_close_timeout=_RETIREMENT,
-            heartbeat_timeout=_HEARTBEAT,
+            heartbeat_timeout=couriers.HEARTBEAT,
             retry_policy=RetryPolicy(maximum_attempts=3),
         )
         await workflow.wait_condition(lambda: handle.done() or self._ends)

@@ -17,7 +17,6 @@ from datetime import timedelta
 from typing import Final
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
 from temporalio.exceptions import FailureError, is_cancelled_exception
 
 from ..errors import AnswerMalformed
@@ -27,7 +26,6 @@ from .contract import NARROW, NarrowRequest, NarrowResult, source_queue_of
 from .ledger import Ledger
 
 _ATTEMPT: Final = timedelta(minutes=2)
-_HEARTBEAT: Final = timedelta(seconds=4)
 _PAUSE: Final = timedelta(seconds=1)
 _LONGEST_PAUSE: Final = timedelta(minutes=15)
 
@@ -149,15 +147,9 @@ class Narrowing:
         due, more = due[:_AT_ONCE], len(due) > _AT_ONCE
         text = None if message is None else message.text
         asked = [(one.id, [*one.narrowed[name].scopes], one.narrowed[name].given) for one in due]
-        handle = couriers.start(
-            NARROW,
-            vars(NarrowRequest(name, text if due else None, asked, more)),
-            task_queue=None if known is None else source_queue_of(known),
-            start_to_close_timeout=_ATTEMPT,
-            heartbeat_timeout=_HEARTBEAT,
-            retry_policy=RetryPolicy(maximum_attempts=1),
-            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-        )
+        request = NarrowRequest(name, text if due else None, asked, more)
+        queue = couriers.courier_queue() if known is None else source_queue_of(known)
+        handle = couriers.start_once(NARROW, request, task_queue=queue, within=_ATTEMPT)
         await workflow.wait_condition(lambda: handle.done() or lane.is_due)
         if not handle.done():
             handle.cancel()  # where no worker has begun it, it is about what was
