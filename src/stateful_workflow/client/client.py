@@ -47,6 +47,7 @@ from ..sealed.message import DEFAULT_NAME, Message, SealedToken, parse
 from ..sealed.secret import Secret
 from ..sealed.token import ApiToken
 from ..source.protocol import Grant
+from ..text.times import in_seconds
 from ..use.parents import confirm_above
 from ..use.references import Resolver, resolved, resolvers_of
 from .calls import (
@@ -335,7 +336,7 @@ class TokenClient:
                 told; its ``tree`` says which nodes are behind.
             As `set`.
         """
-        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        seconds = in_seconds(timeout)
         started = time.monotonic()
         deadline = started + seconds
         _, message = await self._set(workflow_id, token, name, terms)
@@ -352,8 +353,7 @@ class TokenClient:
             )
         self._recorder.metrics.converged(name, time.monotonic() - started)
         if settle:
-            window = limits.LIMITS.activity_question.total_seconds() + limits.LIMITS.fresh_seconds
-            await asyncio.sleep(window)
+            await asyncio.sleep(limits.LIMITS.settle_seconds)
         return tree
 
     async def revoke(
@@ -514,7 +514,7 @@ class TokenClient:
                 could not be asked.
             AuditFailed: it could not be put on record, and was not asked.
         """
-        seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        seconds = in_seconds(timeout)
         deadline = time.monotonic() + seconds
         to_retire: set[str] | None = None
         async with self._sender.on_record(Deed("renew", **note), workflow_id, name):

@@ -32,6 +32,7 @@ from ..sealed.keys import Issuer
 from ..sealed.message import DEFAULT_NAME, Message, Renewal, parse
 from ..sealed.origins import checked_address
 from ..source.protocol import Grant
+from ..text.times import in_seconds
 from ..use.server import start_of_run
 from .asleep import start_of
 
@@ -139,7 +140,7 @@ class NewGrant(FirstTerms):
     def seal(self, place: Place, keyring: Keyring) -> Message:
         """The grant as it is given there now; raises as `FirstTerms.seal`."""
         every = self.renew_every
-        seconds = every.total_seconds() if isinstance(every, timedelta) else every
+        seconds = None if every is None else in_seconds(every)
         if seconds is not None and not 1 <= seconds <= _LONGEST_EVERY:
             raise ValueError("renew_every= is a second at least and ten years at most")
         renewal = Renewal(None if seconds is None else int(seconds), self.retire)

@@ -22,6 +22,7 @@ from ..errors import (
     TokenMalformed,
     WrongAuthority,
 )
+from ..text.times import in_seconds
 from .keys import Issuer, verify
 from .message import CLOCK_TOLERANCE_MS, Claims, Message, parse
 from .origins import allowed_origin, checked_address, is_allowed, is_covered
@@ -265,7 +266,7 @@ def _verified(
 def _expiry(expires_in: timedelta | float | None, now: float) -> int | None:
     if expires_in is None:
         return None
-    seconds = expires_in.total_seconds() if isinstance(expires_in, timedelta) else expires_in
+    seconds = in_seconds(expires_in)
     if seconds <= 0:
         raise ValueError("expires_in must be ahead of now")
     return math.ceil(now + seconds)

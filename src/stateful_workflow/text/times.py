@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
+
+
+def in_seconds(time: timedelta | float) -> float:
+    """A time that is given as a timedelta or in seconds."""
+    return time.total_seconds() if isinstance(time, timedelta) else time
 
 
 def utc(seconds: float, timespec: str = "seconds") -> str | None:

@@ -18,6 +18,7 @@ from ..errors import OriginNotAllowed, StatefulError, TokenMalformed, TokenNotSe
 from ..sealed.message import DEFAULT_NAME
 from ..sealed.origins import allowed_origin, is_allowed, origin_or_none
 from ..sealed.token import ApiToken, require_signed
+from ..text.times import in_seconds
 from .tokens import ActivityTokens, activity_tokens
 
 # RFC 9110 section 5.5: no control characters, no white space at the ends.
@@ -104,8 +105,7 @@ class Presenter:
         self.header = header
         self._scheme = f"{scheme} " if scheme else ""
         self._username = username
-        is_delta = isinstance(wait_for_newer, timedelta)
-        self.wait = wait_for_newer.total_seconds() if is_delta else wait_for_newer
+        self.wait = in_seconds(wait_for_newer)
         self._fallback = None
         if fallback is not None:
             self._fallback = Fallback(name, tuple(map(allowed_origin, origins)), fallback)
